@@ -1,0 +1,340 @@
+"""The experiment: simulation + model + training + search, validated strictly.
+
+A config file is YAML. Every key has a default; an unknown key is an error that names the
+nearest known one, a value out of range is an error that names the range.
+
+    experiment = load_experiment("experiments/quickstart.yaml", ["simulation.extent=2"])
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from flyjax.errors import UserError, nearest
+
+
+class _Strict(BaseModel):
+    # inf and nan parse from YAML; they have no place in an experiment.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class Simulation(_Strict):
+    """The ground truth, what the fly sees and how it is integrated."""
+
+    extent: int = Field(8, ge=0, le=15, description="hexagonal radius in columns; 8 is flyvis' usual eye")
+    parameters: str = Field("sampled", description="'sampled', 'flow/0000/000' or a path to a checkpoint")
+    parameters_seed: int = Field(0, ge=0)
+    visual_input_type: str = Field("DAVIS", description="training stimulus, a name of flyjax.stimulus")
+    test_visual_input_type: str | None = Field(None, description="held-out stimulus; by default the other kind")
+    n_frames: int = Field(64_000, ge=16, le=1_000_000, description="training frames")
+    n_test_frames: int = Field(1_000, ge=16, le=100_000, description="held-out frames, always noise-free")
+    delta_t: float = Field(0.02, ge=0.001, le=0.05, description="integration step, s")
+    clamp_tau: bool = Field(True, description="integrate with max(tau, delta_t), as flyvis does")
+    solver: str = Field("euler", description="diffrax solver by name")
+    initial: Literal["grey", "rest"] = "grey"
+    data_path: str | None = Field(None, description="folder of the video data set, where one is needed")
+    seed: int = Field(0, ge=0, description="of the stimulus and the process noise")
+
+
+class Model(_Strict):
+    """Static shapes of the learner: a change here is another compiled program."""
+
+    variant: Literal["gnn"] = Field("gnn", description="'gnn': messages from the source neuron alone")
+    width: int = Field(80, ge=2, le=1024)
+    n_layers: int = Field(3, ge=2, le=8, description="linear layers of each network")
+    embedding_size: int = Field(2, ge=1, le=64)
+    activation: Literal["relu", "tanh", "gelu", "softplus"] = "relu"
+
+
+class Training(_Strict):
+    """The root candidate. Names and defaults are the protocol's."""
+
+    learning_rate_W_start: float = Field(1e-3, gt=0)
+    learning_rate_start: float = Field(5e-4, gt=0)
+    learning_rate_embedding_start: float = Field(1e-3, gt=0)
+    coeff_W_L1: float = Field(5e-5, ge=0)
+    coeff_edge_diff: float = Field(500.0, ge=0)
+    coeff_edge_norm: float = Field(1.0, ge=0)
+    noise_model_level: float = Field(0.05, ge=0, description="std per step of the training simulation")
+    batch_size: int = Field(1, ge=1, le=64)
+    data_augmentation_loop: float = Field(25, gt=0)
+    schedule: Literal["constant", "warmup_cosine"] = "constant"
+    warmup_fraction: float = Field(0.02, ge=0, le=0.5)
+    coeff_message_L1: float = Field(0.0, ge=0)
+    coeff_message_L2: float = Field(0.0, ge=0)
+    coeff_update_L1: float = Field(0.0, ge=0)
+    coeff_update_L2: float = Field(0.0, ge=0)
+    n_seeds: int = Field(1, ge=1, le=64, description="trainings per node, derived from (run seed, node)")
+    checkpoint_every: int = Field(2_000, ge=1, description="optimiser steps between checkpoints")
+
+
+#: Training parameters a search may vary; the first nine are the protocol's.
+TUNABLE = (
+    "learning_rate_W_start",
+    "learning_rate_start",
+    "learning_rate_embedding_start",
+    "coeff_W_L1",
+    "coeff_edge_diff",
+    "coeff_edge_norm",
+    "noise_model_level",
+    "batch_size",
+    "data_augmentation_loop",
+    "coeff_message_L1",
+    "coeff_message_L2",
+    "coeff_update_L1",
+    "coeff_update_L2",
+)
+#: Simulation parameters a search may vary, at block borders only.
+SIMULATION_TUNABLE = ("visual_input_type", "n_frames", "delta_t")
+
+
+class Range(_Strict):
+    """A range of one tunable parameter: an interval on a scale, or a list of values."""
+
+    min: float | None = None
+    max: float | None = None
+    scale: Literal["log", "linear", "int", "choice"] = "linear"
+    values: tuple[Any, ...] | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if self.scale == "choice":
+            if not self.values:
+                raise ValueError("a choice needs 'values'")
+        elif self.min is None or self.max is None or not self.min < self.max:
+            raise ValueError("needs min < max")
+        elif self.scale == "log" and self.min <= 0:
+            raise ValueError("a log range needs min > 0")
+        return self
+
+    def contains(self, value) -> bool:
+        """Whether `value` is of the right type and inside the range."""
+        if self.scale == "choice":
+            return any(type(value) is type(v) and value == v for v in self.values)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        if self.scale == "int" and value != int(value):
+            return False
+        return self.min <= value <= self.max
+
+    def describe(self) -> str:
+        if self.scale == "choice":
+            return "one of " + ", ".join(str(v) for v in self.values)
+        return f"{self.min:g} to {self.max:g}" + (" (log)" if self.scale == "log" else "")
+
+
+def _interval(low, high, scale="linear"):
+    return Range(min=low, max=high, scale=scale)
+
+
+#: The protocol's ranges (protocol.md states the same; a test compares them).
+PROTOCOL_RANGES = {
+    "learning_rate_W_start": _interval(1e-4, 1e-2, "log"),
+    "learning_rate_start": _interval(1e-5, 1e-3, "log"),
+    "learning_rate_embedding_start": _interval(1e-5, 1e-3, "log"),
+    "coeff_W_L1": _interval(1e-6, 1e-3, "log"),
+    "coeff_edge_diff": _interval(0, 1000),
+    "coeff_edge_norm": _interval(0, 10),
+    "noise_model_level": _interval(0, 0.2),
+    "batch_size": Range(scale="choice", values=(1, 2, 4)),
+    "data_augmentation_loop": _interval(10, 100, "int"),
+}
+PROTOCOL_SIMULATION_RANGES = {
+    "visual_input_type": Range(scale="choice", values=("DAVIS", "optical_flow")),
+    "n_frames": _interval(32_000, 128_000, "int"),
+    "delta_t": _interval(0.01, 0.05),
+}
+
+
+def _known_keys(mapping, known):
+    for key in mapping:
+        if key not in known:
+            raise ValueError(f"unknown name {key!r}.{nearest(key, known)}")
+    return mapping
+
+
+class LLM(_Strict):
+    """The language model that proposes. Prices are dollars per million tokens, dated."""
+
+    model: str = "claude-sonnet-4-5"
+    max_tokens: int = Field(8_000, ge=256, description="per answer")
+    timeout_s: float = Field(300, gt=0)
+    max_retries: int = Field(4, ge=0)
+    images: bool = Field(True, description="send the new nodes' figures")
+
+
+class Search(_Strict):
+    """The outer loop."""
+
+    proposer: Literal["auto", "llm", "rules", "random", "tpe", "cmaes", "hybrid", "replay"] = Field(
+        "auto", description="'auto': llm where ANTHROPIC_API_KEY is set, else rules"
+    )
+    n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")
+    n_iter_block: int = Field(12, ge=1, description="iterations per block")
+    n_blocks: int = Field(2, ge=1)
+    objective: Literal["connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind"] = "connectivity_R2"
+    ucb_c: float = Field(1.414, ge=0)
+    seed: int = Field(0, ge=0, description="run seed; every training seed derives from it")
+    simulations: tuple[dict[str, Any], ...] = Field(
+        (), description="the simulation of each block, for proposers that do not choose it"
+    )
+    ranges: dict[str, Range] = Field(default_factory=lambda: dict(PROTOCOL_RANGES))
+    simulation_ranges: dict[str, Range] = Field(default_factory=lambda: dict(PROTOCOL_SIMULATION_RANGES))
+    max_usd: float | None = Field(None, ge=0)
+    max_calls: int | None = Field(None, ge=0)
+    max_wall_s: float | None = Field(None, ge=0)
+    max_nodes: int | None = Field(None, ge=1)
+    max_disk_gb: float = Field(20.0, gt=0, description="cached recordings beyond it are dropped, oldest first")
+    llm: LLM = LLM()
+
+    @field_validator("ranges")
+    @classmethod
+    def _known_training(cls, ranges):
+        return _known_keys(ranges, TUNABLE)
+
+    @field_validator("simulation_ranges")
+    @classmethod
+    def _known_simulation(cls, ranges):
+        return _known_keys(ranges, SIMULATION_TUNABLE)
+
+    @field_validator("simulations")
+    @classmethod
+    def _known_simulations(cls, simulations):
+        for entry in simulations:
+            _known_keys(entry, SIMULATION_TUNABLE)
+        return simulations
+
+
+class Experiment(_Strict):
+    """One config file."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]+$")] = "experiment"
+    description: str = ""
+    simulation: Simulation = Simulation()
+    model: Model = Model()
+    training: Training = Training()
+    search: Search = Search()
+
+    @model_validator(mode="after")
+    def _root_in_ranges(self):
+        for section, ranges in ((self.training, self.search.ranges), (self.simulation, self.search.simulation_ranges)):
+            for key, span in ranges.items():
+                value = getattr(section, key)
+                if not span.contains(value):
+                    raise ValueError(f"{key}={value} is outside its range, {span.describe()}")
+        for k, entry in enumerate(self.search.simulations):
+            for key, value in entry.items():
+                span = self.search.simulation_ranges.get(key)
+                if span is not None and not span.contains(value):
+                    raise ValueError(f"search.simulations[{k}].{key}={value} is outside its range, {span.describe()}")
+        return self
+
+
+def _fields_at(location) -> list[str]:
+    """Known keys of the section a pydantic error location points into."""
+    model: Any = Experiment
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))
+
+
+def _one_line(error: ValidationError, source: str) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"]) or "config"
+    if first["type"] == "extra_forbidden":
+        return f"{source}: unknown key {where!r}.{nearest(first['loc'][-1], _fields_at(first['loc']))}"
+    message = first["msg"].removeprefix("Value error, ")
+    shown = "" if isinstance(first["input"], (dict, BaseModel)) else f" (got {first['input']!r})"
+    return f"{source}: {where}: {message}{shown}"
+
+
+def parse_experiment(data: dict, source: str = "config") -> Experiment:
+    """Validate a plain dictionary.
+
+    **Raises:** `UserError`, one line, for an unknown key (naming the nearest), a wrong type or a
+    value out of range (naming the range).
+    """
+    if not isinstance(data, dict):
+        raise UserError(f"{source}: a config is a mapping of sections, got {type(data).__name__}")
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_one_line(error, source)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 floats: '1e-3' is a number (PyYAML's 1.1 rules read it as a string)."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str) -> Any:
+    """YAML with 1.2 floats; data only, no objects."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+
+
+def apply_overrides(data: dict, overrides) -> dict:
+    """A copy of `data` with `section.key=value` settings applied."""
+    data = json.loads(json.dumps(data))
+    for item in overrides or ():
+        key, eq, value = item.partition("=")
+        if not eq or not key.strip():
+            raise UserError(f"--set wants KEY=VALUE, for example simulation.extent=2; got {item!r}")
+        target = data
+        *path, last = key.strip().split(".")
+        for part in path:
+            target = target.setdefault(part, {})
+            if not isinstance(target, dict):
+                raise UserError(f"--set {item}: {part!r} is a value, not a section")
+        try:
+            target[last] = read_yaml(value)
+        except yaml.YAMLError:
+            raise UserError(f"--set {item}: the value is not valid YAML") from None
+    return data
+
+
+def load_experiment(path: str | Path, overrides=()) -> Experiment:
+    """Read a config file and apply `KEY=VALUE` overrides.
+
+    **Raises:** `UserError` if the file is missing, is not YAML, or does not validate.
+    """
+    path = Path(path)
+    if not path.is_file():
+        known = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = nearest(path, known) or (f" Known: {', '.join(known)}." if known else "")
+        raise UserError(f"no config file {path}.{hint}")
+    try:
+        data = read_yaml(path.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if isinstance(data, dict):
+        data.setdefault("name", path.stem)
+        data = apply_overrides(data, overrides)
+    return parse_experiment(data, str(path))
+
+
+def dump_yaml(experiment: Experiment) -> str:
+    """The experiment as YAML, defaults filled in."""
+    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def content_hash(*parts) -> str:
+    """16 hex digits of what made something: equal for equal JSON-able content."""
+    text = json.dumps(parts, sort_keys=True, default=lambda x: x.model_dump(mode="json"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
