@@ -1,0 +1,92 @@
+"""What a proposer is asked and what it answers: plain data, the same for every proposer.
+
+One iteration trains K candidates; then one `Step` reads them, chooses among them and proposes the
+next K. The loop validates every step (`flyjax.search.space`), whoever made it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from flyjax.config import Experiment
+
+ROOT = "root"  # parent of the first candidate of every block: the baseline configuration
+
+STRATEGIES = ("root", "exploit", "failure-probe", "explore", "robustness-test", "force-branch")
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """One candidate: a parent's configuration with `changes` applied.
+
+    `changes` maps tunable training names to values; empty only for a robustness-test.
+    """
+
+    parent: int | str
+    changes: dict[str, Any]
+    strategy: str = "exploit"
+    hypothesis: str = ""
+
+
+@dataclass(frozen=True)
+class ProtocolEdit:
+    """Replace `old` by `new` between the markers of the run's protocol. Both empty: no changes needed."""
+
+    old: str
+    new: str
+    reason: str
+
+    @property
+    def is_edit(self) -> bool:
+        return bool(self.old or self.new)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A proposer's whole answer to one iteration."""
+
+    proposals: tuple[Proposal, ...]  # K, or K - 1 where the next iteration opens a block (its first is the root)
+    chosen: int | None = None  # among the iteration's nodes; None only for the very first step of a run
+    reason: str = ""  # why this choice, and the parent rule applied
+    activity: dict[int, str] = field(default_factory=dict)  # node -> the log's `Activity:` line
+    observation: dict[int, str] = field(default_factory=dict)  # node -> the log's `Observation:` line
+    notes: str = ""  # memory notes to keep
+    block_summary: str = ""  # the block's `Observation:` line; block ends only
+    next_simulation: dict[str, Any] = field(default_factory=dict)  # changes to the simulation; block ends only
+    protocol_edit: ProtocolEdit | None = None  # block ends only
+    usage: dict[str, Any] = field(default_factory=dict)  # tokens, usd: filled by proposers that spend
+    raw: Any = None  # what came back before validation, for the journal
+    fallbacks: tuple[str, ...] = ()  # why parts of the answer were replaced by the rules, one line each
+
+
+@dataclass(frozen=True)
+class Context:
+    """All that a proposer may know. Built by the loop from the journal."""
+
+    experiment: Experiment
+    state: Any  # flyjax.search.journal.State: every node, block and choice so far
+    protocol: str  # text of the run's protocol.md
+    block: int  # 1, 2, ...: the block the *next* proposals belong to is block + 1 at a block end
+    iter_in_block: int  # 1 .. n_iter_block; 0 for the first step of a run, before any training
+    n_iter_block: int
+    new_nodes: tuple[int, ...]  # nodes of the iteration just trained
+    n_proposals: int  # how many proposals are wanted
+    next_opens_block: bool  # the proposals are trained beside a root: parent must be "root"
+    available_stimuli: tuple[str, ...]
+    run_dir: Path
+    user_input: str = ""  # pending instructions of people
+    feedback: tuple[str, ...] = ()  # errors of the previous attempt at this step
+
+    @property
+    def is_block_end(self) -> bool:
+        return self.iter_in_block == self.n_iter_block
+
+
+class Proposer(Protocol):
+    """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration)."""
+
+    name: str
+
+    def step(self, context: Context) -> Step: ...
