@@ -1,0 +1,71 @@
+r"""The loss of the protocol: a plain norm of the error and the regularisers by their names.
+
+With g the message function, x = 1.5 std(v) over the training recording, at the voltages of the
+first frame of the batch, their inputs detached (so the embeddings get no gradient from them):
+
+    data           || pred - y ||_2                       over batch and neurons, not squared
+    coeff_W_L1     c sum_e |W_e|
+    coeff_edge_diff  c || relu(g(v) - g(v + 0.05 x)) ||_2   messages should not fall with voltage
+    coeff_edge_norm  c || g(2x) - 2x ||_2                   fixes the scale shared by g and W
+    coeff_{message,update}_{L1,L2}   c sum |theta|, c sum theta^2 over a network's matrices
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from flyjax.model.gnn import Learner
+
+#: Candidate numbers the loss reads: all traced.
+COEFFICIENTS = (
+    "coeff_W_L1",
+    "coeff_edge_diff",
+    "coeff_edge_norm",
+    "coeff_message_L1",
+    "coeff_message_L2",
+    "coeff_update_L1",
+    "coeff_update_L2",
+)
+
+
+def safe_norm(x) -> Float[Array, ""]:
+    """Euclidean norm with gradient 0 at 0, where the plain one gives NaN."""
+    square = jnp.sum(jnp.square(x))
+    positive = square > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
+
+
+def _matrices(network_state):
+    return [leaf for leaf in jax.tree.leaves(network_state) if leaf.ndim == 2]
+
+
+def regularisers(learner: Learner, params, coefficients, voltage: Float[Array, " N"], x_norm) -> dict:
+    """Each regulariser, already weighted, by its name. `voltage` is one frame."""
+    model = learner.bind(params)
+    # One pass of the message network serves both terms: three voltages per neuron.
+    points = jnp.stack([voltage, voltage + 0.05 * x_norm, jnp.full_like(voltage, 2.0) * x_norm], axis=1)
+    g = model.message(jax.lax.stop_gradient(points), jax.lax.stop_gradient(model.embedding[...]))
+    terms = {
+        "coeff_W_L1": jnp.sum(jnp.abs(params["W"][...])),
+        "coeff_edge_diff": safe_norm(jax.nn.relu(g[:, 0] - g[:, 1])),
+        "coeff_edge_norm": safe_norm(g[:, 2] - 2.0 * x_norm),
+    }
+    for name in ("message", "update"):
+        matrices = _matrices(params[f"{name}_network"])
+        terms[f"coeff_{name}_L1"] = sum(jnp.sum(jnp.abs(m)) for m in matrices)
+        terms[f"coeff_{name}_L2"] = sum(jnp.sum(jnp.square(m)) for m in matrices)
+    return {name: coefficients[name] * value for name, value in terms.items()}
+
+
+def loss(learner: Learner, params, coefficients, batch, x_norm):
+    """Total loss and its data term.
+
+    **Arguments:** `batch` holds `voltage` (B, N), `luminance` (B, n_col) and `target` (B, N) in
+    1/s; `coefficients` the numbers named in `COEFFICIENTS`; `x_norm` = 1.5 std(v), a scalar.
+    """
+    prediction = learner.derivative(params, batch["voltage"], batch["luminance"])
+    data = safe_norm(prediction - batch["target"])
+    terms = regularisers(learner, params, coefficients, batch["voltage"][0], x_norm)
+    return data + sum(terms.values()), data
