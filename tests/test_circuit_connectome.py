@@ -45,7 +45,7 @@ def slow_edges(data, extent):
                 pair = index.get((spec["src"], (u, v))), index.get((spec["tar"], (u + du, v + dv)))
                 if None not in pair:
                     assert pair not in edges, "node pairs are unique"
-                    edges[pair] = spec["alpha"], n
+                    edges[pair] = spec["alpha"], float(np.float32(n))
     return edges
 
 
@@ -78,7 +78,7 @@ def test_tables_are_those_of_the_reference(golden):
         assert tuple(z["output_types"]) == c.output_types and tuple(z["input_types"]) == c.input_types
         keys = np.stack([z[f"offset_{k}"] for k in ("source", "target", "du", "dv")], 1)
         assert (keys == c.keys).all() and (z["edge_sign"] == c.pair_sign).all()
-        np.testing.assert_allclose(z["offset_syn_count"], c.key_n_syn, rtol=2e-7)
+        np.testing.assert_allclose(z["offset_syn_count"], c.key_n_syn, rtol=5e-7)
 
 
 def test_hull_filling_by_hand():

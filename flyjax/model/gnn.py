@@ -146,24 +146,26 @@ def stimulus_of_neurons(connectome: Connectome, luminance: Float[Array, "B n_col
 class Learner:
     """Pure functions of one model on one connectome: `init(key) -> params` and the rest of params.
 
-    `params` is an `nnx.State`, a pytree that vmap, jit, optax and orbax take as it is.
+    `params` is a plain dictionary of arrays, which vmap, jit, optax and orbax take as it is.
     """
 
     def __init__(self, connectome: Connectome, config: Model):
         self.connectome, self.config = connectome, config
         abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
-        self._graphdef = nnx.split(abstract)[0]
+        self._graphdef, self._abstract = nnx.split(abstract)
 
     def _build(self, key):
         return GNN(self.connectome.n_neurons, self.connectome.n_edges, self.config, nnx.Rngs(params=key))
 
-    def init(self, key) -> nnx.State:
+    def init(self, key) -> dict:
         """Fresh parameters, a pure function of the key."""
-        return nnx.split(self._build(key), nnx.Param)[1]
+        return nnx.to_pure_dict(nnx.state(self._build(key)))
 
-    def bind(self, params) -> GNN:
+    def bind(self, params: dict) -> GNN:
         """The model with these parameters."""
-        return nnx.merge(self._graphdef, params)
+        state = jax.tree.map(lambda x: x, self._abstract)
+        nnx.replace_by_pure_dict(state, params)
+        return nnx.merge(self._graphdef, state)
 
     def derivative(
         self, params, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]

@@ -48,7 +48,7 @@ def regularisers(learner: Learner, params, coefficients, voltage: Float[Array, "
     points = jnp.stack([voltage, voltage + 0.05 * x_norm, jnp.full_like(voltage, 2.0) * x_norm], axis=1)
     g = model.message(jax.lax.stop_gradient(points), jax.lax.stop_gradient(model.embedding[...]))
     terms = {
-        "coeff_W_L1": jnp.sum(jnp.abs(params["W"][...])),
+        "coeff_W_L1": jnp.sum(jnp.abs(params["W"])),
         "coeff_edge_diff": safe_norm(jax.nn.relu(g[:, 0] - g[:, 1])),
         "coeff_edge_norm": safe_norm(g[:, 2] - 2.0 * x_norm),
     }
