@@ -30,6 +30,21 @@ class Proposal:
     hypothesis: str = ""
 
 
+class BadAnswer(Exception):
+    """A proposer's answer that could not be read at all.
+
+    The loop treats it like an invalid step: `errors` go back as feedback, `raw` and `usage` are
+    journaled. A proposer that cannot go on (no key, budget spent, service down) raises `UserError`
+    instead, with its `usage` as an attribute where a call was paid: the run pauses, resumably.
+    """
+
+    def __init__(self, errors, raw: Any = None, usage: dict[str, Any] | None = None):
+        super().__init__("; ".join(errors))
+        self.errors = tuple(errors)
+        self.raw = raw
+        self.usage = dict(usage or {})
+
+
 @dataclass(frozen=True)
 class ProtocolEdit:
     """Replace `old` by `new` between the markers of the run's protocol. Both empty: no changes needed."""
@@ -52,11 +67,12 @@ class Step:
     reason: str = ""  # why this choice, and the parent rule applied
     activity: dict[int, str] = field(default_factory=dict)  # node -> the log's `Activity:` line
     observation: dict[int, str] = field(default_factory=dict)  # node -> the log's `Observation:` line
-    notes: str = ""  # memory notes to keep
+    notes: str = ""  # memory notes, the whole text (<= 500 lines): replaces those kept so far; empty keeps them
     block_summary: str = ""  # the block's `Observation:` line; block ends only
     next_simulation: dict[str, Any] = field(default_factory=dict)  # changes to the simulation; block ends only
     protocol_edit: ProtocolEdit | None = None  # block ends only
-    usage: dict[str, Any] = field(default_factory=dict)  # tokens, usd: filled by proposers that spend
+    #: filled by proposers that spend: calls, input_tokens, output_tokens, usd (None: not reported)
+    usage: dict[str, Any] = field(default_factory=dict)
     raw: Any = None  # what came back before validation, for the journal
     fallbacks: tuple[str, ...] = ()  # why parts of the answer were replaced by the rules, one line each
 
@@ -85,7 +101,10 @@ class Context:
 
 
 class Proposer(Protocol):
-    """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration)."""
+    """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
+
+    A proposer with an attribute `spends = True` is asked only while the budgets allow it.
+    """
 
     name: str
 

@@ -1,0 +1,339 @@
+"""The state of a run: a pure fold over its events.
+
+`fold(events)` gives everything a proposer, the loop or a rendering may ask. Nothing here reads a
+file, a clock or a random number.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import Any
+
+from flyjax.errors import UserError
+
+CONVERGED, FAILED = 0.9, 0.1  # the protocol's classes of connectivity_R2
+
+
+def objective_metric(objective: str) -> str:
+    """The metric a search maximises; `blind` is what a real recording would allow."""
+    return "test_R2" if objective == "blind" else objective
+
+
+def finite(value) -> float | None:
+    """`value` as a float, or None where it is not a finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+@dataclass(frozen=True)
+class Node:
+    """One training configuration, trained with its seeds in its block's simulation."""
+
+    id: int
+    parent: int | str
+    block: int
+    iteration: int
+    iter_in_block: int
+    config: dict[str, Any]  # the whole training section
+    changes: dict[str, Any]  # against the parent's
+    strategy: str
+    hypothesis: str
+    seeds: tuple[int, ...]
+    status: str = "running"  # running | finished | failed
+    metrics: dict[str, Any] | None = None
+    reason: str = ""  # why it failed
+    reward: float | None = None  # the objective, mean over seeds
+    spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv over seeds
+    activity: str = ""
+    observation: str = ""
+
+    @property
+    def classification(self) -> str:
+        """converged (> 0.9), partial or failed (< 0.1), by connectivity_R2."""
+        r2 = finite((self.metrics or {}).get("connectivity_R2"))
+        if r2 is None or r2 < FAILED:
+            return "failed"
+        return "converged" if r2 > CONVERGED else "partial"
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """K nodes trained together."""
+
+    number: int
+    block: int
+    iter_in_block: int
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Iterations that share one simulation; `ended` holds the block_ended event."""
+
+    number: int
+    simulation: dict[str, Any]
+    iterations: tuple[int, ...] = ()
+    nodes: tuple[int, ...] = ()
+    ended: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the step after an iteration decided."""
+
+    iteration: int
+    chosen: int
+    reason: str
+    next_parents: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What proposers have cost so far. `usd` sums the calls that reported a price."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float = 0.0
+    unpriced_calls: int = 0  # calls whose price is not reported
+
+    def plus(self, usage: dict[str, Any]) -> Spent:
+        if not usage:
+            return self
+        calls, usd = int(finite(usage.get("calls", 1)) or 0), finite(usage.get("usd"))
+        return Spent(
+            self.calls + calls,
+            self.input_tokens + int(finite(usage.get("input_tokens")) or 0),
+            self.output_tokens + int(finite(usage.get("output_tokens")) or 0),
+            self.usd + (usd or 0.0),
+            self.unpriced_calls + (calls if usd is None else 0),
+        )
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything the journal says."""
+
+    experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later budgets applied
+    started: dict[str, Any] | None = None
+    protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first
+    nodes: dict[int, Node] = field(default_factory=dict)
+    iterations: dict[int, Iteration] = field(default_factory=dict)
+    blocks: dict[int, Block] = field(default_factory=dict)
+    choices: dict[int, Choice] = field(default_factory=dict)
+    step: dict[str, Any] | None = None  # the newest accepted `proposal` event
+    notes: str = ""
+    acknowledged: tuple[tuple[int, str], ...] = ()  # (iteration, instruction of people)
+    edits: tuple[dict[str, Any], ...] = ()  # protocol_edited events
+    spent: Spent = Spent()
+    finished: str | None = None  # reason of run_finished, while it is the last word
+    wall_before: float = 0.0  # s, sessions before this one
+    session_start: float | None = None
+    last_time: float = 0.0
+
+    @property
+    def protocol(self) -> str:
+        """Text of the run's protocol.md now."""
+        return self.protocols[-1] if self.protocols else ""
+
+    @property
+    def iteration(self) -> Iteration | None:
+        """The newest iteration, running or done."""
+        return self.iterations[max(self.iterations)] if self.iterations else None
+
+    @property
+    def pending(self) -> Iteration | None:
+        """The iteration in training: begun, and not all of its nodes journaled."""
+        newest = self.iteration
+        if newest and any(self.nodes[i].status == "running" for i in newest.nodes):
+            return newest
+        return None
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds worked, the time between a stop and its resume not counted."""
+        return self.wall_before + (max(0.0, self.last_time - self.session_start) if self.session_start is not None else 0.0)
+
+    @property
+    def objective(self) -> str:
+        return self.experiment.get("search", {}).get("objective", "connectivity_R2")
+
+    def block_nodes(self, block: int) -> list[Node]:
+        """Nodes of a block that are trained (finished or failed), by id."""
+        if block not in self.blocks:
+            return []
+        nodes = (self.nodes[i] for i in self.blocks[block].nodes)
+        return [n for n in nodes if n.status != "running"]
+
+    def chosen(self, iteration: int) -> Node | None:
+        """The node an iteration's step chose; before the step, the best of them."""
+        nodes = [self.nodes[i] for i in self.iterations[iteration].nodes]
+        if iteration in self.choices:
+            return self.nodes[self.choices[iteration].chosen]
+        trained = [n for n in nodes if n.status != "running"]
+        return max(trained, key=lambda n: (n.reward if n.reward is not None else -math.inf, -n.id), default=None)
+
+
+def _spread(values) -> dict[str, float]:
+    values = [v for v in map(finite, values) if v is not None]
+    if not values:
+        return {}
+    mean = sum(values) / len(values)
+    # n - 1: the seeds are a sample; one seed has no spread rather than a spread of zero.
+    out = {"n": len(values), "min": min(values)}
+    if len(values) > 1:
+        out["std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+        if mean:
+            out["cv"] = out["std"] / abs(mean)
+    return out
+
+
+def _known_node(state: State, event) -> Node:
+    node = state.nodes.get(event.get("node"))
+    if node is None:
+        raise UserError(f"journal: {event['event']} for node {event.get('node')!r}, which never began; restore the file")
+    return node
+
+
+def _run_started(state, event):
+    return replace(state, experiment=event["experiment"], started=event, protocols=(event["protocol"],))
+
+
+def _run_resumed(state, event):
+    # Between the last event and this one nobody worked.
+    begun = state.session_start if state.session_start is not None else state.last_time
+    return replace(
+        state,
+        experiment=event.get("experiment", state.experiment),
+        wall_before=state.wall_before + max(0.0, state.last_time - begun),
+        session_start=event["time"],
+    )
+
+
+def _protocol_edited(state, event):
+    return replace(state, protocols=(*state.protocols, event["protocol"]), edits=(*state.edits, event))
+
+
+def _proposal(state, event):
+    nodes = dict(state.nodes)
+    for key in ("activity", "observation"):
+        for node, text in (event.get(key) or {}).items():
+            if int(node) in nodes:
+                nodes[int(node)] = replace(nodes[int(node)], **{key: text})
+    return replace(
+        state,
+        nodes=nodes,
+        step=event,
+        notes=event.get("notes") or state.notes,
+        spent=state.spent.plus(event.get("usage") or {}),
+        finished=None,
+    )
+
+
+def _spending(state, event):
+    return replace(state, spent=state.spent.plus(event.get("usage") or {}))
+
+
+def _acknowledged(state, event):
+    return replace(state, acknowledged=(*state.acknowledged, (event["iteration"], event["text"])))
+
+
+def _iteration_started(state, event):
+    number, block = event["iteration"], event["block"]
+    new = {
+        n["node"]: Node(
+            id=n["node"],
+            parent=n["parent"],
+            block=block,
+            iteration=number,
+            iter_in_block=event["iter_in_block"],
+            config=n["config"],
+            changes=n["changes"],
+            strategy=n["strategy"],
+            hypothesis=n.get("hypothesis", ""),
+            seeds=tuple(n["seeds"]),
+        )
+        for n in event["nodes"]
+    }
+    old = state.blocks.get(block) or Block(block, event["simulation"])
+    grown = replace(old, iterations=(*old.iterations, number), nodes=(*old.nodes, *new))
+    return replace(
+        state,
+        nodes={**state.nodes, **new},
+        iterations={**state.iterations, number: Iteration(number, block, event["iter_in_block"], tuple(new))},
+        blocks={**state.blocks, block: grown},
+    )
+
+
+def _node_finished(state, event):
+    node, metrics = _known_node(state, event), event.get("metrics") or {}
+    name = objective_metric(state.objective)
+    per_seed = event.get("per_seed") or [metrics]
+    done = replace(
+        node,
+        status="finished",
+        metrics=metrics,
+        reason=event.get("reason") or "",
+        reward=finite(metrics.get(name)),
+        spread=_spread(m.get(name) for m in per_seed),
+    )
+    return replace(state, nodes={**state.nodes, node.id: done})
+
+
+def _node_failed(state, event):
+    node = _known_node(state, event)
+    return replace(state, nodes={**state.nodes, node.id: replace(node, status="failed", reason=event.get("reason") or "")})
+
+
+def _choice(state, event):
+    _known_node(state, {**event, "node": event["chosen"]})
+    made = Choice(event["iteration"], event["chosen"], event.get("reason", ""), tuple(event["next_parents"]))
+    return replace(state, choices={**state.choices, event["iteration"]: made})
+
+
+def _block_ended(state, event):
+    block = replace(state.blocks[event["block"]], ended=event)
+    return replace(state, blocks={**state.blocks, event["block"]: block})
+
+
+def _run_finished(state, event):
+    return replace(state, finished=event.get("reason") or "done")
+
+
+_FOLD = {
+    "run_started": _run_started,
+    "run_resumed": _run_resumed,
+    "run_paused": _spending,
+    "protocol_edited": _protocol_edited,
+    "proposal": _proposal,
+    "proposal_rejected": _spending,
+    "user_input": _acknowledged,
+    "iteration_started": _iteration_started,
+    "node_finished": _node_finished,
+    "node_failed": _node_failed,
+    "choice": _choice,
+    "block_ended": _block_ended,
+    "run_finished": _run_finished,
+}
+
+
+def apply(state: State, event: dict[str, Any]) -> State:
+    """The state after one event; an event of an unknown name changes nothing but the clock."""
+    try:
+        state = _FOLD.get(event["event"], lambda s, e: s)(state, event)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"journal: a {event.get('event')!r} event lacks or garbles {error}; restore the file") from None
+    start = event["time"] if state.session_start is None else state.session_start
+    return replace(state, session_start=start, last_time=event["time"])
+
+
+def fold(events) -> State:
+    """The state after all events."""
+    return reduce(apply, events, State())
