@@ -160,14 +160,25 @@ def _known_keys(mapping, known):
     return mapping
 
 
-class LLM(_Strict):
-    """The language model that proposes. Prices are dollars per million tokens, dated."""
+class TokenPrices(_Strict):
+    """Dollars per million tokens, for a model that flyjax.search.prices does not know."""
 
-    model: str = "claude-sonnet-4-5"
-    max_tokens: int = Field(8_000, ge=256, description="per answer")
-    timeout_s: float = Field(300, gt=0)
-    max_retries: int = Field(4, ge=0)
+    input: float = Field(ge=0)
+    output: float = Field(ge=0)
+    cache_write: float = Field(ge=0)
+    cache_read: float = Field(ge=0)
+
+
+class LLM(_Strict):
+    """The language model that proposes. Its name is a setting, never checked against a list."""
+
+    model: str = Field("claude-sonnet-5-5", min_length=1)
+    max_tokens: int = Field(16_000, ge=256, le=64_000, description="per answer, thinking included")
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(None, description="by default the model's")
+    timeout_s: float = Field(600, gt=0)
+    max_retries: int = Field(4, ge=0, le=100, description="of a call that failed in transport, with backoff")
     images: bool = Field(True, description="send the new nodes' figures")
+    prices: TokenPrices | None = Field(None, description="instead of the dated table of flyjax.search.prices")
 
 
 class Search(_Strict):
@@ -189,6 +200,7 @@ class Search(_Strict):
     simulation_ranges: dict[str, Range] = Field(default_factory=lambda: dict(PROTOCOL_SIMULATION_RANGES))
     max_usd: float | None = Field(None, ge=0)
     max_calls: int | None = Field(None, ge=0)
+    max_tokens: int | None = Field(None, ge=0, description="of all calls, read and written")
     max_wall_s: float | None = Field(None, ge=0)
     max_nodes: int | None = Field(None, ge=1)
     max_disk_gb: float = Field(20.0, gt=0, description="cached recordings beyond it are dropped, oldest first")
