@@ -46,7 +46,7 @@ def _cloud(rng) -> np.ndarray:
 def _dead_leaves(rng, n_leaves: int = 1200) -> np.ndarray:
     """Opaque elliptic leaves, area ~ r^-3, painted back to front over a 1/f ground."""
     image = _cloud(rng)
-    smallest, largest = 0.5 * PIXELS, 9.0 * PIXELS
+    smallest, largest = 0.8 * PIXELS, 9.0 * PIXELS
     q = rng.random(n_leaves)
     # Inverse distribution function of p(r) ~ r^-3: natural images are scale invariant.
     radius = smallest / np.sqrt(1 - q * (1 - (smallest / largest) ** 2))

@@ -1,0 +1,163 @@
+"""The hexagonal box eye of flyvis: pixels to columns, symmetries of the lattice, frame rates.
+
+Convention (Lappalainen et al. 2024): column (u, v) looks at the k x k box centred at row
+k (u + v/2), column k v from the image centre (H//2, W//2), both truncated towards zero; rows grow
+downwards. An image that does not hold every box centre is first resized (bilinear) to the smallest
+one that does; where boxes overlap its border, means and sums continue it by zeros and medians by
+reflection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from flyjax.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class BoxEye:
+    """Columns (n_col, 2) of integers (u, v), seen through boxes `kernel` pixels wide (odd)."""
+
+    columns: np.ndarray
+    kernel: int = 13
+
+    def __post_init__(self):
+        if self.kernel < 1 or self.kernel % 2 == 0:
+            raise UserError(f"the eye's kernel must be odd and positive, got {self.kernel}")
+
+    @cached_property
+    def receptor_centres(self) -> np.ndarray:
+        """(n_col, 2) int32: row and column of each box centre, relative to the image centre."""
+        u, v = np.asarray(self.columns, np.float64).T
+        # The cast truncates towards zero, as flyvis does.
+        return np.stack([self.kernel * (u + v / 2), self.kernel * v], axis=1).astype(np.int32)
+
+    @cached_property
+    def min_frame_size(self) -> tuple[int, int]:
+        """Height and width (px) of the smallest image that holds every box centre."""
+        span = self.receptor_centres.max(0) - self.receptor_centres.min(0) + 1
+        return int(span[0]), int(span[1])
+
+    def fit(self, frames: np.ndarray) -> np.ndarray:
+        """The frames (..., H, W), resized to `min_frame_size` if they are too small for the eye."""
+        height, width = self.min_frame_size
+        if frames.shape[-2] >= height and frames.shape[-1] >= width:
+            return frames
+        flat = frames.reshape(-1, *frames.shape[-2:]).astype(np.float32)
+        # Pillow's bilinear filter widens when it shrinks (antialiasing), as torchvision's does.
+        resized = [np.asarray(Image.fromarray(f).resize((width, height), Image.Resampling.BILINEAR)) for f in flat]
+        return np.stack(resized).reshape(*frames.shape[:-2], height, width)
+
+    def _boxes(self, frames: np.ndarray, reflect: bool) -> np.ndarray:
+        """(..., n_col, kernel**2) pixels under each box."""
+        height, width = frames.shape[-2:]
+        half = self.kernel // 2
+        reach = np.arange(-half, half + 1)
+        rows = height // 2 + self.receptor_centres[:, 0, None, None] + reach[:, None]
+        cols = width // 2 + self.receptor_centres[:, 1, None, None] + reach[None, :]
+        inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
+        mirror = lambda index, last: np.clip(last - np.abs(last - np.abs(index)), 0, last)  # noqa: E731
+        pixels = frames[..., mirror(rows, height - 1), mirror(cols, width - 1)]
+        if not reflect:
+            pixels = np.where(inside, pixels, np.zeros((), frames.dtype))
+        return pixels.reshape(*frames.shape[:-2], len(self.columns), -1)
+
+    def __call__(self, frames: np.ndarray, how: str = "mean") -> np.ndarray:
+        """Render images at the columns.
+
+        Args:
+            frames: (..., H, W) of any real type.
+            how: 'mean' (luminance), 'sum' (flow) or 'median' (depth).
+
+        Returns:
+            (..., n_col) float32.
+        """
+        boxes = self._boxes(self.fit(np.asarray(frames)), reflect=how == "median")
+        if how == "mean":
+            return boxes.mean(-1, dtype=np.float64).astype(np.float32)
+        if how == "sum":
+            return boxes.sum(-1, dtype=np.float64).astype(np.float32)
+        if how == "median":
+            return np.median(boxes, axis=-1).astype(np.float32)
+        raise UserError(f"the eye renders 'mean', 'sum' or 'median', not {how!r}")
+
+
+def _permutation(columns, image) -> np.ndarray:
+    """Index array p such that values[..., p] carries each column's value to `image` of it."""
+    columns = np.asarray(columns)
+    place = {(int(u), int(v)): i for i, (u, v) in enumerate(columns)}
+    moved = [place.get(image(int(u), int(v))) for u, v in columns]
+    if None in moved:
+        raise UserError("these columns are no full hexagon: flips and rotations would leave the eye")
+    permutation = np.empty(len(columns), np.int32)
+    permutation[moved] = np.arange(len(columns), dtype=np.int32)
+    return permutation
+
+
+def rotation(columns, n: int) -> np.ndarray:
+    """Permutation (n_col,) that turns a hexagonal picture by n * 60 degrees: picture[..., p].
+
+    A value at (u, v) moves to (-v, u + v), n times.
+    """
+
+    def image(u, v):
+        for _ in range(n % 6):
+            u, v = -v, u + v
+        return u, v
+
+    return _permutation(columns, image)
+
+
+_FLIPS = {
+    0: lambda u, v: (u, v),
+    1: lambda u, v: (u + v, -v),
+    2: lambda u, v: (-u, u + v),
+    3: lambda u, v: (-v, -u),
+}
+
+
+def flip(columns, axis: int) -> np.ndarray:
+    """Permutation (n_col,) that mirrors a hexagonal picture at axis 1, 2 or 3 (0: not at all)."""
+    if axis not in _FLIPS:
+        raise UserError(f"flip axes are 0 (none), 1, 2 and 3, got {axis}")
+    return _permutation(columns, _FLIPS[axis])
+
+
+def rotation_matrix(n: int) -> np.ndarray:
+    """(2, 2): what `rotation` does to flow vectors (x right, y up)."""
+    angle = n * np.pi / 3
+    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+
+
+def flip_matrix(axis: int) -> np.ndarray:
+    """(2, 2): what `flip` does to flow vectors (x right, y up)."""
+    if axis == 0:
+        return np.eye(2)
+    # Mirror lines at 90, -30 and 30 degrees.
+    angle = {1: np.pi, 2: -np.pi / 3, 3: np.pi / 3}[axis]
+    return np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), -np.cos(angle)]])
+
+
+def resample(frames: np.ndarray, source_rate: float, target_rate: float, how: str = "nearest") -> np.ndarray:
+    """Resample (T, ...) frames from one frame rate (1/s) to another.
+
+    'nearest' repeats frames (luminance: the screen holds them), sampled at the centres of the new
+    frames; 'linear' interpolates with first and last frame kept (flow). Both give
+    ceil(T target / source) frames, as flyvis does: 19 frames at 24/s are 40 at 50/s.
+    """
+    n = len(frames)
+    # A hair less, so that an exact product is not lifted by its rounding error.
+    n_out = max(1, int(np.ceil(n * target_rate / source_rate - 1e-9)))
+    if how == "nearest":
+        index = np.floor((np.arange(n_out) + 0.5) * n / n_out).astype(np.int64)
+        return frames[np.minimum(index, n - 1)]
+    if how == "linear":
+        at = np.linspace(0, n - 1, n_out)
+        low = np.minimum(at.astype(np.int64), max(n - 2, 0))
+        weight = (at - low).reshape(-1, *[1] * (np.ndim(frames) - 1)).astype(np.float32)
+        return frames[low] * (1 - weight) + frames[np.minimum(low + 1, n - 1)] * weight
+    raise UserError(f"resampling is 'nearest' or 'linear', not {how!r}")
