@@ -1,0 +1,7 @@
+"""Training: one candidate as a pure function, many as one program."""
+
+from flyjax.training.checkpoint import load_params, save_params
+from flyjax.training.sweep import Group, Progress, Trained, plan, train_sweep
+from flyjax.training.train import n_steps
+
+__all__ = ["Group", "Progress", "Trained", "load_params", "n_steps", "plan", "save_params", "train_sweep"]

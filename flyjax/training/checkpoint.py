@@ -1,0 +1,72 @@
+"""Checkpoints of a running training (orbax): asynchronous, atomic, the newest two kept."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from flyjax.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Store:
+    """A folder of numbered checkpoints of one training."""
+
+    def __init__(self, folder: Path):
+        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        # Orbax fails late, in a background thread, on a relative path.
+        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+
+    def save(self, number: int, tree: Any) -> None:
+        """Start writing; the arrays are copied off the device before this returns."""
+        self._manager.save(number, args=ocp.args.StandardSave(tree))
+
+    def restore_latest(self, like: Any) -> tuple[int, Any] | None:
+        """The newest checkpoint that can be read, in the shapes and places of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        for number in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
+            except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
+                log.warning(
+                    "checkpoint %d in %s cannot be read (%s): going back to the one before",
+                    number,
+                    self._manager.directory,
+                    type(error).__name__,
+                )
+                self._manager.delete(number)
+        return None
+
+    def close(self) -> None:
+        """Wait for what is being written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def save_params(folder: Path, params: Any) -> None:
+    """Write trained parameters, replacing what is there."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(Path(folder).absolute(), params, force=True)
+
+
+def load_params(folder: Path, like: Any) -> Any:
+    """Parameters written by `save_params`.
+
+    **Raises:** `UserError` if they are missing, damaged or of another model's shapes.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise UserError(f"no trained parameters in {folder}")
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(folder, abstract)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"the parameters in {folder} cannot be read ({type(error).__name__}: {reason})") from None

@@ -1,0 +1,155 @@
+"""One training as a pure function: (candidate, key, data) -> trained parameters.
+
+Nothing here knows of other candidates, files or clocks. Everything a candidate may vary is a traced
+number; only the batch size and the schedule are static, because they shape the program.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from flyjax.config import Training
+from flyjax.model import Learner, loss, parameter_groups
+from flyjax.model.losses import COEFFICIENTS
+from flyjax.recording import Recording
+
+RATES = {
+    "W": "learning_rate_W_start",
+    "networks": "learning_rate_start",
+    "embedding": "learning_rate_embedding_start",
+}
+
+
+class Static(NamedTuple):
+    """What shapes the compiled program: one compilation per distinct value."""
+
+    batch_size: int
+    schedule: str
+
+
+class TrainState(NamedTuple):
+    """Everything that a training carries from step to step."""
+
+    params: Any
+    optimizer: Any
+    key: PRNGKeyArray
+    step: Int[Array, ""]
+    alive: Bool[Array, ""]  # False from the first non-finite loss or gradient on
+
+
+def n_steps(training: Training, n_frames: int) -> int:
+    """Optimiser steps: n_frames * data_augmentation_loop / batch_size * 0.2, as the predecessor."""
+    return max(1, round(n_frames * training.data_augmentation_loop / training.batch_size * 0.2))
+
+
+def static_of(training: Training) -> Static:
+    """The static signature of a candidate."""
+    return Static(training.batch_size, training.schedule)
+
+
+def numbers_of(training: Training, n_frames: int, level: int) -> dict[str, np.ndarray]:
+    """The traced numbers of a candidate; `level` is its recording's index in `stack_recordings`."""
+    numbers = {name: np.float32(getattr(training, name)) for name in (*RATES.values(), *COEFFICIENTS)}
+    return numbers | {
+        "warmup_fraction": np.float32(training.warmup_fraction),
+        "n_steps": np.int32(n_steps(training, n_frames)),
+        "level": np.int32(level),
+    }
+
+
+def stack_recordings(recordings: list[Recording]) -> dict[str, Array]:
+    """Training data on the device, one leading index per noise level.
+
+    Returns `voltage` and `target` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v).
+    """
+    return {
+        "voltage": jnp.stack([jnp.asarray(r.voltage) for r in recordings]),
+        "target": jnp.stack([jnp.asarray(r.derivative) for r in recordings]),
+        "luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings]),
+        "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
+    }
+
+
+def make_optimizer(params, numbers, schedule: str) -> optax.GradientTransformation:
+    """Adam with one learning rate per parameter group; the rates may be traced.
+
+    `warmup_cosine` is a unit schedule times the rate, because optax' own refuses a traced peak.
+    """
+
+    def unit(count):
+        progress = count.astype(jnp.float32) / numbers["n_steps"].astype(jnp.float32)
+        warm = jnp.minimum(1.0, (progress + 1e-6) / (numbers["warmup_fraction"] + 1e-6))
+        return warm * 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.minimum(progress, 1.0)))
+
+    def rate(name):
+        constant = numbers[name]
+        return constant if schedule == "constant" else lambda count: constant * unit(count)
+
+    return optax.multi_transform(
+        {group: optax.adam(rate(name)) for group, name in RATES.items()}, parameter_groups(params)
+    )
+
+
+def init_state(learner: Learner, static: Static, numbers, key: PRNGKeyArray) -> TrainState:
+    """The state before the first step: a pure function of the key."""
+    init_key, sample_key = jax.random.split(key)
+    params = learner.init(init_key)
+    optimizer = make_optimizer(params, numbers, static.schedule)
+    return TrainState(params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True))
+
+
+def draw_batch(data, level, key, batch_size: int):
+    """`batch_size` frames of one recording, drawn with replacement."""
+    index = jax.random.randint(key, (batch_size,), 0, data["voltage"].shape[1])
+    return {name: data[name][level, index] for name in ("voltage", "target", "luminance")}
+
+
+def train_step(
+    learner: Learner, static: Static, numbers, data, state: TrainState
+) -> tuple[TrainState, Float[Array, " 2"]]:
+    """One optimiser step, and its (data, total) loss; NaN where the step was not taken.
+
+    A step is not taken after the last one, nor from the first non-finite loss or gradient on: the
+    parameters then stay the last finite ones, and neighbours in a vmap are untouched.
+    """
+    batch = draw_batch(data, numbers["level"], jax.random.fold_in(state.key, state.step), static.batch_size)
+    x_norm = data["x_norm"][numbers["level"]]
+    (total, data_term), gradient = jax.value_and_grad(
+        lambda params: loss(learner, params, numbers, batch, x_norm), has_aux=True
+    )(state.params)
+    optimizer = make_optimizer(state.params, numbers, static.schedule)
+    updates, moments = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+
+    running = state.step < numbers["n_steps"]
+    healthy = jnp.isfinite(total) & jnp.isfinite(optax.global_norm(gradient))
+    take = running & state.alive & healthy
+
+    def keep(new, old):
+        return jax.tree.map(lambda a, b: jnp.where(take, a, b), new, old)
+
+    state = TrainState(
+        params=keep(params, state.params),
+        optimizer=keep(moments, state.optimizer),
+        key=state.key,
+        step=state.step + take.astype(jnp.int32),
+        alive=state.alive & (healthy | ~running),
+    )
+    return state, jnp.where(take, jnp.stack([data_term, total]), jnp.nan)
+
+
+def train_chunk(
+    learner: Learner, static: Static, length: int, numbers, data, state: TrainState
+) -> tuple[TrainState, Float[Array, "length 2"]]:
+    """`length` steps in one scan."""
+
+    def body(carry, _):
+        return train_step(learner, static, numbers, data, carry)
+
+    return jax.lax.scan(body, state, None, length=length)
