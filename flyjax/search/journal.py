@@ -31,8 +31,10 @@ def clean(value: Any) -> Any:
     """A JSON-able copy: numbers that are not finite become None, array scalars become plain numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
+    if isinstance(value, int):
+        return value if value.bit_length() < 1024 else None  # beyond every float
     if isinstance(value, dict):
         return {str(k): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):

@@ -1,0 +1,240 @@
+"""The protocol: a document people read, whose rules between two markers are data and may be edited.
+
+A run works on its own copy (`instantiate`), whose parameter listings state the run's own values and
+ranges. Everything outside the markers is locked; an edit replaces one passage between them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from flyjax.config import Experiment, Range, Training, read_yaml
+from flyjax.errors import UserError
+from flyjax.search.interface import ProtocolEdit
+from flyjax.search.table import Hint, Rule, parse_hints, parse_rules
+
+BEGIN = "## Parent Selection Rule (CRITICAL)"
+END = "## END Parent selection Rule (CRITICAL)"
+MAX_BODY = 12_000  # characters between the markers
+MAX_EDIT = 6_000  # characters of one replacement
+
+
+class EditRefused(ValueError):
+    """An edit that breaks the guard; the message says how."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What code can act on between the markers."""
+
+    rows: tuple[Rule, ...]
+    hints: tuple[Hint, ...]
+
+    @property
+    def usable(self) -> tuple[Rule, ...]:
+        return tuple(r for r in self.rows if not r.problem)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for every row that is kept for a reader but not acted on."""
+        return tuple(f"row {r.text.strip()!r}: {r.problem}" for r in self.rows if r.problem)
+
+
+def _find(text: str, marker: str) -> re.Match:
+    # \s would run over line ends.
+    words = r"[ \t]+".join(re.escape(w) for w in marker.split())
+    found = list(re.finditer(rf"^{words}[ \t]*$", text, re.M | re.I))
+    if len(found) != 1:
+        raise UserError(f"protocol: the line {marker!r} occurs {len(found)} times, it has to occur once; restore the file")
+    return found[0]
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """(up to and with the first marker's line, the rules, the second marker's line and the rest).
+
+    **Raises:** `UserError` unless both markers occur exactly once, in order.
+    """
+    begin, end = _find(text, BEGIN).end() + 1, _find(text, END).start()
+    if begin > end:
+        raise UserError("protocol: the END marker stands before the first one; restore the file")
+    return text[:begin], text[begin:end], text[end:]
+
+
+def body(text: str) -> str:
+    """The rules between the markers."""
+    return split(text)[1]
+
+
+def rules(text: str) -> Rules:
+    """The rules between the markers as data."""
+    inside = body(text)
+    return Rules(parse_rules(inside), parse_hints(inside))
+
+
+def with_body(text: str, new: str) -> str:
+    """`text` with other rules between its markers; all else stays bit for bit.
+
+    **Raises:** `EditRefused` for rules that are too long, hold markers, section headings, control
+    characters or an open code fence, or leave no readable Default row.
+    """
+    head, _, tail = split(text)
+    if len(new) > MAX_BODY:
+        raise EditRefused(f"the rules would be {len(new)} characters long; at most {MAX_BODY}")
+    odd = {c for c in new if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
+    if odd:
+        raise EditRefused(f"control characters are refused: {', '.join(sorted(f'U+{ord(c):04X}' for c in odd))[:80]}")
+    if "parent selection rule (critical)" in " ".join(new.lower().split()):
+        raise EditRefused("the markers cannot be written by an edit")
+    if re.search(r"^ {0,3}#{1,2}(\s|$)", new, re.M):
+        raise EditRefused("headings of level 1 and 2 are refused between the markers; use ### or deeper")
+    if new.count("```") % 2:
+        raise EditRefused("a code fence is left open")
+    if not any(r.is_default and r.strategy == "exploit" for r in parse_rules(new)):
+        raise EditRefused("the strategy table has to keep its Default row with the strategy exploit")
+    result = head + (new if new.endswith("\n") else new + "\n") + tail
+    if split(result)[::2] != (head, tail):
+        raise EditRefused("an edit may change nothing outside the markers")
+    return result
+
+
+def apply_edit(text: str, edit: ProtocolEdit) -> str:
+    """The protocol after an edit; unchanged for "no changes needed".
+
+    **Raises:** `EditRefused`, one line, where the guard does not allow it.
+    """
+    if not isinstance(edit.old, str) or not isinstance(edit.new, str):
+        raise EditRefused("old and new have to be text")
+    if not edit.is_edit:
+        return text
+    inside = body(text)
+    if max(len(edit.old), len(edit.new)) > MAX_EDIT:
+        raise EditRefused(f"an edit replaces at most {MAX_EDIT} characters")
+    if not edit.old:
+        raise EditRefused("old is empty: quote the passage that new replaces")
+    if edit.old == edit.new:
+        raise EditRefused("old and new are the same text")
+    places = sum(inside.startswith(edit.old, k) for k in range(len(inside)))
+    if places != 1:
+        raise EditRefused(f"old occurs {places} times between the markers; it has to occur exactly once")
+    return with_body(text, inside.replace(edit.old, edit.new))
+
+
+def diff(before: str, after: str, name: str = "protocol.md") -> str:
+    """Unified diff of two versions; empty where they are equal."""
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"a/{name}", f"b/{name}")
+    return "".join(lines)
+
+
+# --- parameter listings -------------------------------------------------------------------------
+
+_FENCE = re.compile(r"```yaml\n(training|simulation|search):\n(.*?)```", re.S)
+_LINE = re.compile(r"^  (\w+):[ \t]*(\S+)[ \t]*#[ \t]*(.*)$", re.M)
+_SPAN = re.compile(r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?|values: (?P<values>.+)|(?P<fixed>fixed in this run))$")
+_SCALES = {None: "linear", "log": "log", "whole numbers": "int"}
+
+
+def _number(value) -> str:
+    """A value as YAML; small numbers like 1.0E-3, exactly."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value and abs(value) < 0.01:
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        mantissa = f"{value / 10**power:.6g}"
+        text = f"{mantissa if '.' in mantissa else mantissa + '.0'}E{power}"
+        return text if float(text) == value else repr(value)
+    short = f"{value:.12g}"
+    return short if float(short) == value else repr(value)
+
+
+def _span_text(span: Range | None) -> str:
+    if span is None:
+        return "fixed in this run"
+    if span.scale == "choice":
+        return "values: " + ", ".join(_number(v) for v in span.values)
+    extra = {"log": " (log)", "int": " (whole numbers)"}.get(span.scale, "")
+    return f"range: {_number(span.min)} to {_number(span.max)}{extra}"
+
+
+def _descriptions(listing: str) -> dict[str, str]:
+    return {name: _SPAN.sub("", comment).strip() for name, _, comment in _LINE.findall(listing)}
+
+
+def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
+    """The lines of one listing: `name: value  # description, range: low to high`."""
+    search = experiment.search
+    if section == "search":
+        rows = [(k, getattr(search, k), told[k]) for k in told]
+    else:
+        spans = search.ranges if section == "training" else search.simulation_ranges
+        names = [k for k in told if k in spans or section == "simulation"] + [k for k in spans if k not in told]
+        fields, values = Training.model_fields, getattr(experiment, section)
+        rows = []
+        for k in names:
+            text = told.get(k) or (fields[k].description if k in fields else None) or k.replace("_", " ")
+            rows.append((k, getattr(values, k), f"{text}, {_span_text(spans.get(k))}"))
+    cells = [(f"  {k}: {_number(v)}", text) for k, v, text in rows]
+    width = max(len(c) for c, _ in cells)
+    return "".join(f"{c:<{width}}  # {text}\n" for c, text in cells)
+
+
+def instantiate(template: str, experiment: Experiment) -> str:
+    """The run's copy of a template: its parameter listings state this experiment's values and ranges."""
+    split(template)
+
+    def own(match):
+        section = match[1]
+        return f"```yaml\n{section}:\n{_listing(section, _descriptions(match[2]), experiment)}```"
+
+    return _FENCE.sub(own, template)
+
+
+def parameters(text: str) -> dict[str, dict[str, tuple[str, Range | None]]]:
+    """What a protocol's listings state: section -> name -> (value as written, range or None)."""
+    out: dict[str, dict] = {}
+    for section, listing in _FENCE.findall(text):
+        for name, value, comment in _LINE.findall(listing):
+            out.setdefault(section, {})[name] = (value.strip('"'), _read_span(comment))
+    return out
+
+
+def _read_span(comment: str) -> Range | None:
+    found = _SPAN.search(comment)
+    if not found or found["fixed"]:
+        return None
+    if found["values"]:
+        return Range(scale="choice", values=tuple(read_yaml(f"[{found['values']}]")))
+    return Range(min=float(found["low"]), max=float(found["high"]), scale=_SCALES[found["scale"]])
+
+
+def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
+    """The run's copy with the rules an earlier run has learned.
+
+    **Raises:** `UserError` where the earlier file differs from the template in anything locked (goal,
+    metrics, formats) or states other training ranges than this run, naming the first difference.
+    """
+    own = instantiate(template, experiment)
+    head, inside, tail = split(earlier)
+    locked = [_FENCE.sub("", part).splitlines() for part in (head + tail, "".join(split(template)[::2]))]
+    for theirs, ours in zip(*(part + [""] * abs(len(locked[0]) - len(locked[1])) for part in locked)):
+        if theirs != ours:
+            raise UserError(
+                f"--protocol: {theirs.strip()[:60]!r} differs from the template's {ours.strip()[:60]!r}; only the rules "
+                "between the markers carry over"
+            )
+    mine, other = parameters(own).get("training", {}), parameters(earlier).get("training", {})
+    for name in sorted(set(mine) | set(other)):
+        if name not in mine or name not in other or mine[name][1] != other[name][1]:
+            raise UserError(
+                f"--protocol: the range of {name} is {_span_text(other[name][1]) if name in other else 'absent'} there and "
+                f"{_span_text(mine[name][1]) if name in mine else 'absent'} here; set search.ranges to the same"
+            )
+    try:
+        return with_body(own, inside)
+    except EditRefused as error:
+        raise UserError(f"--protocol: {error}") from None
+
+

@@ -1,0 +1,113 @@
+"""Moves inside a range: draw, step, push to an extreme. And the seeds, which are no parameter.
+
+A value's `unit` place is 0 at the low end of its range and 1 at the high end, on the range's scale;
+steps are taken there, so that one step size suits rates and counts alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from typing import Any
+
+import numpy as np
+
+from flyjax.config import Range
+
+
+def derive_seed(run_seed: int, node: int, index: int) -> int:
+    """Training seed `index` of a node: 31 bits of a hash, so no configuration can ask for one."""
+    digest = hashlib.sha256(f"flyjax/{int(run_seed)}/{int(node)}/{int(index)}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def coerce(span: Range, value: Any) -> Any:
+    """`value` in the range's own type.
+
+    **Raises:** `ValueError` naming the range for a value outside it, of another type, or not finite.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and isinstance(value, float):
+        if not math.isfinite(value):
+            raise ValueError(f"{value} is not a finite number; the range is {span.describe()}")
+        if span.scale in ("int", "choice") and value == int(value):
+            # JSON writers differ on 4 and 4.0.
+            value = int(value)
+    if not span.contains(value):
+        shown = repr(value) if isinstance(value, str) else str(value) if number else type(value).__name__
+        raise ValueError(f"{shown[:40]} is outside its range, {span.describe()}")
+    return value if span.scale in ("int", "choice") else float(value)
+
+
+def unit(span: Range, value: Any) -> float:
+    """Where `value` lies in its range, 0 to 1."""
+    if span.scale == "choice":
+        return span.values.index(value) / max(1, len(span.values) - 1)
+    if span.scale == "log":
+        return math.log(value / span.min) / math.log(span.max / span.min)
+    return (value - span.min) / (span.max - span.min)
+
+
+def at(span: Range, place: float) -> Any:
+    """The value at a unit place: three significant digits, always inside the range."""
+    place = min(1.0, max(0.0, place))
+    if span.scale == "choice":
+        return span.values[round(place * (len(span.values) - 1))]
+    if span.scale == "log":
+        return tidy(span, span.min * math.exp(place * math.log(span.max / span.min)))
+    return tidy(span, span.min + place * (span.max - span.min))
+
+
+def tidy(span: Range, value: float) -> Any:
+    """A number clipped to an interval and rounded to three significant digits."""
+    if span.scale == "int":
+        return int(min(math.floor(span.max), max(math.ceil(span.min), round(value))))
+    return float(min(span.max, max(span.min, float(f"{value:.3g}"))))
+
+
+def sample(span: Range, rng: np.random.Generator) -> Any:
+    """A value drawn uniformly on the range's scale."""
+    if span.scale == "choice":
+        return span.values[int(rng.integers(len(span.values)))]
+    if span.scale == "int":
+        return int(rng.integers(math.ceil(span.min), math.floor(span.max) + 1))
+    return at(span, float(rng.random()))
+
+
+def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.15, direction: int = 0) -> Any:
+    """Another value about `size` of the range away; up (+1), down (-1) or either (0).
+
+    At the end of the range the step goes the other way.
+    """
+    way = direction or (1 if rng.random() < 0.5 else -1)
+    step = size * (0.5 + float(rng.random()))
+    place = unit(span, value)
+    if span.scale == "choice":
+        step = max(step, 1 / max(1, len(span.values) - 1))
+    for sign in (way, -way):
+        for stretch in (1, 2, 4, 8):
+            moved = at(span, place + sign * step * stretch)
+            if moved != value:
+                return moved
+    return value
+
+
+def extreme(span: Range, value: Any, factor: float) -> Any | None:
+    """`value` times `factor`, clipped to the range: a probe. None where that moves nothing.
+
+    A factor below 1 probes downwards; a choice goes to its last or first value; zero, which no
+    factor moves, goes to the upper end.
+    """
+    up = factor > 1
+    if span.scale == "choice":
+        moved = span.values[-1 if up else 0]
+    elif value == 0:
+        moved = tidy(span, span.max if up else span.min)
+    else:
+        moved = tidy(span, value * factor)
+    return None if moved == value else moved
+
+
+def distance(ranges: dict[str, Range], a: dict[str, Any], b: dict[str, Any]) -> float:
+    """Euclidean distance of two configurations in unit places."""
+    return math.sqrt(sum((unit(r, a[k]) - unit(r, b[k])) ** 2 for k, r in ranges.items()))

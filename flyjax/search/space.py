@@ -1,0 +1,328 @@
+"""What may be proposed: configurations inside the ranges, each new, each with a lawful parent.
+
+    problems = validate_step(context, step)      # empty: the step can be carried out
+    moves = reversions(context, step)            # parents that the reversion check names instead
+    candidates = resolve(context, step)          # parents, changes and whole configurations
+
+Seeds are derived from (run seed, node id, index) in `ranges.derive_seed`; no proposal can name one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ValidationError
+
+from flyjax.config import SIMULATION_TUNABLE, Experiment, Simulation, Training
+from flyjax.errors import nearest
+from flyjax.search.interface import ROOT, STRATEGIES, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.protocol import EditRefused, apply_edit
+from flyjax.search.ranges import coerce, derive_seed, extreme, perturb, sample, unit
+from flyjax.search.tree import scores
+
+__all__ = [
+    "Candidate", "Problem", "Reversion", "available_visuals", "block_simulation", "child_config", "coerce", "derive_seed",
+    "extreme", "next_simulation", "perturb", "resolve", "reversions", "root_config", "sample", "unit", "validate_step",
+]  # fmt: skip
+
+MAX_NOTES = 500  # lines
+MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a part of a step cannot be carried out. `slot` counts proposals from 0."""
+
+    part: str  # proposals | chosen | next_simulation | protocol_edit | block_summary | notes | text
+    message: str
+    slot: int | None = None
+
+    def __str__(self) -> str:
+        where = self.part if self.slot is None else f"proposal {self.slot + 1}"
+        return f"{where}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Reversion:
+    """A single changed parameter that returns to an earlier node's value: that node is the parent."""
+
+    slot: int
+    named: int
+    parent: int
+    parameter: str
+    value: Any
+
+    def __str__(self) -> str:
+        return (
+            f"proposal {self.slot + 1}: reversion check: {self.parameter}={self.value} is node {self.parent}'s value, so use "
+            f"parent={self.parent} instead of {self.named} (the configuration stays as proposed)"
+        )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A proposal worked out: what its node will be."""
+
+    parent: int | str
+    changes: dict[str, Any]
+    config: dict[str, Any]
+    strategy: str
+    hypothesis: str
+
+
+# --- configurations -----------------------------------------------------------------------------
+
+
+def root_config(experiment: Experiment) -> dict[str, Any]:
+    """The baseline: the config file's whole training section."""
+    return experiment.training.model_dump(mode="json")
+
+
+def child_config(experiment: Experiment, parent: dict[str, Any], changes: Mapping[str, Any]) -> tuple[dict, dict]:
+    """(changes that change something, in their own types; the parent's configuration with them).
+
+    **Raises:** `ValueError`, one line, for a name that is not searched or a value out of range.
+    """
+    ranges, real = experiment.search.ranges, {}
+    for name, value in changes.items():
+        if name in SIMULATION_TUNABLE:
+            raise ValueError(f"{name} is a simulation parameter: it changes at block ends only, in next_simulation")
+        if name not in ranges:
+            raise ValueError(f"{str(name)[:60]!r} is not searched in this run; searched: {', '.join(ranges)}.{nearest(str(name)[:60], ranges)}")
+        try:
+            value = coerce(ranges[name], value)
+        except ValueError as error:
+            raise ValueError(f"{name}={error}") from None
+        if value != parent[name]:
+            real[name] = value
+    try:
+        whole = Training.model_validate({**parent, **real}).model_dump(mode="json")
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    return {k: whole[k] for k in real}, whole
+
+
+def block_simulation(experiment: Experiment, block: int) -> dict[str, Any]:
+    """The simulation `search.simulations` gives a block (cyclically), or the base one."""
+    base, listed = experiment.simulation.model_dump(mode="json"), experiment.search.simulations
+    return {**base, **(listed[(block - 1) % len(listed)] if listed else {})}
+
+
+def available_visuals(context: Context) -> tuple[Any, ...]:
+    """The visual_input_type values that the next block may use: in the range and on this machine."""
+    span = context.experiment.search.simulation_ranges.get("visual_input_type")
+    values = span.values if span is not None and span.values else context.available_stimuli
+    return tuple(v for v in values if v in context.available_stimuli)
+
+
+def next_simulation(context: Context, step: Step) -> dict[str, Any]:
+    """The simulation that the step's proposals are trained in."""
+    if context.block not in context.state.blocks:
+        return block_simulation(context.experiment, context.block)
+    current = context.state.blocks[context.block].simulation
+    return {**current, **(step.next_simulation if context.next_opens_block else {})}
+
+
+# --- validation ---------------------------------------------------------------------------------
+
+
+def _parents(context: Context) -> set[int]:
+    return {n.id for n in context.state.block_nodes(context.block)}
+
+
+def _candidate(context: Context, proposal: Proposal) -> Candidate:
+    """**Raises:** `ValueError`, one line."""
+    if not isinstance(proposal.changes, Mapping):
+        raise ValueError("changes have to be a mapping of parameter names to values")
+    if proposal.strategy not in STRATEGIES or proposal.strategy == ROOT:
+        raise ValueError(f"strategy {str(proposal.strategy)[:40]!r} is not one of {', '.join(STRATEGIES[1:])}")
+    if not isinstance(proposal.hypothesis, str) or len(proposal.hypothesis) > MAX_TEXT:
+        raise ValueError(f"the hypothesis has to be a text of at most {MAX_TEXT} characters")
+    parent = proposal.parent
+    if context.next_opens_block:
+        if parent != ROOT:
+            raise ValueError(f"parent has to be {ROOT!r}: the next iteration opens a block")
+        start = root_config(context.experiment)
+    else:
+        lawful = _parents(context)
+        if isinstance(parent, bool) or not isinstance(parent, int) or parent not in lawful:
+            first = min(lawful, default=None)
+            hint = f" (the block's root is node {first})" if parent == ROOT else ""
+            listed = ", ".join(map(str, sorted(lawful)[-12:]))
+            raise ValueError(f"parent {str(parent)[:40]!r} is not a trained node of this block{hint}; use one of {listed}")
+        start = context.state.nodes[parent].config
+    changes, config = child_config(context.experiment, start, proposal.changes)
+    if proposal.strategy == "robustness-test" and changes:
+        raise ValueError("a robustness-test runs its parent's configuration again: changes have to be empty")
+    return Candidate(parent, changes, config, proposal.strategy, proposal.hypothesis)
+
+
+def _twin(context: Context, simulation, config) -> str | None:
+    """Who already has this configuration in this simulation."""
+    if context.next_opens_block and config == root_config(context.experiment):
+        return "the block's root"
+    state = context.state
+    for node in state.nodes.values():
+        if node.config == config and state.blocks[node.block].simulation == simulation:
+            return f"node {node.id}"
+    return None
+
+
+def _check_proposals(context: Context, step: Step, simulation) -> list[Problem]:
+    if not isinstance(step.proposals, (tuple, list)) or not all(isinstance(p, Proposal) for p in step.proposals):
+        return [Problem("proposals", "have to be a list of proposals")]
+    problems, seen = [], []
+    for slot, proposal in enumerate(step.proposals[: context.n_proposals]):
+        try:
+            candidate = _candidate(context, proposal)
+        except ValueError as error:
+            problems.append(Problem("proposals", str(error), slot))
+            continue
+        if candidate.strategy != "robustness-test":
+            twin = _twin(context, simulation, candidate.config)
+            earlier = next((k for k, c in seen if c.config == candidate.config), None)
+            if twin is None and earlier is not None:
+                twin = f"proposal {earlier + 1}"
+            if twin:
+                problems.append(
+                    Problem("proposals", f"the same configuration as {twin}; change something, or call it a robustness-test", slot)
+                )
+        seen.append((slot, candidate))
+    if len(step.proposals) != context.n_proposals:
+        problems.append(Problem("proposals", f"{len(step.proposals)} given, {context.n_proposals} wanted"))
+    return problems
+
+
+def _check_simulation(context: Context, changes: Any) -> list[Problem]:
+    if not isinstance(changes, Mapping):
+        return [Problem("next_simulation", "has to be a mapping of simulation parameters to values")]
+    if changes and not context.is_block_end:
+        return [Problem("next_simulation", "the simulation changes at block ends only; leave it empty")]
+    spans, problems = context.experiment.search.simulation_ranges, []
+    for name, value in changes.items():
+        if name not in spans:
+            known = ", ".join(spans) or "none"
+            problems.append(Problem("next_simulation", f"{str(name)[:60]!r} is not searched; searched: {known}"))
+            continue
+        try:
+            coerce(spans[name], value)
+        except ValueError as error:
+            problems.append(Problem("next_simulation", f"{name}={error}"))
+            continue
+        if name == "visual_input_type" and value not in context.available_stimuli:
+            here = ", ".join(map(str, available_visuals(context))) or "none"
+            problems.append(Problem("next_simulation", f"{name}={value} is not on this machine; there is: {here}"))
+    if not problems:
+        base = context.experiment.simulation.model_dump(mode="json")
+        try:
+            Simulation.model_validate({**base, **changes})
+        except ValidationError as error:
+            first = error.errors()[0]
+            problems.append(Problem("next_simulation", f"{'.'.join(map(str, first['loc']))}: {first['msg']}"))
+    return problems
+
+
+def _check_block_end(context: Context, step: Step) -> list[Problem]:
+    edit = step.protocol_edit
+    if not context.is_block_end:
+        return [Problem("protocol_edit", "the protocol is edited at block ends only")] if edit is not None else []
+    problems = []
+    if not isinstance(step.block_summary, str) or not step.block_summary.strip():
+        problems.append(Problem("block_summary", "a block end needs its summary: what worked and what failed"))
+    if not isinstance(edit, ProtocolEdit):
+        return [*problems, Problem("protocol_edit", "a block end needs an edit, or an empty one with the reason")]
+    if not isinstance(edit.reason, str) or not edit.reason.strip():
+        problems.append(Problem("protocol_edit", "the reason is missing; it is needed for an edit and for no changes alike"))
+    try:
+        apply_edit(context.protocol, edit)
+    except EditRefused as error:
+        problems.append(Problem("protocol_edit", str(error)))
+    return problems
+
+
+def _check_texts(step: Step) -> list[Problem]:
+    problems = []
+    for name in ("reason", "block_summary"):
+        text = getattr(step, name)
+        if not isinstance(text, str) or len(text) > MAX_TEXT:
+            problems.append(Problem("text", f"{name} has to be a text of at most {MAX_TEXT} characters"))
+    for name in ("activity", "observation"):
+        lines = getattr(step, name)
+        if not isinstance(lines, Mapping) or not all(isinstance(t, str) and len(t) <= MAX_TEXT for t in lines.values()):
+            problems.append(Problem("text", f"{name} has to map nodes to texts of at most {MAX_TEXT} characters"))
+    if not isinstance(step.notes, str) or step.notes.count("\n") >= MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
+        problems.append(Problem("notes", f"memory notes are a text of at most {MAX_NOTES} lines"))
+    return problems
+
+
+def validate_step(context: Context, step: Step) -> list[Problem]:
+    """Everything that keeps a step from being carried out; empty where nothing does. Never raises."""
+    problems = _check_simulation(context, step.next_simulation)
+    simulation = next_simulation(context, step) if not problems else next_simulation(context, Step(()))
+    problems += _check_proposals(context, step, simulation)
+    if context.new_nodes and (isinstance(step.chosen, bool) or step.chosen not in context.new_nodes):
+        listed = ", ".join(map(str, context.new_nodes))
+        problems.append(Problem("chosen", f"{str(step.chosen)[:40]} is not one of the new nodes, {listed}"))
+    return problems + _check_block_end(context, step) + _check_texts(step)
+
+
+# --- carrying out -------------------------------------------------------------------------------
+
+
+def reversion_parent(context: Context, candidate: Candidate) -> int | None:
+    """The node that the reversion check makes the parent, where it is another than the one named.
+
+    It applies to one changed parameter whose new value an earlier node of the block has: the nearest
+    such ancestor of the named parent, else the node whose configuration is closest to the proposed one
+    (of equally close ones the newest).
+    """
+    if context.next_opens_block or len(candidate.changes) != 1:
+        return None
+    ((name, value),) = candidate.changes.items()
+    nodes = context.state.nodes
+    here = nodes[candidate.parent].parent
+    while here in nodes:
+        if nodes[here].config[name] == value:
+            return here
+        here = nodes[here].parent
+    same = [n for n in context.state.block_nodes(context.block) if n.config[name] == value]
+
+    def differences(node):
+        return sum(node.config[k] != v for k, v in candidate.config.items())
+
+    return min(same, key=lambda n: (differences(n), -n.id)).id if same else None
+
+
+def reversions(context: Context, step: Step) -> list[Reversion]:
+    """Proposals of a valid step whose parent the reversion check replaces."""
+    out = []
+    for slot, proposal in enumerate(step.proposals):
+        candidate = _candidate(context, proposal)
+        parent = reversion_parent(context, candidate)
+        if parent is not None:
+            ((name, value),) = candidate.changes.items()
+            out.append(Reversion(slot, proposal.parent, parent, name, value))
+    return out
+
+
+def resolve(context: Context, step: Step) -> tuple[Candidate, ...]:
+    """The candidates of a valid step, the reversion check applied to their parents."""
+    out = []
+    for proposal in step.proposals:
+        candidate = _candidate(context, proposal)
+        parent = reversion_parent(context, candidate)
+        if parent is not None:
+            start = context.state.nodes[parent].config
+            changes = {k: v for k, v in candidate.config.items() if v != start[k]}
+            candidate = Candidate(parent, changes, candidate.config, candidate.strategy, candidate.hypothesis)
+        out.append(candidate)
+    return tuple(out)
+
+
+def highest_ucb(context: Context) -> int | str:
+    """The node of the highest UCB in the block; root where the next iteration opens a block."""
+    ranked = scores(context.state, context.block, context.experiment.search.ucb_c)
+    return ROOT if context.next_opens_block or not ranked else ranked[0].node.id
