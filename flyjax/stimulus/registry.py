@@ -72,3 +72,9 @@ def luminance(
 def available(data_path: str | Path | None = None) -> tuple[str, ...]:
     """Names that can be shown on this machine: the built-in ones, and the data sets that are there."""
     return scenes.NAMES
+
+
+def fingerprint(name: str, data_path: str | Path | None = None) -> str | None:
+    """What a stimulus' files are: changes when they do; None for the built-in ones."""
+    check_name(name)
+    return None

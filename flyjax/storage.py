@@ -1,0 +1,150 @@
+"""Arrays on disk that are either whole or refused: zarr v3 with a manifest of checksums.
+
+A store is written beside its final place, synced and renamed, so a crash leaves the old one or
+none. The manifest lists every file with its SHA-256; zarr alone would read a missing chunk as
+zeros.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from flyjax.errors import UserError
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_CHUNK_BYTES = 64 * 2**20
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _files(folder: Path) -> dict[str, str]:
+    """Relative path -> checksum of every file but the manifest."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in paths}
+
+
+def _chunks(array: np.ndarray) -> tuple[int, ...]:
+    """Whole rows, about 64 MiB a chunk."""
+    row = max(1, array.itemsize * int(np.prod(array.shape[1:])))
+    return (max(1, min(len(array), _CHUNK_BYTES // row)), *array.shape[1:])
+
+
+def write_store(path: str | Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
+    """Write arrays (at least one-dimensional, non-empty) and JSON-able `meta` as one folder.
+
+    An earlier store of the same path is replaced at the end.
+
+    **Raises:** `UserError` if `path` exists and is no store, or the disk refuses.
+    """
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise UserError(f"{path} exists and is no recording: choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from None
+    try:
+        group = zarr.open_group(scratch, mode="w", zarr_format=3)
+        for name, array in arrays.items():
+            # Noisy float32 hardly compresses; time is worth more than 10 % of the disk.
+            stored = group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array), compressors=None)
+            for start in range(0, len(array), stored.chunks[0]):
+                stored[start : start + stored.chunks[0]] = array[start : start + stored.chunks[0]]
+        manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(arrays), "files": _files(scratch)}
+        with (scratch / MANIFEST).open("w") as file:
+            json.dump(manifest, file, allow_nan=False)
+            file.flush()
+            os.fsync(file.fileno())
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            os.replace(path, old / "old")
+            os.replace(scratch, path)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(scratch, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return path
+
+
+def read_meta(path: str | Path) -> dict:
+    """The manifest of a store, checked against nothing.
+
+    **Raises:** `UserError` if there is none or it is of another format.
+    """
+    path = Path(path)
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        known = manifest["format"], manifest["meta"], manifest["arrays"], manifest["files"]
+    except FileNotFoundError:
+        raise UserError(f"no recording in {path}: it has no {MANIFEST}") from None
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{path}/{MANIFEST} is torn or edited: delete the folder and record again") from None
+    if known[0] != FORMAT:
+        raise UserError(f"{path} is of format {known[0]}, this version reads {FORMAT}: record again")
+    return manifest
+
+
+def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+    """Arrays and meta of a store, every file verified.
+
+    **Raises:** `UserError` naming the first file that is missing, changed or foreign.
+    """
+    path, manifest = Path(path), read_meta(path)
+    remedy = "delete the folder and record again"
+    for name, digest in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise UserError(f"{path} is torn, {name} is missing: {remedy}")
+        if _digest(file) != digest:
+            raise UserError(f"{path} was edited or damaged, {name} has another checksum: {remedy}")
+    foreign = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
+    if extra := sorted(foreign - set(manifest["files"])):
+        raise UserError(f"{path} was edited, {extra[0]} does not belong to it: {remedy}")
+    group = zarr.open_group(path, mode="r")
+    return {name: np.asarray(group[name][...]) for name in manifest["arrays"]}, manifest["meta"]
+
+
+def store_bytes(path: Path) -> int:
+    """Disk use of a store."""
+    return sum(p.stat().st_size for p in path.rglob("*") if p.is_file())
+
+
+def touch(path: Path) -> None:
+    """Mark a store as used now."""
+    with contextlib.suppress(OSError):
+        os.utime(path / MANIFEST)
+
+
+def evict(folder: Path, max_bytes: float, keep: Path) -> list[Path]:
+    """Remove the least recently used stores of a folder beyond `max_bytes`; `keep` stays."""
+    stores = []
+    for manifest in folder.glob(f"*/{MANIFEST}"):
+        with contextlib.suppress(OSError):  # another process may have evicted it
+            stores.append((manifest.stat().st_mtime_ns, manifest.parent, store_bytes(manifest.parent)))
+    total, gone = sum(size for *_, size in stores), []
+    for _, path, size in sorted(stores, key=lambda s: s[0]):
+        if total <= max_bytes:
+            break
+        if path.resolve() == keep.resolve():
+            continue
+        shutil.rmtree(path, ignore_errors=True)
+        total -= size
+        gone.append(path)
+    return gone
