@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flyjax.config import Experiment
+from flyjax.errors import UserError
 
 ROOT = "root"  # parent of the first candidate of every block: the baseline configuration
 
@@ -42,6 +43,17 @@ class BadAnswer(Exception):
         super().__init__("; ".join(errors))
         self.errors = tuple(errors)
         self.raw = raw
+        self.usage = dict(usage or {})
+
+
+class Paused(UserError):
+    """The search cannot go on now but can later: service down, key refused, budget spent.
+
+    One line with the remedy; `usage` is what was paid for without an answer to show for it.
+    """
+
+    def __init__(self, message: str, usage: dict[str, Any] | None = None):
+        super().__init__(" ".join(message.split()))
         self.usage = dict(usage or {})
 
 
