@@ -1,0 +1,217 @@
+r"""Numbers that say how much of the circuit was recovered, by the names of metrics.json.
+
+R2 is the squared Pearson correlation of true and learned values (free slope and intercept), as in
+the published tables; `_slope` and `_identity` (R2 to the identity line) stand beside it. A value
+that is not finite is None with a reason, never 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flyjax.errors import UserError
+from flyjax.recording import Recording
+from flyjax.recovery.extract import Recovered, canonical, incoming, per_recording
+
+#: W pairs further apart than this are dropped before the comparison (and counted).
+MAX_WEIGHT_ERROR = 5.0
+#: Held-out frames on which one-step and input metrics are computed, evenly spread.
+N_EVALUATION_FRAMES = 200
+
+
+@dataclass
+class Metrics:
+    """Values by name, and why a value is None."""
+
+    values: dict[str, float | int | None] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def put(self, name: str, value, reason: str | None = None) -> None:
+        """Store a number; a missing or non-finite one becomes None with a reason."""
+        if value is not None and not np.isfinite(value):
+            value, reason = None, reason or f"the value is {value}"
+        if value is None:
+            self.reasons[name] = reason or "not computed"
+            self.values[name] = None
+        else:
+            self.values[name] = int(value) if isinstance(value, (int, np.integer)) else float(value)
+
+    def update(self, other: Metrics) -> None:
+        self.values.update(other.values)
+        self.reasons.update(other.reasons)
+
+    def as_dict(self) -> dict:
+        """metrics.json: the values and, under 'reasons', one line per None."""
+        return {**self.values, "reasons": dict(self.reasons)}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Learned against true values. All None, with a reason, where they cannot be compared."""
+
+    R2: float | None
+    slope: float | None  #: of learned on true: below 1 where the learned values are attenuated
+    identity: float | None  #: 1 - SSE/SST without a free slope and intercept
+    n: int
+    reason: str | None = None
+
+
+def compare(true, learned) -> Fit:
+    """R2 (squared Pearson), slope and R2 to the identity, in float64."""
+    true, learned = (np.asarray(a, np.float64).ravel() for a in (true, learned))
+    if true.shape != learned.shape:
+        raise UserError(f"{len(learned)} learned values cannot be compared with {len(true)} true ones")
+    bad = int(np.sum(~np.isfinite(true)) + np.sum(~np.isfinite(learned)))
+    if bad:
+        return Fit(None, None, None, len(true), f"{bad} of {len(true)} values are not finite")
+    if len(true) < 2:
+        return Fit(None, None, None, len(true), f"{len(true)} values are too few to compare")
+    x, y = true - true.mean(), learned - learned.mean()
+    xx, yy, xy = x @ x, y @ y, x @ y
+    # A constant array has a rounding remainder, never an exact 0.
+    for name, square, values in (("true", xx, true), ("learned", yy, learned)):
+        if square <= len(values) * (1e-12 * np.abs(values).max()) ** 2:
+            slope = 0.0 if name == "learned" else None
+            return Fit(None, slope, None, len(true), f"the {name} values are constant")
+    return Fit(xy * xy / (xx * yy), xy / xx, 1.0 - np.sum((learned - true) ** 2) / xx, len(true))
+
+
+def put_fit(metrics: Metrics, name: str, true, learned, max_error: float | None = None) -> Fit:
+    """`name`, `name`_slope and `name`_identity; with `max_error`, `name`_dropped pairs are left out."""
+    true, learned = np.asarray(true), np.asarray(learned)
+    if max_error is not None:
+        with np.errstate(invalid="ignore"):
+            far = np.abs(learned - true) > max_error  # False for NaN, which is then reported
+        true, learned = true[~far], learned[~far]
+        metrics.put(f"{name}_dropped", int(far.sum()))
+    fit = compare(true, learned)
+    metrics.put(name, fit.R2, fit.reason)
+    metrics.put(f"{name}_slope", fit.slope, fit.reason)
+    metrics.put(f"{name}_identity", fit.identity, fit.reason)
+    return fit
+
+
+@per_recording
+def true_tau(recording: Recording) -> np.ndarray:
+    """tau* (N,) in s: max(tau, delta_t) where the simulation clamps, else tau."""
+    tau = np.asarray(recording.parameters.tau)
+    simulation = recording.simulation
+    return np.maximum(tau, np.float32(simulation.delta_t)) if simulation.clamp_tau else tau
+
+
+def circuit_metrics(found, recording: Recording, suffix: str = "", edges=None, neurons=None) -> Metrics:
+    """connectivity_R2, tau_R2 and V_rest_R2 with slope and identity, names ending in `suffix`.
+
+    Args:
+        found: anything with weight (E,), tau (N,) and v_rest (N,).
+        suffix: "_refit", "_identifiable", ...
+        edges, neurons: boolean masks of what is compared; by default everything.
+    """
+    edges = slice(None) if edges is None else edges
+    neurons = slice(None) if neurons is None else neurons
+    true = recording.parameters
+    metrics = Metrics()
+    put_fit(
+        metrics, f"connectivity_R2{suffix}", np.asarray(true.weight)[edges], found.weight[edges], MAX_WEIGHT_ERROR
+    )
+    put_fit(metrics, f"tau_R2{suffix}", true_tau(recording)[neurons], found.tau[neurons])
+    put_fit(metrics, f"V_rest_R2{suffix}", np.asarray(true.v_rest)[neurons], found.v_rest[neurons])
+    return metrics
+
+
+@partial(jax.jit, static_argnums=0)
+def _solve_input(learner, params, voltage, derivative):
+    """(T, N) voltages and derivatives -> (T, n_in) luminance; one frame at a time stays in cache."""
+    inputs = learner.connectome.inputs
+    grey = jnp.zeros((voltage.shape[1], 1)).at[inputs].set(0.5)
+
+    def frame(pair):
+        v, target = pair[0][:, None], pair[1][:, None]
+        msg = incoming(learner, params, learner.message(params, v))
+        value, slope = jax.jvp(lambda x: learner.update(params, v, msg, x), (grey,), (jnp.ones_like(grey),))
+        return (0.5 + (target - value) / slope)[inputs, 0]
+
+    return jax.lax.map(frame, (voltage, derivative))
+
+
+@partial(jax.jit, static_argnums=0)
+def _one_step(learner, params, voltage, luminance):
+    return jax.lax.map(lambda pair: learner.derivative(params, pair[0][None], pair[1][None])[0], (voltage, luminance))
+
+
+@per_recording
+def evaluation_pairs(recording: Recording, n_frames: int = N_EVALUATION_FRAMES):
+    """(voltage, luminance, derivative) at frames evenly spread over a recording."""
+    frames = np.unique(np.linspace(0, len(recording.voltage) - 1, n_frames).round().astype(int))
+    return recording.pairs(frames)
+
+
+def input_metrics(learner, params, recording: Recording) -> Metrics:
+    """external_input_R2: the luminance that explains dv/dt at the input neurons, against the true one.
+
+    At held-out frames f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5,
+    which is exact for an f that is affine in I. Squared Pearson over frames and input neurons.
+    """
+    c = recording.connectome
+    voltage, luminance, derivative = evaluation_pairs(recording)
+    solved = np.asarray(_solve_input(canonical(learner), params, voltage, derivative))
+    metrics = Metrics()
+    put_fit(metrics, "external_input_R2", luminance[:, c.input_column], solved)
+    metrics.put("external_input_frames", len(voltage))
+    return metrics
+
+
+def one_step_metrics(learner, params, recording: Recording) -> Metrics:
+    """one_step_R2 = 1 - SSE/SST of dv/dt at the true states of held-out frames, pooled over neurons."""
+    voltage, luminance, derivative = evaluation_pairs(recording)
+    predicted = _one_step(canonical(learner), params, voltage, luminance)
+    metrics = Metrics()
+    metrics.put("one_step_R2", *explained(derivative, predicted))
+    metrics.put("one_step_frames", len(voltage))
+    return metrics
+
+
+def explained(true, predicted) -> tuple[float | None, str | None]:
+    """1 - SSE/SST pooled over all entries (SST about their grand mean), or None and a reason."""
+    true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
+    bad = int(np.sum(~np.isfinite(predicted)))
+    if bad:
+        return None, f"{bad} of {predicted.size} predictions are not finite"
+    total = np.sum((true - true.mean()) ** 2)
+    if total == 0:
+        return None, "the true values are constant"
+    return float(1.0 - np.sum((predicted - true) ** 2) / total), None
+
+
+def per_type(recording: Recording, found: Recovered) -> list[dict]:
+    """One row per cell type: its neurons, true and learned tau and V_rest, R2 of its incoming weights.
+
+    Values that cannot be computed (one edge, constant weights) are None.
+    """
+    c, true = recording.connectome, recording.parameters
+    tau, weight = true_tau(recording), np.asarray(true.weight)
+    rows = []
+    receiving = c.cell_type[c.receivers]
+    for k, name in enumerate(c.cell_types):
+        mine, edges = c.cell_type == k, receiving == k
+        row = {"cell_type": name, "n": int(mine.sum()), "n_edges": int(edges.sum())}
+        for label, a, b in (("tau", tau, found.tau), ("V_rest", np.asarray(true.v_rest), found.v_rest)):
+            row |= {
+                f"{label}_true": _finite(a[mine].mean()),
+                f"{label}_learned": _finite(b[mine].mean()),
+                f"{label}_std": _finite(b[mine].std()),
+                f"{label}_rmse": _finite(np.sqrt(np.mean((b[mine] - a[mine]) ** 2))),
+            }
+        row["W_R2"] = compare(weight[edges], found.weight[edges]).R2
+        row["W_rmse"] = _finite(np.sqrt(np.mean((found.weight[edges] - weight[edges]) ** 2))) if edges.any() else None
+        rows.append(row)
+    return rows
+
+
+def _finite(x) -> float | None:
+    return float(x) if np.isfinite(x) else None

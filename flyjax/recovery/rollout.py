@@ -1,0 +1,111 @@
+r"""Free rollout of a trained network on a held-out, noise-free recording.
+
+From the true state before frame 0, v <- v + delta_t f(v, luminance), fed by its own predictions
+alone. Row t of a rollout is the state before frame t, as in a recording.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from flyjax.recording import Recording
+from flyjax.recovery.extract import canonical, moments
+from flyjax.recovery.metrics import Metrics, explained
+
+#: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
+CHUNK = 250
+#: A rollout has diverged where a voltage leaves this many times the true range.
+DIVERGED = 100.0
+#: test_pearson leaves out neurons whose true trace moves less than this.
+MIN_TRACE_STD = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """A free run beside the truth."""
+
+    voltage: Float[np.ndarray, "T N"]  #: row 0 is the true state; rows from `divergence_frame` on are meaningless
+    divergence_frame: int | None  #: first frame whose state left the range, None where none did
+
+
+@partial(jax.jit, static_argnums=0)
+def _advance(learner, params, start, luminance, dt):
+    def frame(voltage, seen):
+        after = voltage + dt * learner.derivative(params, voltage[None], seen[None])[0]
+        return after, after
+
+    return jax.lax.scan(frame, start, luminance)[1]
+
+
+def rollout(learner, params, recording: Recording) -> Rollout:
+    """Roll the network out over all frames of a recording, from its first state."""
+    true, seen = recording.voltage, np.asarray(recording.luminance, np.float32)
+    n_frames = len(true)
+    limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
+    voltage = np.empty((n_frames, true.shape[1]), np.float32)
+    voltage[0] = true[0]
+    learner, dt = canonical(learner), np.float32(recording.simulation.delta_t)
+    for begin in range(0, n_frames - 1, CHUNK):
+        piece = seen[begin : min(begin + CHUNK, n_frames - 1)]
+        padded = np.concatenate([piece, np.repeat(piece[-1:], CHUNK - len(piece), axis=0)])
+        states = np.asarray(_advance(learner, params, voltage[begin], padded, dt))[: len(piece)]
+        voltage[begin + 1 : begin + 1 + len(piece)] = states
+        outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too
+        if outside.any():
+            frame = begin + 1 + int(np.argmax(outside))
+            voltage[frame:] = np.nan
+            return Rollout(voltage, frame)
+    return Rollout(voltage, None)
+
+
+def correlations(true, predicted, piece: int = 1024) -> tuple[np.ndarray, np.ndarray]:
+    """Pearson per column of two (T, N) arrays and the std of the true columns, in float64.
+
+    NaN where either column is constant.
+    """
+    (mean_a, std_a), (mean_b, std_b) = moments(true), moments(predicted)
+    covariance = np.zeros(true.shape[1])
+    for begin in range(0, len(true), piece):
+        a, b = true[begin : begin + piece] - mean_a, predicted[begin : begin + piece] - mean_b
+        covariance += np.einsum("tn,tn->n", a, b)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return covariance / len(true) / (std_a * std_b), std_a
+
+
+def rollout_metrics(run: Rollout, recording: Recording) -> Metrics:
+    """test_R2, test_pearson, test_rmse with their numbers of frames and neurons.
+
+    test_R2 = 1 - SSE/SST pooled over frames and neurons (SST about the grand mean); test_pearson =
+    mean over neurons whose true trace has std > 1e-3 (None where a predicted trace is constant
+    there: it has no correlation). Frame 0, where the states agree, is left out. A diverged rollout
+    is None in all of them, with its frame.
+    """
+    metrics = Metrics()
+    true, predicted = recording.voltage[1:], run.voltage[1:]
+    metrics.put("test_frames", len(true))
+    if run.divergence_frame is not None:
+        reason = f"the rollout diverged at frame {run.divergence_frame}"
+        for name in ("test_R2", "test_pearson", "test_rmse"):
+            metrics.put(name, None, reason)
+        metrics.put("test_divergence_frame", run.divergence_frame)
+        return metrics
+    metrics.put("test_divergence_frame", None, "the rollout stayed finite")
+    metrics.put("test_R2", *explained(true, predicted))
+    metrics.put("test_rmse", float(np.sqrt(np.mean(np.square(predicted - true), dtype=np.float64))))
+    r, std = correlations(true, predicted)
+    moving = std > MIN_TRACE_STD
+    metrics.put("test_pearson_neurons", int(moving.sum()))
+    r = r[moving]
+    constant = int(np.isnan(r).sum())
+    if not len(r):
+        metrics.put("test_pearson", None, f"no true trace has a std above {MIN_TRACE_STD:g}")
+    elif constant:
+        metrics.put("test_pearson", None, f"{constant} of {len(r)} predicted traces are constant")
+    else:
+        metrics.put("test_pearson", r.mean())
+    return metrics
