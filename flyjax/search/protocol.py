@@ -137,11 +137,11 @@ _SPAN = re.compile(r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale
 _SCALES = {None: "linear", "log": "log", "whole numbers": "int"}
 
 
-def _number(value) -> str:
-    """A value as YAML; small numbers like 1.0E-3, exactly."""
+def _number(value, span: Range | None = None) -> str:
+    """A value as YAML, exactly; small numbers, and those of a log range, like 1.0E-3."""
     if isinstance(value, str):
         return f'"{value}"'
-    if value and abs(value) < 0.01:
+    if value and abs(value) < (0.1 if span is not None and span.scale == "log" else 1e-3):
         power = math.floor(math.log10(abs(value)) + 1e-9)
         mantissa = f"{value / 10**power:.6g}"
         text = f"{mantissa if '.' in mantissa else mantissa + '.0'}E{power}"
@@ -156,7 +156,7 @@ def _span_text(span: Range | None) -> str:
     if span.scale == "choice":
         return "values: " + ", ".join(_number(v) for v in span.values)
     extra = {"log": " (log)", "int": " (whole numbers)"}.get(span.scale, "")
-    return f"range: {_number(span.min)} to {_number(span.max)}{extra}"
+    return f"range: {_number(span.min, span)} to {_number(span.max, span)}{extra}"
 
 
 def _descriptions(listing: str) -> dict[str, str]:
@@ -167,7 +167,7 @@ def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
     """The lines of one listing: `name: value  # description, range: low to high`."""
     search = experiment.search
     if section == "search":
-        rows = [(k, getattr(search, k), told[k]) for k in told]
+        spans, rows = {}, [(k, getattr(search, k), told[k]) for k in told]
     else:
         spans = search.ranges if section == "training" else search.simulation_ranges
         names = [k for k in told if k in spans or section == "simulation"] + [k for k in spans if k not in told]
@@ -176,7 +176,7 @@ def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
         for k in names:
             text = told.get(k) or (fields[k].description if k in fields else None) or k.replace("_", " ")
             rows.append((k, getattr(values, k), f"{text}, {_span_text(spans.get(k))}"))
-    cells = [(f"  {k}: {_number(v)}", text) for k, v, text in rows]
+    cells = [(f"  {k}: {_number(v, spans.get(k))}", text) for k, v, text in rows]
     width = max(len(c) for c, _ in cells)
     return "".join(f"{c:<{width}}  # {text}\n" for c, text in cells)
 
