@@ -1,0 +1,315 @@
+"""The proposer that asks a language model: one structured call of the Messages API for each step.
+
+The model is untrusted. What it answers is read (`tools.read`), then validated by the loop, which
+sends errors back through `Context.feedback`; it has no files, no code, no seeds, no secrets.
+
+    proposer = LLMProposer(experiment)      # UserError where no key is set
+    print(announce(experiment))
+    step = proposer.step(context)           # BadAnswer: ask again; Paused: stop, resumably
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from flyjax.config import Experiment
+from flyjax.errors import UserError
+from flyjax.search.interface import BadAnswer, Context, Paused, Step
+from flyjax.search.prices import BILLED, CHECKED, NOT_REPORTED, cost, dollars, most, price_of
+from flyjax.search.proposers.prompt import Prompt, build
+from flyjax.search.proposers.tools import compact, keepable, read
+from flyjax.search.space import validate_step
+
+KEY_NAME = "ANTHROPIC_API_KEY"
+FREE = "go on free with --proposer rules"
+RESUME = "then run the same command again"
+
+MAX_ANSWER_BYTES = 4_000_000  # far above any answer of max_tokens
+MAX_WAIT_S = 120  # a service that asks for a longer wait before the next try pauses the run
+TRIES = 3  # calls per step at most: an answer and two corrections
+
+
+def api_key() -> str:
+    """The key from the environment.
+
+    **Raises:** `UserError` where none is set or it cannot be one; the message does not show it.
+    """
+    key = os.environ.get(KEY_NAME, "").strip()
+    if not key:
+        raise UserError(f"no {KEY_NAME} is set: set it to your key, or {FREE}")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"{KEY_NAME} holds characters no key has: set it again, or {FREE}")
+    return key
+
+
+def scrub(value: Any, secret: str) -> Any:
+    """A copy without the secret, should a service or a file have echoed it."""
+    if isinstance(value, str):
+        return value.replace(secret, "[redacted]")
+    if isinstance(value, dict):
+        return {scrub(k, secret): scrub(v, secret) for k, v in value.items()}
+    if isinstance(value, list):
+        return [scrub(v, secret) for v in value]
+    return value
+
+
+def _seconds(headers) -> float | None:
+    """What a service asks to wait before the next try, s."""
+    try:
+        if "retry-after-ms" in headers:
+            return float(headers["retry-after-ms"]) / 1000
+        return float(headers["retry-after"])
+    except KeyError:
+        return None
+    except ValueError:
+        pass
+    try:
+        when = parsedate_to_datetime(headers["retry-after"])
+        return (when - parsedate_to_datetime(headers["date"])).total_seconds()
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _refuse_long_waits(response) -> None:
+    # The client would sleep for as long as it is told to, hours included, without a word.
+    wait = _seconds(response.headers)
+    if response.status_code >= 400 and wait is not None and not 0 <= wait <= MAX_WAIT_S:
+        response.headers["x-should-retry"] = "false"
+
+
+def make_client(experiment: Experiment, key: str):
+    """The SDK's client: it retries failures of transport with backoff, and obeys ANTHROPIC_BASE_URL."""
+    import anthropic
+
+    llm = experiment.search.llm
+    http = anthropic.DefaultHttpxClient(timeout=llm.timeout_s, event_hooks={"response": [_refuse_long_waits]})
+    return anthropic.Anthropic(api_key=key, timeout=llm.timeout_s, max_retries=llm.max_retries, http_client=http)
+
+
+def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any]:
+    """What one call used and cost.
+
+    `input_tokens` counts the whole prompt, its cached part included. A bill that cannot be read is
+    charged at the most the call can cost and marked `estimated`, so that no budget leaks through it.
+    """
+    price, told = price_of(experiment.search.llm), data.get("usage") if isinstance(data, dict) else None
+    counts = {}
+    for kind in BILLED:
+        n = told.get(kind) if isinstance(told, dict) else None
+        counts[kind] = n if type(n) is int and 0 <= n < 10**9 else None
+    usage = {"calls": 1, "model": experiment.search.llm.model}
+    if counts["input_tokens"] is None or counts["output_tokens"] is None:
+        return {**usage, **_at_most(experiment, prompt, 1)}
+    counts = {kind: n or 0 for kind, n in counts.items()}
+    usd = cost(price, counts)
+    return {
+        **usage,
+        **counts,
+        "input_tokens": sum(n for kind, n in counts.items() if kind != "output_tokens"),
+        "usd": NOT_REPORTED if usd is None else usd,
+    }
+
+
+def _at_most(experiment: Experiment, prompt: Prompt, calls: int) -> dict[str, Any]:
+    llm = experiment.search.llm
+    usd = most(price_of(llm), prompt.tokens, llm.max_tokens)
+    return {
+        "calls": calls,
+        "input_tokens": calls * prompt.tokens,
+        "output_tokens": calls * llm.max_tokens,
+        "usd": NOT_REPORTED if usd is None else calls * usd,
+        "estimated": True,
+    }
+
+
+def check_budget(context: Context, prompt: Prompt) -> None:
+    """Whether the next call fits into what is left, at the most it can use.
+
+    **Raises:** `Paused`, naming the budget and how to raise it.
+    """
+    search, spent = context.experiment.search, context.state.spent
+    llm = search.llm
+    if search.max_calls is not None and spent.calls + 1 > search.max_calls:
+        raise Paused(
+            f"all {search.max_calls} calls of search.max_calls are made: raise it with "
+            f"--set search.max_calls={spent.calls + 10}, or {FREE}"
+        )
+    if search.max_tokens is not None:
+        used, ahead = spent.input_tokens + spent.output_tokens, prompt.tokens + llm.max_tokens
+        if used + ahead > search.max_tokens:
+            raise Paused(
+                f"{used:,} of search.max_tokens={search.max_tokens:,} are used and the next call may need {ahead:,}: "
+                f"raise it with --set search.max_tokens={used + 10 * ahead}, or {FREE}"
+            )
+    if search.max_usd is not None:
+        ahead_usd = most(price_of(llm), prompt.tokens, llm.max_tokens)
+        if ahead_usd is None:
+            raise Paused(
+                f"search.max_usd={search.max_usd:g} cannot be kept: no price is known for model {llm.model!r}; "
+                f"set search.llm.prices, or drop the limit with --set search.max_usd=null, or {FREE}"
+            )
+        if spent.usd + ahead_usd > search.max_usd:
+            raise Paused(
+                f"{dollars(spent.usd)} of search.max_usd={search.max_usd:g} are spent and the next call may cost "
+                f"{dollars(ahead_usd)}: raise it with --set search.max_usd={search.max_usd + 2:g}, or {FREE}"
+            )
+
+
+def _status_message(error) -> str:
+    """One line for an HTTP error, with its remedy."""
+    status = error.status_code
+    told = error.api_message if isinstance(getattr(error, "api_message", None), str) else ""
+    told = f" ({' '.join(told.split())[:200]})" if told else ""
+    if status in (401, 403):
+        return f"the service refused the key, HTTP {status}{told}: set a valid {KEY_NAME}, {RESUME}, or {FREE}"
+    if status == 402:
+        return f"the account cannot pay, HTTP 402{told}: settle it, {RESUME}, or {FREE}"
+    if status == 404:
+        return f"the service does not know this model or address, HTTP 404{told}: set search.llm.model, {RESUME}, or {FREE}"
+    if status == 413:
+        return f"the request is too large, HTTP 413{told}: --set search.llm.images=false, {RESUME}, or {FREE}"
+    if status == 429:
+        wait = _seconds(error.response.headers)
+        later = f"wait {wait:.0f} s" if wait and wait > 1 else "wait"
+        return f"the service limits our rate, HTTP 429{told}: {later}, {RESUME}, or {FREE}"
+    if status >= 500 or status in (408, 409):
+        return f"the service is down or overloaded, HTTP {status}{told}: wait, {RESUME}, or {FREE}"
+    return f"the service refused the request, HTTP {status}{told}: check search.llm, {RESUME}, or {FREE}"
+
+
+class LLMProposer:
+    """Asks the model of `experiment.search.llm`.
+
+    **Raises:** `UserError` on construction where no key is set.
+    """
+
+    name = "llm"
+    spends = True
+
+    def __init__(self, experiment: Experiment, client: Any = None):
+        self._key = api_key()
+        self._client = client if client is not None else make_client(experiment, self._key)
+        self._previous: tuple[tuple[int, int], str] | None = None  # (where, the refused answer), for feedback
+
+    def __repr__(self) -> str:
+        return "LLMProposer()"  # never the key
+
+    def _call(self, experiment: Experiment, prompt: Prompt) -> bytes:
+        """The body of the answer.
+
+        **Raises:** `Paused` for whatever the client could not mend by trying again.
+        """
+        import anthropic
+
+        llm = experiment.search.llm
+        more = {"output_config": {"effort": llm.effort}} if llm.effort else {}
+        try:
+            # The raw response: its bytes are untrusted and read with bounds below. No tool_choice: a
+            # forced tool is refused by models that think.
+            answer = self._client.messages.with_raw_response.create(
+                model=llm.model,
+                max_tokens=llm.max_tokens,
+                system=scrub(prompt.system, self._key),
+                tools=prompt.tools,
+                messages=scrub(prompt.messages, self._key),
+                **more,
+            )
+            return answer.http_response.content
+        except anthropic.APITimeoutError as error:
+            # A request that was never connected costs nothing; one that was cut off may be billed, every try.
+            tries = 0 if type(error.__cause__).__name__ == "ConnectTimeout" else 1 + llm.max_retries
+            paid = _at_most(experiment, prompt, tries) | {"model": llm.model} if tries else {}
+            message = f"no answer within {llm.timeout_s:g} s, {1 + llm.max_retries} tries (they may be billed)"
+            raise Paused(f"{message}: wait, or raise search.llm.timeout_s, {RESUME}, or {FREE}", paid) from None
+        except anthropic.APIStatusError as error:
+            raise Paused(scrub(_status_message(error), self._key)) from None
+        except anthropic.APIConnectionError:
+            raise Paused(f"the service cannot be reached: check the network, {RESUME}, or {FREE}") from None
+        except anthropic.AnthropicError as error:
+            raise Paused(f"the client stopped with {type(error).__name__}: {RESUME}, or {FREE}") from None
+
+    def step(self, context: Context) -> Step:
+        """One call, read.
+
+        **Raises:** `BadAnswer` where the answer cannot be read (`usage` says what it cost); `Paused`
+        where the run has to stop: budget, key, service.
+        """
+        if context.iter_in_block == 0 and context.n_proposals == 0:
+            return Step(())  # K = 1: the root is all that the first iteration trains
+        where = (context.block, context.iter_in_block)
+        previous = self._previous[1] if context.feedback and self._previous and self._previous[0] == where else ""
+        prompt = build(context, previous)
+        check_budget(context, prompt)
+        body = self._call(context.experiment, prompt)
+        data = self._decode(body, context, prompt)
+        usage = usage_of(data, context.experiment, prompt)
+        kept = keepable({k: data.get(k) for k in ("model", "stop_reason", "stop_details", "content")})
+        self._previous = (where, compact(kept.get("content")))
+        try:
+            step = read(data, context)
+        except BadAnswer as error:
+            raise BadAnswer(error.errors, kept, usage) from None
+        missing = missing_entries(step, context)
+        if missing and not context.feedback:
+            # With everything else that is wrong, so that one correction can mend it all.
+            raise BadAnswer([*missing, *map(str, validate_step(context, step))], kept, usage)
+        return replace(step, usage=usage, raw=kept, fallbacks=tuple(missing))
+
+    def _decode(self, body: bytes, context: Context, prompt: Prompt) -> dict[str, Any]:
+        def unreadable(why):
+            shown = scrub(body[:2_000].decode("utf-8", "replace"), self._key)
+            return BadAnswer([why], keepable({"unreadable": shown}), usage_of(None, context.experiment, prompt))
+
+        if len(body) > MAX_ANSWER_BYTES:
+            raise unreadable(f"the answer was {len(body) / 1e6:.1f} MB; keep every text short")
+        try:
+            data = scrub(json.loads(body), self._key)
+        except (ValueError, RecursionError):
+            raise unreadable("the answer was not JSON") from None
+        if not isinstance(data, dict):
+            raise unreadable("the answer was not a message")
+        return data
+
+
+def missing_entries(step: Step, context: Context) -> list[str]:
+    """Log lines that a complete answer has and this one lacks."""
+    return [
+        f"log: node {node} has no {key}"
+        for node in context.new_nodes
+        for key in ("activity", "observation")
+        if not getattr(step, key).get(node)
+    ]
+
+
+def _plan(experiment: Experiment) -> tuple[int, float, int]:
+    """(steps, tokens of a typical prompt, of a late one): what the prompt is made of, by count."""
+    search = experiment.search
+    steps = search.n_blocks * search.n_iter_block + 1
+    nodes = search.n_candidates * (steps - 1)
+    images = min(20, 2 * search.n_candidates) * 1_500 if search.llm.images else 0
+    fixed = 9_000 + 250 * search.n_candidates + images  # tools, protocol, space, new nodes
+    return steps, fixed + 60 * nodes / 2, fixed + 60 * nodes
+
+
+def announce(experiment: Experiment) -> str:
+    """What is printed before the first call: the model, what it will cost and at most, how to run free."""
+    search, llm = experiment.search, experiment.search.llm
+    steps, typical, late = _plan(experiment)
+    price = price_of(llm)
+    lines = [f"Proposer llm: model {llm.model}, about {steps} calls (at most {TRIES * steps}), one for each iteration."]
+    if price is None:
+        lines.append(f"Cost: {NOT_REPORTED}, no price is known for this model; set search.llm.prices to have it counted.")
+    else:
+        at = price.at(int(typical))
+        about = steps * (typical * at.input + min(4_000, llm.max_tokens) * at.output) / 1e6
+        worst = TRIES * steps * most(price, int(2 * late), llm.max_tokens)
+        limit = worst if search.max_usd is None else min(worst, search.max_usd)
+        why = "search.max_usd, enforced before each call" if limit != worst else "every answer at full length, every step asked thrice"
+        source = "search.llm.prices" if llm.prices is not None else f"prices of {CHECKED}"
+        lines.append(f"Cost: about {dollars(min(about, limit))}, at most {dollars(limit)} ({why}); {source}.")
+    lines.append("To run free, without a language model: --proposer rules")
+    return "\n".join(lines)

@@ -1,0 +1,181 @@
+"""A local server that speaks the Messages API, well or badly, for tests of the real client.
+
+    with MessagesServer(answers) as server:            # answers: one, a list (the last repeats), or
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)     # a function of (request, number)
+        ...
+        server.requests[0]["body"]["system"]
+
+An answer is a `Reply`; `tool_use`, `text`, `error` and `raw` make them. `Player` is a function that
+reads the prompt and answers it well, so that whole runs can be played.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+KEY = "sk-ant-test-0123456789abcdefSECRET"
+USAGE = {"input_tokens": 900, "output_tokens": 300, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 2000}
+
+
+@dataclass
+class Reply:
+    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up."""
+
+    body: bytes
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0.0
+    cut: int | None = None
+
+
+def message(content, stop_reason="end_turn", usage=USAGE, **more) -> Reply:
+    body = {
+        "id": "msg_test",
+        "type": "message",
+        "role": "assistant",
+        "model": "claude-test",
+        "content": content,
+        "stop_reason": stop_reason,
+        "stop_sequence": None,
+        "usage": usage,
+        **more,
+    }
+    # NaN and Infinity are written as Python writes them: a server can send that.
+    return Reply(json.dumps(body).encode())
+
+
+def tool_use(name, arguments, stop_reason="tool_use", **more) -> Reply:
+    block = {"type": "tool_use", "id": "toolu_test", "name": name, "input": arguments}
+    return message([{"type": "thinking", "thinking": "", "signature": "c2ln"}, block], stop_reason, **more)
+
+
+def text(words, stop_reason="end_turn", **more) -> Reply:
+    return message([{"type": "text", "text": words}], stop_reason, **more)
+
+
+def error(status, kind="api_error", words="as the test wishes", **headers) -> Reply:
+    body = {"type": "error", "error": {"type": kind, "message": words}}
+    # No waiting: the client obeys retry-after-ms.
+    return Reply(json.dumps(body).encode(), status, {"retry-after-ms": "1", **headers})
+
+
+def raw(body: bytes, content_type="application/json", **more) -> Reply:
+    return Reply(body, headers={"content-type": content_type}, **more)
+
+
+class MessagesServer:
+    """Serves on 127.0.0.1 from a thread; `requests` keeps what came in (path, headers, body)."""
+
+    def __init__(self, answers):
+        self.requests: list[dict] = []
+        self._answers, self._lock, outer = answers, threading.Lock(), self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self):
+                size = int(self.headers.get("content-length", 0))
+                body = json.loads(self.rfile.read(size) or b"{}")
+                request = {"path": self.path, "headers": dict(self.headers), "body": body}
+                with outer._lock:
+                    number = len(outer.requests)
+                    outer.requests.append(request)
+                reply = outer._answer(request, number)
+                time.sleep(reply.delay)
+                try:
+                    self.send_response(reply.status)
+                    for key, value in {"content-type": "application/json", **reply.headers}.items():
+                        self.send_header(key, value)
+                    self.send_header("content-length", str(len(reply.body)))
+                    self.end_headers()
+                    self.wfile.write(reply.body[: reply.cut])
+                    if reply.cut is not None:
+                        self.close_connection = True
+                except (BrokenPipeError, ConnectionResetError):
+                    self.close_connection = True  # the client gave up: what slow answers are for
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+
+    def _answer(self, request, number) -> Reply:
+        if callable(self._answers):
+            return self._answers(request, number)
+        if isinstance(self._answers, Reply):
+            return self._answers
+        return self._answers[min(number, len(self._answers) - 1)]
+
+    def __enter__(self):
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def prompt_text(request) -> str:
+    """All text of a request's messages."""
+    content = request["body"]["messages"][-1]["content"]
+    return "\n".join(block["text"] for block in content if block["type"] == "text")
+
+
+class Player:
+    """Reads the prompt as a model would and answers it well; `edit` is (old, new, reason) for block ends.
+
+    `spoil(arguments, number)` may change an answer before it is sent.
+    """
+
+    def __init__(self, edit=("", "", "three measures are fine"), spoil=None, choose=None):
+        self.edit, self.spoil, self.choose = edit, spoil, choose
+
+    def __call__(self, request, number) -> Reply:
+        prompt = prompt_text(request)
+        name = re.search(r"Answer with one call of (\w+)\.", prompt)[1]
+        k = int(re.search(r"Proposals wanted: (\d+)", prompt)[1])
+        scores = [int(n) for n in re.findall(r"^Node (\d+): UCB=", prompt, re.M)]
+        opens = "The next iteration opens a block" in prompt
+        parent = "root" if opens or not scores else str(scores[0])
+        arguments = {"proposals": [self.proposal(parent, number, slot) for slot in range(k)], "notes": ""}
+        new = re.search(r"^New nodes: ([\d, ]+)$", prompt, re.M)
+        if name != "propose":
+            nodes = [int(n) for n in new[1].split(",")]
+            arguments |= {
+                "log": [{"node": n, "activity": f"lively {n}", "observation": f"seen {n}"} for n in nodes],
+                "chosen": self.choose(nodes, prompt) if self.choose else nodes[-1],
+                "reason": "highest UCB",
+            }
+        if name == "end_block":
+            simulation = self.simulation(request)
+            old, words, reason = self.edit
+            arguments |= {
+                "block_summary": "larger noise helped",
+                "next_simulation": simulation,
+                "edit_old": old,
+                "edit_new": words,
+                "edit_reason": reason,
+            }
+        if self.spoil is not None:
+            arguments = self.spoil(arguments, number) or arguments
+        return arguments if isinstance(arguments, Reply) else tool_use(name, arguments)
+
+    @staticmethod
+    def proposal(parent, number, slot) -> dict:
+        value = 10 + (97 * number + 13 * slot) % 980
+        changes = [{"name": "coeff_edge_diff", "value": value}]
+        return {"parent": parent, "changes": changes, "strategy": "exploit", "hypothesis": f"edge_diff {value} helps"}
+
+    @staticmethod
+    def simulation(request) -> dict:
+        """The first block's values, from the prompt's list of the space."""
+        found = re.findall(r"^- (\w+): .*; first block (\S+)$", prompt_text(request), re.M)
+        return {name: value if name == "visual_input_type" else float(value) for name, value in found}
