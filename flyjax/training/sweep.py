@@ -142,10 +142,10 @@ def _keys(seeds):
     return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
-def _run_group(learner, group: Group, numbers, data, folder, checkpoint_every, report):
-    """Train one group; returns the final state (stacked, padded), losses (steps, lanes, 2), seconds."""
+def _run_group(learner, group: Group, numbers, data, folder, checkpoint_every, report, n_devices):
+    """Train one group; returns (params, step, alive) stacked and padded, losses (steps, lanes, 2), seconds."""
     n_lanes = len(group.lanes)
-    n_devices = min(jax.local_device_count(), n_lanes)
+    n_devices = min(n_devices or jax.local_device_count(), n_lanes)
     padded = -(-n_lanes // n_devices) * n_devices
     # Lanes that only fill up a device take no step and touch nobody.
     numbers = [*numbers, *[numbers[-1] | {"n_steps": np.int32(0)}] * (padded - n_lanes)]
@@ -191,6 +191,7 @@ def train_sweep(
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 2_000,
     on_progress: Callable[[Progress], None] | None = None,
+    n_devices: int | None = None,
 ) -> list[list[Trained]]:
     """Train every candidate with every one of its seeds.
 
@@ -199,6 +200,7 @@ def train_sweep(
     - `candidates`: K settings; `seeds`: for each of them its seeds (any number).
     - `recordings`: a training recording for each distinct `noise_model_level`; all of one length.
     - `checkpoint_dir`: where to keep checkpoints; the same call finds them there and goes on.
+    - `n_devices`: how many local devices share the lanes; by default all. Results do not depend on it.
 
     **Returns:** `results[k][s]`, a `Trained`. A diverging lane stops alone and says where.
     """
@@ -237,7 +239,7 @@ def train_sweep(
             )
             folder = Path(checkpoint_dir) / identity
         (params, steps, alive), losses, wall = _run_group(
-            learner, group, numbers, data, folder, checkpoint_every, report
+            learner, group, numbers, data, folder, checkpoint_every, report, n_devices
         )
         finished += sum(group.n_steps)
         frames = sum(int(s) for s in steps[: len(group.lanes)]) * group.static.batch_size

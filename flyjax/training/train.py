@@ -91,9 +91,16 @@ def make_optimizer(params, numbers, schedule: str) -> optax.GradientTransformati
         constant = numbers[name]
         return constant if schedule == "constant" else lambda count: constant * unit(count)
 
-    return optax.multi_transform(
+    inner = optax.multi_transform(
         {group: optax.adam(rate(name)) for group, name in RATES.items()}, parameter_groups(params)
     )
+
+    def update(updates, state, params=None):
+        # Adam's bias correction raises a float to the integer count, which strict promotion refuses.
+        with jax.numpy_dtype_promotion("standard"):
+            return inner.update(updates, state, params)
+
+    return optax.GradientTransformation(inner.init, update)
 
 
 def init_state(learner: Learner, static: Static, numbers, key: PRNGKeyArray) -> TrainState:
