@@ -2,16 +2,21 @@
 
 from flyjax.circuit.connectome import Connectome, build_connectome, lattice
 from flyjax.circuit.dynamics import SOLVERS, derivative, simulate, simulate_chunks, steady_state
-from flyjax.circuit.parameters import Parameters, expand
+from flyjax.circuit.parameters import Parameters, TypeParameters, expand, load_flyvis_parameters, read_flyvis
+from flyjax.circuit.sampling import sample_parameters
 
 __all__ = [
     "SOLVERS",
     "Connectome",
     "Parameters",
+    "TypeParameters",
     "build_connectome",
     "derivative",
     "expand",
     "lattice",
+    "load_flyvis_parameters",
+    "read_flyvis",
+    "sample_parameters",
     "simulate",
     "simulate_chunks",
     "steady_state",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float32
 
+from flyjax.circuit.checkpoint import read_torch_checkpoint
 from flyjax.circuit.connectome import Connectome
 from flyjax.errors import UserError
 
@@ -20,12 +23,22 @@ class Parameters(NamedTuple):
     v_rest: Float32[Array, " N"]
 
 
+class TypeParameters(NamedTuple):
+    """What flyvis shares per cell type, type pair and offset; float32, in the connectome's order."""
+
+    bias: Float32[Array, " n_types"]  #: resting potential
+    tau: Float32[Array, " n_types"]  #: s
+    syn_strength: Float32[Array, " P"]  #: per row of `Connectome.pairs`
+    n_syn: Float32[Array, " K"] | None = None  #: per row of `Connectome.keys`; None: the connectome's own
+
+
 def expand(
     c: Connectome,
     bias: Float32[Array, " n_types"],
     tau: Float32[Array, " n_types"],
     syn_strength: Float32[Array, " P"],
     log_n_syn: Float32[Array, " K"] | None = None,
+    n_syn: Float32[Array, " K"] | None = None,
 ) -> Parameters:
     """Per neuron and edge from what flyvis shares per type, type pair and offset. Differentiable.
 
@@ -35,14 +48,143 @@ def expand(
         bias: resting potential per cell type.
         tau: time constant per cell type, s.
         syn_strength: per row of `c.pairs`.
-        log_n_syn: natural log of the synapse count per row of `c.keys`; by default the
-            connectome's own counts.
+        log_n_syn: natural log of the synapse count per row of `c.keys`.
+        n_syn: the count itself; by default the connectome's own counts.
+
+    **Raises:** `UserError` for a wrong shape.
     """
-    bias, tau, syn_strength = (jnp.asarray(a, jnp.float32) for a in (bias, tau, syn_strength))
-    for name, array, n in (("bias", bias, c.n_types), ("tau", tau, c.n_types), ("syn_strength", syn_strength, len(c.pairs))):
-        if array.shape != (n,):
-            raise UserError(f"{name} has the shape {array.shape}, expected ({n},)")
-    n_syn = c.key_n_syn if log_n_syn is None else jnp.exp(jnp.asarray(log_n_syn, jnp.float32))
+    given = {"bias": (bias, c.n_types), "tau": (tau, c.n_types), "syn_strength": (syn_strength, len(c.pairs))}
+    if log_n_syn is not None:
+        given["log_n_syn"] = log_n_syn, len(c.keys)
+    if n_syn is not None:
+        given["n_syn"] = n_syn, len(c.keys)
+    arrays = {name: jnp.asarray(array, jnp.float32) for name, (array, _) in given.items()}
+    for name, (_, n) in given.items():
+        if arrays[name].shape != (n,):
+            raise UserError(f"{name} has the shape {arrays[name].shape}, expected ({n},)")
+    counts = arrays.get("n_syn", c.key_n_syn)
+    if "log_n_syn" in arrays:
+        counts = jnp.exp(arrays["log_n_syn"])
     # Multiplied per key first: 2,355 products, then one gather.
-    per_key = (c.pair_sign[c.key_pair] * n_syn) * syn_strength[c.key_pair]
-    return Parameters(weight=per_key[c.offset_key], tau=tau[c.cell_type], v_rest=bias[c.cell_type])
+    per_key = (c.pair_sign[c.key_pair] * counts) * arrays["syn_strength"][c.key_pair]
+    return Parameters(weight=per_key[c.offset_key], tau=arrays["tau"][c.cell_type], v_rest=arrays["bias"][c.cell_type])
+
+
+def _rows(wanted, found, path, what: str) -> np.ndarray:
+    """Row in the file of each wanted key, -1 where the file has none."""
+    index = {key: k for k, key in enumerate(found)}
+    if len(index) != len(found):
+        raise UserError(f"{path}: {what} are listed twice")
+    return np.array([index.get(key, -1) for key in wanted], np.int64)
+
+
+def _pick(values, rows, used, path, what: str) -> np.ndarray:
+    """Values in the connectome's order; a key that the file lacks must not occur in the circuit."""
+    if (missing := used & (rows < 0)).any():
+        raise UserError(f"{path} lacks {missing.sum()} {what} of this connectome: it was made for another one")
+    return np.where(rows < 0, np.float32(0), np.asarray(values, np.float32)[rows])
+
+
+def _from_npz(c: Connectome, path: Path) -> TypeParameters:
+    with np.load(path, allow_pickle=False) as z:
+        data = {key: z[key] for key in z.files}
+    needed = ("cell_types", "bias", "time_const", "edge_source_type", "edge_target_type", "edge_syn_strength")
+    if missing := [key for key in needed if key not in data]:
+        raise UserError(f"{path} is not a flyvis parameter file: it lacks {', '.join(missing)}")
+    names = [str(name) for name in data["cell_types"]]
+    types = _rows(c.cell_types, names, path, "cell types")
+    every = np.ones(c.n_types, bool)
+    named = [(c.cell_types[s], c.cell_types[t]) for s, t in c.pairs]
+    pairs = _rows(named, list(zip(data["edge_source_type"].tolist(), data["edge_target_type"].tolist())), path, "type pairs")
+    used = np.isin(np.arange(len(c.pairs)), c.edge_pair)
+    if "edge_sign" in data:
+        sign = _pick(data["edge_sign"], pairs, used, path, "type pairs")
+        if (sign != c.pair_sign)[used].any():
+            raise UserError(f"{path}: synapse signs differ from the connectome's")
+    n_syn = None
+    if "offset_syn_count" in data or "offset_log_syn_count" in data:
+        source, target = (np.array(names, dtype=object)[data[f"offset_{k}"]] for k in ("source", "target"))
+        found = list(zip(source, target, data["offset_du"].tolist(), data["offset_dv"].tolist()))
+        wanted = [(c.cell_types[s], c.cell_types[t], du, dv) for s, t, du, dv in c.keys.tolist()]
+        keys = _rows(wanted, found, path, "offsets")
+        # The stored count is bit-equal to flyvis' own exp; ours may differ in the last bit.
+        counts = data["offset_syn_count"] if "offset_syn_count" in data else np.exp(data["offset_log_syn_count"])
+        n_syn = _pick(counts, keys, np.isin(np.arange(len(c.keys)), c.offset_key), path, "offsets")
+    return TypeParameters(
+        bias=_pick(data["bias"], types, every, path, "cell types"),
+        tau=_pick(data["time_const"], types, every, path, "cell types"),
+        syn_strength=_pick(data["edge_syn_strength"], pairs, used, path, "type pairs"),
+        n_syn=n_syn,
+    )
+
+
+def _from_torch(c: Connectome, path: Path) -> TypeParameters:
+    """An official `best_chkpt`. It has no names: rows follow flyvis' order of first appearance, which is ours."""
+    network = read_torch_checkpoint(path).get("network")
+    sizes = {
+        "nodes_bias": c.n_types,
+        "nodes_time_const": c.n_types,
+        "edges_sign": len(c.pairs),
+        "edges_syn_count": len(c.keys),
+        "edges_syn_strength": len(c.pairs),
+    }
+    if not isinstance(network, dict) or (missing := [key for key in sizes if key not in network]):
+        lacks = "network" if not isinstance(network, dict) else ", ".join(missing)
+        raise UserError(f"{path} is not a flyvis checkpoint: it lacks {lacks}")
+    values = []
+    for key, n in sizes.items():
+        array = network[key]
+        if not isinstance(array, np.ndarray) or array.dtype != np.float32 or array.shape != (n,):
+            found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise UserError(f"{path}: {key} is {found}, expected float32 ({n},) as in flyvis' models of extent 15")
+        values.append(array)
+    bias, tau, sign, log_n_syn, syn_strength = values
+    if (sign != c.pair_sign).any():
+        raise UserError(f"{path}: synapse signs differ from the connectome's")
+    return TypeParameters(bias, tau, syn_strength, np.exp(log_n_syn))
+
+
+def read_flyvis(c: Connectome, path: str | Path) -> TypeParameters:
+    """Per-type parameters of a flyvis model, in the connectome's order of types, pairs and offsets.
+
+    Args:
+        path: an official checkpoint (`best_chkpt`, a torch zip; or the model folder that holds
+            it), or an .npz with the names of types, pairs and offsets beside the values.
+
+    **Raises:** `UserError` if the file is missing, of neither kind, refused (see
+    `read_torch_checkpoint`), not of this connectome, or holds values that are not finite.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best_chkpt"
+    if not path.is_file():
+        raise UserError(f"no flyvis parameters at {path}; scripts/fetch_flyvis.py gets the official checkpoints")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            is_npz = any(name.endswith(".npy") for name in archive.namelist())
+        types = (_from_npz if is_npz else _from_torch)(c, path)
+    except zipfile.BadZipFile:
+        raise UserError(f"{path} is neither an .npz nor a torch zip checkpoint, or is torn") from None
+    except (KeyError, ValueError, IndexError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{path} cannot be read as flyvis parameters: {error}") from None
+    for name, array in zip(types._fields, types):
+        if array is not None and not np.isfinite(array).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values")
+    if (types.tau <= 0).any():
+        raise UserError(f"{path}: time constants must be positive")
+    return types
+
+
+def load_flyvis_parameters(c: Connectome, path: str | Path) -> Parameters:
+    """Weights, time constants and resting potentials of a flyvis model on this circuit.
+
+    Per-edge weights are within 2 float32 ulp of flyvis', and bit-equal where the file stores the
+    synapse counts. The model may have been trained at another extent: parameters are mapped by
+    type and offset.
+
+    **Raises:** `UserError`, see `read_flyvis`.
+    """
+    types = read_flyvis(c, path)
+    return expand(c, types.bias, types.tau, types.syn_strength, n_syn=types.n_syn)
