@@ -1,0 +1,115 @@
+"""Videos from disk to columns: frame folders (jpg, png), gif, and mp4/avi through ffmpeg."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageSequence, UnidentifiedImageError
+
+from flyjax.errors import UserError
+from flyjax.stimulus.eye import BoxEye
+
+IMAGES = (".jpg", ".jpeg", ".png")
+FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+#: ITU-R BT.601 luma of 8-bit RGB, as the predecessor weighs it, to [0, 1].
+LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
+
+
+def natural(name: str) -> list:
+    """Sorting key: frame 10 comes after frame 9, with or without leading zeros."""
+    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def images(folder: Path) -> list[Path]:
+    """The frames of a folder, in order."""
+    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    return sorted(found, key=lambda p: natural(p.name))
+
+
+def videos(folder: Path) -> list[Path]:
+    """The videos of a folder by name: subfolders with images in them, and film files."""
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda p: p.name):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and any(p.suffix.lower() in IMAGES for p in path.iterdir()):
+            found.append(path)
+        elif path.is_file() and path.suffix.lower() in FILMS:
+            found.append(path)
+    return found
+
+
+def _luma(image: Image.Image) -> np.ndarray:
+    if image.mode not in ("RGB", "L"):
+        image = image.convert("RGB")
+    pixels = np.asarray(image, np.float32)
+    return pixels / 255 if pixels.ndim == 2 else pixels @ LUMA
+
+
+def _decode(path: Path) -> Iterator[np.ndarray]:
+    """Luminance frames (H, W) of a film file."""
+    if path.suffix.lower() == ".gif":
+        with Image.open(path) as film:
+            for frame in ImageSequence.Iterator(film):
+                yield _luma(frame.convert("RGB"))
+        return
+    try:
+        import imageio_ffmpeg
+    except ImportError:
+        raise UserError(
+            f"{path.name} needs a video decoder: pip install imageio-ffmpeg, or give a folder of jpg or png frames"
+        ) from None
+    reader = imageio_ffmpeg.read_frames(path, pix_fmt="rgb24")
+    try:
+        width, height = next(reader)["size"]
+        for raw in reader:
+            yield np.frombuffer(raw, np.uint8).reshape(height, width, 3).astype(np.float32) @ LUMA
+    finally:
+        reader.close()
+
+
+def frames(path: Path) -> Iterator[np.ndarray]:
+    """Luminance frames (H, W) float32 in [0, 1] of a video: a folder of images or a film file.
+
+    **Raises:** `UserError` naming the file that cannot be read.
+    """
+    try:
+        if path.is_dir():
+            for image in images(path):
+                path = image
+                with Image.open(image) as opened:
+                    yield _luma(opened)
+        else:
+            yield from _decode(path)
+    except (OSError, UnidentifiedImageError, RuntimeError, StopIteration, SyntaxError) as error:
+        reason = " ".join(str(error).split())[:100]
+        raise UserError(f"cannot read {path} ({reason}): remove or replace it") from None
+
+
+def _stamp(path: Path) -> tuple:
+    """Changes when a video's files do: names, sizes, modification times."""
+    files = images(path) if path.is_dir() else [path]
+    return tuple((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files)
+
+
+@lru_cache(maxsize=512)
+def _seen(path: Path, stamp: tuple, columns: bytes) -> np.ndarray:
+    eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
+    seen = [eye(frame) for frame in frames(path)]
+    if not seen:
+        raise UserError(f"{path} holds no frames: remove or replace it")
+    film = np.clip(np.stack(seen), 0, 1)
+    film.setflags(write=False)
+    return film
+
+
+def watch(path: Path, columns: np.ndarray) -> np.ndarray:
+    """A video through the 13-px box eye: (frames, n_col) float32. Kept in memory: it is small.
+
+    Frames smaller than the eye are enlarged until it fits, as flyvis does.
+    """
+    return _seen(path, _stamp(path), np.ascontiguousarray(columns, np.int64).tobytes())
