@@ -1,0 +1,104 @@
+r"""What the neurons do: the recording that drives a node, and the network that was learned from it.
+
+A source that never rises above zero sends nothing, so its synapses leave no trace in the data; one
+that is always above zero is linear, so its autapse cannot be told from its leak. These shares are
+the first thing to look at when a recovery fails.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flyjax.recording import Recording
+from flyjax.recovery.extract import moments, per_recording
+from flyjax.recovery.metrics import true_tau
+
+#: Frames of the principal components; more would not change them.
+RANK_FRAMES = 500
+#: Share of the variance that the counted components hold.
+RANK_VARIANCE = 0.99
+
+
+def rank(voltage: np.ndarray) -> tuple[int | None, float | None]:
+    """Principal components that hold 99 % of the variance, and the participation ratio.
+
+    From at most 500 frames, evenly spread; (None, None) where nothing moves.
+    """
+    frames = np.unique(np.linspace(0, len(voltage) - 1, RANK_FRAMES).round().astype(int))
+    x = np.asarray(voltage[frames], np.float64)
+    x -= x.mean(axis=0)
+    gram = x @ x.T if len(frames) <= x.shape[1] else x.T @ x
+    spectrum = np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)
+    total = spectrum.sum()
+    if not total > 1e-20:
+        return None, None
+    n = int(np.searchsorted(np.cumsum(spectrum) / total, RANK_VARIANCE) + 1)
+    return min(n, len(spectrum)), float(total**2 / np.sum(spectrum**2))
+
+
+def describe(voltage: np.ndarray) -> dict:
+    """Shares silent (never above zero) and always active, mean, std, rank of (T, N) voltages."""
+    low, high = voltage.min(axis=0), voltage.max(axis=0)
+    mean, std = moments(voltage)
+    n_components, participation = rank(voltage)
+    return {
+        "silent": float(np.mean(high <= 0)),
+        "always_active": float(np.mean(low > 0)),
+        "mean": float(mean.mean()),
+        "std": float(std.mean()),
+        "rank": n_components,
+        "participation_ratio": participation,
+    }
+
+
+def signal_to_noise(recording: Recording) -> float | None:
+    """Median over neurons of (variance of v / variance that the noise alone gives its leak) - 1.
+
+    A leak 1 - dt/tau* turns noise of variance sigma^2 per step into sigma^2 / (1 - (1 - dt/tau*)^2).
+    None for a noise-free recording.
+    """
+    sigma = recording.noise_model_level
+    if not sigma > 0:
+        return None
+    _, std = moments(recording.voltage)
+    leak = 1.0 - recording.simulation.delta_t / true_tau(recording).astype(np.float64)
+    by_noise = sigma**2 / np.maximum(1.0 - leak**2, 1e-12)
+    return float(max(np.median(std**2 / by_noise) - 1.0, 0.0))
+
+
+@per_recording
+def recording_activity(recording: Recording) -> dict:
+    """`describe` of a recording with its signal-to-noise ratio; cached, as many nodes share it."""
+    return {**describe(np.asarray(recording.voltage)), "snr": signal_to_noise(recording)}
+
+
+def activity(train_recording: Recording, run) -> dict:
+    """activity.json: the driving recording, the rolled-out network and where it diverged.
+
+    `run` is a `Rollout`; the states from its divergence on are left out, and None stands for the
+    network's activity where fewer than two frames are left.
+    """
+    end = len(run.voltage) if run.divergence_frame is None else run.divergence_frame
+    return {
+        "recording": recording_activity(train_recording),
+        "rollout": describe(run.voltage[:end]) if end >= 2 else None,
+        "divergence_frame": run.divergence_frame,
+    }
+
+
+def activity_line(content: dict) -> str:
+    """One line for the log's `Activity:` entry."""
+
+    def of(part):
+        shown = "none" if part["rank"] is None else part["rank"]
+        return (
+            f"{part['silent']:.0%} silent, {part['always_active']:.0%} always active, "
+            f"v {part['mean']:.2f} +- {part['std']:.2f}, rank {shown}"
+        )
+
+    text = of(content["recording"])
+    if content["recording"]["snr"] is not None:
+        text += f", SNR {content['recording']['snr']:.2g}"
+    if content["divergence_frame"] is not None:
+        return f"{text}; the rollout diverged at frame {content['divergence_frame']}"
+    return f"{text}; rollout {of(content['rollout'])}"

@@ -1,0 +1,131 @@
+"""One trained network, judged: every metric of metrics.json and the arrays its figures need."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from flyjax.errors import UserError
+from flyjax.recording import Recording
+from flyjax.recovery.activity import activity, activity_line
+from flyjax.recovery.clusters import all_cluster_metrics
+from flyjax.recovery.extract import MIN_STD, Probe, Recovered, canonical, extract, probe
+from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, per_type, true_tau
+from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
+
+N_CURVE_POINTS = 61
+
+
+@dataclass(frozen=True, eq=False)
+class Curves:
+    """Learned functions of one neuron per cell type over the voltages it visits, mean -+ 2 std."""
+
+    voltage: Float[np.ndarray, "types points"]
+    message: Float[np.ndarray, "types points"]  #: g / s_g, to be compared with relu(v)
+    update: Float[np.ndarray, "types points"]  #: f(v, a, 0, 0), 1/s
+    true_update: Float[np.ndarray, "types points"]  #: (V_rest - v) / tau*, 1/s
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What was recovered. `metrics` is metrics.json: numbers or None, and 'reasons' for each None."""
+
+    metrics: dict
+    found: Recovered
+    embedding: Float[np.ndarray, "N d"] | None
+    rollout: Rollout
+    curves: Curves
+    activity: dict  #: activity.json
+    activity_line: str  #: the log's Activity: entry
+    per_type: list[dict]
+
+
+def representatives(connectome) -> np.ndarray:
+    """One neuron per cell type: that of the central column."""
+    return connectome.central
+
+
+@partial(jax.jit, static_argnums=0)
+def _curves(learner, params, data: Probe):
+    std = jnp.maximum(data.std, MIN_STD)[:, None]
+    voltage = data.mean[:, None] + std * jnp.linspace(-2.0, 2.0, N_CURVE_POINTS)[None, :]
+
+    def at(v):
+        v = v[:, None]
+        return learner.message(params, v)[:, 0], learner.update(params, v, jnp.zeros_like(v), jnp.zeros_like(v))[:, 0]
+
+    message, update = jax.lax.map(at, voltage.T)
+    shown = representatives(learner.connectome)
+    return voltage[shown], message.T[shown], update.T[shown]
+
+
+def curves(learner, params, found: Recovered, recording: Recording) -> Curves:
+    """g and f of one neuron per type, beside the truth."""
+    voltage, message, update = map(np.asarray, _curves(canonical(learner), params, probe(recording)))
+    shown = representatives(recording.connectome)
+    tau, v_rest = true_tau(recording)[shown], np.asarray(recording.parameters.v_rest)[shown]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        scaled = message / found.slope_g[shown, None]
+    return Curves(voltage, scaled, update, (v_rest[:, None] - voltage) / tau[:, None])
+
+
+def evaluate(
+    learner,
+    params,
+    train_recording: Recording,
+    test_recording: Recording,
+    seed: int = 0,
+    final_loss: float | None = None,
+    final_loss_total: float | None = None,
+) -> Evaluation:
+    """Every metric and array of one trained network.
+
+    A second call with other parameters of the same shapes compiles nothing.
+
+    Args:
+        learner: a `flyjax.model.Learner`, or anything with `connectome`, `message`, `update` and
+            `derivative`.
+        train_recording: where the functions are probed; it holds the truth.
+        test_recording: held-out and noise-free, for rollout, one-step and input metrics.
+        seed: of the mixtures.
+        final_loss, final_loss_total: passed through to the metrics.
+
+    **Raises:** `UserError` if recordings and learner are of different circuits, or the test
+    recording is noisy.
+    """
+    c = train_recording.connectome
+    if c.n_edges != len(params["W"][...]) or test_recording.connectome.n_neurons != c.n_neurons:
+        raise UserError(
+            f"the network has {len(params['W'][...])} edges, the recordings are of circuits with {c.n_edges} edges and "
+            f"{test_recording.connectome.n_neurons} neurons: evaluate it on recordings of its own extent"
+        )
+    if test_recording.noise_model_level > 0:
+        raise UserError("the test recording is noisy; only a noise-free one is informative: record split='test'")
+    found = extract(learner, params, train_recording)
+    embedding = np.asarray(params["embedding"][...]) if "embedding" in params else None
+    run = rollout(learner, params, test_recording)
+
+    metrics = Metrics()
+    metrics.update(rollout_metrics(run, test_recording))
+    metrics.update(one_step_metrics(learner, params, test_recording))
+    metrics.update(circuit_metrics(found, train_recording))
+    metrics.update(input_metrics(learner, params, test_recording))
+    metrics.update(all_cluster_metrics(found, embedding, train_recording, seed))
+    for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
+        metrics.put(name, value, "the training reported none" if value is None else None)
+    summary = activity(train_recording, run)
+    return Evaluation(
+        metrics=metrics.as_dict(),
+        found=found,
+        embedding=embedding,
+        rollout=run,
+        curves=curves(learner, params, found, train_recording),
+        activity=summary,
+        activity_line=activity_line(summary),
+        per_type=per_type(train_recording, found),
+    )
