@@ -18,7 +18,7 @@ from flyjax.circuit.parameters import Parameters, TypeParameters, expand
 from flyjax.errors import UserError
 
 STRENGTH_SIGMA = 0.5  #: of log synapse strength, per type pair
-IN_NORM = 0.7  #: root mean square over a type's neurons of the L2 norm of their in-weights
+IN_NORM = 0.7  #: L2 norm of a neuron's in-weights, root mean square over its type
 TAU_RANGE = (0.0205, 0.3)  #: s, log-uniform; above 20 ms, so that dt = 0.02 s clamps nothing
 MAX_EXCITATORY_RADIUS = 0.9
 MEAN_PER_STD = 0.3  #: target of the calibration
@@ -71,23 +71,45 @@ def excitatory_radius(c: Connectome, syn_strength) -> float:
     return radius
 
 
+def _type_sum(c: Connectome, per_edge) -> np.ndarray:
+    """(n_types, n_types) sums over a target type's in-edges per source type, mean over its neurons."""
+    total = np.zeros((c.n_types, c.n_types))
+    np.add.at(total, (c.cell_type[c.receivers], c.cell_type[c.senders]), per_edge)
+    return total / np.bincount(c.cell_type, minlength=c.n_types)[:, None]
+
+
+def _balance(c: Connectome, strength: np.ndarray) -> np.ndarray:
+    """Rescale the voltage of every type but R1..R8 such that its in-weights have the norm `IN_NORM`.
+
+    Multiplying a type's in-weights by d and its out-weights by 1/d is a change of its unit of voltage: the
+    spectral radius stays. The d solve a linear system in 1/d^2; it has one positive solution because
+    no norm exceeds `IN_NORM` before. R1..R8 keep theirs, since the luminance enters unscaled.
+    """
+    square = _type_sum(c, (c.n_syn * strength[c.edge_pair]) ** 2)
+    free = ~np.isin(c.cell_types, c.input_types) & (square.sum(axis=1) > 0)
+    inner, outer = square[np.ix_(free, free)], square[np.ix_(free, ~free)].sum(axis=1)
+    tiny = 1e-6  # keeps d = 1 for types that no other type reaches (extent 0 has some)
+    inverse_square = np.linalg.solve((IN_NORM**2 + tiny) * np.eye(free.sum()) - inner, outer + tiny)
+    unit = np.ones(c.n_types)
+    unit[free] = inverse_square**-0.5
+    return strength * unit[c.pairs[:, 1]] / unit[c.pairs[:, 0]]
+
+
 def draw(c: Connectome, seed: int) -> TypeParameters:
     """Synapse strengths and time constants; biases are 0. The raw draws do not depend on the extent."""
     rng = np.random.default_rng(seed)
     strength = np.exp(rng.normal(0, STRENGTH_SIGMA, len(c.pairs)))
     low, high = np.log(TAU_RANGE)
     tau = np.exp(rng.uniform(low, high, c.n_types)).astype(np.float32)
-    per_pair = np.bincount(c.edge_pair, minlength=len(c.pairs))
-    mean_n_syn = np.bincount(c.edge_pair, c.n_syn, len(c.pairs)) / np.maximum(per_pair, 1)
+    n_edges = np.bincount(c.edge_pair, minlength=len(c.pairs))
+    mean_n_syn = np.bincount(c.edge_pair, c.n_syn, len(c.pairs)) / np.maximum(n_edges, 1)
     strength /= np.where(mean_n_syn > 0, mean_n_syn, 1)
-    target = c.pairs[:, 1]
-    power = np.bincount(c.cell_type[c.receivers], (c.n_syn * strength[c.edge_pair]) ** 2, c.n_types)
-    norm = np.sqrt(power / np.bincount(c.cell_type, minlength=c.n_types))
-    strength *= IN_NORM / np.where(norm > 0, norm, 1)[target]
-    excitatory = c.pair_sign > 0
+    norm = np.sqrt(_type_sum(c, (c.n_syn * strength[c.edge_pair]) ** 2).sum(axis=1))
+    strength *= IN_NORM / np.where(norm > 0, norm, 1)[c.pairs[:, 1]]
     radius = excitatory_radius(c, strength)
-    strength[excitatory] *= min(1.0, MAX_EXCITATORY_RADIUS / radius)
-    return TypeParameters(np.zeros(c.n_types, np.float32), tau, strength.astype(np.float32))
+    if radius > MAX_EXCITATORY_RADIUS:
+        strength[c.pair_sign > 0] *= MAX_EXCITATORY_RADIUS / radius
+    return TypeParameters(np.zeros(c.n_types, np.float32), tau, _balance(c, strength).astype(np.float32))
 
 
 def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMULATIONS) -> TypeParameters:
@@ -103,10 +125,7 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
     def per_type(values):
         return np.bincount(c.cell_type, values, c.n_types) / size
 
-    weight = c.sign.astype(np.float64) * c.n_syn * types.syn_strength[c.edge_pair]
-    coupling = np.zeros((c.n_types, c.n_types))
-    np.add.at(coupling, (c.cell_type[c.receivers], c.cell_type[c.senders]), weight)
-    coupling /= size[:, None]
+    coupling = _type_sum(c, c.sign.astype(np.float64) * c.n_syn * types.syn_strength[c.edge_pair])
 
     bias = types.bias.astype(np.float64)
     for _ in range(n_simulations):
@@ -126,9 +145,12 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
 def sample_parameters(c: Connectome, seed: int = 0) -> Parameters:
     """A random ground truth with the connectome's signs and synapse counts.
 
-    Per type pair: synapse strength lognormal (sigma 0.5) over the pair's mean synapse count, then
-    the in-weights of every target type scaled to an L2 norm of 0.7. Per type: tau log-uniform in
-    20.5-300 ms, V_rest calibrated by short simulations (`calibrate`). Deterministic for (extent, seed).
+    Per type pair: synapse strength lognormal (sigma 0.5) over the pair's mean synapse count, the
+    in-weights of every target type scaled to an L2 norm of 0.7 (R1..R8 receive less), excitation
+    scaled down until its spectral radius is 0.9, so that no stimulus and no dt makes the circuit
+    diverge. Per type: tau log-uniform in 20.5-300 ms, V_rest calibrated by short simulations until
+    the mean voltage is 0.3 of its standard deviation, so that neurons cross zero. Deterministic
+    for (extent, seed).
 
     **Raises:** `UserError` if the seed is not an integer >= 0.
     """
