@@ -190,7 +190,7 @@ class LLMProposer:
     name = "llm"
     spends = True
 
-    def __init__(self, experiment: Experiment, client: Any = None):
+    def __init__(self, experiment: Experiment, run_dir=None, client: Any = None):
         self._key = api_key()
         self._client = client if client is not None else make_client(experiment, self._key)
         self._previous: tuple[tuple[int, int], str] | None = None  # (where, the refused answer), for feedback

@@ -17,7 +17,9 @@ from flyjax.search import tree
 from flyjax.search.interface import ROOT, Context
 from flyjax.search.prices import image_tokens, text_tokens
 from flyjax.search.proposers.tools import expected_tool, tools
+from flyjax.search.protocol import rules
 from flyjax.search.state import Node, finite
+from flyjax.search.strategy import holds
 
 #: Tunable parameters that shape the compiled program; all others are numbers inside it.
 STATIC = ("batch_size",)
@@ -183,6 +185,12 @@ def measures_text(context: Context) -> str:
         "Noise floor of the reward: "
         + ("not measured yet" if floor is None else f"std {floor:.4f}; an improvement below {2 * floor:.4f} is noise"),
     ]
+    held = [
+        row.text.strip()
+        for row in rules(context.protocol).usable
+        if not row.is_default and all(holds(c, state, block, context.n_iter_block) for c in row.conditions)
+    ]
+    lines += ["Rows of the strategy table whose conditions hold now: " + ("none but Default" if not held else ""), *held]
     return "\n".join(lines)
 
 
@@ -201,8 +209,9 @@ def request_text(context: Context) -> str:
         beside = "trained beside your proposals" if k else "trained alone"
         lines.append(f'The next iteration opens a block: the root configuration is {beside}; every parent is "{ROOT}".')
     if context.is_block_end:
+        follows = "the next simulation (every field)" if context.next_opens_block else "the present simulation again"
         lines.append(
-            f"Block {context.block} ends here. Write its summary, the next simulation (every field), and either a "
+            f"Block {context.block} ends here. Write its summary, {follows}, and either a "
             "protocol edit (old text copied exactly from between the markers, new text, reason) or, with both texts "
             "empty, why no changes are needed."
         )

@@ -215,7 +215,8 @@ def read(answer: dict[str, Any], context: Context) -> Step:
         simulation = simulation if isinstance(simulation, dict) else {"next_simulation": "must be an object"}
         end = {
             "block_summary": line(data.get("block_summary")),
-            "next_simulation": _simulation(simulation, context),
+            # Where no block follows there is no next simulation, whatever the schema made the model write.
+            "next_simulation": _simulation(simulation, context) if context.next_opens_block else {},
             "protocol_edit": ProtocolEdit(
                 text(data.get("edit_old")), text(data.get("edit_new")), line(data.get("edit_reason"))
             ),
