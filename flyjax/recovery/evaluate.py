@@ -37,6 +37,7 @@ class Evaluation:
 
     metrics: dict
     found: Recovered
+    raw_weight: Float[np.ndarray, " E"]  #: W as trained, before the correction
     embedding: Float[np.ndarray, "N d"] | None
     rollout: Rollout
     curves: Curves
@@ -122,6 +123,7 @@ def evaluate(
     return Evaluation(
         metrics=metrics.as_dict(),
         found=found,
+        raw_weight=np.asarray(params["W"][...]),
         embedding=embedding,
         rollout=run,
         curves=curves(learner, params, found, train_recording),
