@@ -275,23 +275,33 @@ def validate_step(context: Context, step: Step) -> list[Problem]:
 def reversion_parent(context: Context, candidate: Candidate) -> int | None:
     """The node that the reversion check makes the parent, where it is another than the one named.
 
-    It applies to one changed parameter whose new value an earlier node of the block has: the nearest
-    such ancestor of the named parent, else the node whose configuration is closest to the proposed one
-    (of equally close ones the newest).
+    It applies to one changed parameter whose new value a previous node of the block has (previous to
+    the named parent): the nearest such ancestor, else the node whose configuration is closest to the
+    proposed one (of equally close ones the newest). The same is asked of that node, until a parent stands.
     """
-    if context.next_opens_block or len(candidate.changes) != 1:
+    if context.next_opens_block:
         return None
-    ((name, value),) = candidate.changes.items()
+    parent, config = candidate.parent, candidate.config
+    while (earlier := _previous_with_value(context, parent, config)) is not None:
+        parent = earlier
+    return parent if parent != candidate.parent else None
+
+
+def _previous_with_value(context: Context, parent: int, config: dict[str, Any]) -> int | None:
     nodes = context.state.nodes
-    here = nodes[candidate.parent].parent
+    changed = [k for k, v in config.items() if v != nodes[parent].config[k]]
+    if len(changed) != 1:
+        return None
+    (name,) = changed
+    here = nodes[parent].parent
     while here in nodes:
-        if nodes[here].config[name] == value:
+        if nodes[here].config[name] == config[name]:
             return here
         here = nodes[here].parent
-    same = [n for n in context.state.block_nodes(context.block) if n.config[name] == value]
+    same = [n for n in context.state.block_nodes(context.block) if n.id < parent and n.config[name] == config[name]]
 
     def differences(node):
-        return sum(node.config[k] != v for k, v in candidate.config.items())
+        return sum(node.config[k] != v for k, v in config.items())
 
     return min(same, key=lambda n: (differences(n), -n.id)).id if same else None
 

@@ -46,12 +46,13 @@ class Node:
     strategy: str
     hypothesis: str
     seeds: tuple[int, ...]
+    parent_rule: str = ""  # why this parent, for the log
     status: str = "running"  # running | finished | failed
     metrics: dict[str, Any] | None = None
     reason: str = ""  # why it failed
     reward: float | None = None  # the objective, mean over seeds
     spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv over seeds
-    activity: str = ""
+    activity: str = ""  # the log's `Activity:` line, as measured or as a step words it
     observation: str = ""
 
     @property
@@ -222,16 +223,20 @@ def _protocol_edited(state, event):
 
 
 def _proposal(state, event):
-    nodes = dict(state.nodes)
+    nodes, read = dict(state.nodes), event.get("user_input")
     for key in ("activity", "observation"):
         for node, text in (event.get(key) or {}).items():
             if int(node) in nodes:
                 nodes[int(node)] = replace(nodes[int(node)], **{key: text})
+    # A run that goes on after its end takes its last step once more: the choice is made anew.
+    choices = {k: c for k, c in state.choices.items() if k != event["iteration"]}
     return replace(
         state,
         nodes=nodes,
+        choices=choices,
         step=event,
         notes=event.get("notes") or state.notes,
+        acknowledged=(*state.acknowledged, (event["iteration"], read)) if read else state.acknowledged,
         spent=state.spent.plus(event.get("usage") or {}),
         finished=None,
     )
@@ -239,10 +244,6 @@ def _proposal(state, event):
 
 def _spending(state, event):
     return replace(state, spent=state.spent.plus(event.get("usage") or {}))
-
-
-def _acknowledged(state, event):
-    return replace(state, acknowledged=(*state.acknowledged, (event["iteration"], event["text"])))
 
 
 def _iteration_started(state, event):
@@ -259,6 +260,7 @@ def _iteration_started(state, event):
             strategy=n["strategy"],
             hypothesis=n.get("hypothesis", ""),
             seeds=tuple(n["seeds"]),
+            parent_rule=n.get("parent_rule", ""),
         )
         for n in event["nodes"]
     }
@@ -283,6 +285,7 @@ def _node_finished(state, event):
         reason=event.get("reason") or "",
         reward=finite(metrics.get(name)),
         spread=_spread(m.get(name) for m in per_seed),
+        activity=event.get("activity") or "",
     )
     return replace(state, nodes={**state.nodes, node.id: done})
 
@@ -314,7 +317,6 @@ _FOLD = {
     "protocol_edited": _protocol_edited,
     "proposal": _proposal,
     "proposal_rejected": _spending,
-    "user_input": _acknowledged,
     "iteration_started": _iteration_started,
     "node_finished": _node_finished,
     "node_failed": _node_failed,

@@ -1,0 +1,169 @@
+"""Ask a proposer for a step and make sure that what comes back can be carried out.
+
+Errors go back to the proposer at most twice. What is still wrong then is replaced by the rules, part by
+part, and recorded as such. A valid choice is never overridden; the one change that code makes is the
+parent that the reversion check names, after the proposer was told once.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from flyjax.search.interface import ROOT, BadAnswer, Context, Proposer, Step
+from flyjax.search.journal import clean
+from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.space import Candidate, Problem, next_simulation, resolve, reversions, validate_step
+from flyjax.search.state import State
+from flyjax.search.tree import scores
+
+RETRIES = 2  # corrections a proposer may make
+MAX_RAW = 200_000  # characters of an answer that the journal keeps
+MAX_LINE = 1_000  # characters of a line of the log
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A step that can be carried out, as the journal keeps it."""
+
+    step: Step
+    by: str
+    raw: Any
+    proposals: tuple[dict[str, Any], ...]  # parent, changes, config, strategy, hypothesis, parent_rule
+    simulation: dict[str, Any]  # of the next iteration
+    fallbacks: tuple[str, ...] = ()
+    reversions: tuple[str, ...] = ()
+
+
+def keep_raw(raw: Any) -> Any:
+    """What the journal keeps of an answer: a JSON-able copy, or its beginning where it is too long."""
+    try:
+        text = json.dumps(clean(raw), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        try:
+            text = repr(raw)
+        except RecursionError:
+            text = "nested too deep to be shown"
+        return {"unreadable": text[:MAX_RAW]}
+    return json.loads(text) if len(text) <= MAX_RAW else {"cut": text[:MAX_RAW]}
+
+
+def one_line(text: str) -> str:
+    """A text that fits into one line of the log."""
+    return " ".join(str(text).split())[:MAX_LINE]
+
+
+def ask(
+    context: Context, proposer: Proposer, state_now: Callable[[], State], record: Callable[..., None], silent: bool = False
+) -> Accepted:
+    """A step that holds: the proposer's, mended by the rules where two corrections did not help.
+
+    **Arguments:** `state_now` gives the journal's state, which grows by the refused answers; `record`
+    journals; `silent` skips the proposer where there is nothing to decide.
+
+    **Raises:** whatever the proposer raises beyond `BadAnswer` (`Paused`, `UserError`: the run stops).
+    """
+    if silent:
+        return _accept(context, Step(()), proposer.name, None, (), ())
+    feedback, told, step, problems = (), False, None, []
+    for attempt in range(1 + RETRIES):
+        try:
+            step = proposer.step(replace(context, state=state_now(), feedback=feedback))
+            problems, error = validate_step(context, step), None
+        except BadAnswer as bad:
+            step, problems, error = None, [Problem("answer", e) for e in bad.errors], bad
+        moved = reversions(context, step) if step is not None and not problems else []
+        if not problems and (not moved or told or attempt == RETRIES):
+            return _accept(context, step, proposer.name, step.raw, step.fallbacks, tuple(map(str, moved)))
+        told = told or bool(moved)
+        feedback = tuple(map(str, problems or moved))
+        if attempt < RETRIES:
+            record(
+                "proposal_rejected",
+                iteration=context.state.iteration.number if context.state.iteration else 0,
+                by=proposer.name,
+                errors=list(feedback),
+                raw=keep_raw(error.raw if error else step.raw),
+                usage=(error.usage if error else step.usage) or {},
+            )
+    usage, raw = (error.usage, error.raw) if error else (step.usage, step.raw)
+    mended, fallbacks = mend(context, step, problems)
+    kept = replace(mended, usage=usage or {})
+    context = replace(context, n_proposals=len(kept.proposals))
+    by = proposer.name if step is not None else "rules"
+    return _accept(context, kept, by, raw, (*(step.fallbacks if step else ()), *fallbacks), tuple(map(str, reversions(context, kept))))
+
+
+def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[Step, tuple[str, ...]]:
+    """The step with its bad parts replaced by the rules, and a line for each; fewer proposals only where
+    the space holds no new configuration."""
+    rules = RulesProposer(context.experiment)
+    reference, lines = rules.step(replace(context, feedback=())), tuple(f"{p}; replaced by the rules" for p in problems)
+    if step is None:
+        return reference, lines
+    bad, changes = {p.part for p in problems}, {}
+    for part in ("chosen", "next_simulation", "protocol_edit", "block_summary", "notes"):
+        if part in bad:
+            changes[part] = getattr(reference, part)
+    if "text" in bad:
+        changes.update({k: getattr(reference, k) for k in ("reason", "block_summary", "activity", "observation")})
+    if bad & {"proposals", "next_simulation"}:
+        base = replace(step, **changes, proposals=())
+        changes["proposals"] = _mended_proposals(context, rules, base, step, problems)
+    out = replace(step, **changes)
+    if validate_step(replace(context, n_proposals=len(out.proposals)), out):
+        # The parts do not fit together: the rules answer as a whole.
+        return reference, (*lines, "what was left of the answer did not fit; the rules answered instead")
+    return out, lines
+
+
+def _mended_proposals(context, rules: RulesProposer, base: Step, step: Step, problems: list[Problem]):
+    """The good proposals where they stood, the rules' in the place of the others."""
+    refused = {p.slot for p in problems if p.part == "proposals" and p.slot is not None}
+    given = step.proposals if isinstance(step.proposals, (tuple, list)) else ()
+    good = {k: p for k, p in enumerate(given[: context.n_proposals]) if k not in refused}
+    # Another simulation, or text in the wrong place, may have made a slot bad that was not named.
+    for slot in list(good):
+        alone = replace(base, proposals=(good[slot],))
+        if any(p.part == "proposals" for p in validate_step(replace(context, n_proposals=1), alone)):
+            del good[slot]
+    simulation = next_simulation(context, base)
+    taken = [resolve(context, Step((p,)))[0].config for p in good.values()]
+    fresh = iter(rules.propose(context, context.n_proposals - len(good), taken, simulation))
+    slots = (good[k] if k in good else next(fresh, None) for k in range(context.n_proposals))
+    return tuple(p for p in slots if p is not None)
+
+
+def _accept(context: Context, step: Step, by: str, raw, fallbacks, reverted) -> Accepted:
+    candidates = resolve(context, step)
+    lines = {}
+    for name in ("activity", "observation"):
+        lines[name] = {n: one_line(t) for n, t in getattr(step, name).items() if n in context.new_nodes}
+    notes = "\n".join(line[:MAX_LINE] for line in step.notes.splitlines())
+    tidy = replace(step, reason=one_line(step.reason), block_summary=one_line(step.block_summary), notes=notes, **lines)
+    proposals = tuple(
+        {
+            "parent": c.parent,
+            "changes": c.changes,
+            "config": c.config,
+            "strategy": c.strategy,
+            "hypothesis": one_line(c.hypothesis),
+            "parent_rule": _parent_rule(context, c, p.parent),
+        }
+        for c, p in zip(candidates, step.proposals)
+    )
+    return Accepted(tidy, by, keep_raw(raw), proposals, next_simulation(context, step), tuple(fallbacks), reverted)
+
+
+def _parent_rule(context: Context, candidate: Candidate, named: int | str) -> str:
+    """The log's `Parent rule:` line: where the parent stands by UCB, and the strategy."""
+    if candidate.parent == ROOT:
+        return f"a block begins: UCB file empty -> parent=root, {candidate.strategy}"
+    if candidate.parent != named:
+        return f"reversion check: the value is node {candidate.parent}'s -> parent={candidate.parent}, {candidate.strategy}"
+    ranked = [s.node.id for s in scores(context.state, context.block, context.experiment.search.ucb_c)]
+    place = ranked.index(candidate.parent)
+    rank = "highest UCB" if not place else f"UCB rank {place + 1} of {len(ranked)}"
+    return f"{rank} -> parent={candidate.parent}, {candidate.strategy}"

@@ -1,0 +1,372 @@
+"""The loop: train K candidates, take one step, journal it, again.
+
+Everything the loop does next follows from the journal alone, so a run that is killed at any moment and
+started again goes on as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flyjax.config import Experiment
+from flyjax.errors import UserError
+from flyjax.search import render
+from flyjax.search.asking import Accepted, ask
+from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
+from flyjax.search.journal import Journal
+from flyjax.search.people import acknowledge, edited_protocol, pending_input, write_text
+from flyjax.search.plan import IterationPlan, plan_of
+from flyjax.search.protocol import EditRefused, apply_edit, carry_over, diff, instantiate, rules
+from flyjax.search.ranges import derive_seed
+from flyjax.search.space import block_simulation, root_config
+from flyjax.search.state import State, apply, fold
+from flyjax.search.tree import measure
+
+Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
+
+#: What may differ between the config of a run and the config it is resumed with.
+CHANGEABLE = ("description", "search.max_usd", "search.max_calls", "search.max_wall_s", "search.max_nodes", "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.llm")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of the loop ended: `finished`, or `paused` with the reason; resumable either way."""
+
+    state: State
+    status: str
+    reason: str
+
+
+def run_loop(
+    experiment: Experiment,
+    run_dir: str | Path,
+    evaluate: Evaluate,
+    proposer: Proposer,
+    *,
+    protocol_template: str | Path,
+    earlier_protocol: str | Path | None = None,
+    available_stimuli: tuple[str, ...] | None = None,
+    stand_ins: dict[str, str] | None = None,
+    on_event: Callable[[dict[str, Any], State], None] = lambda event, state: None,
+    on_iteration: Callable[[State, int], None] = lambda state, iteration: None,
+    approve: Callable[[IterationPlan], bool] | None = None,
+    warn: Callable[[str], None] = lambda line: None,
+    clock: Callable[[], float] = time.time,
+) -> Outcome:
+    """Run, or go on with, the search in `run_dir`.
+
+    **Arguments:** `evaluate` trains a plan's nodes and gives, per node id, {"metrics": {...} or None,
+    "reason": why there are none, "activity": the log's line, "per_seed": [metrics of each seed]} (the last
+    two may be left out); called again with the same plan after a kill, it has to resume by itself.
+    `protocol_template` is the path of protocol.md, `earlier_protocol` that of a run whose rules carry
+    over. `available_stimuli`: names that this machine can show (default: all of the range);
+    `stand_ins`: missing stimuli and what replaces them, for the record.
+    `on_iteration(state, number)` is called when an iteration is trained and its step is taken;
+    `approve(plan)` before an iteration begins, False pauses the run.
+
+    **Raises:** `UserError` in one line for a run in use, a damaged journal, a changed config, a bad
+    protocol, a full disk, and whatever the proposer cannot mend; the run stays resumable.
+    """
+    with Journal(run_dir, clock) as journal:
+        loop = _Loop(experiment, Path(run_dir), evaluate, proposer, journal, clock)
+        loop.available = _stimuli(experiment, available_stimuli)
+        loop.on_event, loop.on_iteration, loop.approve, loop.warn = on_event, on_iteration, approve, warn
+        for line in journal.warnings:
+            warn(line)
+        loop.open(protocol_template, earlier_protocol, stand_ins or {})
+        try:
+            while loop.outcome is None:
+                loop.advance()
+        except KeyboardInterrupt:
+            loop.pause("interrupted")
+            raise
+        except UserError as error:
+            loop.pause(str(error), getattr(error, "usage", {}))
+            raise
+        return loop.outcome
+
+
+def _stimuli(experiment: Experiment, given: tuple[str, ...] | None) -> tuple[str, ...]:
+    base = experiment.simulation.visual_input_type
+    span = experiment.search.simulation_ranges.get("visual_input_type")
+    if given is None:
+        return tuple(span.values) if span is not None else (base,)
+    for block in range(1, experiment.search.n_blocks + 1):
+        wanted = block_simulation(experiment, block)["visual_input_type"]
+        if wanted not in given:
+            raise UserError(f"block {block} shows {wanted!r}, which is not on this machine; there is: {', '.join(given)}")
+    return tuple(given)
+
+
+def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out = {}
+    for key, value in data.items():
+        inner = isinstance(value, dict) and f"{prefix}{key}" not in CHANGEABLE and value
+        out.update(_flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
+    return out
+
+
+class _Loop:
+    """One session. `state` is always the fold of the journal."""
+
+    def __init__(self, experiment, run_dir, evaluate, proposer, journal, clock):
+        self.experiment, self.run_dir, self.evaluate, self.proposer = experiment, run_dir, evaluate, proposer
+        self.journal, self.clock = journal, clock
+        self.state: State = fold(journal.events)
+        self.outcome: Outcome | None = None
+        self.reopened = False  # a finished run goes on, because its limits were raised
+
+    # --- the journal ---
+
+    def record(self, event: str, **fields) -> None:
+        written = self.journal.append(event, **fields)
+        self.state = apply(self.state, written)
+        self.on_event(written, self.state)
+
+    def pause(self, reason: str, usage: dict[str, Any] | None = None) -> None:
+        try:
+            self.record("run_paused", reason=reason, usage=usage or {})
+            render.write(self.run_dir, self.state)
+        except (UserError, OSError):
+            pass  # the disk is full: that is the error being reported
+
+    def open(self, template, earlier, stand_ins) -> None:
+        """Begin the run, or take it up where the journal ends."""
+        own = self.experiment.model_dump(mode="json")
+        if self.state.started is None:
+            text = instantiate(_read_protocol(template), self.experiment)
+            if earlier is not None:
+                text = carry_over(_read_protocol(earlier), _read_protocol(template), self.experiment)
+            self.record(
+                "run_started", name=self.experiment.name, experiment=own, protocol=text, proposer=self.proposer.name,
+                stand_ins=stand_ins,
+            )  # fmt: skip
+        else:
+            was, now = _flat(self.state.experiment), _flat(own)
+            for key in sorted(set(was) | set(now)):
+                if was.get(key) != now.get(key) and key not in CHANGEABLE:
+                    raise UserError(
+                        f"the config differs from the one {self.run_dir} began with: {key} was {was.get(key)}, is "
+                        f"{now.get(key)}; restore it, or choose another --run"
+                    )
+            limit, why = self.next_nodes()
+            if self.state.finished and not limit:
+                self.outcome = Outcome(self.state, "finished", why or self.state.finished)
+            else:
+                self.reopened = bool(self.state.finished)
+                changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
+                self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed)
+        self.take_protocol_edit()
+        write_text(self.run_dir / "protocol.md", self.state.protocol)
+        acknowledge(self.run_dir, self.state)
+        render.write(self.run_dir, self.state)
+        for line in rules(self.state.protocol).problems:
+            self.warn(f"protocol.md: {line}; it is left to readers")
+
+    def take_protocol_edit(self) -> None:
+        text = edited_protocol(self.run_dir, self.state)
+        if text is not None:
+            self.record(
+                "protocol_edited", block=self.state.iteration.block if self.state.iteration else 0, by="user",
+                reason="edited by hand", protocol=text, diff=diff(self.state.protocol, text),
+            )  # fmt: skip
+
+    # --- what comes next ---
+
+    @property
+    def number(self) -> int:
+        return self.state.iteration.number if self.state.iteration else 0
+
+    def at_block_end(self) -> bool:
+        newest = self.state.iteration
+        return newest is not None and newest.iter_in_block >= self.experiment.search.n_iter_block
+
+    def next_nodes(self) -> tuple[int, str]:
+        """How many nodes the next iteration may have, and why none where it may not."""
+        search, newest = self.experiment.search, self.state.iteration
+        if self.at_block_end() and newest.block >= search.n_blocks:
+            return 0, f"{search.n_blocks} blocks done"
+        worked = self.state.wall_s + max(0.0, self.clock() - self.state.last_time)
+        if search.max_wall_s is not None and worked >= search.max_wall_s:
+            return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
+        left = search.n_candidates
+        if search.max_nodes is not None:
+            left = min(left, search.max_nodes - len(self.state.nodes))
+        return (left, "") if left > 0 else (0, f"search.max_nodes={search.max_nodes} reached")
+
+    def advance(self) -> None:
+        """One thing: train, step, or write down one consequence of the newest step."""
+        state = self.state
+        if state.pending:
+            return self.train()
+        step = state.step if state.step and state.step["iteration"] == self.number else None
+        if step is None or self.reopened:
+            return self.step()
+        if self.number and self.number not in state.choices:
+            parents = [ROOT] * (step["opens_block"] and step["n_next"] > 0) + [p["parent"] for p in step["proposals"]]
+            self.record("choice", iteration=self.number, block=step["block"], chosen=step["chosen"], reason=step["reason"], next_parents=parents)
+            render.write(self.run_dir, self.state)
+            return self.on_iteration(self.state, self.number)
+        if self.at_block_end() and state.blocks[step["block"]].ended is None:
+            self.end_block(step)
+            return render.write(self.run_dir, self.state)
+        if not step["n_next"]:
+            if state.finished is None:
+                self.record("run_finished", reason=step["why_none"], nodes=len(state.nodes), wall_s=state.wall_s)
+            self.outcome = Outcome(self.state, "finished", self.state.finished)
+            return render.write(self.run_dir, self.state)
+        return self.begin(step)
+
+    # --- the parts of a turn ---
+
+    def begin(self, step: dict[str, Any]) -> None:
+        """Start the iteration that a step proposed."""
+        state, search = self.state, self.experiment.search
+        opens, first = step["opens_block"], max(state.nodes, default=0) + 1
+        root = {"parent": ROOT, "changes": {}, "config": root_config(self.experiment), "strategy": ROOT, "hypothesis": ""}
+        entries = [{**root, "parent_rule": "a block begins: UCB file empty -> parent=root"}] * opens + step["proposals"]
+        nodes = [
+            {"node": first + k, **entry, "seeds": [derive_seed(search.seed, first + k, s) for s in range(self.experiment.training.n_seeds)]}
+            for k, entry in enumerate(entries)
+        ]
+        block = step["block"] + (1 if self.at_block_end() else 0)
+        done = 0 if opens else state.iteration.iter_in_block
+        planned = {
+            "iteration": self.number + 1, "block": block, "iter_in_block": done + 1, "simulation": step["simulation"], "nodes": nodes,
+        }  # fmt: skip
+        if self.approve is not None:
+            ahead = plan_of(apply(state, {"event": "iteration_started", "time": state.last_time, **planned}))
+            if not self.approve(ahead):
+                self.pause("not approved")
+                self.outcome = Outcome(self.state, "paused", "not approved")
+                return
+        self.record("iteration_started", **planned)
+
+    def train(self) -> None:
+        """Have the pending iteration trained and journal what came out."""
+        plan = plan_of(self.state)
+        results = self.evaluate(plan)
+        for node in plan.nodes:
+            if node.id in plan.done:
+                continue
+            result = dict(results.get(node.id) or {"metrics": None, "reason": "the trainer gave no result"})
+            metrics, reason = result.pop("metrics", None), result.pop("reason", None)
+            extra = {k: v for k, v in result.items() if k in ("activity", "per_seed")}
+            where = {"node": node.id, "parent": node.parent, "iteration": plan.number, "block": plan.block}
+            if metrics:
+                self.record("node_finished", **where, metrics=metrics, reason=reason or "", **extra)
+            else:
+                self.record("node_failed", **where, metrics=None, reason=reason or "the training gave no metrics")
+        render.write(self.run_dir, self.state)
+
+    def step(self) -> None:
+        """Ask the proposer and journal its step, validated."""
+        try:
+            self.take_protocol_edit()
+        except UserError as error:
+            # Perhaps still being written: a weekend's run does not stop for it.
+            self.warn(f"{error}; going on with the run's own version")
+        state, search, newest = self.state, self.experiment.search, self.state.iteration
+        limit, why = self.next_nodes()
+        opens = newest is None or self.at_block_end()
+        context = Context(
+            experiment=self.experiment,
+            state=state,
+            protocol=state.protocol,
+            block=newest.block if newest else 1,
+            iter_in_block=newest.iter_in_block if newest else 0,
+            n_iter_block=search.n_iter_block,
+            new_nodes=newest.nodes if newest else (),
+            n_proposals=max(0, limit - 1) if opens else limit,
+            next_opens_block=opens and limit > 0,
+            available_stimuli=self.available,
+            run_dir=self.run_dir,
+            user_input=pending_input(self.run_dir, state),
+        )
+        nothing_to_decide = newest is None and context.n_proposals == 0
+        if getattr(self.proposer, "spends", False) and not nothing_to_decide:
+            over = _overspent(self.experiment, state)
+            if over:
+                self.pause(over)
+                self.outcome = Outcome(self.state, "paused", over)
+                return
+        answer = ask(context, self.proposer, lambda: self.state, self.record, silent=nothing_to_decide)
+        n_next = len(answer.proposals) + (1 if context.next_opens_block else 0)
+        if not n_next and limit:
+            why = "every configuration of the space was tried"
+        self.reopened = False
+        self.record("proposal", **_proposal_event(context, answer, n_next, why))
+        if context.user_input:
+            acknowledge(self.run_dir, self.state)
+
+    def end_block(self, step: dict[str, Any]) -> None:
+        """The block-end duties that code does: the edit, the measures, the summary."""
+        self.take_protocol_edit()  # what people wrote is not lost under the edit below
+        state, block, edit = self.state, step["block"], step["protocol_edit"]
+        made = ProtocolEdit(edit["old"], edit["new"], edit["reason"])
+        if made.is_edit and not any(e["block"] == block and e["by"] != "user" for e in state.edits):
+            try:
+                text = apply_edit(state.protocol, made)
+            except EditRefused as error:
+                # Somebody edited the same passage between the step and now.
+                edit = {"old": "", "new": "", "reason": f"the edit could not be made ({error})"}
+            else:
+                self.record(
+                    "protocol_edited", block=block, by=step["by"], old=made.old, new=made.new, reason=made.reason,
+                    protocol=text, diff=diff(state.protocol, text),
+                )  # fmt: skip
+                write_text(self.run_dir / "protocol.md", text)
+        measures = measure(self.state, block)
+        self.record(
+            "block_ended", block=block, nodes=list(state.blocks[block].nodes), summary=step["block_summary"],
+            edit=edit, measures={**vars(measures), "text": measures.describe()}, next_simulation=step["simulation"],
+        )  # fmt: skip
+
+
+def _read_protocol(path: str | Path) -> str:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"no protocol {path}; name a protocol.md")
+    return path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+
+
+def _overspent(experiment: Experiment, state: State) -> str:
+    search, spent = experiment.search, state.spent
+    if search.max_calls is not None and spent.calls >= search.max_calls:
+        return f"search.max_calls={search.max_calls} spent; raise it to go on, or go on free with --proposer rules"
+    if search.max_usd is not None and spent.usd >= search.max_usd:
+        return f"search.max_usd={search.max_usd:g} spent; raise it to go on, or go on free with --proposer rules"
+    return ""
+
+
+def _proposal_event(context: Context, answer: Accepted, n_next: int, why: str) -> dict[str, Any]:
+    step, edit = answer.step, answer.step.protocol_edit
+    usd = step.usage.get("usd") if step.usage else 0.0
+    return {
+        "iteration": context.state.iteration.number if context.state.iteration else 0,
+        "block": context.block,
+        "iter_in_block": context.iter_in_block,
+        "by": answer.by,
+        "raw": answer.raw,
+        "chosen": step.chosen,
+        "reason": step.reason,
+        "activity": {str(k): v for k, v in step.activity.items()},
+        "observation": {str(k): v for k, v in step.observation.items()},
+        "proposals": list(answer.proposals),
+        "simulation": answer.simulation,
+        "opens_block": context.next_opens_block,
+        "n_next": n_next,
+        "why_none": why,
+        "notes": step.notes,
+        "block_summary": step.block_summary,
+        "protocol_edit": vars(edit) if edit is not None else None,
+        "fallbacks": list(answer.fallbacks),
+        "reversions": list(answer.reversions),
+        "usage": step.usage,
+        "cost": "not reported" if usd is None else usd,
+        "user_input": context.user_input,
+    }

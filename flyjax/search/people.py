@@ -1,0 +1,86 @@
+"""Files of a run that people may write in while it runs: user_input.md and, between its markers, protocol.md."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from flyjax.errors import UserError
+from flyjax.search.protocol import EditRefused, body, with_body
+from flyjax.search.state import State
+
+MAX_INPUT = 20_000  # characters of one instruction
+PENDING, DONE = "## Pending", "## Acknowledged"
+_HEAD = f"""# Instructions to the search
+
+Write below "{PENDING[3:]}". The next step reads it and moves it to "{DONE[3:]}".
+"""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file as a whole: a reader sees the old text or the new one. Unchanged text is not written."""
+    data = text.encode("utf-8", "backslashreplace")
+    if path.is_file() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_bytes(data)
+    fresh.replace(path)
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n") if path.is_file() else ""
+
+
+def _parts(text: str) -> tuple[str, int]:
+    """(what is pending, how many entries are acknowledged)."""
+    found = re.search(rf"^{PENDING}[ \t]*$", text, re.M)
+    if not found:
+        # A file without our headings is an instruction as a whole.
+        return text.strip(), 0
+    pending, _, done = text[found.end() :].partition(f"\n{DONE}")
+    return pending.strip(), len(re.findall(r"^- iteration \d+:", done, re.M))
+
+
+def pending_input(run_dir: Path, state: State) -> str:
+    """The instructions that no step has read yet, at most 20,000 characters."""
+    text, listed = _parts(_read(run_dir / "user_input.md"))
+    if listed < len(state.acknowledged) and text == state.acknowledged[-1][1]:
+        return ""  # a crash came between the acknowledgement and this file
+    return text[:MAX_INPUT]
+
+
+def acknowledge(run_dir: Path, state: State) -> None:
+    """Write user_input.md: what was read moves to the acknowledged entries, newer text stays pending."""
+    path = run_dir / "user_input.md"
+    text, listed = _parts(_read(path))
+    for _, read in state.acknowledged[listed:]:
+        text = text.removeprefix(read).strip()
+    done = "".join(f"- iteration {number}: {_indented(read)}\n" for number, read in state.acknowledged)
+    write_text(path, f"{_HEAD}\n{PENDING}\n\n{text}{chr(10) * (2 if text else 1)}{DONE}\n{chr(10) if done else ''}{done}")
+
+
+def _indented(text: str) -> str:
+    return text.replace("\n", "\n  ")
+
+
+def edited_protocol(run_dir: Path, state: State) -> str | None:
+    """The protocol as a person changed it between the markers; None where nobody did.
+
+    A missing file, or one that is an earlier version of the run's own, is no edit.
+
+    **Raises:** `UserError` for a change outside the markers, or one that the guard refuses.
+    """
+    path = run_dir / "protocol.md"
+    text = _read(path)
+    if not text.strip() or text in state.protocols:
+        return None
+    remedy = f"undo the change, or delete {path} to have the run's own version written again"
+    try:
+        inside = body(text)
+        merged = with_body(state.protocol, inside)
+    except (EditRefused, UserError) as error:
+        raise UserError(f"{path} was edited in a way the search cannot use ({error}); {remedy}") from None
+    if merged != text:
+        raise UserError(f"{path} was edited outside the markers of the parent selection rule; {remedy}")
+    return merged

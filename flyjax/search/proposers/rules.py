@@ -1,0 +1,192 @@
+"""The proposer that follows the protocol without a language model, block-end duties included."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flyjax.search import moves
+from flyjax.search.interface import ROOT, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.protocol import Rules, rules
+from flyjax.search.revise import revise
+from flyjax.search.space import available_visuals, block_simulation, next_simulation, resolve, root_config
+from flyjax.search.state import Node, State
+from flyjax.search.strategy import Slot, deal
+from flyjax.search.tree import best_node, measure, noise_floor, score
+
+PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
+
+
+def generator(context: Context, stream: int = 0) -> np.random.Generator:
+    """The proposer's randomness: a function of (run seed, iteration) only."""
+    newest = context.state.iteration
+    return np.random.default_rng([context.experiment.search.seed, newest.number if newest else 0, stream])
+
+
+class RulesProposer:
+    """Parents by UCB, strategies by the table, changes by what has helped."""
+
+    name = "rules"
+
+    def __init__(self, experiment, run_dir=None):
+        self.experiment = experiment
+
+    def step(self, context: Context) -> Step:
+        state, newest = context.state, context.new_nodes
+        chosen = state.chosen(state.iteration.number) if newest else None
+        step = Step(
+            proposals=(),
+            chosen=chosen.id if chosen else None,
+            reason=_choice_reason(context, chosen),
+            activity={n: activity_line(state.nodes[n]) for n in newest},
+            observation={n: observe(state, state.nodes[n]) for n in newest},
+        )
+        if context.is_block_end:
+            step = self._end_block(context, step)
+        return replace(step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step))))
+
+    def propose(self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]) -> list[Proposal]:
+        """`n` lawful proposals whose configurations are neither `taken` nor known; fewer where the space is exhausted."""
+        known, rng = rules(context.protocol), generator(context)
+        taken = [*taken, *self._known_configs(context, simulation)]
+        if context.next_opens_block:
+            return self._companions(context, n, taken, known, rng)
+        search = context.experiment.search
+        slots = deal(known, context.state, context.block, n, n_iter_block=search.n_iter_block, ucb_c=search.ucb_c, rng=rng)
+        sources: dict[tuple, Iterator] = {}  # slots of one kind draw from one stream of drafts
+        out = []
+        for slot in slots:
+            proposal = self._fill(context, slot, taken, known, rng, sources)
+            if proposal is None and slot.strategy != "exploit":
+                # Nothing left to probe: the slot exploits instead.
+                proposal = self._fill(context, replace(slot, strategy="exploit"), taken, known, rng, sources)
+            if proposal is not None:
+                out.append(proposal)
+        return out
+
+    def _known_configs(self, context, simulation):
+        state = context.state
+        configs = [n.config for n in state.nodes.values() if state.blocks[n.block].simulation == simulation]
+        return configs + [root_config(context.experiment)] * context.next_opens_block
+
+    def _fill(self, context, slot: Slot, taken, known: Rules, rng, sources) -> Proposal | None:
+        state, ranges = context.state, context.experiment.search.ranges
+        parent = state.nodes[slot.parent]
+        if slot.strategy == "robustness-test":
+            return Proposal(parent.id, {}, slot.strategy, f"node {parent.id} (R2 {score(parent):.3f}) is reproducible")
+        key = (slot.strategy, slot.parent)
+        if key not in sources:
+            sources[key] = self._drafts(context, slot, parent, known, ranges, rng)
+        return _first_new(context, sources[key], parent.id, slot.strategy, taken)
+
+    def _drafts(self, context, slot, parent: Node, known, ranges, rng) -> Iterator[dict[str, Any]]:
+        state, block = context.state, context.block
+        if slot.strategy == "failure-probe":
+            probed = {k for n in state.block_nodes(block) if n.strategy == slot.strategy for k in n.changes}
+            return moves.probes(ranges, parent, probed, slot.factor, rng)
+        if slot.strategy in ("explore", "force-branch"):
+            return moves.steps(ranges, parent.config, [], rng, 0.25)
+        return moves.exploit(state, block, parent, ranges, known.hints, rng)
+
+    def _companions(self, context, n, taken, known: Rules, rng) -> list[Proposal]:
+        """The root's companions: the best configuration of earlier blocks, first moves, then spread steps."""
+        root, ranges = root_config(context.experiment), context.experiment.search.ranges
+        best, out = best_node(context.state), []
+        if best is not None and n > 0:
+            near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, 0.1))
+            learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))
+            out.append(_first_new(context, learned, ROOT, "exploit", taken))
+        drafts = itertools.chain(
+            moves.first_moves(known.hints, ranges, root),
+            moves.steps(ranges, root, [], rng, 0.25),
+        )
+        while len(out) < n:
+            out.append(_first_new(context, drafts, ROOT, "exploit", taken))
+            if out[-1] is None:
+                break
+        return [p for p in out if p is not None]
+
+    def _end_block(self, context: Context, step: Step) -> Step:
+        state, block = context.state, context.block
+        measures, best = measure(state, block), best_node(state, block)
+        edit = revise(context.protocol, measures)
+        if best is None:
+            summary = f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
+        else:
+            helped = [m for m in moves.moves(state, block) if m.gain > max(0.01, 2 * (noise_floor(state, block) or 0))]
+            hurt = [m for m in moves.moves(state, block) if m.gain < -0.05]
+            summary = f"helped: {_told(helped)}; hurt: {_told(hurt[::-1])}; {measures.describe()}"
+        note = f"block {block}: {summary}"
+        return replace(
+            step,
+            block_summary=summary,
+            protocol_edit=edit,
+            next_simulation=self._next_simulation(context) if context.next_opens_block else {},
+            notes="\n".join([*state.notes.splitlines(), note][-500:]),
+        )
+
+    def _next_simulation(self, context: Context) -> dict[str, Any]:
+        """Changes that lead to the next entry of `search.simulations`, or to the next stimulus at hand."""
+        experiment, current = context.experiment, context.state.blocks[context.block].simulation
+        spans = experiment.search.simulation_ranges
+        if experiment.search.simulations:
+            wanted = block_simulation(experiment, context.block + 1)
+        else:
+            visuals = available_visuals(context) if "visual_input_type" in spans else ()
+            here = current["visual_input_type"]
+            after = visuals[(visuals.index(here) + 1) % len(visuals)] if here in visuals else (visuals or (here,))[0]
+            wanted = {**current, "visual_input_type": after}
+        return {k: wanted[k] for k in spans if wanted[k] != current[k]}
+
+
+def _first_new(context: Context, drafts: Iterator[dict[str, Any]], parent, strategy: str, taken: list) -> Proposal | None:
+    """The first draft whose configuration is new, its parent by the reversion check; it joins `taken`."""
+    for changes in itertools.islice(drafts, PATIENCE):
+        if not changes:
+            continue
+        draft = Proposal(parent, changes, strategy, _told_changes(changes))
+        (candidate,) = resolve(context, Step((draft,)))
+        if candidate.config not in taken:
+            taken.append(candidate.config)
+            return Proposal(candidate.parent, candidate.changes, strategy, draft.hypothesis)
+    return None
+
+
+def _told_changes(changes) -> str:
+    return "try " + ", ".join(f"{k}={v:g}" if isinstance(v, (int, float)) else f"{k}={v}" for k, v in changes.items())
+
+
+def _told(tried) -> str:
+    distinct: dict[str, float] = {}
+    for move in tried:
+        distinct.setdefault(" and ".join(f"{k}={v}" for k, v in move.changes.items()), move.gain)
+    return ", ".join(f"{text} ({gain:+.2f})" for text, gain in list(distinct.items())[:3]) or "nothing"
+
+
+def _choice_reason(context: Context, chosen: Node | None) -> str:
+    if chosen is None:
+        return "the run begins at its root"
+    return f"node {chosen.id} has the highest UCB among the new nodes (R2 {score(chosen):.3f})"
+
+
+def activity_line(node: Node) -> str:
+    """The log's `Activity:` line: what was measured on the node."""
+    if node.status == "failed":
+        return "none, the training failed"
+    return node.activity or "not measured"
+
+
+def observe(state: State, node: Node) -> str:
+    """The log's `Observation:` line: the result against the parent's, noise named as such."""
+    if node.status == "failed":
+        return f"failed: {node.reason}"
+    start = state.nodes.get(node.parent) if isinstance(node.parent, int) else None
+    if start is None:
+        return f"R2 {score(node):.3f} from the root"
+    change, floor = score(node) - score(start), noise_floor(state, node.block)
+    noise = " (noise: below twice the spread of repetitions)" if floor is not None and abs(change) < 2 * floor else ""
+    return f"R2 {score(node):.3f}, {change:+.3f} against node {start.id}{noise}"
