@@ -185,14 +185,15 @@ def noise_floor(state: State, block: int) -> float | None:
     Pooled over all configurations that ran more than once (seeds of a node, robustness-tests);
     None where none did. An improvement below twice this value is noise.
     """
-    squares, freedom = 0.0, 0
+    squares, freedom, twins = 0.0, 0, {}
     for node in state.block_nodes(block):
         n, std = node.spread.get("n", 0), node.spread.get("std")
         if std is not None:
             squares, freedom = squares + (n - 1) * std**2, freedom + n - 1
-        twins = [t for t in reruns(state, node) if t.reward is not None]
-        if len(twins) > 1 and node.id == twins[0].id:
-            mean = sum(t.reward for t in twins) / len(twins)
-            squares += sum((t.reward - mean) ** 2 for t in twins)
-            freedom += len(twins) - 1
+        if node.reward is not None:
+            twins.setdefault(tuple(sorted(node.config.items())), []).append(node.reward)
+    for values in twins.values():
+        mean = sum(values) / len(values)
+        squares += sum((v - mean) ** 2 for v in values)
+        freedom += len(values) - 1
     return math.sqrt(squares / freedom) if freedom else None

@@ -117,8 +117,8 @@ class RulesProposer:
         if best is None:
             summary = f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
         else:
-            helped = [m for m in moves.moves(state, block) if m.gain > max(0.01, 2 * (noise_floor(state, block) or 0))]
-            hurt = [m for m in moves.moves(state, block) if m.gain < -0.05]
+            tried, clear = moves.moves(state, block), max(0.01, 2 * (noise_floor(state, block) or 0))
+            helped, hurt = [m for m in tried if m.gain > clear], [m for m in tried if m.gain < -max(0.05, clear)]
             summary = f"helped: {_told(helped)}; hurt: {_told(hurt[::-1])}; {measures.describe()}"
         note = f"block {block}: {summary}"
         return replace(
