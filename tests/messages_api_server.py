@@ -130,52 +130,61 @@ def prompt_text(request) -> str:
 
 
 class Player:
-    """Reads the prompt as a model would and answers it well; `edit` is (old, new, reason) for block ends.
+    """Reads the prompt as a model would and answers it well, from the prompt alone.
 
-    `spoil(arguments, number)` may change an answer before it is sent.
+    It goes on from the newest node; where the prompt says that a force-branch row of the protocol's
+    table holds, its first proposal obeys. `edit` is (old, new, reason) for the ends of blocks in
+    `edit_in` (all where None), elsewhere no changes are needed; `spoil(arguments, number)` may change
+    an answer before it is sent, or give a `Reply` to send instead.
     """
 
-    def __init__(self, edit=("", "", "three measures are fine"), spoil=None, choose=None):
-        self.edit, self.spoil, self.choose = edit, spoil, choose
+    def __init__(self, edit=("", "", "the three measures are fine"), edit_in=None, spoil=None):
+        self.edit, self.edit_in, self.spoil = edit, edit_in, spoil
 
     def __call__(self, request, number) -> Reply:
         prompt = prompt_text(request)
         name = re.search(r"Answer with one call of (\w+)\.", prompt)[1]
-        k = int(re.search(r"Proposals wanted: (\d+)", prompt)[1])
-        scores = [int(n) for n in re.findall(r"^Node (\d+): UCB=", prompt, re.M)]
-        opens = "The next iteration opens a block" in prompt
-        parent = "root" if opens or not scores else str(scores[0])
-        arguments = {"proposals": [self.proposal(parent, number, slot) for slot in range(k)], "notes": ""}
-        new = re.search(r"^New nodes: ([\d, ]+)$", prompt, re.M)
+        arguments = {"proposals": self.proposals(prompt), "notes": ""}
         if name != "propose":
-            nodes = [int(n) for n in new[1].split(",")]
+            nodes = self.new_nodes(prompt)
             arguments |= {
                 "log": [{"node": n, "activity": f"lively {n}", "observation": f"seen {n}"} for n in nodes],
-                "chosen": self.choose(nodes, prompt) if self.choose else nodes[-1],
+                "chosen": nodes[-1],
                 "reason": "highest UCB",
             }
         if name == "end_block":
-            simulation = self.simulation(request)
-            old, words, reason = self.edit
-            arguments |= {
-                "block_summary": "larger noise helped",
-                "next_simulation": simulation,
-                "edit_old": old,
-                "edit_new": words,
-                "edit_reason": reason,
-            }
+            block = int(re.search(r"^Block info: block (\d+),", prompt, re.M)[1])
+            told = self.edit if self.edit_in is None or block in self.edit_in else ("", "", "nothing stands out")
+            arguments |= {"block_summary": "more of it helped", "next_simulation": self.simulation(prompt)}
+            arguments |= dict(zip(("edit_old", "edit_new", "edit_reason"), told))
         if self.spoil is not None:
             arguments = self.spoil(arguments, number) or arguments
         return arguments if isinstance(arguments, Reply) else tool_use(name, arguments)
 
     @staticmethod
-    def proposal(parent, number, slot) -> dict:
-        value = 10 + (97 * number + 13 * slot) % 980
-        changes = [{"name": "coeff_edge_diff", "value": value}]
-        return {"parent": parent, "changes": changes, "strategy": "exploit", "hypothesis": f"edge_diff {value} helps"}
+    def new_nodes(prompt) -> list[int]:
+        return [int(n) for n in re.search(r"^New nodes: ([\d, ]+)$", prompt, re.M)[1].split(",")]
+
+    def proposals(self, prompt) -> list[dict]:
+        wanted = int(re.search(r"Proposals wanted: (\d+)", prompt)[1])
+        known = len(re.findall(r"^\d+ \| ", prompt, re.M))
+        opens = "The next iteration opens a block" in prompt or not known
+        parent = "root" if opens else str(self.new_nodes(prompt)[-1])
+        out = []
+        for slot in range(wanted):
+            # Another value for every node of a run.
+            value = 10 + (7 * known + 13 * slot) % 980
+            changes = [{"name": "coeff_edge_diff", "value": value}]
+            out.append({"parent": parent, "changes": changes, "strategy": "exploit", "hypothesis": f"edge_diff {value} helps"})
+        held = prompt.partition("Rows of the strategy table whose conditions hold now:")[2]
+        scores = re.findall(r"^Node (\d+): UCB=", prompt, re.M)
+        if "force-branch" in held.partition("UCB scores")[0] and scores and out:
+            other = next(n for n in scores if n != parent)
+            out[0] |= {"parent": other, "strategy": "force-branch"}
+        return out
 
     @staticmethod
-    def simulation(request) -> dict:
+    def simulation(prompt) -> dict:
         """The first block's values, from the prompt's list of the space."""
-        found = re.findall(r"^- (\w+): .*; first block (\S+)$", prompt_text(request), re.M)
+        found = re.findall(r"^- (\w+): .*; first block (\S+)$", prompt, re.M)
         return {name: value if name == "visual_input_type" else float(value) for name, value in found}

@@ -243,7 +243,8 @@ def test_missing_log_entries_are_asked_for_once_together_with_all_else(ask, tmp_
     assert isinstance(caught, BadAnswer)
     assert "log: node 2 has no activity" in caught.errors and any("outside its range" in e for e in caught.errors)
     step, requests = ask(Player(spoil=spoil), replace(ctx, feedback=caught.errors))
-    assert "log: node 2 has no activity" in step.fallbacks and step.activity.keys() == {1, 3}
+    assert "log: node 2 has no activity; replaced by the rules" in step.fallbacks
+    assert step.activity == {1: "lively 1", 2: "not measured", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
     assert "outside its range" in prompt_text(requests[0])
 
 

@@ -6,8 +6,6 @@ search space, parents of the block, the rules between the markers. Nothing else 
 
 import json
 import math
-import os
-import socket
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,11 +17,11 @@ from messages_api_server import KEY, USAGE, MessagesServer, Player, error, messa
 from search_contexts import PROTOCOL, context, experiment
 
 from flyjax.search import protocol
+from flyjax.search.asking import ask
 from flyjax.search.interface import BadAnswer, Paused
+from flyjax.search.journal import clean
 from flyjax.search.proposers import llm, prompt
 from flyjax.search.space import next_simulation, resolve, validate_step
-from flyjax.search.state import apply
-from flyjax.search.journal import clean
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +85,19 @@ def take(ctx, body: bytes):
     return "done"
 
 
+def carry_out(ctx, body: bytes):
+    """The loop's step with a model that gives the same answer every time: what is accepted is lawful."""
+    refused = []
+    proposer = llm.LLMProposer(ctx.experiment, client=Canned(body))
+    accepted = ask(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(clean(fields)))
+    inside_the_walls(ctx, accepted.step)
+    assert len(refused) <= 2 and len(accepted.step.proposals) == ctx.n_proposals
+    assert accepted.fallbacks or not refused or accepted.reversions, "what was refused and then replaced is recorded"
+    assert set(accepted.step.activity) == set(accepted.step.observation) == set(ctx.new_nodes)
+    event = json.dumps(clean([accepted.proposals, accepted.raw, accepted.fallbacks, accepted.step.usage]), allow_nan=False)
+    assert KEY not in event and KEY not in repr(accepted.step) and KEY not in json.dumps(refused)
+
+
 # --- generated ----------------------------------------------------------------------------------
 
 HOSTILE = [
@@ -132,9 +143,7 @@ edits = st.sampled_from(
 def bad_answers(draw):
     """(number of the iteration, body): a good answer with parts replaced, or junk altogether."""
     iterations = draw(st.sampled_from([0, 1, 2, 3, 4]))
-    ctx = CONTEXTS[iterations]
-    request = {"body": {"messages": prompt.build(ctx).messages}}
-    good = json.loads(Player()(request, draw(st.integers(0, 50))).body)
+    good = json.loads(Player()(REQUESTS[iterations], draw(st.integers(0, 50))).body)
     arguments = good["content"][-1]["input"]
     for _ in range(draw(st.integers(1, 3))):
         part = draw(st.sampled_from([*arguments, "proposals", "more"]))
@@ -161,6 +170,7 @@ def bad_answers(draw):
 
 
 CONTEXTS = {n: context("nowhere", experiment(), iterations=n) for n in range(5)}
+REQUESTS = {n: {"body": {"messages": prompt.build(ctx).messages}} for n, ctx in CONTEXTS.items()}
 outcomes = {"refused": 0, "done": 0}
 
 
@@ -169,6 +179,7 @@ outcomes = {"refused": 0, "done": 0}
 def test_generated_answers_are_refused_or_lawful(case):
     iterations, body = case
     outcomes[take(CONTEXTS[iterations], body)] += 1
+    carry_out(CONTEXTS[iterations], body)
 
 
 def test_the_generated_answers_were_many_and_of_both_kinds():

@@ -21,6 +21,7 @@ from flyjax.errors import UserError
 from flyjax.search.interface import BadAnswer, Context, Paused, Step
 from flyjax.search.prices import BILLED, CHECKED, NOT_REPORTED, cost, dollars, most, price_of
 from flyjax.search.proposers.prompt import Prompt, build
+from flyjax.search.proposers.rules import activity_line, observe
 from flyjax.search.proposers.tools import compact, keepable, read
 from flyjax.search.space import validate_step
 
@@ -257,7 +258,9 @@ class LLMProposer:
         if missing and not context.feedback:
             # With everything else that is wrong, so that one correction can mend it all.
             raise BadAnswer([*missing, *map(str, validate_step(context, step))], kept, usage)
-        return replace(step, usage=usage, raw=kept, fallbacks=tuple(missing))
+        if missing:
+            step = _with_entries(step, context)
+        return replace(step, usage=usage, raw=kept, fallbacks=tuple(f"{m}; replaced by the rules" for m in missing))
 
     def _decode(self, body: bytes, context: Context, prompt: Prompt) -> dict[str, Any]:
         def unreadable(why):
@@ -283,6 +286,14 @@ def missing_entries(step: Step, context: Context) -> list[str]:
         for key in ("activity", "observation")
         if not getattr(step, key).get(node)
     ]
+
+
+def _with_entries(step: Step, context: Context) -> Step:
+    """The step with the missing log lines as the rules word them."""
+    state = context.state
+    activity = {n: step.activity.get(n) or activity_line(state.nodes[n]) for n in context.new_nodes}
+    observation = {n: step.observation.get(n) or observe(state, state.nodes[n]) for n in context.new_nodes}
+    return replace(step, activity=activity, observation=observation)
 
 
 def _plan(experiment: Experiment) -> tuple[int, float, int]:
