@@ -198,6 +198,7 @@ class Search(_Strict):
     )
     ranges: dict[str, Range] = Field(default_factory=lambda: dict(PROTOCOL_RANGES))
     simulation_ranges: dict[str, Range] = Field(default_factory=lambda: dict(PROTOCOL_SIMULATION_RANGES))
+    transcript: str | None = Field(None, description="journal of the run that the proposer replay plays again")
     max_usd: float | None = Field(None, ge=0)
     max_calls: int | None = Field(None, ge=0)
     max_tokens: int | None = Field(None, ge=0, description="of all calls, read and written")

@@ -16,7 +16,9 @@ from flyjax.search import protocol
 from flyjax.search.interface import Paused
 from flyjax.search.journal import read_journal
 from flyjax.search.loop import run_loop
+from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.llm import KEY_NAME, LLMProposer
+from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.state import fold
 
 DEFAULT_ROW = "| Default | **exploit** | Use highest UCB node, try new mutation |"
@@ -160,6 +162,56 @@ def test_blocks_count_in_the_prompt_as_the_protocol_says(play):
     wanted = ["Block info: block 1, iteration 0/4 within block"]
     wanted += [f"Block info: block {b}, iteration {i}/4 within block" for b in (1, 2) for i in (1, 2, 3, 4)]
     assert found == wanted
+
+
+def test_a_recorded_run_plays_again_without_a_key(play, monkeypatch, tmp_path, root):
+    """Refused, mended and incomplete answers included: the same tree, the same edit, no cost."""
+    player = Player(edit=(DEFAULT_ROW, f"{DEFAULT_ROW}\n{BRANCH_ROW}", "branching was 0 %"), edit_in={1})
+
+    def spoiled(request, number):
+        def spoil(arguments, number):
+            if number in (1, 5):
+                return text("Let me think about it first.")
+            if number == 3:
+                del arguments["log"][0]
+            if number >= 7 and "block_summary" not in arguments:
+                arguments["proposals"][1]["changes"] = [{"name": "coeff_edge_diff", "value": 1e9}]
+
+        player.spoil = spoil
+        return player(request, number)
+
+    recorded, requests, run = play(spoiled, "recorded")
+    assert recorded.finished and len(requests) > 9
+    monkeypatch.delenv(KEY_NAME)
+    exp = experiment(n_iter_block=4, transcript=str(run / "journal.jsonl"))
+
+    def again(proposer, name="again", exp=exp):
+        return run_loop(exp, tmp_path / name, evaluate, proposer, protocol_template=root / "protocol.md").state
+
+    played = again(make_proposer("replay", exp))
+    assert _tree(played) == _tree(recorded) and played.protocol == recorded.protocol and played.spent.calls == 0
+    assert [c for c in played.choices.values()] == [c for c in recorded.choices.values()]
+    assert {n.id: n.activity for n in played.nodes.values()} == {n.id: n.activity for n in recorded.nodes.values()}
+    # A run of the rules has no raw answers: it is played as it was carried out.
+    rules = again(make_proposer("rules", exp), "rules")
+    assert _tree(again(ReplayProposer(exp, transcript=tmp_path / "rules"), "rules again")) == _tree(rules)
+
+
+def test_a_transcript_has_to_be_one_and_to_reach(tmp_path, root):
+    with pytest.raises(UserError, match="needs a transcript"):
+        make_proposer("replay", experiment())
+    with pytest.raises(UserError, match="no transcript"):
+        ReplayProposer(experiment(transcript=str(tmp_path / "none.jsonl")))
+    path = tmp_path / "t.jsonl"
+    for words, says in (("{", "line 1 is not JSON"), ("{}\n", "holds no answers"), ('{"event": "proposal"}', "no iteration")):
+        path.write_text(words)
+        with pytest.raises(UserError, match=says):
+            ReplayProposer(experiment(), transcript=path)
+    path.write_text('{"event": "proposal", "iteration": 0, "by": "rules", "raw": null, "proposals": 3}\n')
+    proposer = ReplayProposer(experiment(), transcript=path)
+    with pytest.raises(UserError, match="no answer after iteration 1"):
+        # The damaged first step falls to the rules; then the transcript is at its end.
+        run_loop(experiment(), tmp_path / "run", evaluate, proposer, protocol_template=root / "protocol.md")
 
 
 class Stream(Canned):

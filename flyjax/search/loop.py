@@ -29,7 +29,7 @@ from flyjax.search.tree import measure
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
 
 #: What may differ between the config of a run and the config it is resumed with.
-CHANGEABLE = ("description", "search.max_usd", "search.max_calls", "search.max_wall_s", "search.max_nodes", "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.llm")  # fmt: skip
+CHANGEABLE = ("description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes", "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.transcript", "search.llm")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from flyjax.config import Experiment
 from flyjax.errors import UserError, nearest
 
-NAMES = ("llm", "rules", "random")
+NAMES = ("llm", "rules", "random", "replay")
 
 
 def resolve_name(name: str) -> str:
@@ -37,4 +37,8 @@ def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None 
         from flyjax.search.proposers.random import RandomProposer
 
         return RandomProposer(experiment, run_dir)
+    if name == "replay":
+        from flyjax.search.proposers.replay import ReplayProposer
+
+        return ReplayProposer(experiment, run_dir)
     raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}, auto.{nearest(name, NAMES)}")

@@ -251,16 +251,10 @@ class LLMProposer:
         kept = keepable({k: data.get(k) for k in ("model", "stop_reason", "stop_details", "content")})
         self._previous = (where, compact(kept.get("content")))
         try:
-            step = read(data, context)
+            step = complete(read(data, context), context)
         except BadAnswer as error:
             raise BadAnswer(error.errors, kept, usage) from None
-        missing = missing_entries(step, context)
-        if missing and not context.feedback:
-            # With everything else that is wrong, so that one correction can mend it all.
-            raise BadAnswer([*missing, *map(str, validate_step(context, step))], kept, usage)
-        if missing:
-            step = _with_entries(step, context)
-        return replace(step, usage=usage, raw=kept, fallbacks=tuple(f"{m}; replaced by the rules" for m in missing))
+        return replace(step, usage=usage, raw=kept)
 
     def _decode(self, body: bytes, context: Context, prompt: Prompt) -> dict[str, Any]:
         def unreadable(why):
@@ -288,12 +282,24 @@ def missing_entries(step: Step, context: Context) -> list[str]:
     ]
 
 
-def _with_entries(step: Step, context: Context) -> Step:
-    """The step with the missing log lines as the rules word them."""
+def complete(step: Step, context: Context) -> Step:
+    """The step with a line on every new node; the rules word what is missing after one correction.
+
+    **Raises:** `BadAnswer` the first time, with everything else that is wrong, so that one correction
+    can mend it all.
+    """
+    missing = missing_entries(step, context)
+    if not missing:
+        return step
+    if not context.feedback:
+        raise BadAnswer([*missing, *map(str, validate_step(context, step))])
     state = context.state
-    activity = {n: step.activity.get(n) or activity_line(state.nodes[n]) for n in context.new_nodes}
-    observation = {n: step.observation.get(n) or observe(state, state.nodes[n]) for n in context.new_nodes}
-    return replace(step, activity=activity, observation=observation)
+    return replace(
+        step,
+        activity={n: step.activity.get(n) or activity_line(state.nodes[n]) for n in context.new_nodes},
+        observation={n: step.observation.get(n) or observe(state, state.nodes[n]) for n in context.new_nodes},
+        fallbacks=tuple(f"{m}; replaced by the rules" for m in missing),
+    )
 
 
 def _plan(experiment: Experiment) -> tuple[int, float, int]:

@@ -18,7 +18,7 @@ from flyjax.search.ranges import coerce
 
 FIRST, STEP, BLOCK_END = "propose", "submit_step", "end_block"
 
-MAX_RAW = 20_000  # characters of one text kept in the journal
+MAX_RAW = 110_000  # characters of one text kept in the journal: any lawful field whole
 MAX_TEXT = 100_000  # characters of one field handed on to the validator, which refuses far less
 MAX_ITEMS = 1_000
 
