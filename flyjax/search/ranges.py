@@ -85,7 +85,7 @@ def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.1
     if span.scale == "choice":
         step = max(step, 1 / max(1, len(span.values) - 1))
     for sign in (way, -way):
-        for stretch in (1, 2, 4, 8):
+        for stretch in (1, 2, 4, 8, 16, 64, 256):  # a count may need a longer step to move at all
             moved = at(span, place + sign * step * stretch)
             if moved != value:
                 return moved

@@ -1,0 +1,290 @@
+"""The protocol: what it must say, what can be edited, and the strategy table as data."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_experiment, parse_experiment
+from flyjax.errors import UserError
+from flyjax.search import protocol
+from flyjax.search.interface import ProtocolEdit
+from flyjax.search.protocol import EditRefused, apply_edit
+from flyjax.search.revise import BRANCH_ROW, PLATEAU_ROW, revise
+from flyjax.search.table import parse_condition, parse_row
+from flyjax.search.tree import Measures
+
+DEFAULT = "| Default | **exploit** | Use highest UCB node, try new mutation |"
+
+
+@pytest.fixture(scope="module")
+def template(root):
+    return (root / "protocol.md").read_text()
+
+
+def edit(old, new, reason="because"):
+    return ProtocolEdit(old, new, reason)
+
+
+# --- the document ---
+
+
+def test_the_template_states_the_values_and_ranges_of_full_scale(template, root):
+    full = load_experiment(root / "experiments" / "full_scale.yaml")
+    assert protocol.instantiate(template, full) == template
+    stated = protocol.parameters(template)
+    assert {k: span for k, (_, span) in stated["training"].items()} == PROTOCOL_RANGES == full.search.ranges
+    assert {k: span for k, (_, span) in stated["simulation"].items()} == PROTOCOL_SIMULATION_RANGES
+    assert full.search.simulation_ranges == PROTOCOL_SIMULATION_RANGES
+    for section in ("training", "simulation"):
+        for name, (value, _) in stated[section].items():
+            own = getattr(getattr(full, section), name)
+            assert value == own if isinstance(own, str) else float(value) == own, name
+    assert full.simulation.extent == 8 and full.model.width == 80
+
+
+FORMATS = """## Iter N: [converged/partial/failed]
+Node: id=N, parent=P
+Mode/Strategy: [success-exploit/failure-probe]/[exploit/explore/boundary]
+Config: lr_W=X, lr=Y, lr_emb=Z, coeff_W_L1=W, noise=N
+Metrics: test_R2=A, test_pearson=B, connectivity_R2=C, tau_R2=D, V_rest_R2=E, external_input_R2=G, cluster_accuracy=H
+Activity: [brief description of dynamics]
+Mutation: [param]: [old] -> [new]
+Parent rule: [brief description of Parent Selection Rule]
+Observation: [one line about result]
+Next: parent=P
+## Simulation Block {block_number} Summary (iters X-Y)
+Simulation: visual_input_type=[type], n_frames=[N], delta_t=[T]
+Best R2: [value] at iter [N]
+Best tau_R2: [value], V_rest_R2: [value], cluster_accuracy: [value]
+Converged: [Yes/No]
+Observation: [what worked/failed for this simulation]
+Optimum training: lr_W=[X], lr=[Y], lr_emb=[Z], coeff_W_L1=[W], noise=[N]
+--- NEW SIMULATION BLOCK ---
+Next simulation: visual_input_type=[type], n_frames=[N], ...
+Node: id=N, parent=root
+Block info: block {block_number}, iteration {iter_in_block}/{n_iter_block} within block""".splitlines()
+
+
+@pytest.mark.parametrize("line", FORMATS)
+def test_the_formats_stand_line_by_line(template, line):
+    assert line in template.splitlines()
+
+
+def test_every_term_of_the_protocol_is_there(template):
+    for term in (
+        "connectivity weights", "time constants", "resting potentials", "connectivity_R2", "tau_R2", "V_rest_R2", "test_R2",
+        "test_pearson", "external_input_R2", "cluster_accuracy", "final_loss", "analysis.log", "ucb_scores.txt", "parent=root",
+        "> 0.9", "0.1 to 0.9", "< 0.1", "iter_in_block < n_iter_block", "iter_in_block == n_iter_block", "Reversion check",
+        "failure-probe", "robustness-test", "No changes needed", "Branching rate", "Improvement rate", "Stuck detection",
+        "< 30 %", "> 80 %", "+/-0.05", "MANDATORY", "EDIT THIS PROTOCOL", "[CURRENT]", "N_total",
+    ):  # fmt: skip
+        assert term in template, term
+    for marker in (protocol.BEGIN, protocol.END):
+        assert template.splitlines().count(marker) == 1
+
+
+def test_a_runs_copy_states_its_own_values(template):
+    own = parse_experiment(
+        {
+            "simulation": {"n_frames": 1600, "visual_input_type": "scenes_edges"},
+            "training": {"batch_size": 2, "coeff_message_L1": 0.5},
+            "search": {
+                "n_candidates": 3,
+                "ranges": {
+                    "batch_size": {"scale": "choice", "values": [1, 2]},
+                    "coeff_message_L1": {"min": 0, "max": 1},
+                    "noise_model_level": {"min": 0.01, "max": 0.1, "scale": "log"},
+                },
+                "simulation_ranges": {"n_frames": {"min": 800, "max": 3200, "scale": "int"}},
+            },
+        }
+    )
+    copy = protocol.instantiate(template, own)
+    stated = protocol.parameters(copy)
+    assert {k: span for k, (_, span) in stated["training"].items()} == own.search.ranges
+    assert stated["simulation"]["n_frames"] == ("1600", own.search.simulation_ranges["n_frames"])
+    assert stated["simulation"]["visual_input_type"] == ("scenes_edges", None)
+    assert "n_candidates: 3 " in copy
+    # Nothing but the listings differs.
+    fence = re.compile(r"```yaml\n.*?```", re.S)
+    assert fence.sub("", copy) == fence.sub("", template)
+
+
+# --- the guard ---
+
+
+def test_an_edit_changes_one_passage_and_nothing_else(template):
+    after = apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{BRANCH_ROW}"))
+    assert protocol.split(after)[::2] == protocol.split(template)[::2]
+    assert protocol.body(after).replace(BRANCH_ROW + "\n", "") == protocol.body(template)
+    added = [x for x in protocol.diff(template, after).splitlines() if x.startswith("+") and not x.startswith("+++")]
+    assert added == ["+" + BRANCH_ROW]
+    assert apply_edit(template, edit("", "")) == template
+    # Reverting brings the former rules back, bit for bit.
+    assert protocol.with_body(after, protocol.body(template)) == template
+
+
+@pytest.mark.parametrize(
+    "old, new, why",
+    [
+        ("## Goal", "## Goal: anything", "occurs 0 times"),
+        ("range: 0 to 0.2", "range: 0 to 2", "occurs 0 times"),
+        ("connectivity_R2", "test_R2", "occurs 0 times"),
+        ("UCB", "ucb", "it has to occur exactly once"),
+        ("", "more", "old is empty"),
+        (DEFAULT, DEFAULT, "the same"),
+        (DEFAULT, "", "Default row"),
+        (DEFAULT, DEFAULT.replace("exploit", "dance"), "Default row"),
+        (DEFAULT, DEFAULT + "\n## END Parent selection Rule (CRITICAL)", "markers"),
+        (DEFAULT, DEFAULT + "\n##  end parent Selection  rule (CRITICAL)", "markers"),
+        (DEFAULT, DEFAULT + "\n## Goal\nwin", "headings"),
+        (DEFAULT, DEFAULT + "\n```", "fence"),
+        (DEFAULT, DEFAULT + "\x00", "control"),
+        (DEFAULT, DEFAULT + "\u2028## Goal", "control"),
+        (DEFAULT, DEFAULT + "\ud800", "control"),
+        (DEFAULT, DEFAULT + "\r\n", "control"),
+        (DEFAULT, DEFAULT + "x" * 20_000, "at most"),
+        (None, "x", "text"),
+    ],
+)
+def test_what_the_guard_refuses(template, old, new, why):
+    with pytest.raises(EditRefused, match=why) as error:
+        apply_edit(template, edit(old, new))
+    assert "\n" not in str(error.value)
+
+
+def test_growth_is_bounded_over_many_edits(template):
+    text = template
+    with pytest.raises(EditRefused, match="at most"):
+        for k in range(10):
+            text = apply_edit(text, edit(DEFAULT, f"{DEFAULT}\n\nNote {k}: " + "y" * 3000))
+    assert len(protocol.body(text)) <= protocol.MAX_BODY
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_an_edit_is_the_rest_stays_bit_for_bit(data, template):
+    inside = protocol.body(template)
+    start = data.draw(st.integers(0, len(inside)))
+    end = data.draw(st.integers(start, min(len(inside), start + 300)))
+    old = data.draw(st.sampled_from([inside[start:end], inside[start:], inside[:end], template[:end], "nowhere"]))
+    pieces = st.sampled_from(["", "\n", "##", protocol.END, protocol.BEGIN, DEFAULT, "| a | b | c |", "```", "## Goal", "text "])
+    new = "".join(data.draw(st.lists(st.one_of(pieces, st.text(max_size=20)), max_size=4)))
+    try:
+        after = apply_edit(template, edit(old, new))
+    except EditRefused:
+        return
+    assert protocol.split(after)[::2] == protocol.split(template)[::2]
+    assert protocol.parameters(after) == protocol.parameters(template)
+    assert any(r.is_default for r in protocol.rules(after).rows)
+
+
+def test_broken_markers_are_one_line(template):
+    for broken in (template.replace(protocol.END, ""), template + protocol.BEGIN, "nothing"):
+        with pytest.raises(UserError, match="occurs"):
+            protocol.split(broken)
+    swapped = template.replace(protocol.BEGIN, "@").replace(protocol.END, protocol.BEGIN).replace("\n@\n", f"\n{protocol.END}\n")
+    with pytest.raises(UserError, match="END marker"):
+        protocol.split(swapped)
+
+
+def test_learned_rules_carry_over_and_nothing_else(template, root):
+    full = load_experiment(root / "experiments" / "full_scale.yaml")
+    learned = apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{BRANCH_ROW}"))
+    other = full.model_copy(update={"search": full.search.model_copy(update={"n_candidates": 5})})
+    carried = protocol.carry_over(learned, template, other)
+    assert BRANCH_ROW in carried and "n_candidates: 5 " in carried
+    with pytest.raises(UserError, match="differs from the template"):
+        protocol.carry_over(learned.replace("## Goal", "## Aim"), template, full)
+    with pytest.raises(UserError, match="noise_model_level is range: 0 to 0.5"):
+        protocol.carry_over(learned.replace("range: 0 to 0.2", "range: 0 to 0.5"), template, full)
+    with pytest.raises(UserError, match="headings"):
+        protocol.carry_over(learned.replace("### First moves", "## First moves"), template, full)
+
+
+# --- the table ---
+
+
+def test_the_templates_table_is_data(template):
+    rows = protocol.rules(template).rows
+    assert [r.strategy for r in rows] == ["exploit", "failure-probe", "explore", "robustness-test"]
+    assert not protocol.rules(template).problems
+    default, probe, explore, again = (r.conditions[0] for r in rows)
+    assert default.kind == "default" and rows[0].is_default
+    assert (probe.kind, probe.count, probe.value, rows[1].factor) == ("successes", 3, 0.9, 10.0)
+    assert (explore.kind, explore.iterations(12), explore.iterations(4)) == ("successes", 3, 2)
+    assert (again.kind, again.value) == ("good_config", 0.9)
+    assert {h.parameter for h in protocol.rules(template).hints} == set(PROTOCOL_RANGES)
+
+
+@pytest.mark.parametrize(
+    "text, kind, fields",
+    [
+        ("3+ consecutive successes (R2 >= 0.9)", "successes", {"count": 3, "value": 0.9}),
+        ("at least 5 consecutive successes (R² ≥ .95)", "successes", {"count": 5, "value": 0.95}),
+        ("n_iter_block/4 consecutive successes", "successes", {"divisor": 4, "value": 0.9}),
+        ("Branching rate < 20% in last block", "branching", {"op": "<", "value": 0.2, "last_block": True}),
+        ("**improvement rate >= 12.5 %**", "improvement", {"op": ">=", "value": 0.125, "last_block": False}),
+        ("R2 plateau (+/-0.03) for 4+ iterations", "plateau", {"value": 0.03, "count": 4}),
+        ("plateau (±0.05) for 3 iters", "plateau", {"value": 0.05, "count": 3}),
+        ("Found good config", "good_config", {"value": 0.9}),
+        ("best R2 < 0.5", "best", {"op": "<", "value": 0.5}),
+    ],
+)
+def test_conditions(text, kind, fields):
+    (condition,) = parse_condition(text)
+    assert condition.kind == kind
+    for name, value in fields.items():
+        assert getattr(condition, name) == pytest.approx(value) if isinstance(value, float) else getattr(condition, name) == value
+
+
+def test_rows_that_code_cannot_read_are_kept_and_reported(template):
+    odd = "| When the moon is full | **explore** | Try blue |"
+    text = apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{odd}\n| Default | **dance** | Twice |"))
+    rules = protocol.rules(text)
+    assert len(rules.rows) == 6 and len(rules.usable) == 4
+    assert "'When the moon is full'" in rules.problems[0] and "'dance'" in rules.problems[1]
+    assert parse_row("|---|---|---|") is None and parse_row("| a | b |") is None
+    assert "no probe" in parse_row("| Default | failure-probe | 1x |").problem
+    assert parse_row("| Best R2 > 0.5 and 2+ consecutive successes | failure-probe | 0.2x |").factor == 5.0
+
+
+# --- the protocol's table of self-revision ---
+
+
+def measures(branching=0.5, improvement=0.5, plateau=1):
+    return Measures(branching, improvement, plateau, 0, 0.5)
+
+
+def test_each_measure_asks_for_its_edit(template):
+    def revised(**kwargs):
+        return apply_edit(template, revise(template, measures(**kwargs)))
+
+    assert BRANCH_ROW in revised(branching=0.0)
+    assert PLATEAU_ROW in revised(plateau=3)
+    assert "3+ consecutive successes (R2 >= 0.92)" in revised(improvement=0.29)
+    assert "n_iter_block/4 consecutive successes (R2 >= 0.92)" in revised(improvement=0.29)
+    assert "2+ consecutive successes (R2 >= 0.9)" in revised(improvement=0.81)
+    assert "n_iter_block/4 consecutive successes (R2 >= 0.9)" in revised(improvement=0.81)
+    both = revised(branching=0.0, improvement=0.1, plateau=5)
+    assert BRANCH_ROW in both and PLATEAU_ROW in both and "0.92" in both
+
+
+def test_no_changes_needed_comes_with_the_three_numbers(template):
+    made = revise(template, measures(0.5, 0.3, 2))
+    assert not made.is_edit
+    assert made.reason == "No changes needed: branching rate 50%, improvement rate 30%, plateau 2 iterations"
+    assert not revise(template, measures(None, None, 1)).is_edit
+
+
+def test_revisions_stay_within_reason(template):
+    text = template
+    for _ in range(12):
+        text = apply_edit(text, revise(text, measures(branching=0.0, improvement=0.1, plateau=9)))
+    assert text.count("force-branch** |") == 2 + template.count("force-branch** |")
+    assert max(c.value for r in protocol.rules(text).rows for c in r.conditions if c.kind == "successes") == 0.98
+    for _ in range(12):
+        text = apply_edit(text, revise(text, measures(improvement=0.9)))
+    assert [c.count for r in protocol.rules(text).rows for c in r.conditions if r.strategy == "failure-probe"] == [1]
