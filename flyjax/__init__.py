@@ -1,1 +1,41 @@
-"""flyjax: recover a fly's visual circuit from its activity, and search for the settings that make it work."""
+"""flyjax: recover a fly's visual circuit from its activity, and search for the settings that make it work.
+
+import flyjax
+c = flyjax.build_connectome(extent=8)
+p = flyjax.sample_parameters(c, seed=0)
+v = flyjax.simulate(c, p, luminance, dt=0.02)
+"""
+
+from __future__ import annotations
+
+import importlib
+
+# Each name is imported at first use: `import flyjax` costs nothing and starts no device.
+_PUBLIC = {
+    "build_connectome": "flyjax.circuit",
+    "sample_parameters": "flyjax.circuit",
+    "load_flyvis_parameters": "flyjax.circuit",
+    "simulate": "flyjax.circuit",
+    "record": "flyjax.recording",
+    "load_recording": "flyjax.recording",
+    "Recording": "flyjax.recording",
+    "train_candidates": "flyjax.api",
+    "Simulation": "flyjax.config",
+    "Model": "flyjax.config",
+    "Training": "flyjax.config",
+    "Experiment": "flyjax.config",
+    "load_experiment": "flyjax.config",
+    "UserError": "flyjax.errors",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'flyjax' has no attribute {name!r}")
+    return getattr(importlib.import_module(_PUBLIC[name]), name)
+
+
+def __dir__():
+    return sorted([*globals(), *_PUBLIC])

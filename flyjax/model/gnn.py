@@ -43,16 +43,16 @@ class Network(nnx.Module):
     def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs):
         width, fan_in = config.width, n_signals + config.embedding_size
 
-        def uniform(fan):  # torch.nn.Linear's default, which the predecessor trained with
-            return lambda key, shape, dtype: jax.random.uniform(
-                key, shape, dtype, minval=-(fan**-0.5), maxval=fan**-0.5
-            )
+        # Unit-variance (LeCun) starts: with a third of that variance, torch's default, two seeds of three
+        # stayed on the first plateau for 2,000 steps at extent 1.
+        def kernel(fan):
+            return lambda key, shape, dtype: fan**-0.5 * jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.88
 
         def linear(n_in, n_out, fan):
-            return nnx.Linear(n_in, n_out, kernel_init=uniform(fan), bias_init=uniform(fan), rngs=rngs)
+            return nnx.Linear(n_in, n_out, kernel_init=kernel(fan), rngs=rngs)
 
         self.activation = ACTIVATIONS[config.activation]
-        self.signals = nnx.Param(uniform(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
+        self.signals = nnx.Param(kernel(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
         self.embedded = linear(config.embedding_size, width, fan_in)
         self.hidden = nnx.List([linear(width, width, width) for _ in range(config.n_layers - 2)])
         self.readout = linear(width, 1, width)

@@ -1,0 +1,149 @@
+"""The terminal side of a run: progress bar, tables, the run's config.yaml, the last line."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import yaml
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flyjax import nodes, stimulus
+from flyjax.config import Experiment, Training, parse_experiment
+from flyjax.report.html import write_report
+from flyjax.report.tables import rich_table
+from flyjax.search.loop import Outcome, run_loop
+from flyjax.search.plan import IterationPlan
+from flyjax.training import Progress as TrainingProgress
+
+#: What may stand in for a data set that is not there, on request only.
+STAND_INS = {"DAVIS": "scenes_texture", "optical_flow": "scenes_flow"}
+
+
+def with_stand_ins(experiment: Experiment, allowed: bool) -> tuple[Experiment, tuple[str, ...], dict[str, str]]:
+    """(experiment, stimuli this machine can show, what replaced what).
+
+    Nothing is replaced unless `allowed`; then every mention of a missing data set is.
+    """
+    available = stimulus.available(experiment.simulation.data_path)
+    missing = {name: used for name, used in STAND_INS.items() if name not in available} if allowed else {}
+    if not missing:
+        return experiment, available, {}
+    data = experiment.model_dump(mode="json")
+    used: dict[str, str] = {}
+
+    def swap(section: dict, key: str) -> None:
+        if section.get(key) in missing:
+            used[section[key]] = missing[section[key]]
+            section[key] = missing[section[key]]
+
+    for section in (data["simulation"], *data["search"]["simulations"]):
+        swap(section, "visual_input_type")
+        swap(section, "test_visual_input_type")
+    span = data["search"]["simulation_ranges"].get("visual_input_type")
+    if span and span.get("values"):
+        span["values"] = list(dict.fromkeys(missing.get(v, v) for v in span["values"]))
+    return parse_experiment(data, "--allow-fallback"), available, used
+
+
+class Console:
+    """Prints for people; what it prints is also in the run directory."""
+
+    def __init__(self):
+        self._rich = RichConsole(highlight=False)
+
+    def say(self, text: str) -> None:
+        self._rich.print(text, markup=False)
+
+    def run(self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit) -> Outcome:
+        """The loop with a progress bar, a table after each iteration and a report."""
+        run_dir = Path(run_dir)
+        search = experiment.search
+        self.say(
+            f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
+            f"candidates x {experiment.training.n_seeds} seeds, extent {experiment.simulation.extent}, proposer "
+            f"{proposer.name}; run directory {run_dir}"
+        )
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._rich,
+            transient=True,
+        )
+
+        def evaluate(plan: IterationPlan) -> dict[int, dict]:
+            specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
+            title = f"block {plan.block}, iteration {plan.iter_in_block}/{search.n_iter_block}"
+            with bar:
+                task = bar.add_task(title, total=None, note="")
+
+                def on_progress(p: TrainingProgress) -> None:
+                    loss = "" if p.loss is None else f"loss {p.loss:.3g}"
+                    lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
+                    bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{lost}")
+
+                results = nodes.train_nodes(
+                    experiment,
+                    specs,
+                    run_dir,
+                    simulation=nodes.with_simulation(experiment, plan.simulation),
+                    on_progress=on_progress,
+                    on_stage=lambda stage: bar.update(task, note=stage),
+                )
+                bar.remove_task(task)
+            return results
+
+        def on_iteration(state, number: int) -> None:
+            nodes.drop_checkpoints(run_dir)
+            self._rich.print(rich_table(state, number))
+            for line in _newest_ucb(run_dir):
+                self.say("  " + line)
+            write_report(run_dir)
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        logging.getLogger("flyjax").addHandler(logging.StreamHandler())
+        outcome = run_loop(
+            experiment,
+            run_dir,
+            evaluate,
+            proposer,
+            protocol_template=template,
+            earlier_protocol=earlier,
+            available_stimuli=available,
+            stand_ins=stand_ins,
+            on_event=lambda event, state: self._on_event(event, experiment, run_dir, commit),
+            on_iteration=on_iteration,
+            approve=self._approve if ask else None,
+            warn=lambda line: self.say(f"warning: {line}"),
+        )
+        report = write_report(run_dir)
+        self.say(f"{outcome.status}: {outcome.reason}. Report: {report}")
+        return outcome
+
+    def _on_event(self, event, experiment, run_dir, commit) -> None:
+        if event["event"] in ("run_started", "run_resumed"):
+            made = {**nodes.devices(), "commit": commit}
+            content = {**experiment.model_dump(mode="json"), "made_with": made}
+            (run_dir / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+        elif event["event"] == "proposal":
+            for line in event.get("fallbacks") or ():
+                self.say(f"  replaced by the rules: {line}")
+        elif event["event"] == "block_ended":
+            edit = event["edit"] or {}
+            verb = "protocol edited" if edit.get("old") or edit.get("new") else "protocol unchanged"
+            self.say(f"block {event['block']} ended: {verb}. {edit.get('reason', '')}")
+
+    def _approve(self, plan: IterationPlan) -> bool:
+        for node in plan.nodes:
+            self.say(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
+        return self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ").strip().lower() in ("y", "yes")
+
+
+def _newest_ucb(run_dir: Path) -> list[str]:
+    path = run_dir / "ucb_scores.txt"
+    return path.read_text().splitlines()[:4] if path.is_file() else []

@@ -1,0 +1,260 @@
+"""Nodes made real: record what they need, train them together, judge each, write its folder.
+
+This is where the rooms meet. The search loop, a sweep and a single training all go through
+`train_nodes`, so a node's folder is the same whoever asked for it.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+
+from flyjax.config import Experiment, Simulation, Training, parse_experiment
+from flyjax.model import Learner, make_learner
+from flyjax.recording import Recording, build_truth, cached_recording, record
+from flyjax.recovery import Evaluation, evaluate
+from flyjax.report import figures
+from flyjax.training import Progress, Trained, save_params, train_sweep
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One configuration and its seeds."""
+
+    id: int
+    training: Training
+    seeds: tuple[int, ...]
+
+
+def node_folder(run_dir: Path, node: int) -> Path:
+    """nodes/NNNN of a run."""
+    return Path(run_dir) / "nodes" / f"{node:04d}"
+
+
+def with_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Simulation:
+    """The simulation of a block. **Raises:** `UserError` where a value is not valid."""
+    data = experiment.model_dump(mode="json")
+    data["simulation"] |= dict(changes)
+    data["search"]["simulation_ranges"] = {}  # ranges bind proposals; the block's values are checked there
+    return parse_experiment(data, "simulation").simulation
+
+
+@lru_cache(maxsize=4)
+def _learner(extent: int, parameters: str, parameters_seed: int, model) -> Learner:
+    # One learner per circuit and model: compiled programs are found by it.
+    simulation = Simulation(extent=extent, parameters=parameters, parameters_seed=parameters_seed)
+    return make_learner(build_truth(simulation)[0], model)
+
+
+def learner_for(experiment: Experiment) -> Learner:
+    """The learner of an experiment, the same object for the same circuit and model."""
+    s = experiment.simulation
+    return _learner(s.extent, s.parameters, s.parameters_seed, experiment.model)
+
+
+class Recordings:
+    """Training recordings by noise level and the held-out one, from the run's cache."""
+
+    def __init__(self, simulation: Simulation, cache_dir: Path | None = None, max_disk_gb: float = 20.0):
+        self.simulation, self._cache, self._max = simulation, cache_dir, max_disk_gb
+        self._held: dict[tuple[str, float], Recording] = {}
+
+    def _get(self, split: str, level: float) -> Recording:
+        key = (split, level)
+        if key not in self._held:
+            if self._cache is None:
+                self._held[key] = record(self.simulation, level, split)
+            else:
+                self._held[key] = cached_recording(
+                    self.simulation, level, split, cache_dir=self._cache, max_disk_gb=self._max
+                )
+        return self._held[key]
+
+    def train(self, level: float) -> Recording:
+        """Training split at a process-noise level (std per step)."""
+        return self._get("train", level)
+
+    @property
+    def test(self) -> Recording:
+        """Held-out, noise-free."""
+        return self._get("test", 0.0)
+
+
+def write_json(path: Path, content) -> None:
+    """JSON without NaN tokens, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(content, indent=1, allow_nan=False, default=lambda x: x.tolist())
+    part = path.with_suffix(".part")
+    part.write_text(text + "\n")
+    part.replace(path)
+
+
+def pool(per_seed: Sequence[dict]) -> dict:
+    """Metrics of a node: each the mean over the seeds that have it, None where none has.
+
+    `reasons` says why a value is None, or that only some seeds have it.
+    """
+    out: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    names = dict.fromkeys(name for metrics in per_seed for name in metrics if name != "reasons")
+    for name in names:
+        values = [m.get(name) for m in per_seed]
+        known = [v for v in values if v is not None]
+        out[name] = float(np.mean(known)) if known else None
+        why = [m.get("reasons", {}).get(name) for m in per_seed if m.get("reasons", {}).get(name)]
+        if len(known) < len(values):
+            reasons[name] = (f"missing in {len(values) - len(known)} of {len(values)} seeds: " if known else "") + (
+                why[0] if why else "the training diverged"
+            )
+    return {**out, "reasons": reasons}
+
+
+def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recordings):
+    """(per-seed metrics, evaluation of the best seed by final loss)."""
+    train, test = recordings.train(spec.training.noise_model_level), recordings.test
+    per_seed: list[dict] = []
+    best: tuple[float, Evaluation] | None = None
+    for one in trained:
+        cost = {"wall_s": one.wall_s, "frames_per_s": one.frames_per_s, "n_steps": one.n_steps}
+        if one.diverged_at is not None:
+            why = f"the training diverged at step {one.diverged_at}"
+            per_seed.append({"connectivity_R2": None, "final_loss": None, **cost, "reasons": {"connectivity_R2": why, "final_loss": why}})
+            continue
+        result = evaluate(
+            learner, one.params, train, test, final_loss=one.final_loss, final_loss_total=one.final_loss_total
+        )
+        per_seed.append({**result.metrics, **cost})
+        # Figures show the seed with the lowest training loss: a choice that needs no ground truth.
+        if best is None or one.final_loss < best[0]:
+            best = (one.final_loss, result)
+    return per_seed, best and best[1]
+
+
+def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
+    """The four pictures of a node."""
+    figures.activity_figure(folder / "activity.png", evaluation, test)
+    figures.recovery_figure(folder / "recovery.png", evaluation, train)
+    figures.embedding_figure(folder / "embedding.png", evaluation, train)
+    figures.functions_figure(folder / "functions.png", evaluation, train)
+
+
+def _write_node(run_dir, experiment, simulation, spec, trained, per_seed, evaluation, recordings) -> None:
+    folder = node_folder(run_dir, spec.id)
+    shutil.rmtree(folder, ignore_errors=True)  # a half-written folder of a killed process
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "node": spec.id,
+                "seeds": list(spec.seeds),
+                "simulation": simulation.model_dump(mode="json"),
+                "model": experiment.model.model_dump(mode="json"),
+                "training": spec.training.model_dump(mode="json"),
+            },
+            sort_keys=False,
+        )
+    )
+    write_json(folder / "metrics.json", {**pool(per_seed), "per_seed": per_seed})
+    for one in trained:
+        save_params(folder / "params" / f"seed_{one.seed}", one.params)
+    np.savez_compressed(folder / "losses.npz", **{f"seed_{t.seed}": t.losses for t in trained})
+    if evaluation is not None:
+        write_json(folder / "activity.json", evaluation.activity)
+        train = recordings.train(spec.training.noise_model_level)
+        write_figures(folder / "figures", evaluation, train, recordings.test)
+
+
+def train_nodes(
+    experiment: Experiment,
+    specs: Sequence[NodeSpec],
+    run_dir: Path,
+    *,
+    simulation: Simulation | None = None,
+    recordings: Recordings | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Callable[[str], None] | None = None,
+) -> dict[int, dict]:
+    """Train nodes together and write their folders. The same call after a kill goes on.
+
+    **Returns:** for every node `metrics` (None if all its seeds diverged), `per_seed`, `reason` and
+    `activity`, the line for the log.
+    """
+    simulation = simulation or experiment.simulation
+    run_dir = Path(run_dir)
+    if recordings is None:
+        recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
+    say = on_stage or (lambda text: None)
+    learner = learner_for(experiment)
+    say("simulating")
+    levels = sorted({spec.training.noise_model_level for spec in specs})
+    by_level = {level: recordings.train(level) for level in levels}
+    recordings.test  # noqa: B018 (made before the training, so that a bad stimulus fails first)
+    say("compiling")
+    trained = train_sweep(
+        learner,
+        [spec.training for spec in specs],
+        [spec.seeds for spec in specs],
+        by_level,
+        checkpoint_dir=checkpoints(run_dir),
+        checkpoint_every=experiment.training.checkpoint_every,
+        on_progress=on_progress,
+    )
+    out: dict[int, dict] = {}
+    for spec, runs in zip(specs, trained, strict=True):
+        say(f"judging node {spec.id}")
+        per_seed, evaluation = judge(learner, spec, runs, recordings)
+        _write_node(run_dir, experiment, simulation, spec, runs, per_seed, evaluation, recordings)
+        metrics = pool(per_seed) if evaluation is not None else None
+        reason = "" if evaluation is not None else per_seed[0]["reasons"]["connectivity_R2"]
+        out[spec.id] = {
+            "metrics": metrics,
+            "per_seed": per_seed,
+            "reason": reason,
+            "activity": evaluation.activity_line if evaluation is not None else reason,
+        }
+    return out
+
+
+def checkpoints(run_dir: Path) -> Path:
+    """Where the iteration in training keeps its checkpoints."""
+    return Path(run_dir) / "checkpoints"
+
+
+def drop_checkpoints(run_dir: Path) -> None:
+    """Once the results are journaled nobody needs them."""
+    shutil.rmtree(checkpoints(run_dir), ignore_errors=True)
+
+
+def devices() -> dict[str, Any]:
+    """What this runs on, for the journal and the report."""
+    import importlib.metadata as metadata
+    import os
+    import platform
+
+    first = jax.local_devices()[0]
+    packages = ("jax", "flax", "optax", "jraph", "diffrax", "orbax-checkpoint", "anthropic", "numpy")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return {
+        "platform": first.platform,
+        "device_kind": first.device_kind,
+        "n_devices": jax.local_device_count(),
+        "cpu_cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+

@@ -1,0 +1,94 @@
+"""Search for the training settings that recover the circuit: train, read, choose, propose, again."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import ROOT, prepare_devices, run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/meta_loop.py                              the quickstart: minutes on two cores, no key, no download\n
+  python scripts/meta_loop.py --proposer rules             without a language model even where ANTHROPIC_API_KEY is set\n
+  python scripts/meta_loop.py experiments/full_scale.yaml --run runs/davis --set search.max_usd=20\n
+  python scripts/meta_loop.py --set search.n_blocks=1 --set search.n_candidates=2 --run runs/short\n
+  python scripts/meta_loop.py --dry-run                    the plan, the cost and the first prompt; trains nothing
+
+The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
+"""
+
+
+def commit() -> str:
+    """The git commit of the code, 'unknown' outside a checkout."""
+    asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
+    return asked.stdout.strip() if asked.returncode == 0 else "unknown"
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    config: Annotated[Path, typer.Argument(help="Experiment file (YAML).")] = ROOT / "experiments" / "quickstart.yaml",
+    run_dir: Annotated[Optional[Path], typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
+    proposer: Annotated[Optional[str], typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
+    protocol: Annotated[Optional[Path], typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
+    allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
+    approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the prompt, train nothing.")] = False,
+):  # fmt: skip
+    """Search for the training settings that recover the circuit.
+
+    Trains K candidates at once, reads the results, chooses the parent in a UCB tree and proposes the next K,
+    block after block; at block ends it edits the run's own copy of protocol.md. Everything is in the run
+    directory: journal.jsonl (the state), analysis.md (the log), nodes/ (metrics, figures, parameters), report.html.
+    """
+    prepare_devices()
+    from flyjax.config import apply_overrides, load_experiment
+    from flyjax.search.proposers import make_proposer, resolve_name
+
+    experiment = load_experiment(config, settings)
+    if proposer is not None:
+        data = apply_overrides(experiment.model_dump(mode="json"), [f"search.proposer={proposer}"])
+        from flyjax.config import parse_experiment
+
+        experiment = parse_experiment(data, "--proposer")
+    from flyjax.console import Console, with_stand_ins
+
+    console = Console()
+    experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback)
+    for missing, used in stand_ins.items():
+        console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
+    run_dir = run_dir or Path("runs") / experiment.name
+    name = resolve_name(experiment.search.proposer)
+    if dry_run:
+        from flyjax.search.preview import preview
+
+        console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
+        return
+    if experiment.search.proposer == "auto" and name == "rules" and not os.environ.get("ANTHROPIC_API_KEY"):
+        console.say("No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model.")
+    if name in ("llm", "hybrid"):
+        from flyjax.search.proposers.llm import announce
+
+        console.say(announce(experiment))
+    console.run(
+        experiment,
+        run_dir,
+        make_proposer(name, experiment, run_dir),
+        template=ROOT / "protocol.md",
+        earlier=protocol,
+        available=available,
+        stand_ins=stand_ins,
+        ask=approve,
+        commit=commit(),
+    )
+
+
+if __name__ == "__main__":
+    run(app)
