@@ -115,7 +115,7 @@ class _Loop:
 
     def __init__(self, experiment, run_dir, evaluate, proposer, journal, clock):
         self.experiment, self.run_dir, self.evaluate, self.proposer = experiment, run_dir, evaluate, proposer
-        self.journal, self.clock = journal, clock
+        self.journal, self.clock, self.began = journal, clock, clock()
         self.state: State = fold(journal.events)
         self.outcome: Outcome | None = None
         self.reopened = False  # a finished run goes on, because its limits were raised
@@ -190,7 +190,8 @@ class _Loop:
         search, newest = self.experiment.search, self.state.iteration
         if self.at_block_end() and newest.block >= search.n_blocks:
             return 0, f"{search.n_blocks} blocks done"
-        worked = self.state.wall_s + max(0.0, self.clock() - self.state.last_time)
+        # Since the last event, but not the pause before this session.
+        worked = self.state.wall_s + max(0.0, self.clock() - max(self.state.last_time, self.began))
         if search.max_wall_s is not None and worked >= search.max_wall_s:
             return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
         left = search.n_candidates

@@ -57,7 +57,8 @@ def acknowledge(run_dir: Path, state: State) -> None:
     for _, read in state.acknowledged[listed:]:
         text = text.removeprefix(read).strip()
     done = "".join(f"- iteration {number}: {_indented(read)}\n" for number, read in state.acknowledged)
-    write_text(path, f"{_HEAD}\n{PENDING}\n\n{text}{chr(10) * (2 if text else 1)}{DONE}\n{chr(10) if done else ''}{done}")
+    parts = [_HEAD.rstrip(), PENDING, text, DONE, done.rstrip()]
+    write_text(path, "\n\n".join(p for p in parts if p) + "\n")
 
 
 def _indented(text: str) -> str:

@@ -261,8 +261,8 @@ def _check_texts(step: Step) -> list[Problem]:
 def validate_step(context: Context, step: Step) -> list[Problem]:
     """Everything that keeps a step from being carried out; empty where nothing does. Never raises."""
     problems = _check_simulation(context, step.next_simulation)
-    simulation = next_simulation(context, step) if not problems else next_simulation(context, Step(()))
-    problems += _check_proposals(context, step, simulation)
+    # Which configurations are known in a simulation that is refused, nobody can say.
+    problems += _check_proposals(context, step, next_simulation(context, step) if not problems else None)
     if context.new_nodes and (isinstance(step.chosen, bool) or step.chosen not in context.new_nodes):
         listed = ", ".join(map(str, context.new_nodes))
         problems.append(Problem("chosen", f"{str(step.chosen)[:40]} is not one of the new nodes, {listed}"))

@@ -1,0 +1,134 @@
+"""The rules proposer: it climbs, stays lawful, and its randomness is (run seed, iteration)."""
+
+import pytest
+from search_contexts import context
+from search_landscape import TEMPLATE, evaluate, experiment, r2
+
+from flyjax.errors import UserError
+from flyjax.search import moves
+from flyjax.search.loop import run_loop
+from flyjax.search.proposers import make_proposer, resolve_name
+from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.space import resolve, reversions, validate_step
+from flyjax.search.table import Hint
+
+TEXT = TEMPLATE.read_text()
+
+
+def run(tmp_path, name="rules", **search):
+    exp = experiment(**search)
+    return run_loop(exp, tmp_path, evaluate, make_proposer(name, exp), protocol_template=TEMPLATE).state
+
+
+def staircase(state):
+    best, out = 0.0, []
+    for number in sorted(state.iterations):
+        best = max([best, *(state.nodes[i].reward for i in state.iterations[number].nodes)])
+        out.append(best)
+    return out
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_lifts_the_root_above_the_threshold_within_three_iterations(tmp_path, seed):
+    state = run(tmp_path, seed=seed, n_blocks=1)
+    assert state.nodes[1].reward < 0.5, "the root has not converged"
+    assert staircase(state)[2] > 0.9
+
+
+def test_it_climbs_without_hints_from_results_alone(tmp_path):
+    """No first moves: only ranges and results. It beats random search at the same budget."""
+    bare = TEXT[: TEXT.index("### First moves")] + TEXT[TEXT.index("## END") :]
+    (tmp_path / "bare.md").write_text(bare)
+    reached = {"rules": [], "random": []}
+    for name, got in reached.items():
+        for seed in range(4):
+            exp = experiment(seed=seed, n_blocks=1, n_iter_block=8)
+            out = run_loop(exp, tmp_path / f"{name}{seed}", evaluate, make_proposer(name, exp), protocol_template=tmp_path / "bare.md")
+            got.append(staircase(out.state)[-1])
+    assert min(reached["rules"]) > 0.85
+    assert sum(reached["rules"]) > sum(reached["random"]) + 0.2
+
+
+def test_the_second_block_begins_with_what_the_first_learned(tmp_path):
+    state = run(tmp_path, simulations=({"visual_input_type": "DAVIS"}, {"visual_input_type": "optical_flow"}))
+    first = state.blocks[2].nodes
+    best = max((n for n in state.block_nodes(1)), key=lambda n: n.reward)
+    root, transfer = state.nodes[first[0]], state.nodes[first[1]]
+    assert root.strategy == "root" and root.parent == "root" and root.config == state.nodes[1].config
+    assert transfer.config == best.config and transfer.reward > root.reward + 0.2
+    assert state.blocks[2].simulation["visual_input_type"] == "optical_flow"
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["rules", "random"])
+def test_its_steps_need_no_correction(tmp_path, name, iterations):
+    ctx = context(tmp_path, iterations=iterations, protocol=TEXT)
+    step = make_proposer(name, ctx.experiment).step(ctx)
+    assert validate_step(ctx, step) == [] and reversions(ctx, step) == []
+    assert len(step.proposals) == ctx.n_proposals
+    assert step == make_proposer(name, ctx.experiment).step(ctx), "a function of (run seed, iteration)"
+
+
+def test_no_configuration_comes_twice_but_as_a_test(tmp_path):
+    state = run(tmp_path, n_iter_block=6)
+    for block in state.blocks.values():
+        seen = set()
+        for i in block.nodes:
+            node = state.nodes[i]
+            key = tuple(sorted(node.config.items()))
+            assert (key in seen) <= (node.strategy == "robustness-test"), i
+            seen.add(key)
+    assert {n.strategy for n in state.nodes.values()} >= {"root", "exploit", "failure-probe", "explore", "robustness-test"}
+
+
+def test_when_the_space_is_exhausted_the_run_ends_and_says_so(tmp_path):
+    tiny = {"batch_size": {"scale": "choice", "values": [1, 2, 4]}}
+    state = run(tmp_path, ranges=tiny, n_blocks=1, n_iter_block=9)
+    assert len({n.config["batch_size"] for n in state.nodes.values()}) == 3
+    assert state.finished == "every configuration of the space was tried"
+
+
+def test_moves_combine_what_helped(tmp_path):
+    state = run(tmp_path, n_blocks=1, n_iter_block=1)
+    tried = moves.moves(state, 1)
+    assert [m.changes for m in tried[:1]] == [{"noise_model_level": 0.1}] and tried[0].gain > 0.3
+    assert tried == sorted(tried, key=lambda m: -m.gain)
+
+
+def test_first_moves_come_from_the_protocol():
+    exp = experiment()
+    config, ranges = exp.training.model_dump(), exp.search.ranges
+    hints = (Hint("noise_model_level", 3.0), Hint("batch_size", end="max"), Hint("nothing", 2.0), Hint("batch_size", end="min"))
+    got = list(moves.first_moves(hints, ranges, config))
+    assert got == [{"noise_model_level": pytest.approx(0.15)}, {"batch_size": 4}]
+
+
+def test_an_edited_row_changes_what_is_proposed(tmp_path):
+    """Lowering the threshold brings the failure-probe and the robustness-test in at once."""
+    low = TEXT.replace("R2 >= 0.9", "R2 >= 0.3").replace("3+ consecutive", "1+ consecutive").replace("10x or 0.1x", "4x")
+    ctx = context(tmp_path, iterations=1, protocol=TEXT)
+    before = RulesProposer(ctx.experiment).step(ctx)
+    assert {p.strategy for p in before.proposals} == {"exploit"}
+    ctx = context(tmp_path, iterations=1, protocol=low)
+    after = RulesProposer(ctx.experiment).step(ctx)
+    assert [p.strategy for p in after.proposals] == ["robustness-test", "failure-probe", "exploit"]
+    probe = resolve(ctx, after)[1]
+    ((name, value),) = probe.changes.items()
+    old, span = ctx.state.nodes[probe.parent].config[name], ctx.experiment.search.ranges[name]
+    assert span.scale == "choice" or value in (span.min, span.max) or value / old in (pytest.approx(4), pytest.approx(0.25))
+
+
+def test_names(monkeypatch):
+    exp = experiment()
+    assert resolve_name("auto") == "rules"
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    assert resolve_name("auto") == "llm" and resolve_name("random") == "random"
+    with pytest.raises(UserError, match="there are: .*rules"):
+        make_proposer("ruels", exp)
+
+
+def test_the_landscape_of_the_tests_is_like_the_real_one():
+    base = experiment().training.model_dump()
+    assert r2(base) < 0.6 < r2({**base, "noise_model_level": 0.2}) < 0.9
+    assert r2({**base, "noise_model_level": 0.1, "batch_size": 4, "learning_rate_start": 1e-3}) > 0.95
+    assert r2({**base, "noise_model_level": 0.02}) < 0.1
