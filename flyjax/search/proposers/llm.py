@@ -28,9 +28,11 @@ from flyjax.search.space import validate_step
 KEY_NAME = "ANTHROPIC_API_KEY"
 FREE = "go on free with --proposer rules"
 RESUME = "then run the same command again"
+UNREACHABLE = f"the service cannot be reached: check the network, {RESUME}, or {FREE}"
 
 MAX_ANSWER_BYTES = 4_000_000  # far above any answer of max_tokens
 MAX_WAIT_S = 120  # a service that asks for a longer wait before the next try pauses the run
+CONNECT_S = 10  # an answer may take minutes, a connection may not
 TRIES = 3  # calls per step at most: an answer and two corrections
 
 
@@ -87,8 +89,9 @@ def make_client(experiment: Experiment, key: str):
     import anthropic
 
     llm = experiment.search.llm
-    http = anthropic.DefaultHttpxClient(timeout=llm.timeout_s, event_hooks={"response": [_refuse_long_waits]})
-    return anthropic.Anthropic(api_key=key, timeout=llm.timeout_s, max_retries=llm.max_retries, http_client=http)
+    timeout = anthropic.Timeout(llm.timeout_s, connect=min(CONNECT_S, llm.timeout_s))
+    http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [_refuse_long_waits]})
+    return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=llm.max_retries, http_client=http)
 
 
 def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any]:
@@ -221,15 +224,17 @@ class LLMProposer:
             )
             return answer.http_response.content
         except anthropic.APITimeoutError as error:
-            # A request that was never connected costs nothing; one that was cut off may be billed, every try.
-            tries = 0 if type(error.__cause__).__name__ == "ConnectTimeout" else 1 + llm.max_retries
-            paid = _at_most(experiment, prompt, tries) | {"model": llm.model} if tries else {}
-            message = f"no answer within {llm.timeout_s:g} s, {1 + llm.max_retries} tries (they may be billed)"
+            if type(error.__cause__).__name__ == "ConnectTimeout":  # never connected, nothing to pay
+                raise Paused(UNREACHABLE) from None
+            # What was cut off may be billed, every try.
+            tries = 1 + llm.max_retries
+            paid = _at_most(experiment, prompt, tries) | {"model": llm.model}
+            message = f"no answer within {llm.timeout_s:g} s, {tries} tries (they may be billed)"
             raise Paused(f"{message}: wait, or raise search.llm.timeout_s, {RESUME}, or {FREE}", paid) from None
         except anthropic.APIStatusError as error:
             raise Paused(scrub(_status_message(error), self._key)) from None
         except anthropic.APIConnectionError:
-            raise Paused(f"the service cannot be reached: check the network, {RESUME}, or {FREE}") from None
+            raise Paused(UNREACHABLE) from None
         except anthropic.AnthropicError as error:
             raise Paused(f"the client stopped with {type(error).__name__}: {RESUME}, or {FREE}") from None
 
