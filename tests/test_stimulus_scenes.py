@@ -80,7 +80,7 @@ def test_edges_and_gratings_are_exact_box_means():
     per_column = 2 * np.pi / 5.0
     fine = (np.arange(20_000) + 0.5) / 20_000 - 0.5
     brute = 0.5 + 0.5 * np.sign(np.sin(phase[:, None] + per_column * fine)).mean(1)
-    np.testing.assert_allclose(scenes._square(phase, per_column), brute, atol=1e-3)
+    np.testing.assert_allclose(scenes.square_wave(phase, per_column), brute, atol=1e-3)
     along = np.linspace(-8, 8, 4001)[None, :]
     stripes = scenes._stripes(np.random.default_rng(1), along, along.min())
     # A box one column wide cannot change faster than the full contrast per column.
@@ -90,7 +90,7 @@ def test_edges_and_gratings_are_exact_box_means():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_flow_moves_the_picture(name, monkeypatch):
-    monkeypatch.setattr(scenes, "_light", lambda rng, t: (0.0, 1.0, 1.0))  # the sun holds still
+    monkeypatch.setattr(scenes, "light_of", lambda rng, t: (0.0, 1.0, 1.0))  # the sun holds still
     # Brightness constancy, dL/dt + flow . grad L = 0, with gradients by finite differences.
     base, eps, dt = lattice(3).astype(float), 0.05, 0.002
     # (u, v) of a step to the right (x = v, y = u + v/2) and of a step up (y is down in the eye).

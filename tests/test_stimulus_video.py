@@ -8,7 +8,7 @@ from PIL import Image
 
 from flyjax.config import Simulation
 from flyjax.errors import UserError
-from flyjax.stimulus import available, davis, fingerprint, luminance, sintel, video
+from flyjax.stimulus import available, davis, fingerprint, flow, luminance, sintel, video
 from flyjax.stimulus.eye import BoxEye, flip, resample, rotation
 
 
@@ -99,7 +99,7 @@ def test_frame_rates_are_explicit(davis_folder):
 
 
 def test_where_data_is_looked_for(davis_folder, monkeypatch, tmp_path):
-    assert set(available()) == {"scenes_texture", "scenes_edges", "scenes_flow"}
+    assert {"scenes_texture", "scenes_flow"} <= set(available()) and not {"DAVIS", "optical_flow"} & set(available())
     with pytest.raises(UserError, match="DAVIS-2017.*FLYJAX_DATA.*scenes_texture") as caught:
         luminance("DAVIS", COLUMNS, 10, 0.02)
     assert "\n" not in str(caught.value)
@@ -243,6 +243,29 @@ def test_sintel_is_resampled_to_the_step(sintel_folder):
     assert (np.abs(np.diff(native, axis=0)).max(1) == 0).mean() < 0.05
     test = luminance("optical_flow", COLUMNS, 100, 0.02, "test", 0, sintel_folder)
     assert not {tuple(f) for f in np.sort(test, axis=1).round(5).tolist()} & known
+
+
+def test_sintel_flow_in_columns_per_second(tmp_path):
+    # 2 px to the right and 1.5 px up per frame, everywhere: 13 px are a column, 24 frames a second.
+    for scene in ("a", "b"):
+        final, flow_dir = (tmp_path / "training" / d / scene for d in ("final", "flow"))
+        final.mkdir(parents=True), flow_dir.mkdir(parents=True)
+        field = np.broadcast_to(np.array([2.0, -1.5], "<f4"), (H + 16, W, 2))
+        head = np.float32(202021.25).tobytes() + np.array([W, H + 16], "<i4").tobytes()
+        for t in range(4):
+            Image.fromarray(np.full((H + 16, W), 60 * t, np.uint8)).save(final / f"frame_{t}.png")
+            if t < 3:
+                (flow_dir / f"frame_{t}.flo").write_bytes(head + field.tobytes())
+    fast = np.hypot(2, 1.5) / 13
+    resampled = flow("optical_flow", COLUMNS, 200, 0.02, data_path=tmp_path)
+    np.testing.assert_allclose(np.hypot(*resampled.T), fast * 24, rtol=1e-5)
+    native = flow("optical_flow", COLUMNS, 200, 0.02, data_path=tmp_path, frame_rate="native")
+    np.testing.assert_allclose(np.hypot(*native.T), fast * 50, rtol=1e-5)
+    # Turned and mirrored with the picture: 8 directions, among them the movie's own.
+    assert len(np.unique(native[:, 0].round(3), axis=0)) == 8
+    assert np.abs(native[:, 0] - np.array([2, 1.5]) / 13 * 50).max(1).min() < 1e-4
+    with pytest.raises(UserError, match="not known"):
+        flow("DAVIS", COLUMNS, 10, 0.02, data_path=tmp_path)
 
 
 def test_damaged_sintel_is_refused(sintel_folder, tmp_path):

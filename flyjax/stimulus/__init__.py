@@ -1,5 +1,5 @@
-"""What the fly sees: built-in scenes, videos and optic flow, by name."""
+"""What the fly sees: built-in scenes, laboratory stimuli, videos and optic flow, by name."""
 
-from flyjax.stimulus.registry import NAMES, available, check_name, fingerprint, luminance, other_kind
+from flyjax.stimulus.registry import NAMES, available, check_name, fingerprint, flow, luminance, other_kind, parts_of
 
-__all__ = ["NAMES", "available", "check_name", "fingerprint", "luminance", "other_kind"]
+__all__ = ["NAMES", "available", "check_name", "fingerprint", "flow", "luminance", "other_kind", "parts_of"]

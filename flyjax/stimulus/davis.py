@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from flyjax.errors import UserError
-from flyjax.stimulus.eye import flip, resample, rotation
+from flyjax.stimulus.eye import flip, flip_matrix, resample, rotation, rotation_matrix
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import videos, watch
 
@@ -73,18 +73,20 @@ def play(clips: list[np.ndarray], n_frames: int, columns: np.ndarray, *entropy) 
     """String clips together, each in every variant, in shuffled order, again and again.
 
     Args:
-        clips: (frames, n_col) each.
+        clips: (frames, n_col) each, or (frames, n_col, 2) vectors, which turn with the picture.
         entropy: names and integers that choose the order.
     """
     turned = [flip(columns, axis)[rotation(columns, turn)] for axis, turn in VARIANTS]
-    out = np.empty((n_frames, len(columns)), np.float32)
+    matrices = [(rotation_matrix(turn) @ flip_matrix(axis)).astype(np.float32) for axis, turn in VARIANTS]
+    out = np.empty((n_frames, *clips[0].shape[1:]), np.float32)
     start, cycle = 0, 0
     while start < n_frames:
         order = generator(*entropy, cycle).permutation(len(clips) * len(VARIANTS))
         for k in order:
             clip, variant = clips[k // len(VARIANTS)], turned[k % len(VARIANTS)]
             end = min(start + len(clip), n_frames)
-            out[start:end] = clip[: end - start, variant]
+            shown = clip[: end - start, variant]
+            out[start:end] = shown if clip.ndim == 2 else shown @ matrices[k % len(VARIANTS)].T
             start = end
         cycle += 1
     return out

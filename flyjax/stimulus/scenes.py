@@ -47,22 +47,24 @@ def positions(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return v, u + v / 2
 
 
-def film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0) -> Film:
+def film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, shots=None) -> Film:
     """Render a built-in scene at the columns of an eye.
 
     Args:
-        name: one of `NAMES`.
+        name: one of `NAMES`, or the name of other `shots`.
         columns: (n_col, 2) integers (u, v).
         n_frames: number of frames.
         dt: frame interval, s.
         split: 'train' or 'test' (any string: every split is another film).
         seed: non-negative integer.
+        shots: function that renders one shot, (rng, x, y, t, duration, field, (split, seed)) ->
+            luminance and flow (y down); by default the one of `name`.
     """
     x, y = positions(columns)
     field = max(1.0, float(np.hypot(x, y).max()))
     luminance = np.empty((n_frames, x.size), np.float32)
     flow = np.empty((n_frames, x.size, 2), np.float32)
-    shot_of = {"scenes_texture": _texture_shot, "scenes_edges": _edges_shot, "scenes_flow": _flow_shot}[name]
+    shots = shots or _SHOTS[name]
     start, k, clock = 0, 0, 0.0
     while start < n_frames:
         rng = generator(name, split, seed, k)
@@ -71,9 +73,9 @@ def film(name: str, columns, n_frames: int, dt: float, split: str = "train", see
         stop = round(clock / dt)
         if stop > start:
             # The last shot too is rendered whole and then cut: a longer film begins with the shorter one.
-            image, motion = shot_of(rng, x, y, np.arange(stop - start) * dt, duration, field, (split, seed))
+            image, motion = shots(rng, x, y, np.arange(stop - start) * dt, duration, field, (split, seed))
             end = min(stop, n_frames)
-            luminance[start:end], flow[start:end] = image[: end - start], motion[: end - start]
+            luminance[start:end], flow[start:end] = np.clip(image[: end - start], 0, 1), motion[: end - start]
         start = stop
     flow[..., 1] *= -1
     return Film(luminance, flow)
@@ -124,7 +126,7 @@ def _direction(rng):
     return np.array([np.cos(angle), np.sin(angle)])
 
 
-def _speed(rng):
+def speed_of(rng):
     return np.exp(rng.uniform(*np.log(_SPEEDS)))
 
 
@@ -148,7 +150,7 @@ def _placed(rng):
     return rng.uniform(0, 64, 2), rng.uniform(0, 2 * np.pi)
 
 
-def _light(rng, t):
+def light_of(rng, t):
     """Per-shot exposure: darkest and brightest luminance, and a slowly changing illumination."""
     high = rng.uniform(0.55, 1.0)
     span = high * (rng.uniform(0.6, 1.0) if rng.random() < 0.8 else rng.uniform(0.15, 0.6))
@@ -156,12 +158,12 @@ def _light(rng, t):
     return high - span, high, (1 + swing)[:, None]
 
 
-def _expose(image, light):
+def expose(image, light):
     low, high, illumination = light
     return np.clip((low + (high - low) * image) * illumination, 0, 1)
 
 
-def _disc(x, y, centre, radius):
+def disc(x, y, centre, radius):
     """Share of each column's box that a disc covers (edge softened over one column)."""
     distance = np.hypot(x - centre[:, :1], y - centre[:, 1:])
     return np.clip(radius[:, None] - distance + 0.5, 0, 1)
@@ -187,19 +189,19 @@ def _see(rng, motion, x, y, t, world, scale=1.0):
 
 def _texture_shot(rng, x, y, t, duration, field, world):
     camera = _Motion(
-        velocity=_piecewise(rng, t, lambda: _speed(rng) * _direction(rng)),
+        velocity=_piecewise(rng, t, lambda: speed_of(rng) * _direction(rng)),
         expansion=np.zeros_like(t),
         rotation=_piecewise(rng, t, lambda: rng.normal(0, 1.0)),
     )
     picture = _see(rng, camera, x, y, t, world, scale=rng.uniform(0.6, 1.8))
     for _ in range(rng.integers(0, 3)):
-        velocity = _speed(rng) * _direction(rng)
+        velocity = speed_of(rng) * _direction(rng)
         meets = rng.uniform(-0.7, 0.7, 2) * field
         when = rng.uniform(0, duration)
         own = _Motion(np.tile(velocity, (t.size, 1)), np.zeros_like(t), np.zeros_like(t))
-        cover = _disc(x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)))
+        cover = disc(x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)))
         picture = _over(cover, _see(rng, own, x, y, t, world, scale=rng.uniform(0.6, 1.8)), picture)
-    return _expose(picture[0], _light(rng, t)), picture[1]
+    return expose(picture[0], light_of(rng, t)), picture[1]
 
 
 def _flow_shot(rng, x, y, t, duration, field, world):
@@ -227,7 +229,7 @@ def _flow_shot(rng, x, y, t, duration, field, world):
         )
         picture = _see(rng, camera, x, y, t, world)
     elif kind == "parallax":
-        velocity = _piecewise(rng, t, lambda: _speed(rng) * _direction(rng))
+        velocity = _piecewise(rng, t, lambda: speed_of(rng) * _direction(rng))
         near, far = _Motion(velocity, still, still), _Motion(velocity * rng.uniform(0.1, 0.5), still, still)
         dt = t[1] - t[0] if t.size > 1 else 0.0
         gaps = near.surface(x, y, dt, *((rng.uniform(0, 64, 2), 1.0, 0.0)))
@@ -245,15 +247,15 @@ def _flow_shot(rng, x, y, t, duration, field, world):
             rate, first = -rate[::-1], first * contact / (contact - duration)
         radius = np.minimum(first * np.exp(_integrate(rate, t[1] - t[0] if t.size > 1 else 0.0)), 4 * field)
         own = _Motion(np.outer(rate, -centre), rate, still)
-        cover = _disc(x, y, np.tile(centre, (t.size, 1)), radius)
+        cover = disc(x, y, np.tile(centre, (t.size, 1)), radius)
         front = _see(rng, own, x, y, t, world, scale=0.5 if rate[0] > 0 else 3.0)
         picture = _over(cover, front, picture)
-    return _expose(picture[0], _light(rng, t)), picture[1]
+    return expose(picture[0], light_of(rng, t)), picture[1]
 
 
 def _edges_shot(rng, x, y, t, duration, field, world):
     kind = rng.choice(["edges", "edges", "square", "sine"])
-    direction, speed = _direction(rng), _speed(rng)
+    direction, speed = _direction(rng), speed_of(rng)
     # Distance travelled along the normal; a box of width 1 has a box's variance in any direction.
     along = (x * direction[0] + y * direction[1]) - speed * t[:, None]
     if kind == "edges":
@@ -262,8 +264,8 @@ def _edges_shot(rng, x, y, t, duration, field, world):
         # At least 3 columns: at 25 columns/s a frame of 50 ms still moves less than half a period.
         period = rng.uniform(3, 14)
         phase = (along / period + rng.random()) * 2 * np.pi
-        image = _square(phase, 2 * np.pi / period) if kind == "square" else 0.5 + 0.5 * np.sinc(1 / period) * np.sin(phase)
-    return _expose(image, _light(rng, t)), np.broadcast_to(speed * direction, (*along.shape, 2))
+        image = square_wave(phase, 2 * np.pi / period) if kind == "square" else 0.5 + 0.5 * np.sinc(1 / period) * np.sin(phase)
+    return expose(image, light_of(rng, t)), np.broadcast_to(speed * direction, (*along.shape, 2))
 
 
 def _stripes(rng, along, low):
@@ -277,9 +279,12 @@ def _stripes(rng, along, low):
     return at(along + 0.5) - at(along - 0.5)
 
 
-def _square(phase, per_column):
+def square_wave(phase, per_column):
     """Box means of a square wave: its integral is a triangle wave."""
     triangle = lambda p: -np.abs((p / np.pi) % 2 - 1) * np.pi  # noqa: E731  slope +1, then -1
     half = per_column / 2
     wave = (triangle(phase + half) - triangle(phase - half)) / per_column
     return 0.5 + 0.5 * wave
+
+
+_SHOTS = {"scenes_texture": _texture_shot, "scenes_edges": _edges_shot, "scenes_flow": _flow_shot}

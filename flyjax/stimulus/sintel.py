@@ -20,6 +20,7 @@ from flyjax.stimulus.video import frames, images
 
 FPS = 24.0
 CROP = 0.7
+KERNEL = 13  # px per column
 SPLITS = 3
 #: Scenes flyvis validates on; in a folder with none of them, every fifth scene is held out.
 VALIDATION = ("ambush_2", "bamboo_1", "bandage_1", "cave_4", "market_2", "mountain_1")
@@ -31,11 +32,13 @@ class Clip:
     """One vertical split of a scene, at the movie's own frame rate.
 
     Attributes:
+        height: of the movie, px.
         luminance: (frames, n_col) in [0, 1].
         flow: (frames, n_col, 2) x right, y up: box sums of pixel displacements per frame over the
             image height (flyvis' unit), or None where the data set has no flow.
     """
 
+    height: int
     luminance: np.ndarray
     flow: np.ndarray | None
 
@@ -116,7 +119,7 @@ def _flows(folder: Path, scene: str) -> list[Path]:
 
 @lru_cache(maxsize=128)
 def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bool) -> tuple[Clip, ...]:
-    eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
+    eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2), KERNEL)
     margin = eye.min_frame_size[1] + 2 * eye.kernel
 
     def render(pictures, how):
@@ -134,7 +137,7 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
             raise UserError(f"{scene}: flow and frames differ in size: unpack the data set again")
         # Over the image height, y up.
         flow = np.stack([render([s * f[..., k] / len(f) for f in fields], "sum") for k, s in ((0, 1), (1, -1))], axis=-1)
-    return tuple(Clip(light[k], None if flow is None else flow[k]) for k in range(SPLITS))
+    return tuple(Clip(len(shots[0]), light[k], None if flow is None else flow[k]) for k in range(SPLITS))
 
 
 def clips(folder: Path, split: str, columns, with_flow: bool = False) -> list[Clip]:
@@ -159,3 +162,19 @@ def luminance(columns, n_frames: int, dt: float, split: str, seed: int, data_pat
     if frame_rate == "resampled":
         shown = [resample(clip, FPS, 1 / dt) for clip in shown]
     return play(shown, n_frames, columns, "optical_flow", split, seed)
+
+
+def flow(columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled") -> np.ndarray:
+    """(n_frames, n_col, 2) columns/s of the frames that `luminance` shows.
+
+    **Raises:** `UserError` if the data set is not there, damaged or has no flow.
+    """
+    folder, shown = folder_of(data_path), []
+    for clip in clips(folder, split, columns, with_flow=True):
+        if clip.flow is None:
+            raise UserError(f"{folder} has no training/flow: unpack the data set again")
+        # Box sum over the image height -> pixels per movie frame -> columns.
+        shift = clip.flow * np.float32(clip.height / KERNEL**3)
+        # Played one frame per step, the movie runs 1 / (24 dt) times as fast.
+        shown.append(resample(shift, FPS, 1 / dt, "linear") * FPS if frame_rate == "resampled" else shift / dt)
+    return play([s.astype(np.float32) for s in shown], n_frames, columns, "optical_flow", split, seed)
