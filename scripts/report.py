@@ -1,0 +1,55 @@
+"""Draw the report of a run: one HTML page that can be mailed, printed and read without network."""
+
+from __future__ import annotations
+
+import webbrowser
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import run
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+
+EPILOG = """
+**Examples**
+
+`python scripts/report.py runs/quickstart`
+
+`python scripts/report.py runs/quickstart --open`
+
+`python scripts/report.py runs/quickstart --csv nodes.csv --markdown nodes.md`
+"""
+
+
+@app.command(epilog=EPILOG)
+def main(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, going on or finished")],
+    open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
+    csv: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as CSV")] = None,
+    markdown: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as Markdown")] = None,
+) -> None:
+    """Write RUN_DIR/report.html from the run's journal and figures; a run in progress is not disturbed."""
+    from flyjax.errors import UserError
+    from flyjax.report import tables
+    from flyjax.report.html import write_report
+    from flyjax.search.journal import fold, read_journal
+
+    written = [write_report(run_dir)]
+    rows = tables.nodes_table(fold(read_journal(run_dir)))
+    for path, render in ((csv, tables.csv), (markdown, tables.markdown_table)):
+        if path is None:
+            continue
+        try:
+            path.write_text(render(rows), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; name a file in an existing folder") from None
+        written.append(path)
+    for path in written:
+        typer.echo(f"wrote {path}")
+    if open_ and not webbrowser.open(written[0].resolve().as_uri()):
+        typer.echo("no browser here; open the file by hand")
+
+
+if __name__ == "__main__":
+    run(app)
