@@ -74,7 +74,7 @@ def events(exp, iterations, protocol=PROTOCOL):
         simulation = exp.simulation.model_dump(mode="json")
         started = {"iteration": number, "block": block, "iter_in_block": here, "simulation": simulation, "nodes": nodes}
         out.append({"event": "iteration_started", **started})
-        out += [{"event": "node_finished", "node": n["node"], "metrics": metrics(0.5 + n["node"] / 100)} for n in nodes]
+        out += [{"event": "node_finished", "node": n["node"], "metrics": metrics(0.5 + n["node"] / 100), "activity": f"rank {n['node']}"} for n in nodes]
         chosen = node
         if number < iterations:
             out.append({"event": "choice", "iteration": number, "chosen": chosen, "reason": "best", "next_parents": [chosen]})

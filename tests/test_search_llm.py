@@ -133,9 +133,10 @@ def test_the_prompt_tells_all_and_ends_with_the_scores(tmp_path):
         assert f"- {name}: {span.describe()}" in words
     for node in ctx.state.nodes.values():
         assert re.search(rf"^{node.id} \| 1\.", words, re.M)
-    for wanted in ("Try larger noise, please.", "noise helps (nodes 1, 2, 3)", "New nodes: 4, 5, 6", "V_rest_R2=0.504"):
+    for wanted in ("Try larger noise, please.", "noise helps (nodes 1, 2, 3)", "New nodes: 4, 5, 6", "V_rest_R2=0.504", "activity: rank 5"):
         assert wanted in words
     assert "Parents: trained nodes of block 1; its root is node 1." in words
+    assert re.search(r"^Stimuli .*: scenes_texture, scenes_flow$", words, re.M), "those of the range that are here"
     lines = tree.ucb_lines(ctx.state, 1.0)
     assert len(lines) == 6 and words.rstrip().endswith("\n".join(lines))
 
@@ -244,7 +245,7 @@ def test_missing_log_entries_are_asked_for_once_together_with_all_else(ask, tmp_
     assert "log: node 2 has no activity" in caught.errors and any("outside its range" in e for e in caught.errors)
     step, requests = ask(Player(spoil=spoil), replace(ctx, feedback=caught.errors))
     assert "log: node 2 has no activity; replaced by the rules" in step.fallbacks
-    assert step.activity == {1: "lively 1", 2: "not measured", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
+    assert step.activity == {1: "lively 1", 2: "rank 2", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
     assert "outside its range" in prompt_text(requests[0])
 
 

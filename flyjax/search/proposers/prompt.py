@@ -18,6 +18,7 @@ from flyjax.search.interface import ROOT, Context
 from flyjax.search.prices import image_tokens, text_tokens
 from flyjax.search.proposers.tools import expected_tool, tools
 from flyjax.search.protocol import rules
+from flyjax.search.space import available_visuals
 from flyjax.search.state import Node, finite
 from flyjax.search.strategy import holds
 
@@ -97,7 +98,7 @@ def space_text(context: Context) -> str:
     for name, span in search.simulation_ranges.items():
         whole = ", whole numbers" if span.scale == "int" else ""
         lines.append(f"- {name}: {span.describe()}{whole}; first block {_shown(getattr(simulation, name))}")
-    lines.append(f"Stimuli on this machine: {', '.join(context.available_stimuli)}")
+    lines.append(f"Stimuli for the next block, of those on this machine: {', '.join(map(str, available_visuals(context)))}")
     lines.append(f"Objective: {search.objective}. Seeds are set by the program and are not part of the space.")
     return "\n".join(lines)
 
@@ -163,12 +164,8 @@ def new_nodes_text(context: Context) -> str:
         if node.status == "failed":
             lines.append(f"  failed: {node.reason}")
         lines.append("  metrics: " + ", ".join(f"{k}={_shown(node.metrics[k])}" for k in _metric_names(context, node)))
-        try:
-            activity = json.loads((node_folder(context, i) / "activity.json").read_text())
-            numbers = {k: v for k, v in activity.items() if isinstance(v, (int, float, str)) or v is None}
-            lines.append(f"  activity: {_pairs(numbers)}")
-        except (OSError, ValueError, AttributeError):
-            pass  # the figure or the metrics have to do
+        if node.activity:
+            lines.append(f"  activity: {node.activity}")
     return "\n".join(lines)
 
 
