@@ -40,6 +40,13 @@ class Simulation(_Strict):
     solver: str = Field("euler", description="diffrax solver by name")
     initial: Literal["grey", "rest"] = "grey"
     data_path: str | None = Field(None, description="folder of the video data set, where one is needed")
+    frame_rate: Literal["default", "native", "resampled"] = Field(
+        "default", description="of videos: one frame per step (native; DAVIS' default) or 24/s at 1/delta_t (optical_flow's)"
+    )
+    measurement_noise_level: float = Field(0.0, ge=0, le=10, description="std of what is added to training voltages")
+    null_edges: float = Field(0.0, ge=0, le=10, description="edges that do not exist, told to the learner; 1 = as many again")
+    null_edges_kind: Literal["per_source", "random"] = "per_source"
+    removed_edges: float = Field(0.0, ge=0, lt=1, description="share of true edges the learner is not told")
     seed: int = Field(0, ge=0, description="of the stimulus and the process noise")
 
 
@@ -225,6 +232,27 @@ class Search(_Strict):
         return simulations
 
 
+class Sweep(_Strict):
+    """Configurations for scripts/sweep.py: a list, a grid and random draws from search.ranges, one after the other."""
+
+    candidates: tuple[dict[str, Any], ...] = Field((), description="training settings, each against the training section")
+    grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="every combination of these values")
+    n_random: int = Field(0, ge=0, le=10_000, description="draws from search.ranges")
+    seed: int = Field(0, ge=0, description="of the draws")
+
+    @field_validator("grid")
+    @classmethod
+    def _known_grid(cls, grid):
+        return _known_keys(grid, TUNABLE)
+
+    @field_validator("candidates")
+    @classmethod
+    def _known_candidates(cls, candidates):
+        for entry in candidates:
+            _known_keys(entry, TUNABLE)
+        return candidates
+
+
 class Experiment(_Strict):
     """One config file."""
 
@@ -234,6 +262,7 @@ class Experiment(_Strict):
     model: Model = Model()
     training: Training = Training()
     search: Search = Search()
+    sweep: Sweep = Sweep()
 
     @model_validator(mode="after")
     def _root_in_ranges(self):

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from flyjax import nodes, stimulus
 from flyjax.config import Experiment, Training, parse_experiment
 from flyjax.report.html import write_report
-from flyjax.report.tables import rich_table
+from flyjax.report.tables import cell, rich_table, visible
 from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.plan import IterationPlan
 from flyjax.training import Progress as TrainingProgress
@@ -56,15 +58,18 @@ class Console:
     def say(self, text: str) -> None:
         self._rich.print(text, markup=False)
 
-    def run(self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit) -> Outcome:
-        """The loop with a progress bar, a table after each iteration and a report."""
-        run_dir = Path(run_dir)
-        search = experiment.search
-        self.say(
-            f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-            f"candidates x {experiment.training.n_seeds} seeds, extent {experiment.simulation.extent}, proposer "
-            f"{proposer.name}; run directory {run_dir}"
-        )
+    def table(self, rows, columns) -> None:
+        """Rows of plain values as a table."""
+        table = Table(box=None, pad_edge=False)
+        for name in columns:
+            table.add_column(name, justify="left" if rows and isinstance(rows[0].get(name), str) else "right")
+        for row in rows:
+            table.add_row(*(visible(cell(name, row.get(name))) for name in columns))
+        self._rich.print(table)
+
+    @contextmanager
+    def training_bar(self, title: str):
+        """A bar over all lanes' steps; gives (on_progress, on_stage) for `flyjax.nodes.train_nodes`."""
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -75,28 +80,37 @@ class Console:
             console=self._rich,
             transient=True,
         )
+        with bar:
+            task = bar.add_task(title, total=None, note="")
 
+            def on_progress(p: TrainingProgress) -> None:
+                loss = "" if p.loss is None else f"loss {p.loss:.3g}"
+                lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
+                bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{lost}")
+
+            yield on_progress, lambda stage: bar.update(task, note=stage)
+
+    def run(self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit) -> Outcome:
+        """The loop with a progress bar, a table after each iteration and a report."""
+        run_dir = Path(run_dir)
+        search = experiment.search
+        self.say(
+            f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
+            f"candidates x {experiment.training.n_seeds} seeds, extent {experiment.simulation.extent}, proposer "
+            f"{proposer.name}; run directory {run_dir}"
+        )
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
             specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
             title = f"block {plan.block}, iteration {plan.iter_in_block}/{search.n_iter_block}"
-            with bar:
-                task = bar.add_task(title, total=None, note="")
-
-                def on_progress(p: TrainingProgress) -> None:
-                    loss = "" if p.loss is None else f"loss {p.loss:.3g}"
-                    lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
-                    bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{lost}")
-
-                results = nodes.train_nodes(
+            with self.training_bar(title) as (on_progress, on_stage):
+                return nodes.train_nodes(
                     experiment,
                     specs,
                     run_dir,
                     simulation=nodes.with_simulation(experiment, plan.simulation),
                     on_progress=on_progress,
-                    on_stage=lambda stage: bar.update(task, note=stage),
+                    on_stage=on_stage,
                 )
-                bar.remove_task(task)
-            return results
 
         def on_iteration(state, number: int) -> None:
             nodes.drop_checkpoints(run_dir)

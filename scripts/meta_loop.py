@@ -10,7 +10,7 @@ from typing import Annotated, Optional
 import typer
 from _cli import ROOT, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None)
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 EXAMPLES = """
 Examples:
@@ -33,7 +33,7 @@ def commit() -> str:
 
 @app.command(epilog=EXAMPLES)
 def main(
-    config: Annotated[Path, typer.Argument(help="Experiment file (YAML).")] = ROOT / "experiments" / "quickstart.yaml",
+    config: Annotated[Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
     run_dir: Annotated[Optional[Path], typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
     proposer: Annotated[Optional[str], typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
     protocol: Annotated[Optional[Path], typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,

@@ -1,0 +1,65 @@
+"""What a run would do, as text: `meta_loop.py --dry-run`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flyjax.config import Experiment
+from flyjax.search.interface import Context
+from flyjax.search.journal import NAME, fold, read_journal
+from flyjax.search.people import pending_input
+from flyjax.search.protocol import instantiate
+from flyjax.search.space import block_simulation
+from flyjax.search.state import State
+
+
+def next_context(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...]) -> Context:
+    """What the proposer of a run would be asked next; of a run that is not begun, its first question."""
+    begun = (Path(run_dir) / NAME).is_file()
+    state = fold(read_journal(run_dir)) if begun else State(experiment=experiment.model_dump(mode="json"))
+    protocol = state.protocol or instantiate(Path(template).read_text(encoding="utf-8"), experiment)
+    newest, search = state.iteration, experiment.search
+    opens = newest is None or newest.iter_in_block >= search.n_iter_block
+    return Context(
+        experiment=experiment,
+        state=state,
+        protocol=protocol,
+        block=newest.block if newest else 1,
+        iter_in_block=newest.iter_in_block if newest else 0,
+        n_iter_block=search.n_iter_block,
+        new_nodes=newest.nodes if newest else (),
+        n_proposals=search.n_candidates - opens,
+        next_opens_block=opens,
+        available_stimuli=available,
+        run_dir=Path(run_dir),
+        user_input=pending_input(Path(run_dir), state) if begun else "",
+    )
+
+
+def plan_text(experiment: Experiment, proposer: str) -> str:
+    """Blocks, nodes and trainings of a whole run."""
+    search, training = experiment.search, experiment.training
+    nodes = search.n_blocks * search.n_iter_block * search.n_candidates
+    lines = [
+        f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} candidates "
+        f"= {nodes} nodes, {nodes * training.n_seeds} trainings; proposer {proposer}, objective {search.objective}"
+    ]
+    for block in range(1, search.n_blocks + 1):
+        s = block_simulation(experiment, block)
+        lines.append(f"  block {block}: {s['visual_input_type']}, {s['n_frames']} frames of {s['delta_t']} s, extent {s['extent']}")
+    limits = {k: getattr(search, k) for k in ("max_usd", "max_calls", "max_wall_s", "max_nodes") if getattr(search, k) is not None}
+    lines.append("  limits: " + (", ".join(f"{k}={v:g}" for k, v in limits.items()) or "none"))
+    return "\n".join(lines)
+
+
+def preview(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...], proposer: str) -> str:
+    """The plan, the cost where a language model proposes, and the next prompt. Trains and calls nothing."""
+    parts = [plan_text(experiment, proposer)]
+    if proposer == "llm":
+        from flyjax.search.proposers.llm import announce
+        from flyjax.search.proposers.prompt import render_prompt
+
+        parts += [announce(experiment), "", render_prompt(next_context(experiment, run_dir, template, available))]
+    else:
+        parts.append(f"{proposer} asks no language model: no prompt, no cost. With --proposer llm the prompt is shown here.")
+    return "\n".join(parts)

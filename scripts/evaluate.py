@@ -1,0 +1,36 @@
+"""Judge trained networks again from their files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from _cli import prepare_devices, run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/evaluate.py runs/quickstart                 the best node of a run\n
+  python scripts/evaluate.py runs/quickstart --node 7\n
+  python scripts/evaluate.py runs/quickstart/nodes/0007
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    where: Annotated[Path, typer.Argument(help="A run directory, or a node's folder in it.")],
+    node: Annotated[int, typer.Option(help="Node of the run; 0: the one with the best connectivity_R2.")] = 0,
+):
+    """Print every metric of a trained node with its slope, per cell type, and draw its figures again."""
+    prepare_devices()
+    from flyjax.console import Console
+    from flyjax.judging import judge_again
+
+    judge_again(where, node, Console())
+
+
+if __name__ == "__main__":
+    run(app)

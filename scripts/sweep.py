@@ -1,0 +1,50 @@
+"""Train a grid, a list or a random sample of configurations as one batched sweep."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import ROOT, prepare_devices, run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/sweep.py experiments/sweep_noise.yaml\n
+  python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8 --run runs/random8\n
+  python scripts/sweep.py experiments/quickstart.yaml --set "sweep.grid={batch_size: [1, 4], noise_model_level: [0.05, 0.1]}"\n
+  python scripts/sweep.py experiments/sweep_noise.yaml --dry-run
+
+The same command goes on with a sweep that was stopped.
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    config: Annotated[Path, typer.Argument(help="Experiment file (YAML) with a sweep section.", show_default="experiments/sweep_noise.yaml")] = ROOT / "experiments" / "sweep_noise.yaml",
+    run_dir: Annotated[Optional[Path], typer.Option("--run", help="Where to write. Default: runs/<config name>.")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE; repeatable.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configurations and programs, train nothing.")] = False,
+):  # fmt: skip
+    """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
+
+    Writes nodes/ (metrics, figures, parameters of each), results.csv and results.md.
+    """
+    prepare_devices()
+    from flyjax.config import load_experiment
+    from flyjax.console import Console
+    from flyjax.sweeping import describe, run_sweep, sweep_candidates
+
+    experiment = load_experiment(config, settings)
+    candidates = sweep_candidates(experiment)
+    console = Console()
+    console.say(describe(experiment, candidates))
+    if not dry_run:
+        run_sweep(experiment, candidates, run_dir or Path("runs") / experiment.name, console)
+
+
+if __name__ == "__main__":
+    run(app)

@@ -1,0 +1,42 @@
+"""Train one configuration and judge it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import ROOT, prepare_devices, run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/train.py\n
+  python scripts/train.py --set training.noise_model_level=0.1 --set training.batch_size=4\n
+  python scripts/train.py experiments/full_scale.yaml --run runs/one --set training.n_seeds=3
+
+The same command goes on with a training that was stopped.
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    config: Annotated[Path, typer.Argument(help="Experiment file (YAML); its training section is what is trained.", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
+    run_dir: Annotated[Optional[Path], typer.Option("--run", help="Where to write. Default: runs/<config name>-train.")] = None,
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")] = None,
+):  # fmt: skip
+    """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
+    prepare_devices()
+    from flyjax.config import load_experiment
+    from flyjax.console import Console
+    from flyjax.sweeping import run_sweep
+
+    experiment = load_experiment(config, settings)
+    out = run_dir or Path("runs") / f"{experiment.name}-train"
+    run_sweep(experiment, [experiment.training], out, Console())
+
+
+if __name__ == "__main__":
+    run(app)
