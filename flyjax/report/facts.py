@@ -122,8 +122,8 @@ class Run:
         return (
             f"recover the circuit of extent {simulation.get('extent', '?')} "
             f"(ground truth: {simulation.get('parameters', '?')}) "
-            f"with {model.get('variant', '?')}, width {model.get('width', '?')}; {search.get('n_blocks', '?')} blocks of "
-            f"{search.get('n_iter_block', '?')} iterations, {search.get('n_candidates', '?')} candidates each; "
+            f"with {model.get('variant', '?')}, width {model.get('width', '?')}; {search.get('n_blocks', '?')} x "
+            f"{search.get('n_iter_block', '?')} iterations (blocks x length) of {search.get('n_candidates', '?')} candidates; "
             f"UCB with c = {search.get('ucb_c', '?')}, run seed {search.get('seed', '?')}"
         )
 

@@ -185,18 +185,20 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
     """
     newest = state.iteration.number if state.iteration else None
     iteration = newest if iteration is None else iteration
-    table = Table(box=None, pad_edge=False, header_style="dim", title_justify="left", title_style="bold")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim", title_justify="left", title_style="bold")
     if iteration not in state.iterations:
         table.title = "no iteration yet"
         return table
     it, best, ucb = state.iterations[iteration], tree.best_node(state), ucb_scores(state)
     n_iter_block = state.experiment.get("search", {}).get("n_iter_block")
-    table.title = f"block {it.block}, iteration {it.iter_in_block}" + (f"/{n_iter_block}" if n_iter_block else "")
+    of = f"/{n_iter_block}" if n_iter_block else ""
+    table.title = f"block {it.block}, iteration {it.iter_in_block}{of}: R2 of W, tau and V_rest; cluster accuracy; test r"
+    # Eleven columns fit into 80 characters: only the mutation wraps.
     table.add_column("node", justify="right", no_wrap=True)
-    table.add_column("parent", justify="right", no_wrap=True)
+    table.add_column("from", justify="right", no_wrap=True)
     table.add_column("strategy", no_wrap=True)
-    table.add_column("mutation", overflow="fold", ratio=1, min_width=14)
-    for name in ("W R2", "tau R2", "V_rest R2", "cluster", "test r", "loss", "UCB"):
+    table.add_column("mutation", overflow="fold")
+    for name in ("W", "tau", "V_rest", "clust", "r", "loss", "UCB"):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = state.choices[iteration].chosen if iteration in state.choices else None
     for i in it.nodes:
@@ -207,7 +209,12 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
             f"failed: {node.reason or 'no reason given'}" if node.status == "failed" else mutation(state, node, short=True)
         )
         style = _CLASS_STYLE[node.classification] if node.status != "running" else "dim"
-        cells = [Text(f"{mark}{i}"), Text(visible(str(node.parent))), Text(visible(node.strategy)), Text(visible(change))]
+        cells = [
+            Text(f"{mark}{i}"),
+            Text(visible(str(node.parent))),
+            Text(visible(node.strategy)),
+            Text(visible(change)[:120]),
+        ]
         cells += [Text(number(m.get("connectivity_R2")), style=style)]
         cells += [Text(number(m.get(k))) for k in ("tau_R2", "V_rest_R2", "cluster_accuracy", "test_pearson")]
         cells += [Text(figures(m.get("final_loss"))), Text(number(ucb.get(i)))]
