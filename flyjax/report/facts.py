@@ -122,8 +122,9 @@ class Run:
         return (
             f"recover the circuit of extent {simulation.get('extent', '?')} "
             f"(ground truth: {simulation.get('parameters', '?')}) "
-            f"with {model.get('variant', '?')}, width {model.get('width', '?')}; {search.get('n_blocks', '?')} x "
-            f"{search.get('n_iter_block', '?')} iterations (blocks x length) of {search.get('n_candidates', '?')} candidates; "
+            f"with {model.get('variant', '?')}, width {model.get('width', '?')}; "
+            f"blocks: {search.get('n_blocks', '?')}, iterations in each: {search.get('n_iter_block', '?')}, "
+            f"candidates in each: {search.get('n_candidates', '?')}; "
             f"UCB with c = {search.get('ucb_c', '?')}, run seed {search.get('seed', '?')}"
         )
 
