@@ -7,7 +7,9 @@
     derivative[t]   dV/dt at (voltage[t], luminance[t]): the exact right-hand side, 1/s
 
 and one Euler step leads on: voltage[t + 1] = voltage[t] + dt * derivative[t] + noise. Process
-noise moves the states and never enters the targets.
+noise moves the states and never enters the targets. Measurement noise n does not move the states:
+then voltage[t] is the state plus n[t], and derivative[t], as it would be differenced from such data,
+the right-hand side at the state plus (n[t + 1] - n[t]) / dt. The test split has neither.
 """
 
 from __future__ import annotations
@@ -15,10 +17,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-import os
 import shutil
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import jax
@@ -29,7 +30,9 @@ from flyjax import circuit, stimulus, storage
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation, content_hash
 from flyjax.errors import UserError, nearest
+from flyjax.truth import build_truth, checkpoint_file, known_circuit, told
 
+__all__ = ["Recording", "build_truth", "cached_recording", "known_circuit", "load_recording", "recipe", "record", "shown"]
 log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 CHUNK = 1000  # frames per compiled call
@@ -42,14 +45,16 @@ class Recording:
     Attributes:
         voltage: (T, N) float32, state before each frame, dimensionless.
         luminance: (T, n_col) float32 in [0, 1].
-        final: (N,) float32, state after the last frame.
-        connectome, parameters: the truth.
+        final: (N,) float32, voltage after the last frame.
+        connectome, parameters: the truth as far as a learner is told its edges: null edges are in it
+            with weight 0, removed ones are not.
         simulation: its configuration.
         noise_model_level: std of the process noise per step that this recording has.
         split: 'train' or 'test'.
         seed: of this recording, beside `simulation.seed`.
         visual_input_type: the stimulus shown.
         recipe: content hash of what made it, or None for circuits given by hand.
+        simulated: the circuit that made the voltages, where it is another one.
     """
 
     voltage: np.ndarray
@@ -63,6 +68,12 @@ class Recording:
     seed: int
     visual_input_type: str
     recipe: str | None = None
+    simulated: tuple[Connectome, Parameters] | None = None
+
+    @property
+    def truth(self) -> tuple[Connectome, Parameters]:
+        """The circuit and parameters that made the voltages."""
+        return self.simulated or (self.connectome, self.parameters)
 
     @property
     def n_frames(self) -> int:
@@ -94,10 +105,16 @@ class Recording:
             frames: a slice or an index array.
         """
         voltage, luminance = self.voltage[frames], self.luminance[frames]
-        target = circuit.derivative(
-            self.connectome, self.parameters, voltage, luminance, self.dt, self.simulation.clamp_tau
+        state, level = voltage, _measured(self.simulation, self.split)
+        if level:
+            at = np.arange(self.n_frames)[frames]
+            n = measurement_noise(self.simulation, self.seed, at, voltage.shape[1])
+            step = measurement_noise(self.simulation, self.seed, at + 1, voltage.shape[1]) - n
+            state = voltage - n
+        target = np.asarray(
+            circuit.derivative(*self.truth, state, luminance, self.dt, self.simulation.clamp_tau)
         )
-        return voltage, luminance, np.asarray(target)
+        return voltage, luminance, target + step / np.float32(self.dt) if level else target
 
     @cached_property
     def fingerprint(self) -> str:
@@ -105,7 +122,7 @@ class Recording:
         if self.recipe is not None:
             return self.recipe
         digest = hashlib.sha256()
-        for array in (self.voltage, self.luminance, *self.parameters):
+        for array in (self.voltage, self.luminance, *self.parameters, self.connectome.senders, self.connectome.receivers):
             digest.update(np.ascontiguousarray(array))
         return digest.hexdigest()[:16]
 
@@ -114,8 +131,9 @@ class Recording:
 
         **Raises:** `UserError` if the folder exists and is something else, or cannot be written.
         """
+        connectome, parameters = self.truth
         arrays = {"voltage": self.voltage, "luminance": self.luminance, "final": self.final}
-        arrays |= {f"parameters.{k}": np.asarray(v) for k, v in zip(Parameters._fields, self.parameters, strict=True)}
+        arrays |= {f"parameters.{k}": np.asarray(v) for k, v in zip(Parameters._fields, parameters, strict=True)}
         meta = {
             "simulation": self.simulation.model_dump(mode="json"),
             "noise_model_level": self.noise_model_level,
@@ -125,10 +143,10 @@ class Recording:
             "recipe": self.recipe,
         }
         # The fly is rebuilt from its extent; a circuit made by hand is stored with the recording.
-        if self.connectome is not circuit.build_connectome(self.connectome.extent):
+        if connectome is not circuit.build_connectome(connectome.extent):
             meta["connectome"] = {}
-            for field in dataclasses.fields(self.connectome):
-                value = getattr(self.connectome, field.name)
+            for field in dataclasses.fields(connectome):
+                value = getattr(connectome, field.name)
                 if isinstance(value, np.ndarray) and value.size:
                     arrays[f"connectome.{field.name}"] = value
                 elif isinstance(value, np.ndarray):
@@ -155,61 +173,15 @@ def load_recording(path: str | Path) -> Recording:
         connectome = Connectome(**fields)
     else:
         connectome = circuit.build_connectome(simulation.extent)
+    truth = connectome, Parameters(*(jnp.asarray(arrays[f"parameters.{k}"]) for k in Parameters._fields))
     return Recording(
         voltage=arrays["voltage"],
         luminance=arrays["luminance"],
         final=arrays["final"],
-        connectome=connectome,
-        parameters=Parameters(*(jnp.asarray(arrays[f"parameters.{k}"]) for k in Parameters._fields)),
         simulation=simulation,
+        **told(simulation, truth),
         **{k: meta[k] for k in ("noise_model_level", "split", "seed", "visual_input_type", "recipe")},
     )
-
-
-# -- the truth -------------------------------------------------------------------------------------
-
-
-def _checkpoint(name: str) -> Path:
-    """The file of a ground truth: a path, or a model of the flyvis ensemble in the user's folders."""
-    given = Path(name).expanduser()
-    if given.exists():
-        return given
-    roots = [Path(os.environ["FLYJAX_DATA"]).expanduser()] if os.environ.get("FLYJAX_DATA") else []
-    roots += [root / "flyvis" for root in roots] + [Path.home() / ".cache" / "flyjax" / "flyvis"]
-    for root in roots:
-        folder = root / name
-        for candidate in (folder / "best_chkpt", folder / "chkpts" / "chkpt_00000", folder.with_suffix(".npz"), folder):
-            if candidate.is_file():
-                return candidate
-    if name.startswith("flow/"):
-        raise UserError(
-            f"no flyvis model {name!r} in {roots[-1]} (or FLYJAX_DATA): run python scripts/fetch_flyvis.py, "
-            "or use simulation.parameters=sampled, which needs no download"
-        )
-    raise UserError(
-        f"simulation.parameters: no file {name!r}.{nearest(name, ['sampled', 'flow/0000/000'])} "
-        "Give 'sampled', 'flow/0000/000' or the path of a flyvis checkpoint."
-    )
-
-
-@lru_cache(maxsize=4)
-def _truth(extent: int, parameters: str, seed: int) -> tuple[Connectome, Parameters]:
-    connectome = circuit.build_connectome(extent)
-    if parameters == "sampled":
-        return connectome, circuit.sample_parameters(connectome, seed=seed)
-    checkpoint = _checkpoint(parameters)
-    return connectome, circuit.load_flyvis_parameters(connectome, checkpoint)
-
-
-def build_truth(simulation: Simulation) -> tuple[Connectome, Parameters]:
-    """The circuit and its parameters.
-
-    `simulation.parameters` is 'sampled' (by `parameters_seed`), 'flow/0000/000' (looked for in
-    FLYJAX_DATA and in ~/.cache/flyjax/flyvis) or the path of a checkpoint.
-
-    **Raises:** `UserError` if the checkpoint is not there, naming the command that fetches it.
-    """
-    return _truth(simulation.extent, simulation.parameters, simulation.parameters_seed)
 
 
 # -- making one ------------------------------------------------------------------------------------
@@ -222,6 +194,28 @@ def shown(simulation: Simulation, split: str) -> str:
     if split == "train":
         return stimulus.check_name(simulation.visual_input_type)
     return stimulus.check_name(simulation.test_visual_input_type or stimulus.other_kind(simulation.visual_input_type))
+
+
+def _measured(simulation: Simulation, split: str) -> float:
+    """Std of the measurement noise of a split."""
+    return 0.0 if split == "test" else simulation.measurement_noise_level
+
+
+def _key(simulation: Simulation, seed: int):
+    return jax.random.fold_in(jax.random.key(simulation.seed), seed)
+
+
+@partial(jax.jit, static_argnames="n")
+def _normal(key, frames, n: int):
+    return jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), (n,)))(frames)
+
+
+def measurement_noise(simulation: Simulation, seed: int, frames, n_neurons: int) -> np.ndarray:
+    """(len(frames), N) float32 that the training voltages of these frames carry; by frame number alone."""
+    # A stream of its own beside the process noise, whose step numbers stay below 2^31.
+    key = jax.random.fold_in(_key(simulation, seed), 2**31 + 1)
+    drawn = _normal(key, jnp.asarray(frames, jnp.uint32), n_neurons)
+    return np.asarray(drawn) * np.float32(simulation.measurement_noise_level)
 
 
 def record(
@@ -272,6 +266,7 @@ def record(
         # Injective for any seed a person would type; seed 0 is the configuration's own film.
         simulation.seed + 1_000_003 * seed,
         simulation.data_path,
+        simulation.frame_rate,
     )
     common = dict(dt=simulation.delta_t, clamp_tau=simulation.clamp_tau)
     initial = "grey" if test else simulation.initial
@@ -281,7 +276,7 @@ def record(
         parameters,
         luminance,
         noise=noise,
-        key=jax.random.fold_in(jax.random.key(simulation.seed), seed),
+        key=_key(simulation, seed),
         initial=state,
         solver=simulation.solver,
         chunk=chunk,
@@ -303,13 +298,18 @@ def record(
         voltage[before] = piece[: before.stop - before.start]
         after += len(piece)
         final = piece[-1]
+    final = final.copy()
+    if _measured(simulation, split):
+        for start in range(0, n_frames, CHUNK):
+            frames = np.arange(start, min(start + CHUNK, n_frames))
+            voltage[frames[0] : frames[-1] + 1] += measurement_noise(simulation, seed, frames, connectome.n_neurons)
+        final += measurement_noise(simulation, seed, [n_frames], connectome.n_neurons)[0]
     return Recording(
         voltage=voltage,
         luminance=luminance,
-        final=final.copy(),
-        connectome=connectome,
-        parameters=parameters,
+        final=final,
         simulation=simulation,
+        **told(simulation, (connectome, parameters)),
         noise_model_level=noise,
         split=split,
         seed=seed,
@@ -325,7 +325,7 @@ def record(
 def _code() -> str:
     """Hash of the rooms that make a recording: edited code never serves an old recording."""
     here = Path(__file__).parent
-    sources = [*sorted((here / "circuit").rglob("*.*")), *sorted((here / "stimulus").glob("*.py")), here / "recording.py"]
+    sources = [*sorted((here / "circuit").rglob("*.*")), *sorted((here / "stimulus").glob("*.py")), here / "truth.py", here / "recording.py"]
     digest = hashlib.sha256()
     for source in sources:
         if source.suffix in (".py", ".json"):
@@ -341,7 +341,7 @@ def recipe(simulation: Simulation, noise_model_level: float, split: str, seed: i
         del content[key]  # the stimulus shown and its files count, wherever they lie
     del content["n_frames" if split == "test" else "n_test_frames"]
     if simulation.parameters != "sampled":
-        content["parameters"] = hashlib.sha256(_checkpoint(simulation.parameters).read_bytes()).hexdigest()
+        content["parameters"] = hashlib.sha256(checkpoint_file(simulation.parameters).read_bytes()).hexdigest()
     level = 0.0 if split == "test" else float(noise_model_level)
     return content_hash(content, name, stimulus.fingerprint(name, simulation.data_path), level, split, seed, _code())
 

@@ -8,9 +8,10 @@ import pytest
 
 from flyjax import circuit, recording, storage
 from flyjax.circuit import Connectome, Parameters
+from flyjax.circuit.variants import without_edges
 from flyjax.config import Simulation
 from flyjax.errors import UserError
-from flyjax.recording import build_truth, cached_recording, load_recording, record
+from flyjax.recording import build_truth, cached_recording, known_circuit, load_recording, record
 
 DT = 0.02
 
@@ -107,9 +108,11 @@ FLY = sim(n_frames=50, n_test_frames=50)  # as long as the grey second: fewer pr
 
 def test_chunks_of_7_equal_one_of_1000(fly):
     a, b = (record(FLY, 0.05, chunk=k, **fly) for k in (7, 1000))
-    np.testing.assert_array_equal(a.voltage, b.voltage)
-    np.testing.assert_array_equal(a.final, b.final)
-    np.testing.assert_array_equal(a.derivative, b.derivative)
+    # Another length is another compiled program: the last bits may differ, the noise may not.
+    np.testing.assert_allclose(a.voltage, b.voltage, atol=2e-6)
+    np.testing.assert_allclose(a.final, b.final, atol=2e-6)
+    np.testing.assert_allclose(a.derivative, b.derivative, atol=2e-4)
+    np.testing.assert_array_equal(a.luminance, b.luminance)
     index = np.array([3, 49, 21])
     for mine, whole in zip(a.pairs(index), (a.voltage, a.luminance, a.derivative), strict=True):
         np.testing.assert_allclose(mine, whole[index], atol=1e-5)
@@ -271,3 +274,70 @@ def test_the_cache_drops_the_least_recently_used(cache):
     assert newest.exists() and paths[0].exists() and not paths[1].exists() and not paths[2].exists()
     alone = folder / get(FLY, 0.5, max_disk_gb=1e-9).recipe
     assert [p for p in folder.iterdir()] == [alone]
+
+
+# -- variants --------------------------------------------------------------------------------------
+
+
+def test_measurement_noise_is_seen_and_differenced_but_moves_nothing(fly):
+    level = 0.03
+    clean, seen = record(FLY, 0.05, **fly), record(sim(n_frames=50, measurement_noise_level=level), 0.05, **fly)
+    n = np.concatenate([seen.voltage, seen.final[None]]) - np.concatenate([clean.voltage, clean.final[None]])
+    assert abs(n.std() - level) < 0.05 * level and abs(n.mean()) < 0.1 * level
+    r = np.corrcoef(np.stack([n[1:].ravel(), n[:-1].ravel()]))[0, 1]
+    process = np.diff(clean.voltage, axis=0) - DT * clean.derivative[:-1]
+    assert abs(r) < 0.06 and abs(np.corrcoef(process.ravel(), n[:-2].ravel())[0, 1]) < 0.06
+    np.testing.assert_allclose(seen.derivative, clean.derivative + np.diff(n, axis=0) / DT, atol=1e-4)
+    index = np.array([7, 3])
+    np.testing.assert_allclose(seen.pairs(index)[2], seen.derivative[index], atol=1e-4)
+    test = record(sim(n_test_frames=50, measurement_noise_level=level), 0.05, "test", **fly)
+    np.testing.assert_array_equal(test.voltage, record(FLY, 0.05, "test", **fly).voltage)
+
+
+def pairs_of(c):
+    return set(zip(c.senders.tolist(), c.receivers.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["per_source", "random"])
+def test_the_learner_is_told_edges_that_are_not_there_and_not_all_that_are(fly, tmp_path, kind):
+    told = sim(n_frames=50, null_edges=1.5, null_edges_kind=kind, removed_edges=0.2)
+    rec, plain = record(told, 0.05, **fly), record(FLY, 0.05, **fly)
+    np.testing.assert_array_equal(rec.voltage, plain.voltage)
+    np.testing.assert_array_equal(rec.derivative, plain.derivative)
+    true, known = fly["connectome"], rec.connectome
+    removed = round(0.2 * true.n_edges)
+    kept = pairs_of(true) & pairs_of(known)
+    null = pairs_of(known) - kept
+    assert len(kept) == true.n_edges - removed and not null & pairs_of(true)
+    assert known.n_edges == len(pairs_of(known)) and abs(len(null) / (1.5 * len(kept)) - 1) < 0.12
+    order = known.receivers.astype(int) * known.n_neurons + known.senders
+    assert (np.diff(order) > 0).all()
+    weight_of = dict(zip(zip(true.senders.tolist(), true.receivers.tolist()), np.asarray(fly["parameters"].weight).tolist()))
+    for pair, weight in zip(zip(known.senders.tolist(), known.receivers.tolist()), rec.parameters.weight.tolist()):
+        assert weight == (weight_of[pair] if pair in kept else 0.0)
+    if kind == "per_source":
+        own = np.bincount([j for j, _ in kept], minlength=known.n_neurons)
+        extra = np.bincount([j for j, _ in null], minlength=known.n_neurons)
+        assert np.abs(extra - 1.5 * own)[own < 20].max() <= 0.5 and rec.truth[0] is true
+    rec.save(tmp_path / "a")
+    loaded = load_recording(tmp_path / "a")
+    assert same(rec, loaded) and loaded.connectome is rec.connectome and loaded.truth[0] is true
+
+
+def test_a_lesion_is_another_circuit(fly):
+    c, p, kept = without_edges(fly["connectome"], fly["parameters"], 0.5, seed=3)
+    assert len(kept) == c.n_edges == fly["connectome"].n_edges - round(0.5 * fly["connectome"].n_edges)
+    np.testing.assert_array_equal(p.weight, np.asarray(fly["parameters"].weight)[kept])
+    np.testing.assert_array_equal(c.senders, fly["connectome"].senders[kept])
+    assert np.abs(record(FLY, 0.0, connectome=c, parameters=p).voltage - record(FLY, 0.0, **fly).voltage).max() > 1e-3
+    with pytest.raises(UserError, match="share"):
+        without_edges(fly["connectome"], fly["parameters"], 1.0, seed=3)
+
+
+def test_the_drawn_fly_is_lively_under_the_scenes(tmp_path):
+    simulation = sim(extent=1, n_frames=1000)
+    rec = cached_recording(simulation, 0.0, cache_dir=tmp_path)
+    crosses = (rec.voltage.min(0) < 0) & (rec.voltage.max(0) > 0)
+    assert crosses.mean() >= 0.95
+    assert rec.connectome is known_circuit(simulation)[0] is build_truth(simulation)[0]
+    assert same(rec, cached_recording(simulation, 0.0, cache_dir=tmp_path))
