@@ -1,20 +1,26 @@
 """What was learned: the circuit read off a trained network, and how good it is."""
 
 from flyjax.recovery.activity import activity, activity_line
+from flyjax.recovery.ceiling import Ceiling, closed_form
 from flyjax.recovery.evaluate import Evaluation, evaluate
 from flyjax.recovery.extract import Recovered, extract
 from flyjax.recovery.metrics import Metrics, compare
+from flyjax.recovery.refit import Refitted, refit
 from flyjax.recovery.rollout import Rollout, rollout
 
 __all__ = [
+    "Ceiling",
     "Evaluation",
     "Metrics",
     "Recovered",
+    "Refitted",
     "Rollout",
     "activity",
     "activity_line",
+    "closed_form",
     "compare",
     "evaluate",
     "extract",
+    "refit",
     "rollout",
 ]

@@ -13,9 +13,11 @@ from jaxtyping import Float
 from flyjax.errors import UserError
 from flyjax.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
+from flyjax.recovery.ceiling import closed_form, identifiable_metrics
 from flyjax.recovery.clusters import all_cluster_metrics
 from flyjax.recovery.extract import MIN_STD, Probe, Recovered, canonical, extract, probe
 from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, per_type, true_tau
+from flyjax.recovery.refit import Refitted, refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
 
 N_CURVE_POINTS = 61
@@ -39,6 +41,7 @@ class Evaluation:
     found: Recovered
     raw_weight: Float[np.ndarray, " E"]  #: W as trained, before the correction
     embedding: Float[np.ndarray, "N d"] | None
+    refitted: Refitted | None
     rollout: Rollout
     curves: Curves
     activity: dict  #: activity.json
@@ -83,6 +86,8 @@ def evaluate(
     seed: int = 0,
     final_loss: float | None = None,
     final_loss_total: float | None = None,
+    with_refit: bool = True,
+    with_ceiling: bool = True,
 ) -> Evaluation:
     """Every metric and array of one trained network.
 
@@ -95,6 +100,9 @@ def evaluate(
         test_recording: held-out and noise-free, for rollout, one-step and input metrics.
         seed: of the mixtures.
         final_loss, final_loss_total: passed through to the metrics.
+        with_refit: also the least-squares refit on the learned messages, names ending in `_refit`.
+        with_ceiling: also the closed form of the training recording (`_ceiling`; computed once per
+            recording, minutes at full scale) and every score over what it can tell (`_identifiable`).
 
     **Raises:** `UserError` if recordings and learner are of different circuits, or the test
     recording is noisy.
@@ -115,6 +123,15 @@ def evaluate(
     metrics.update(rollout_metrics(run, test_recording))
     metrics.update(one_step_metrics(learner, params, test_recording))
     metrics.update(circuit_metrics(found, train_recording))
+    refitted = refit(learner, params, train_recording, found) if with_refit else None
+    if refitted is not None:
+        metrics.update(circuit_metrics(refitted, train_recording, "_refit"))
+    if with_ceiling:
+        ceiling = dict(closed_form(train_recording).metrics)
+        metrics.update(Metrics(reasons=ceiling.pop("reasons"), values=ceiling))
+        metrics.update(identifiable_metrics(found, train_recording))
+        if refitted is not None:
+            metrics.update(identifiable_metrics(refitted, train_recording, "_refit"))
     metrics.update(input_metrics(learner, params, test_recording))
     metrics.update(all_cluster_metrics(found, embedding, train_recording, seed))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
@@ -125,6 +142,7 @@ def evaluate(
         found=found,
         raw_weight=np.asarray(params["W"][...]),
         embedding=embedding,
+        refitted=refitted,
         rollout=run,
         curves=curves(learner, params, found, train_recording),
         activity=summary,

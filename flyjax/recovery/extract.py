@@ -53,6 +53,7 @@ class Recovered(NamedTuple):
     slope_f: Float[Array, " N"]  #: s_f, 1/s
     offset_f: Float[Array, " N"]  #: o_f, 1/s
     slope_g: Float[Array, " N"]  #: s_g
+    offset_g: Float[Array, " N"]  #: of the same line; what is sent at the mean voltage where s_g is set to 1
     gain: Float[Array, " N"]  #: d, 1/s
 
 
@@ -162,8 +163,9 @@ def _extract(learner, params, data: Probe) -> Recovered:
     silent = mean + std <= 0
     low = jnp.maximum(mean - 2.0 * std, 0.0)
     width = jnp.where(silent, 1.0, mean + 2.0 * std - low)
-    slope_g, _ = fit_lines(lambda v: learner.message(params, v), low, width)
+    slope_g, offset_g = fit_lines(lambda v: learner.message(params, v), low, width)
     slope_g = jnp.where(silent, 1.0, slope_g)
+    offset_g = jnp.where(silent, learner.message(params, mean[:, None])[:, 0], offset_g)
 
     msg = incoming(learner, params, learner.message(params, data.voltage))
     _, by_message = jax.jvp(
@@ -180,6 +182,7 @@ def _extract(learner, params, data: Probe) -> Recovered:
         slope_f=slope_f,
         offset_f=offset_f,
         slope_g=slope_g,
+        offset_g=offset_g,
         gain=gain,
     )
 

@@ -1,0 +1,114 @@
+r"""The ceiling: what any method could recover from a recording, given the form of the equations.
+
+With messages relu(v_j) known, tau dv/dt = -v + V_rest + sum_j W_ij relu(v_j) + I is linear in
+(1/tau, V_rest/tau, W/tau), so every neuron is one small least-squares problem without noise in its
+target. What it cannot tell, nothing can: synapses of sources that never rise above zero, autapses
+of neurons that are always above it (one and the same signal as their leak, which then takes tau,
+V_rest and all incoming weights along), and inputs that move together.
+
+Whether something can be told is read from the recording and this problem alone, before any learner
+runs, by one threshold: a regressor counts where at least THRESHOLD of it (root mean square, in
+units of the voltage) is left after all others of the same neuron are regressed out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from flyjax.recording import Recording
+from flyjax.recovery.equations import accumulate, solve, target_of
+from flyjax.recovery.extract import per_recording, stimulus_rows
+from flyjax.recovery.metrics import Metrics, circuit_metrics
+
+THRESHOLD = 3e-4
+#: Frames per piece: the pieces of the largest networks take some 0.5 GB.
+PIECE = 1000
+
+
+@dataclass(frozen=True, eq=False)
+class Ceiling:
+    """The closed form, and what can be identified."""
+
+    weight: Float[np.ndarray, " E"]
+    tau: Float[np.ndarray, " N"]  #: s
+    v_rest: Float[np.ndarray, " N"]
+    edges: Bool[np.ndarray, " E"]  #: weights that can be told
+    neurons: Bool[np.ndarray, " N"]  #: neurons whose tau and V_rest can be told
+    source_alone: Float[np.ndarray, " E"]  #: what each source says alone
+    leak_alone: Float[np.ndarray, " N"]
+    constant_alone: Float[np.ndarray, " N"]
+    residual: Float[np.ndarray, " N"]  #: root mean square of the unexplained dv/dt, 1/s
+    metrics: dict
+
+    def __repr__(self) -> str:
+        m = self.metrics
+        return (
+            f"Ceiling(W R2 {m['connectivity_R2_ceiling']}, identifiable: {m['identifiable_edges']:.1%} of edges, "
+            f"{m['identifiable_neurons']:.1%} of neurons)"
+        )
+
+
+def _pieces(recording: Recording):
+    for begin in range(0, len(recording.voltage), PIECE):
+        frames = slice(begin, begin + PIECE)
+        voltage = np.asarray(recording.voltage[frames])
+        seen = stimulus_rows(recording.connectome, recording.luminance[frames])
+        yield np.maximum(voltage, 0).T, [(-voltage.T, seen)], target_of(recording, frames).T
+
+
+@per_recording
+def closed_form(recording: Recording) -> Ceiling:
+    """Least squares per neuron on a whole recording, streamed over frames; computed once per recording.
+
+    Unidentified weights are 0 where nothing speaks for another value (see `equations.solve`).
+    """
+    solution = solve(accumulate(recording.connectome, _pieces(recording), n_own=1))
+    c = recording.connectome
+    rate = solution.own[:, 0]  # 1 / tau
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tau = np.where(rate > 0, 1.0 / rate, np.nan)
+        v_rest, weight = solution.constant * tau, solution.source * tau[c.receivers]
+    leak = solution.own_alone[:, 0]
+    neurons = (leak >= THRESHOLD) & (solution.constant_alone >= THRESHOLD)
+    edges = (solution.source_alone >= THRESHOLD) & (leak >= THRESHOLD)[c.receivers]
+    tau = np.clip(tau, 0.0, 1.0)
+    result = dict(
+        weight=weight.astype(np.float32), tau=tau.astype(np.float32), v_rest=v_rest.astype(np.float32),
+        edges=edges, neurons=neurons,
+    )  # fmt: skip
+    return Ceiling(
+        **result,
+        source_alone=solution.source_alone,
+        leak_alone=leak,
+        constant_alone=solution.constant_alone,
+        residual=solution.residual,
+        metrics=_metrics(recording, **result),
+    )
+
+
+def _metrics(recording: Recording, weight, tau, v_rest, edges, neurons) -> dict:
+    found = _Found(weight, tau, v_rest)
+    metrics = circuit_metrics(found, recording, "_ceiling")
+    metrics.update(circuit_metrics(found, recording, "_ceiling_identifiable", edges, neurons))
+    true = np.asarray(recording.parameters.weight, np.float64)
+    spread = (true - true.mean()) ** 2
+    metrics.put("identifiable_edges", edges.mean())
+    metrics.put("identifiable_neurons", neurons.mean())
+    metrics.put("identifiable_weight_variance", spread[edges].sum() / spread.sum() if spread.sum() else None)
+    return metrics.as_dict()
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    weight: np.ndarray
+    tau: np.ndarray
+    v_rest: np.ndarray
+
+
+def identifiable_metrics(found, recording: Recording, suffix: str = "") -> Metrics:
+    """connectivity_R2, tau_R2 and V_rest_R2 over what the closed form can tell (`_identifiable`)."""
+    ceiling = closed_form(recording)
+    return circuit_metrics(found, recording, f"{suffix}_identifiable", ceiling.edges, ceiling.neurons)

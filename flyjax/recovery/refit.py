@@ -1,0 +1,98 @@
+r"""W, tau and V_rest once more, by least squares on the learned message functions.
+
+Training leaves W, g and f compromises of each other. With the learned messages scaled and pinned,
+
+    g*_j(v) = (g(v, a_j) - o_g(j)) / s_g(j),
+
+s_g and o_g being slope and offset of the line through g over the positive voltages that j visits
+(so that g* lies on the identity there: that fixes the constant which W and V_rest otherwise share,
+and where the network was trained; pinning g at 0, where many neurons never are, left V_rest at
+R2 .60 instead of .99), and the update taken as affine (which the learned f can be asked), each neuron is one small
+least-squares problem on [v_i, 1, I_i, g*_j(v_j)] -> dv_i/dt, from which
+
+    tau = clip(-1 / b_v, 0, 1),    V_rest = -b_1 / b_v,    W*_ij = -c_ij / b_v.
+
+No part of the dynamics is assumed that the closed form knows and the network did not learn: the
+shape of g is the network's own. Estimates of this kind are always named `_refit`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from flyjax.recording import Recording
+from flyjax.recovery.equations import accumulate, solve, target_of
+from flyjax.recovery.extract import ROWS, Recovered, canonical, per_recording, probe, stimulus_rows
+
+#: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
+MAX_FRAMES = 4000
+PIECE = 500
+#: Prior that an unresolved weight is 0: about the squared error of a learned message. 1e-9 lets the
+#: unidentifiable weights of silent sources blow up, from 1e-4 on identifiable ones suffer.
+RIDGE = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """The circuit of the least-squares problem on learned messages."""
+
+    weight: Float[np.ndarray, " E"]
+    tau: Float[np.ndarray, " N"]  #: s
+    v_rest: Float[np.ndarray, " N"]
+    residual: Float[np.ndarray, " N"]  #: root mean square of the unexplained dv/dt, 1/s
+
+
+@partial(jax.jit, static_argnums=0)
+def _messages(learner, params, voltage):
+    """(T, N) voltages -> (T, N) messages, in pieces that stay in cache."""
+    n_frames, n = voltage.shape
+    per_piece = max(1, min(n_frames, ROWS // n))
+    n_pieces = -(-n_frames // per_piece)
+    padded = jnp.pad(voltage, ((0, n_pieces * per_piece - n_frames), (0, 0))).reshape(n_pieces, per_piece, n)
+    return jax.lax.map(lambda v: learner.message(params, v.T).T, padded).reshape(-1, n)[:n_frames]
+
+
+@per_recording
+def _blocks(recording: Recording, max_frames: int) -> list[slice]:
+    """Blocks of PIECE frames, evenly spread over the recording."""
+    n_blocks = max(1, len(recording.voltage) // PIECE)
+    wanted = max(1, min(n_blocks, max_frames // PIECE))
+    chosen = np.unique(np.linspace(0, n_blocks - 1, wanted).round().astype(int))
+    return [slice(k * PIECE, min((k + 1) * PIECE, len(recording.voltage))) for k in chosen]
+
+
+def refit(learner, params, recording: Recording, found: Recovered, max_frames: int = MAX_FRAMES) -> Refitted:
+    """Least squares per neuron on the learned messages of a training recording.
+
+    Args:
+        found: `extract` of the same learner, parameters and recording.
+        max_frames: at most so many frames, evenly spread over the recording.
+    """
+    learner, c = canonical(learner), recording.connectome
+    offset, slope = np.asarray(found.offset_g), np.asarray(found.slope_g)
+
+    def pieces():
+        for frames in _blocks(recording, max_frames):
+            voltage = np.asarray(recording.voltage[frames])
+            sent = (np.asarray(_messages(learner, params, voltage)) - offset) / slope
+            seen = stimulus_rows(c, recording.luminance[frames])
+            yield sent.T, [(voltage.T,), (seen,)], target_of(recording, frames).T
+
+    nothing = np.full(c.n_neurons, np.nan, np.float32)
+    if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
+        return Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
+    normal = accumulate(c, pieces(), n_own=2)
+    solution = solve(normal, RIDGE)
+    leak = solution.own[:, 0]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak
+        tau = np.clip(-1.0 / leak, 0.0, 1.0)
+    return Refitted(
+        weight.astype(np.float32), tau.astype(np.float32), v_rest.astype(np.float32), solution.residual
+    )
