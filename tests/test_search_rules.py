@@ -1,7 +1,10 @@
 """The rules proposer: it climbs, stays lawful, and its randomness is (run seed, iteration)."""
 
+from dataclasses import replace
+
 import pytest
 from search_contexts import context
+from search_contexts import experiment as small
 from search_landscape import TEMPLATE, evaluate, experiment, r2
 
 from flyjax.errors import UserError
@@ -60,9 +63,11 @@ def test_the_second_block_begins_with_what_the_first_learned(tmp_path):
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 4])
-@pytest.mark.parametrize("name", ["rules", "random"])
+@pytest.mark.parametrize("name", ["rules", "random", "tpe", "cmaes"])
 def test_its_steps_need_no_correction(tmp_path, name, iterations):
-    ctx = context(tmp_path, iterations=iterations, protocol=TEXT)
+    if name in ("tpe", "cmaes"):
+        pytest.importorskip({"tpe": "optuna"}.get(name, name))
+    ctx = context(tmp_path, small(n_candidates=4), iterations=iterations, protocol=TEXT)
     step = make_proposer(name, ctx.experiment).step(ctx)
     assert validate_step(ctx, step) == [] and reversions(ctx, step) == []
     assert len(step.proposals) == ctx.n_proposals
@@ -132,3 +137,45 @@ def test_the_landscape_of_the_tests_is_like_the_real_one():
     assert r2(base) < 0.6 < r2({**base, "noise_model_level": 0.2}) < 0.9
     assert r2({**base, "noise_model_level": 0.1, "batch_size": 4, "learning_rate_start": 1e-3}) > 0.95
     assert r2({**base, "noise_model_level": 0.02}) < 0.1
+
+
+@pytest.mark.parametrize("name", ["tpe", "cmaes"])
+def test_classical_optimisers_learn_from_results(tmp_path, name):
+    """At an equal budget, on average above uniform draws in the same ranges."""
+    pytest.importorskip({"tpe": "optuna"}.get(name, name))
+    best = {"random": [], name: []}
+    for proposer, got in best.items():
+        for seed in range(3):
+            got.append(staircase(run(tmp_path / f"{proposer}{seed}", proposer, seed=seed, n_blocks=1, n_iter_block=8))[-1])
+    assert sum(best[name]) > sum(best["random"]) + 0.05, best
+
+
+def test_missing_packages_and_unfit_settings_are_one_line(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match="pip install optuna"):
+        make_proposer("tpe", experiment())
+    pytest.importorskip("cmaes")
+    with pytest.raises(UserError, match="n_candidates of 4 or more"):
+        make_proposer("cmaes", experiment(n_candidates=3))
+
+
+def test_hybrid_gives_the_model_its_share(tmp_path, monkeypatch):
+    pytest.importorskip("cmaes")
+    from flyjax.search.proposers import llm
+
+    class Model:
+        def __init__(self, experiment, run_dir=None):
+            self.rules = RulesProposer(experiment)
+
+        def step(self, context):
+            step = self.rules.step(context)
+            return replace(step, proposals=tuple(replace(p, hypothesis="the model's") for p in step.proposals))
+
+    monkeypatch.setattr(llm, "LLMProposer", Model)
+    state = run(tmp_path, "hybrid", n_blocks=1)
+    assert state.finished == "1 blocks done" and not state.step["fallbacks"]
+    for number in (2, 3, 4):
+        told = [state.nodes[i].hypothesis for i in state.iterations[number].nodes]
+        assert told == ["the model's"] * 2 + [""] * 2

@@ -131,3 +131,12 @@ def test_the_noise_floor_pools_repetitions():
     state = fold(rows)
     assert state.nodes[1].spread == pytest.approx({"n": 3, "min": 0.4, "std": 0.1, "cv": 0.2})
     assert tree.noise_floor(state, 1) == pytest.approx(0.1)
+
+
+def test_the_best_configuration_is_the_best_on_average():
+    rows = events([[("root", 0.95), ("root", 0.35), ("root", 0.8), ("root", None)]])
+    for entry in rows[1]["nodes"][:2]:
+        entry["config"] = {"x": 0}
+    state = fold(rows)
+    assert tree.best_node(state).id == 1 and tree.best_configuration(state).id == 3
+    assert tree.best_configuration(fold(events([[("root", None)]]))) is None

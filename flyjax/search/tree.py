@@ -174,6 +174,19 @@ def best_node(state: State, block: int | None = None) -> Node | None:
     return max(scored, key=lambda n: (n.reward, -n.id), default=None)
 
 
+def best_configuration(state: State) -> Node | None:
+    """The newest node of the configuration whose repetitions within a block have the best mean reward.
+
+    One lucky draw loses to a configuration that held when it was run again.
+    """
+    pools: dict[tuple, list[Node]] = {}
+    for node in state.nodes.values():
+        if node.status != "running":
+            pools.setdefault((node.block, *sorted(node.config.items())), []).append(node)
+    best = max(pools.values(), key=lambda p: (sum(map(score, p)) / len(p), -p[0].id), default=None)
+    return best[-1] if best and any(n.reward is not None for n in best) else None
+
+
 def reruns(state: State, node: Node) -> list[Node]:
     """The block's trained nodes with exactly this node's configuration, itself among them."""
     return [n for n in state.block_nodes(node.block) if n.config == node.config]

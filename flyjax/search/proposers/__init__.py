@@ -8,7 +8,8 @@ from pathlib import Path
 from flyjax.config import Experiment
 from flyjax.errors import UserError, nearest
 
-NAMES = ("llm", "rules", "random", "replay")
+SAMPLERS = {"random": "RandomProposer", "tpe": "TPEProposer", "cmaes": "CMAESProposer", "hybrid": "HybridProposer"}
+NAMES = ("llm", "rules", *SAMPLERS, "replay")
 
 
 def resolve_name(name: str) -> str:
@@ -33,10 +34,10 @@ def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None 
         from flyjax.search.proposers.rules import RulesProposer
 
         return RulesProposer(experiment, run_dir)
-    if name == "random":
-        from flyjax.search.proposers.random import RandomProposer
+    if name in SAMPLERS:
+        from flyjax.search.proposers import samplers
 
-        return RandomProposer(experiment, run_dir)
+        return getattr(samplers, SAMPLERS[name])(experiment, run_dir)
     if name == "replay":
         from flyjax.search.proposers.replay import ReplayProposer
 

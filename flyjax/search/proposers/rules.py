@@ -16,7 +16,7 @@ from flyjax.search.revise import revise
 from flyjax.search.space import available_visuals, block_simulation, next_simulation, resolve, root_config
 from flyjax.search.state import Node, State
 from flyjax.search.strategy import Slot, deal
-from flyjax.search.tree import best_node, measure, noise_floor, score
+from flyjax.search.tree import best_configuration, best_node, measure, noise_floor, score
 
 PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
 
@@ -95,7 +95,7 @@ class RulesProposer:
     def _companions(self, context, n, taken, known: Rules, rng) -> list[Proposal]:
         """The root's companions: the best configuration of earlier blocks, first moves, then spread steps."""
         root, ranges = root_config(context.experiment), context.experiment.search.ranges
-        best, out = best_node(context.state), []
+        best, out = best_configuration(context.state), []
         if best is not None and n > 0:
             near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, 0.1))
             learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))

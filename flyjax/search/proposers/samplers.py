@@ -1,0 +1,188 @@
+"""Classical optimisers on the same footing as the rest: the same choices, block ends and budgets.
+
+    random   uniform in the ranges, no learning: the baseline
+    tpe      tree-structured Parzen estimator (Optuna)
+    cmaes    covariance matrix adaptation (the package behind Optuna's sampler)
+    hybrid   a classical optimiser proposes, a language model takes a share of the slots
+
+Each is rebuilt from the block's results at every step and draws from (run seed, iteration), so a killed
+run goes on with the same draws.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from flyjax.config import Experiment, Range
+from flyjax.errors import UserError
+from flyjax.search.interface import ROOT, Context, Proposal, Step
+from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
+from flyjax.search.ranges import at, sample, unit
+from flyjax.search.space import child_config, highest_ucb, next_simulation, root_config
+from flyjax.search.tree import score
+
+SHARE = 0.5  # of the hybrid's slots, the language model's; at least one
+
+
+def _missing(name: str, package: str) -> UserError:
+    return UserError(f"proposer {name} needs the package {package}: pip install {package}, or use --proposer rules")
+
+
+class SamplerProposer:
+    """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
+
+    name = "sampler"
+
+    def __init__(self, experiment: Experiment, run_dir=None):
+        self._rules = RulesProposer(experiment)
+
+    def draws(self, context: Context) -> Iterator[dict[str, Any]]:
+        """Values for every range, without end."""
+        raise NotImplementedError
+
+    def step(self, context: Context) -> Step:
+        step = self._rules.step(replace(context, n_proposals=0))
+        if step.protocol_edit is not None:
+            unchanged = replace(step.protocol_edit, old="", new="", reason=f"No changes needed: {self.name} follows no rules")
+            step = replace(step, protocol_edit=unchanged)
+        return replace(step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step))))
+
+    def propose(self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]) -> list[Proposal]:
+        """`n` proposals with configurations that are new; fewer where the draws do not find them."""
+        state, parent = context.state, highest_ucb(context)
+        start = root_config(context.experiment) if parent == ROOT else state.nodes[parent].config
+        taken = [*taken, start, *(m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation)]
+        out, draws = [], self.draws(context) if n else iter(())
+        for _ in range(PATIENCE if n else 0):
+            changes, config = child_config(context.experiment, start, next(draws))
+            if config not in taken:
+                taken.append(config)
+                out.append(Proposal(parent, changes, "explore"))
+                if len(out) == n:
+                    break
+        return out
+
+
+class RandomProposer(SamplerProposer):
+    """Uniform on each range's scale."""
+
+    name = "random"
+
+    def draws(self, context):
+        rng = generator(context, stream=1)
+        while True:
+            yield {k: sample(span, rng) for k, span in context.experiment.search.ranges.items()}
+
+
+class TPEProposer(SamplerProposer):
+    """Optuna's TPE, told all of the block's nodes; the slots of one iteration know of each other."""
+
+    name = "tpe"
+
+    def __init__(self, experiment, run_dir=None):
+        super().__init__(experiment)
+        try:
+            import optuna
+        except ImportError:
+            raise _missing("tpe", "optuna") from None
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._optuna = optuna
+
+    def draws(self, context):
+        optuna, ranges = self._optuna, context.experiment.search.ranges
+        spans = {k: self._distribution(span) for k, span in ranges.items()}
+        with warnings.catch_warnings():
+            # Optuna calls the options it has recommended for years experimental.
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = optuna.samplers.TPESampler(
+                seed=int(generator(context, stream=2).integers(2**31)), n_startup_trials=8, multivariate=True, constant_liar=True
+            )
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        for node in context.state.block_nodes(context.block) if not context.next_opens_block else ():
+            values = {k: _native(span, node.config[k]) for k, span in ranges.items()}
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=score(node)))
+        while True:
+            yield study.ask(spans).params
+
+    def _distribution(self, span: Range):
+        d = self._optuna.distributions
+        if span.scale == "choice":
+            return d.CategoricalDistribution(span.values)
+        if span.scale == "int":
+            return d.IntDistribution(int(np.ceil(span.min)), int(np.floor(span.max)))
+        return d.FloatDistribution(span.min, span.max, log=span.scale == "log")
+
+
+def _native(span: Range, value: Any) -> Any:
+    return int(value) if span.scale == "int" else value
+
+
+def fits_cmaes(experiment: Experiment) -> bool:
+    """Whether CMA-ES can adapt: one dimension, or one parent per generation, leaves it no covariance."""
+    return len(experiment.search.ranges) > 1 and experiment.search.n_candidates > 3
+
+
+class CMAESProposer(SamplerProposer):
+    """CMA-ES in unit places, from the root, one generation per iteration of the block."""
+
+    name = "cmaes"
+
+    def __init__(self, experiment, run_dir=None):
+        super().__init__(experiment)
+        try:
+            import cmaes
+        except ImportError:
+            raise _missing("cmaes", "cmaes") from None
+        if not fits_cmaes(experiment):
+            raise UserError("proposer cmaes needs two or more parameters and n_candidates of 4 or more; use --proposer tpe")
+        self._cmaes = cmaes
+
+    def draws(self, context):
+        ranges, state = context.experiment.search.ranges, context.state
+
+        def places(config):
+            return np.array([unit(span, config[k]) for k, span in ranges.items()])
+
+        root = places(root_config(context.experiment))
+        population = context.experiment.search.n_candidates
+        # The bounds leave room for the places that round to a range's ends.
+        bounds = np.tile([-0.01, 1.01], (len(ranges), 1))
+        seed = int(generator(context, stream=3).integers(2**31))
+        optimiser = self._cmaes.CMA(mean=root, sigma=0.25, bounds=bounds, seed=seed, population_size=population)
+        for number in state.blocks[context.block].iterations if not context.next_opens_block else ():
+            told = [(places(state.nodes[i].config), -score(state.nodes[i])) for i in state.iterations[number].nodes]
+            if len(told) == population:
+                optimiser.tell(told)
+        while True:
+            yield {k: at(span, float(x)) for (k, span), x in zip(ranges.items(), optimiser.ask())}
+
+
+class HybridProposer:
+    """The language model chooses, writes the log and edits the rules; it takes a share of the slots and
+    CMA-ES (TPE where that cannot run) fills the rest."""
+
+    name, spends = "hybrid", True
+
+    def __init__(self, experiment, run_dir=None):
+        from flyjax.search.proposers.llm import LLMProposer
+
+        self._llm = LLMProposer(experiment, run_dir)
+        self._classical = (CMAESProposer if fits_cmaes(experiment) else TPEProposer)(experiment)
+
+    def step(self, context: Context) -> Step:
+        share = min(context.n_proposals, max(1, round(SHARE * context.n_proposals)))
+        step = self._llm.step(replace(context, n_proposals=share))
+        taken = []
+        for proposal in step.proposals:
+            try:
+                start = root_config(context.experiment) if proposal.parent == ROOT else context.state.nodes[proposal.parent].config
+                taken.append(child_config(context.experiment, start, proposal.changes)[1])
+            except (ValueError, KeyError, TypeError, AttributeError):
+                continue  # the loop will say what is wrong with it
+        rest = self._classical.propose(context, context.n_proposals - share, taken, next_simulation(context, step))
+        return replace(step, proposals=(*step.proposals[:share], *rest))
