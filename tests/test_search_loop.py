@@ -399,7 +399,8 @@ def test_a_reversion_mismatch_goes_back_once_then_the_parent_is_set_and_recorded
 def test_the_proposers_own_choice_stands(tmp_path):
     """Not the best node, not the highest UCB: a valid choice is never overridden."""
     def contrary(step):
-        return replace(step, chosen=1, reason="because", proposals=(Proposal(1, {"coeff_edge_norm": 3.0}), Proposal(1, {"coeff_edge_norm": 4.0})))
+        mine = tuple(Proposal(1, {"coeff_edge_norm": v}) for v in (3.0, 4.0))
+        return replace(step, chosen=1, reason="because", proposals=mine)
 
     state = go(tmp_path, experiment(**SMALL), Scripted(None, contrary)).state
     assert state.choices[1].chosen == 1 and state.choices[1].reason == "because"
@@ -416,9 +417,8 @@ def test_texts_cannot_forge_the_log(tmp_path, hostile):
     log = (tmp_path / "analysis.md").read_text()
     heads = [line for line in log.split("\n") if line.startswith("## Iter ")]
     assert len(heads) == 12 and not any("99" in h for h in heads)
-    assert {p.name for p in tmp_path.iterdir()} == {
-        ".lock", "journal.jsonl", "analysis.md", "analysis.log", "ucb_scores.txt", "memory.md", "protocol.md", "protocol", "user_input.md",
-    }  # fmt: skip
+    known = ".lock journal.jsonl analysis.md analysis.log ucb_scores.txt memory.md protocol.md protocol user_input.md"
+    assert {p.name for p in tmp_path.iterdir()} == set(known.split())
 
 
 def test_a_huge_or_circular_answer_is_kept_short(tmp_path):
@@ -568,3 +568,20 @@ def test_stimuli_that_are_missing_are_named_before_anything_starts(tmp_path):
         go(tmp_path, two, available_stimuli=("DAVIS",))
     go(tmp_path, experiment(**SMALL), available_stimuli=("DAVIS",), stand_ins={"optical_flow": "scenes_flow"})
     assert "optical_flow is not on this machine: scenes_flow stands in" in (tmp_path / "analysis.md").read_text()
+
+
+def test_edits_are_taken_back_one_by_one(tmp_path):
+    exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
+    go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
+    versions = fold(read_journal(tmp_path)).protocols
+    assert len(versions) == 3, "both blocks edited"
+    for k in (1, 0):
+        change = loop_module.revert_protocol(tmp_path)
+        assert (tmp_path / "protocol.md").read_text() == versions[k] and change.startswith("--- a/protocol.md")
+    with pytest.raises(UserError, match="no edit to take back"):
+        loop_module.revert_protocol(tmp_path)
+    assert "taken back: " in (tmp_path / "analysis.md").read_text()
+    with pytest.raises(UserError, match="no journal"):
+        loop_module.revert_protocol(tmp_path / "elsewhere")
+    go(tmp_path, exp)
+    assert (tmp_path / "protocol.md").read_text() == versions[0]

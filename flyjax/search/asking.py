@@ -93,7 +93,8 @@ def ask(
     kept = replace(mended, usage=usage or {})
     context = replace(context, n_proposals=len(kept.proposals))
     by = proposer.name if step is not None else "rules"
-    return _accept(context, kept, by, raw, (*(step.fallbacks if step else ()), *fallbacks), tuple(map(str, reversions(context, kept))))
+    fallbacks = (*(step.fallbacks if step else ()), *fallbacks)
+    return _accept(context, kept, by, raw, fallbacks, tuple(map(str, reversions(context, kept))))
 
 
 def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[Step, tuple[str, ...]]:

@@ -17,10 +17,10 @@ from flyjax.errors import UserError
 from flyjax.search import render
 from flyjax.search.asking import Accepted, ask
 from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
-from flyjax.search.journal import Journal
+from flyjax.search.journal import Journal, read_journal
 from flyjax.search.people import acknowledge, edited_protocol, pending_input, write_text
 from flyjax.search.plan import IterationPlan, plan_of
-from flyjax.search.protocol import EditRefused, apply_edit, carry_over, diff, instantiate, rules
+from flyjax.search.protocol import EditRefused, apply_edit, body, carry_over, diff, instantiate, rules, with_body
 from flyjax.search.ranges import derive_seed
 from flyjax.search.space import block_simulation, root_config
 from flyjax.search.state import State, apply, fold
@@ -29,7 +29,10 @@ from flyjax.search.tree import measure
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
 
 #: What may differ between the config of a run and the config it is resumed with.
-CHANGEABLE = ("description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes", "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.transcript", "search.llm")  # fmt: skip
+CHANGEABLE = (
+    "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
+    "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.transcript", "search.llm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,10 @@ class _Loop:
                 self.reopened = bool(self.state.finished)
                 changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
                 self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed)
-        self.take_protocol_edit()
-        write_text(self.run_dir / "protocol.md", self.state.protocol)
+        if self.outcome is None:
+            self.take_protocol_edit()
+        if self.outcome is None or not (self.run_dir / "protocol.md").is_file():
+            write_text(self.run_dir / "protocol.md", self.state.protocol)
         acknowledge(self.run_dir, self.state)
         render.write(self.run_dir, self.state)
         for line in rules(self.state.protocol).problems:
@@ -209,7 +214,8 @@ class _Loop:
             return self.step()
         if self.number and self.number not in state.choices:
             parents = [ROOT] * (step["opens_block"] and step["n_next"] > 0) + [p["parent"] for p in step["proposals"]]
-            self.record("choice", iteration=self.number, block=step["block"], chosen=step["chosen"], reason=step["reason"], next_parents=parents)
+            made = {"chosen": step["chosen"], "reason": step["reason"], "next_parents": parents}
+            self.record("choice", iteration=self.number, block=step["block"], **made)
             render.write(self.run_dir, self.state)
             return self.on_iteration(self.state, self.number)
         if self.at_block_end() and state.blocks[step["block"]].ended is None:
@@ -230,14 +236,14 @@ class _Loop:
         opens, first = step["opens_block"], max(state.nodes, default=0) + 1
         root = {"parent": ROOT, "changes": {}, "config": root_config(self.experiment), "strategy": ROOT, "hypothesis": ""}
         entries = [{**root, "parent_rule": "a block begins: UCB file empty -> parent=root"}] * opens + step["proposals"]
-        nodes = [
-            {"node": first + k, **entry, "seeds": [derive_seed(search.seed, first + k, s) for s in range(self.experiment.training.n_seeds)]}
-            for k, entry in enumerate(entries)
-        ]
+        n_seeds, nodes = self.experiment.training.n_seeds, []
+        for node, entry in enumerate(entries, first):
+            nodes.append({"node": node, **entry, "seeds": [derive_seed(search.seed, node, s) for s in range(n_seeds)]})
         block = step["block"] + (1 if self.at_block_end() else 0)
         done = 0 if opens else state.iteration.iter_in_block
         planned = {
-            "iteration": self.number + 1, "block": block, "iter_in_block": done + 1, "simulation": step["simulation"], "nodes": nodes,
+            "iteration": self.number + 1, "block": block, "iter_in_block": done + 1,
+            "simulation": step["simulation"], "nodes": nodes,
         }  # fmt: skip
         if self.approve is not None:
             ahead = plan_of(apply(state, {"event": "iteration_started", "time": state.last_time, **planned}))
@@ -326,6 +332,31 @@ class _Loop:
             "block_ended", block=block, nodes=list(state.blocks[block].nodes), summary=step["block_summary"],
             edit=edit, measures={**vars(measures), "text": measures.describe()}, next_simulation=step["simulation"],
         )  # fmt: skip
+
+
+def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> str:
+    """Take back the newest edit of a run's protocol that was not taken back yet; gives the diff.
+
+    **Raises:** `UserError` where there is no such edit, or the run is in use.
+    """
+    run_dir = Path(run_dir)
+    read_journal(run_dir)  # a missing run is an error here, not a new run
+    with Journal(run_dir, clock) as journal:
+        state = fold(journal.events)
+        gone = {e["reverts"] for e in state.edits if "reverts" in e}
+        left = [k for k, e in enumerate(state.edits) if "reverts" not in e and k not in gone]
+        if not left:
+            raise UserError(f"the protocol of {run_dir} has no edit to take back")
+        # protocols[0] is the run's first version, so protocols[k] is the one before edit k.
+        text = with_body(state.protocol, body(state.protocols[left[-1]]))
+        change, edit = diff(state.protocol, text), state.edits[left[-1]]
+        event = journal.append(
+            "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],
+            reason=f"taken back: {edit['reason']}", protocol=text, diff=change,
+        )  # fmt: skip
+        write_text(run_dir / "protocol.md", text)
+        render.write(run_dir, apply(state, event))
+    return change
 
 
 def _read_protocol(path: str | Path) -> str:

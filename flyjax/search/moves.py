@@ -140,7 +140,9 @@ def exploit(
     yield from wander
 
 
-def probes(ranges: dict[str, Range], parent: Node, probed: set[str], factor: float, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def probes(
+    ranges: dict[str, Range], parent: Node, probed: set[str], factor: float, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
     """One parameter at a time times or divided by `factor`, those not probed yet first."""
     names = [list(ranges)[k] for k in rng.permutation(len(ranges))]
     for name in sorted(names, key=lambda n: n in probed):

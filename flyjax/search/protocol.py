@@ -133,7 +133,10 @@ def diff(before: str, after: str, name: str = "protocol.md") -> str:
 
 _FENCE = re.compile(r"```yaml\n(training|simulation|search):\n(.*?)```", re.S)
 _LINE = re.compile(r"^  (\w+):[ \t]*(\S+)[ \t]*#[ \t]*(.*)$", re.M)
-_SPAN = re.compile(r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?|values: (?P<values>.+)|(?P<fixed>fixed in this run))$")
+_SPAN = re.compile(
+    r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?"
+    r"|values: (?P<values>.+)|(?P<fixed>fixed in this run))$"
+)
 _SCALES = {None: "linear", "log": "log", "whole numbers": "int"}
 
 

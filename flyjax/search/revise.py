@@ -15,8 +15,9 @@ from flyjax.search.protocol import Rules, body, rules
 from flyjax.search.tree import Measures
 
 RAISE, CEILING = 0.02, 0.98  # of R2 thresholds: at 1 no row would ever hold again
-BRANCH_ROW = "| Branching rate < 20% in last block | **force-branch** | Select random node from top 3 UCB, not the sequential parent |"
-PLATEAU_ROW = "| Plateau (+/-0.05) for 3+ iterations | **force-branch** | Select random node from top 3 UCB, not the sequential parent |"
+_ACTION = "**force-branch** | Select random node from top 3 UCB, not the sequential parent |"
+BRANCH_ROW = f"| Branching rate < 20% in last block | {_ACTION}"
+PLATEAU_ROW = f"| Plateau (+/-0.05) for 3+ iterations | {_ACTION}"
 _R2 = re.compile(r"(R(?:2|²)\s*(?:>=|≥|>)\s*)(\d*\.?\d+)")
 _COUNT = re.compile(r"(\d+)(\s*\+?\s+consecutive)")
 

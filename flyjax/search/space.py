@@ -90,7 +90,8 @@ def child_config(experiment: Experiment, parent: dict[str, Any], changes: Mappin
         if name in SIMULATION_TUNABLE:
             raise ValueError(f"{name} is a simulation parameter: it changes at block ends only, in next_simulation")
         if name not in ranges:
-            raise ValueError(f"{str(name)[:60]!r} is not searched in this run; searched: {', '.join(ranges)}.{nearest(str(name)[:60], ranges)}")
+            known, near = ", ".join(ranges), nearest(str(name)[:60], ranges)
+            raise ValueError(f"{str(name)[:60]!r} is not searched in this run; searched: {known}.{near}")
         try:
             value = coerce(ranges[name], value)
         except ValueError as error:

@@ -107,7 +107,9 @@ def _slot(row: Rule, state: State, block: int, n_iter_block: int, ranked: list[S
     return Slot(row.strategy, top, text)
 
 
-def deal(rules: Rules, state: State, block: int, k: int, *, n_iter_block: int, ucb_c: float, rng: np.random.Generator) -> list[Slot]:
+def deal(
+    rules: Rules, state: State, block: int, k: int, *, n_iter_block: int, ucb_c: float, rng: np.random.Generator
+) -> list[Slot]:
     """K slots for the iteration after the block's newest one.
 
     One slot for every strategy with a row that holds, in the order of `ORDER` (of several such rows the
