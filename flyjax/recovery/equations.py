@@ -145,21 +145,22 @@ def _solve_given(m: np.ndarray, n_own: int, ridge: float, value: float) -> np.nd
     return np.insert(_solve_one(without, n_own - 1, ridge)[0], at, value)
 
 
-def solve(normal: Normal, ridge: float = RIDGE, lost: float = LOST) -> Solution:
+def solve(normal: Normal, ridge: float | np.ndarray = RIDGE, lost: float = LOST) -> Solution:
     """Least squares per neuron, with priors for what the data leave open.
 
     What cannot be told from the rest is not a synapse: `ridge` weighs the source coefficients
-    alone, so that a leak confounded with an autapse goes to the leak, and a source that never sends
+    alone (one number, or one per neuron), so that a leak confounded with an autapse goes to the leak, and a source that never sends
     gets 0. Where the first own column, the leak, says less than `lost` on its own (a neuron that
     hardly moves), it takes the median coefficient of the others.
     """
     n, n_own, first = len(normal.moments), normal.n_own, normal.first
+    ridge = np.broadcast_to(ridge, n)
     source, source_alone = np.zeros(first[-1]), np.zeros(first[-1])
     rest, rest_alone, residual = np.zeros((n, n_own + 1)), np.zeros((n, n_own + 1)), np.zeros(n)
 
     def work(share):
         for i in share:
-            found, alone, square = _solve_one(normal.moments[i], n_own, ridge)
+            found, alone, square = _solve_one(normal.moments[i], n_own, ridge[i])
             edges, degree = slice(first[i], first[i + 1]), first[i + 1] - first[i]
             source[edges], source_alone[edges] = found[:degree], alone[:degree]
             rest[i], rest_alone[i], residual[i] = found[degree:], alone[degree:], np.sqrt(square)
@@ -171,10 +172,10 @@ def solve(normal: Normal, ridge: float = RIDGE, lost: float = LOST) -> Solution:
     typical = np.median(rest[~stuck, 0]) if n_own and not stuck.all() else 0.0
     for i in np.flatnonzero(stuck) if n_own else ():
         edges = slice(first[i], first[i + 1])
-        found = _solve_given(normal.moments[i], n_own, ridge, typical)
+        found = _solve_given(normal.moments[i], n_own, ridge[i], typical)
         source[edges], rest[i] = found[: first[i + 1] - first[i]], found[first[i + 1] - first[i] :]
     # The ridge alone gives a lost column a root mean square of its own size.
-    source_alone = np.sqrt(np.maximum(source_alone**2 - ridge, 0.0))
+    source_alone = np.sqrt(np.maximum(source_alone**2 - np.repeat(ridge, np.diff(first)), 0.0))
     return Solution(source, rest[:, :-1], rest[:, -1], source_alone, rest_alone[:, :-1], rest_alone[:, -1], residual)
 
 

@@ -27,15 +27,15 @@ import numpy as np
 from jaxtyping import Float
 
 from flyjax.recording import Recording
-from flyjax.recovery.equations import accumulate, solve, target_of
-from flyjax.recovery.extract import ROWS, Recovered, canonical, per_recording, probe, stimulus_rows
+from flyjax.recovery.equations import RIDGE, Solution, accumulate, solve, target_of
+from flyjax.recovery.extract import ROWS, Recovered, canonical, stimulus_rows
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
 MAX_FRAMES = 4000
 PIECE = 500
-#: Prior that an unresolved weight is 0: about the squared error of a learned message. 1e-9 lets the
-#: unidentifiable weights of silent sources blow up, from 1e-4 on identifiable ones suffer.
-RIDGE = 1e-5
+#: What the first fit leaves unexplained is mostly the error of the learned messages, the same in every
+#: similar frame: it is weighed against the prior as if this many frames were independent.
+INDEPENDENT_FRAMES = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,13 +58,21 @@ def _messages(learner, params, voltage):
     return jax.lax.map(lambda v: learner.message(params, v.T).T, padded).reshape(-1, n)[:n_frames]
 
 
-@per_recording
-def _blocks(recording: Recording, max_frames: int) -> list[slice]:
-    """Blocks of PIECE frames, evenly spread over the recording."""
-    n_blocks = max(1, len(recording.voltage) // PIECE)
-    wanted = max(1, min(n_blocks, max_frames // PIECE))
-    chosen = np.unique(np.linspace(0, n_blocks - 1, wanted).round().astype(int))
-    return [slice(k * PIECE, min((k + 1) * PIECE, len(recording.voltage))) for k in chosen]
+def _blocks(n_frames: int, max_frames: int) -> list[slice]:
+    """Blocks of PIECE frames, evenly spread, the first and the last frame among them; all frames if they are few."""
+    length = min(PIECE, n_frames)
+    wanted = max(1, min(-(-n_frames // length), max_frames // length))
+    starts = np.linspace(0, n_frames - length, wanted).round().astype(int)
+    return [slice(start, start + length) for start in starts]
+
+
+def _ridge(solution: Solution, receivers) -> Float[np.ndarray, " N"]:
+    """Prior per neuron that its weights are small: (unexplained / coefficient of a typical weight)^2 / frames."""
+    rate = np.abs(solution.own[:, 0])
+    weight = np.abs(solution.source) / np.maximum(rate[receivers], 1e-6)
+    typical = np.sqrt(np.mean(np.minimum(weight, 1.0) ** 2))  # one that has blown up may not set the scale
+    expected = np.maximum(rate * typical, 1e-3)
+    return np.maximum((solution.residual / expected) ** 2 / INDEPENDENT_FRAMES, RIDGE)
 
 
 def refit(learner, params, recording: Recording, found: Recovered, max_frames: int = MAX_FRAMES) -> Refitted:
@@ -78,7 +86,7 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
     offset, slope = np.asarray(found.offset_g), np.asarray(found.slope_g)
 
     def pieces():
-        for frames in _blocks(recording, max_frames):
+        for frames in _blocks(len(recording.voltage), max_frames):
             voltage = np.asarray(recording.voltage[frames])
             sent = (np.asarray(_messages(learner, params, voltage)) - offset) / slope
             seen = stimulus_rows(c, recording.luminance[frames])
@@ -88,7 +96,9 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
         return Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
     normal = accumulate(c, pieces(), n_own=2)
-    solution = solve(normal, RIDGE)
+    solution = solve(normal)
+    # Once more, with the prior that its own residual asks for: unidentifiable weights would blow up.
+    solution = solve(normal, _ridge(solution, c.receivers))
     leak = solution.own[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak
