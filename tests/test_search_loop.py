@@ -12,7 +12,7 @@ from search_landscape import ROOT, TEMPLATE, evaluate, experiment
 
 from flyjax.errors import UserError
 from flyjax.search import loop as loop_module
-from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit, Step
+from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
 from flyjax.search.proposers.rules import RulesProposer

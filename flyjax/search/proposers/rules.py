@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flyjax.search import moves
-from flyjax.search.interface import ROOT, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.interface import ROOT, Context, Proposal, Step
 from flyjax.search.protocol import Rules, rules
 from flyjax.search.revise import revise
 from flyjax.search.space import available_visuals, block_simulation, next_simulation, resolve, root_config
