@@ -10,7 +10,7 @@ number and never by dividing float times.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple
 
 import diffrax
@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from flyjax.circuit.connectome import Connectome
-from flyjax.circuit.messages import Buckets, buckets, message_sum, pack
+from flyjax.circuit.kernels import LANES, Kernel, choose, concrete
 from flyjax.circuit.parameters import Parameters
 from flyjax.errors import UserError, nearest
 
@@ -40,87 +40,87 @@ SOLVERS = {
 MAX_DT_PER_TAU = 1.5
 
 
+#: Voltages one compiled call returns by default, 4 bytes each: larger buffers come as fresh pages from
+#: the system, which costs more than filling them.
+_CHUNK_VALUES = 1 << 22
+
+
 class _System(NamedTuple):
-    """What the vector field needs, in the layout of the kernels; a pytree."""
+    """What the vector field needs, in the kernel's layout; a pytree."""
 
-    plan: Buckets
-    packed: tuple[jax.Array, ...]
-    input_slot: jax.Array  # (N,) column of each input neuron; n_columns for all others
-    v_rest: jax.Array  # (N, 1)
-    rate: jax.Array  # (N, 1) dt / tau*: the vector field per step
-
-
-@lru_cache(maxsize=8)
-def _input_slot(c: Connectome) -> jax.Array:
-    slot = np.full(c.n_neurons, c.n_columns, np.int32)
-    slot[c.inputs] = c.input_column
-    with jax.ensure_compile_time_eval():
-        return jnp.asarray(slot)
+    plan: tuple
+    packed: tuple
+    v_rest: jax.Array
+    rate: jax.Array  # dt / tau*: the vector field counts time in steps; 0 where there is no neuron
 
 
-def _drive(system: _System, voltage, luminance):
-    """-V + V_rest + messages + x for states (N, B) and luminance (n_col, B)."""
-    lit = jnp.concatenate([luminance, jnp.zeros((1, luminance.shape[1]), luminance.dtype)])
-    messages = message_sum(system.plan, system.packed, jax.nn.relu(voltage))
-    return system.v_rest - voltage + messages + lit[system.input_slot]
-
-
-def _system(plan, input_slot, p: Parameters, dt, clamp_tau: bool) -> _System:
+def _system(kernel: Kernel, plan, p: Parameters, dt, clamp_tau: bool) -> _System:
     tau = jnp.maximum(p.tau, dt) if clamp_tau else p.tau
-    return _System(plan, pack(plan, p.weight), input_slot, p.v_rest[:, None], (dt / tau)[:, None])
+    v_rest, rate = (kernel.enter(x[:, None]) for x in (p.v_rest, dt / tau))
+    return _System(plan, kernel.pack(plan, p.weight), v_rest, rate)
 
 
-def _noise(keys, step, n: int):
-    """Standard normal (n, B), a function of the key and the number of the step alone."""
-    return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, step), (n,)), out_axes=1)(keys)
+def _change(kernel: Kernel, system: _System, voltage, light):
+    """dV per step."""
+    messages = kernel.sum(system.plan, system.packed, jax.nn.relu(voltage))
+    return system.rate * (system.v_rest - voltage + messages + kernel.shine(light))
 
 
-@partial(jax.jit, static_argnames=("clamp_tau", "solver", "noisy"))
-def _rollout(plan, input_slot, p, start, luminance, dt, noise, keys, first_step, *, clamp_tau, solver, noisy):
-    """(T, n_col, B) luminance -> (T, N, B) states; one diffrax solve for Euler, one per frame otherwise."""
-    system = _system(plan, input_slot, p, dt, clamp_tau)
-    n_steps = luminance.shape[0]
+def _noise(keys, steps, n: int):
+    """Standard normal (T, n, B), each step a function of the key and its number alone.
+
+    Drawn for many steps at once: one by one costs five times as much.
+    """
+
+    def draw(step, key):
+        return jax.random.normal(jax.random.fold_in(key, step), (n,))
+
+    return jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=1), in_axes=(0, None))(steps, keys)
+
+
+@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "solver", "noisy"))
+def _rollout(plan, p, start, luminance, n_steps, dt, noise, keys, first_step, *, kernel, clamp_tau, solver, noisy):
+    """(T, n_col, B) luminance -> (T, N, B) states, of which the first n_steps are computed."""
+    system = _system(kernel, plan, p, dt, clamp_tau)
+    light, start = kernel.light(luminance), kernel.enter(start)
     make, adaptive = SOLVERS[solver]
-
     if solver == "euler":
+        shocks = None
+        if noisy:  # a step has length 1, so this adds `noise` per step
+            steps = first_step + jnp.arange(luminance.shape[0])
+            shocks = kernel.enter(noise * _noise(keys, steps, kernel.c.n_neurons))
 
         def field(t, voltage, args):
-            system, luminance, noise, keys, first_step = args
+            system, light, shocks = args
             step = jnp.round(t).astype(jnp.int32)
-            change = system.rate * _drive(system, voltage, luminance[step])
-            if noisy:  # steps have length 1, so this adds `noise` per step
-                change = change + noise * _noise(keys, first_step + step, voltage.shape[0])
-            return change
+            change = _change(kernel, system, voltage, light[step])
+            return change if shocks is None else change + shocks[step]
 
-        solution = diffrax.diffeqsolve(
+        return diffrax.diffeqsolve(
             diffrax.ODETerm(field),
             make(),
             t0=0.0,
-            t1=float(n_steps),
+            t1=n_steps.astype(jnp.float32),
             dt0=1.0,
             y0=start,
-            args=(system, luminance, noise, keys, first_step),
-            saveat=diffrax.SaveAt(steps=True),
-            max_steps=n_steps,
+            args=(system, light, shocks),
+            # Only neurons are kept: the grids are twice as large and would be written to fresh memory.
+            saveat=diffrax.SaveAt(steps=True, fn=lambda t, voltage, args: kernel.leave(voltage)),
+            max_steps=luminance.shape[0],
             throw=False,
-        )
-        return solution.ys
+        ).ys
 
-    term = diffrax.ODETerm(lambda t, voltage, args: args[0].rate * _drive(args[0], voltage, args[1]))
+    term = diffrax.ODETerm(lambda t, voltage, args: _change(kernel, args[0], voltage, args[1]))
     control = diffrax.PIDController(rtol=1e-6, atol=1e-7) if adaptive else diffrax.ConstantStepSize()
 
-    def frame(voltage, luminance):  # held constant within the frame
-        solution = diffrax.diffeqsolve(
-            term, make(), 0.0, 1.0, 0.1 if adaptive else 1.0, voltage, (system, luminance),
+    def frame(voltage, light):  # held constant within the frame
+        after = diffrax.diffeqsolve(
+            term, make(), 0.0, 1.0, 0.1 if adaptive else 1.0, voltage, (system, light),
             stepsize_controller=control, saveat=diffrax.SaveAt(t1=True), max_steps=256 if adaptive else 1,
-        )  # fmt: skip
-        return solution.ys[0], solution.ys[0]
+        ).ys[0]  # fmt: skip
+        return after, kernel.leave(after)
 
-    return jax.lax.scan(frame, start, luminance)[1]
-
-
-def _concrete(*arrays) -> bool:
-    return not any(isinstance(a, jax.core.Tracer) for a in arrays)
+    return jax.lax.scan(frame, start, light)[1]
 
 
 def check_luminance(c: Connectome, luminance) -> jax.Array:
@@ -137,7 +137,7 @@ def check_luminance(c: Connectome, luminance) -> jax.Array:
         raise UserError(f"luminance has the shape {luminance.shape}, expected (frames, {c.n_columns}) at extent {c.extent}")
     if 0 in luminance.shape:
         raise UserError("luminance has no frames: an empty stimulus cannot be simulated")
-    if _concrete(luminance):
+    if concrete(luminance):
         low, high = float(luminance.min()), float(luminance.max())
         if not np.isfinite([low, high]).all():
             raise UserError("luminance holds NaN or infinite values; clean the stimulus first")
@@ -151,20 +151,20 @@ def _check(c: Connectome, p: Parameters, dt, noise, key, clamp_tau: bool, solver
     for name, array, n in zip(p._fields, p, (c.n_edges, c.n_neurons, c.n_neurons)):
         if array.shape != (n,):
             raise UserError(f"parameter {name} has the shape {array.shape}, expected ({n},): was it made for another extent?")
-        if _concrete(array) and not bool(jnp.isfinite(array).all()):
+        if concrete(array) and not bool(jnp.isfinite(array).all()):
             raise UserError(f"parameter {name} holds NaN or infinite values")
     if not (np.isfinite(dt) and dt > 0):
         raise UserError(f"dt must be a positive number of seconds, got {dt!r}")
     if solver not in SOLVERS:
         raise UserError(f"no solver {solver!r}.{nearest(solver, SOLVERS)} Known: {', '.join(SOLVERS)}.")
-    if _concrete(noise) and not (np.isfinite(noise) and noise >= 0):
+    if concrete(noise) and not (np.isfinite(noise) and noise >= 0):
         raise UserError(f"noise must be a standard deviation >= 0, got {noise!r}")
-    if not _concrete(noise) or noise > 0:
+    if not concrete(noise) or noise > 0:
         if key is None:
             raise UserError("noise > 0 needs a key, for example key=jax.random.key(0)")
         if solver != "euler":
             raise UserError(f"solver {solver!r} is noise-free: process noise is defined per Euler step; use solver='euler'")
-    if _concrete(p.tau):
+    if concrete(p.tau):
         low = float(p.tau.min())
         if low <= 0:
             raise UserError(f"time constants must be positive, found {low:g} s")
@@ -210,7 +210,12 @@ def _initial(c: Connectome, p: Parameters, initial, luminance, dt: float, clamp_
             return p.v_rest[:, None]
         if initial == "grey":
             return steady_state(c, p, dt, clamp_tau=clamp_tau)[:, None]
-        raise UserError(f"initial is 'grey', 'rest' or an array of ({c.n_neurons},) voltages, got {initial!r}")
+        if initial == "fade_in":
+            ramp = jnp.linspace(0, 1, max(1, int(1 / dt)), dtype=jnp.float32)[:, None]
+            first = luminance[..., :1, :]
+            faded = simulate(c, p, GREY + ramp * (first - GREY), dt, initial="rest", clamp_tau=clamp_tau)
+            return faded[..., -1, :].reshape(-1, c.n_neurons).T
+        raise UserError(f"initial is 'grey', 'rest', 'fade_in' or an array of ({c.n_neurons},) voltages, got {initial!r}")
     start = jnp.asarray(initial, jnp.float32)
     allowed = [(c.n_neurons,)] + ([(luminance.shape[0], c.n_neurons)] if luminance.ndim == 3 else [])
     if start.shape not in allowed:
@@ -230,6 +235,7 @@ def simulate(
     solver: str = "euler",
     first_step: int = 0,
     chunk: int | None = None,
+    kernel: str = "auto",
 ) -> Float32[Array, "T N"]:
     """Voltages under a stimulus; v[t] is the state after frame t. Differentiable, compiled once per shape.
 
@@ -240,22 +246,23 @@ def simulate(
         noise: standard deviation added to every voltage after each step (not scaled by dt).
         key: of the noise, drawn per step as `fold_in(key, first_step + t)`; a batch takes one key
             per sequence, or splits a single one.
-        initial: "grey" (1 s of uniform 0.5), "rest" (V_rest) or (N,) voltages.
+        initial: "grey" (1 s of uniform 0.5), "rest" (V_rest), "fade_in" (1 s from grey to the first
+            frame, from V_rest, as flyvis fades in) or (N,) voltages; (B, N) for a batch.
         clamp_tau: integrate with max(tau, dt).
         solver: a name in `SOLVERS`. All but "euler" are noise-free and hold the luminance constant
             within a frame; the embedded Runge-Kutta methods adapt their steps (PID controller).
         first_step: number of the first frame, for a rollout that goes on from an earlier one.
         chunk: frames per compiled call; any value gives the same numbers.
+        kernel: message sum, a name in `flyjax.circuit.kernels.KERNELS`; "auto" takes the fastest.
+            Kernels agree to float32 rounding. Only "gather" (the choice under jit and grad) is
+            differentiable.
 
     **Raises:** `UserError` for a stimulus of the wrong shape or outside [0, 1], non-finite
     parameters, noise without a key or with a higher-order solver, and `clamp_tau=False` where
     dt > 1.5 min(tau).
     """
-    luminance = check_luminance(c, luminance)
-    n_frames = luminance.shape[-2]
-    if chunk is None or chunk >= n_frames:
-        chunk = n_frames
-    parts = list(_chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk))
+    pieces = simulate_chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
+    parts = list(pieces)
     return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-2)
 
 
@@ -270,44 +277,68 @@ def simulate_chunks(
     clamp_tau: bool = True,
     solver: str = "euler",
     first_step: int = 0,
-    chunk: int = 1000,
+    chunk: int | None = None,
+    kernel: str = "auto",
 ) -> Iterator[Float32[Array, "chunk N"]]:
-    """`simulate` piece by piece, for recordings larger than memory; the last piece may be shorter."""
-    return _chunks(c, p, check_luminance(c, luminance), dt, noise, key, initial, clamp_tau, solver, first_step, chunk)
+    """`simulate` piece by piece, for recordings larger than memory; the last piece may be shorter.
 
-
-def _chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk):
+    The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus.
+    """
+    luminance = check_luminance(c, luminance)
+    p = _check(c, p, dt, noise, key, clamp_tau, solver)
+    traced = not concrete(p, luminance, initial, dt, noise, key)
+    batched = luminance.ndim == 3
+    n_frames, n_lanes = luminance.shape[-2], luminance.shape[0] if batched else 1
+    how = choose(c, p.weight, traced, n_frames, n_lanes, kernel)
+    if chunk is None:
+        chunk = n_frames if traced else max(16, _CHUNK_VALUES // (c.n_neurons * min(n_lanes, LANES)))
     if chunk < 1:
         raise UserError(f"chunk must be a positive number of frames, got {chunk}")
-    p = _check(c, p, dt, noise, key, clamp_tau, solver)
-    batched = luminance.ndim == 3
-    keys = _keys(key, luminance.shape[0] if batched else None)
-    state = _initial(c, p, initial, luminance, dt, clamp_tau)
-    if batched:
-        state = jnp.broadcast_to(state, (c.n_neurons, luminance.shape[0]))
-    noisy = not _concrete(noise) or noise > 0
-    columns_first = jnp.moveaxis(luminance, 0, -1) if batched else luminance[..., None]  # (T, n_col, B)
-    for begin in range(0, columns_first.shape[0], chunk):
-        states = _rollout(
-            buckets(c), _input_slot(c), p, state, columns_first[begin : begin + chunk], jnp.float32(dt),
-            jnp.asarray(noise, jnp.float32), keys, jnp.int32(first_step + begin),
-            clamp_tau=clamp_tau, solver=solver, noisy=noisy,
-        )  # fmt: skip
-        state = states[-1]
-        yield jnp.moveaxis(states, -1, 0) if batched else states[..., 0]
+    keys = _keys(key, n_lanes if batched else None)
+    state = jnp.broadcast_to(_initial(c, p, initial, luminance, dt, clamp_tau), (c.n_neurons, n_lanes))
+    noisy = not concrete(noise) or noise > 0
+    lanes_last = jnp.moveaxis(luminance, 0, -1) if batched else luminance[..., None]  # (T, n_col, B)
+
+    # Wide batches go through the cache in groups of equal width, which share one compiled program.
+    width = LANES if how.name == "unrolled" and n_lanes > LANES else n_lanes
+    fill = -n_lanes % width
+    if fill:
+        keys, state, lanes_last = (jnp.concatenate([x, x[..., :fill]], axis=-1) for x in (keys, state, lanes_last))
+    groups = [slice(k, k + width) for k in range(0, n_lanes + fill, width)]
+    plan, common = how.plan(), dict(kernel=how, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
+    numbers = jnp.float32(dt), jnp.asarray(noise, jnp.float32)
+    chunk = min(chunk, n_frames)
+
+    def pieces():
+        states = [state[:, g] for g in groups]
+        for begin in range(0, n_frames, chunk):
+            light = lanes_last[begin : begin + chunk]
+            n_steps = light.shape[0]
+            # A short last piece is padded: it runs the same program and stops early.
+            light = jnp.pad(light, ((0, chunk - n_steps), (0, 0), (0, 0)))
+            parts = []
+            for k, g in enumerate(groups):
+                part = _rollout(
+                    plan, p, states[k], light[..., g], jnp.int32(n_steps), *numbers, keys[g], jnp.int32(first_step + begin), **common
+                )[:n_steps]
+                states[k] = part[-1]
+                parts.append(part)
+            part = jnp.concatenate(parts, axis=-1)[..., :n_lanes] if len(parts) > 1 else parts[0]
+            yield jnp.moveaxis(part, -1, 0) if batched else part[..., 0]
+
+    return pieces()
 
 
-@partial(jax.jit, static_argnames=("clamp_tau", "block"))
-def _derivative(plan, input_slot, p, voltage, luminance, dt, *, clamp_tau, block):
-    system = _system(plan, input_slot, p, dt, clamp_tau)
-    per_second = system.rate / dt
-
-    def piece(args):
-        v, x = args  # (block, N), (block, n_col)
-        return (per_second * _drive(system, v.T, x.T)).T
-
+@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "block"))
+def _derivative(plan, p, voltage, luminance, dt, *, kernel, clamp_tau, block):
+    system = _system(kernel, plan, p, dt, clamp_tau)
     n = voltage.shape[0]
     padded = -(-n // block) * block
+
+    def piece(args):
+        v, x = args  # (block, N), (block, n_col): frames are lanes here
+        return (_change(kernel, system, v.T, kernel.light(x.T)) / dt).T
+
     v, x = (jnp.pad(a, ((0, padded - n), (0, 0))).reshape(-1, block, a.shape[1]) for a in (voltage, luminance))
     return jax.lax.map(piece, (v, x)).reshape(padded, -1)[:n]
 
@@ -333,4 +364,6 @@ def derivative(
     if luminance.ndim != 2 or voltage.shape != (luminance.shape[0], c.n_neurons):
         raise UserError(f"voltage has the shape {voltage.shape}, expected ({luminance.shape[0]}, {c.n_neurons}), one row per frame")
     block = min(32, luminance.shape[0])
-    return _derivative(buckets(c), _input_slot(c), p, voltage, luminance, jnp.float32(dt), clamp_tau=clamp_tau, block=block)
+    fast = concrete(p, voltage, luminance, dt) and jax.default_backend() == "cpu" and block >= LANES
+    kernel = Kernel("csr" if fast else "gather", c)
+    return _derivative(kernel.plan(), p, voltage, luminance, jnp.float32(dt), kernel=kernel, clamp_tau=clamp_tau, block=block)

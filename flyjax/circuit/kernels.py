@@ -1,0 +1,118 @@
+"""Which message sum to use, and the layout of the state that goes with it.
+
+Message sums per second of one CPU core at extent 8 (see experiments/results/simulate.md):
+gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, unrolled 6,000 (1 state) to
+15,900 (4 to 8). The gather works for any weights, compiles fast and is differentiable; the
+others are for speed alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32
+
+from flyjax.circuit import messages, stencil
+from flyjax.circuit.connectome import Connectome
+from flyjax.errors import UserError, nearest
+
+KERNELS = ("gather", "csr", "window", "unrolled")
+#: States that the unrolled sum advances at once: more fall out of the cache.
+LANES = 8
+#: neuron updates from which 5 s of compilation pay: with one state, and with at least four
+_LONG, _LONG_BATCH = 2e9, 5e8
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A message sum by name and its layout; hashable, so that it can be a static argument.
+
+    Outside, states are (..., N, B) with the B independent sequences last. Inside, `gather` and
+    `csr` keep that; `window` and `unrolled` have one grid per cell type, (..., n_types, L, B).
+    """
+
+    name: str
+    c: Connectome
+
+    @property
+    def _on_grid(self) -> bool:
+        return self.name in ("window", "unrolled")
+
+    def plan(self):
+        """Index arrays to pass into the compiled function (as constants they would slow compilation)."""
+        if self.name == "gather":
+            return messages.buckets(self.c)
+        return messages.rows(self.c) if self.name == "csr" else ()
+
+    def pack(self, plan, weight: Float32[Array, " E"]):
+        """Weights in the kernel's order; once per rollout."""
+        if self.name == "gather":
+            return messages.pack(plan, weight)
+        return stencil.key_weights(stencil.grid(self.c), weight) if self._on_grid else weight
+
+    def sum(self, plan, packed, rate):
+        """sum over edges into i of w_ij rate_j, in the kernel's layout."""
+        match self.name:
+            case "gather":
+                return messages.gather_sum(plan, packed, rate)
+            case "csr":
+                return messages.csr_sum(plan, packed, rate)
+            case "window":
+                return stencil.window_sum(stencil.grid(self.c), packed, rate)
+            case "unrolled":
+                return stencil.unrolled_sum(stencil.grid(self.c), packed, rate)
+
+    def enter(self, x: Float32[Array, "... N B"]):
+        """Into the kernel's layout."""
+        return stencil.to_grid(stencil.grid(self.c), x) if self._on_grid else x
+
+    def leave(self, state) -> Float32[Array, "... N B"]:
+        """Out of the kernel's layout."""
+        return stencil.from_grid(stencil.grid(self.c), state) if self._on_grid else state
+
+    def light(self, luminance: Float32[Array, "T n_col B"]):
+        """Luminance in the kernel's layout, still one value per column; for all frames at once."""
+        dark = jnp.zeros((*luminance.shape[:-2], 1, luminance.shape[-1]), luminance.dtype)
+        padded = jnp.concatenate([luminance, dark], axis=-2)
+        return padded[..., stencil.grid(self.c).column, :] if self._on_grid else padded
+
+    def shine(self, light):
+        """One frame's light as the neurons' external input."""
+        if self._on_grid:
+            return stencil.grid(self.c).is_input[:, None, None] * light[None]
+        slot = np.full(self.c.n_neurons, self.c.n_columns, np.int32)
+        slot[self.c.inputs] = self.c.input_column
+        return light[slot]
+
+
+def concrete(*values) -> bool:
+    """Whether none of the values is being traced by jax."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def choose(c: Connectome, weight, traced: bool, n_steps: int, n_lanes: int, name: str = "auto") -> Kernel:
+    """The fastest kernel for this circuit and this much work, or the one asked for.
+
+    **Raises:** `UserError` for an unknown name, or a kernel that cannot do what is asked.
+    """
+    if name not in ("auto", *KERNELS):
+        raise UserError(f"no kernel {name!r}.{nearest(name, KERNELS)} Known: auto, {', '.join(KERNELS)}.")
+    if name != "auto":
+        if name != "gather" and traced:
+            raise UserError(f"kernel {name!r} is not differentiable and runs outside jit only: use 'gather' or 'auto'")
+        if name in ("window", "unrolled") and not stencil.applies(c, weight):
+            raise UserError(f"kernel {name!r} needs weights that repeat over the lattice: use 'gather' or 'auto'")
+        if name == "window" and n_lanes > 1:
+            raise UserError("kernel 'window' advances one sequence: use 'unrolled' or 'auto' for a batch")
+        return Kernel(name, c)
+    # Accelerators have not been measured: the gather is what runs well without a cache to fit.
+    if traced or jax.default_backend() != "cpu":
+        return Kernel("gather", c)
+    updates = n_steps * n_lanes * c.n_neurons
+    long = updates > (_LONG_BATCH if n_lanes >= 4 else _LONG)
+    if c.extent > 1 and (long or n_lanes == 1) and stencil.applies(c, weight):
+        return Kernel("unrolled" if long else "window", c)
+    return Kernel("csr" if n_lanes >= LANES else "gather", c)
