@@ -28,7 +28,9 @@ from flyjax.recovery.metrics import Metrics, true_tau
 COVARIANCE = "diag"
 REGULARISATION = 1e-6
 #: Starts of the 65-component mixtures, of which the likeliest is kept. The published one has one.
-N_INIT = 3
+N_INIT = 2
+#: EM steps at most; clear clusters take 10, blurred ones never settle and change by less than .005 later.
+MAX_ITER = 40
 
 
 def weight_moments(index: Int[np.ndarray, " E"], weight: Float[np.ndarray, " E"], n: int):
@@ -79,6 +81,7 @@ def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarra
         reg_covar=REGULARISATION,
         init_params="kmeans",
         n_init=n_init,
+        max_iter=MAX_ITER,
         random_state=seed,
     )
     with warnings.catch_warnings():
@@ -107,7 +110,7 @@ def cluster_metrics(x, types, seed: int = 0, n_embedding: int = 0, suffix: str =
     put("cluster_accuracy_65", labels, reason)
     put("ARI", labels, reason, lambda found, true: adjusted_rand_score(true, found))
     if n_embedding:
-        put("cluster_accuracy_embedding", *cluster(x[:, :n_embedding], 65, seed, N_INIT))
+        put("cluster_accuracy_embedding", *cluster(x[:, :n_embedding], 65, seed))
     return metrics
 
 

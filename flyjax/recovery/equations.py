@@ -145,6 +145,30 @@ def _solve_given(m: np.ndarray, n_own: int, ridge: float, value: float) -> np.nd
     return np.insert(_solve_one(without, n_own - 1, ridge)[0], at, value)
 
 
+def first_fit(normal: Normal, ridge: float = 1e-9) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source coefficients (E,), coefficient of the first own column (N,) and residual (N,), quickly.
+
+    By plain elimination, without judging the regressors: enough to see how large residuals are.
+    """
+    n, first = len(normal.moments), normal.first
+    source, own, residual = np.zeros(first[-1]), np.zeros(n), np.zeros(n)
+
+    def work(share):
+        for i in share:
+            m, degree = normal.moments[i], first[i + 1] - first[i]
+            g, b = m[:-1, :-1], m[:-1, -1]
+            scale = np.sqrt(np.diag(g) + ridge)
+            scaled = g / np.outer(scale, scale) + np.diag(ridge / scale**2 + 1e-12)
+            found = np.linalg.solve(scaled, b / scale) / scale
+            source[first[i] : first[i + 1]], own[i] = found[:degree], found[degree]
+            residual[i] = np.sqrt(max(m[-1, -1] - 2 * found @ b + found @ g @ found, 0.0))
+
+    n_workers = _workers()
+    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as pool:
+        list(pool.map(work, [range(k, n, n_workers) for k in range(n_workers)]))
+    return source, own, residual
+
+
 def solve(normal: Normal, ridge: float | np.ndarray = RIDGE, lost: float = LOST) -> Solution:
     """Least squares per neuron, with priors for what the data leave open.
 

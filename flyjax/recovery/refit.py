@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flyjax.recording import Recording
-from flyjax.recovery.equations import RIDGE, Solution, accumulate, solve, target_of
+from flyjax.recovery.equations import RIDGE, Normal, accumulate, first_fit, solve, target_of
 from flyjax.recovery.extract import ROWS, Recovered, canonical, stimulus_rows
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
@@ -66,13 +66,17 @@ def _blocks(n_frames: int, max_frames: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def _ridge(solution: Solution, receivers) -> Float[np.ndarray, " N"]:
-    """Prior per neuron that its weights are small: (unexplained / coefficient of a typical weight)^2 / frames."""
-    rate = np.abs(solution.own[:, 0])
-    weight = np.abs(solution.source) / np.maximum(rate[receivers], 1e-6)
+def _ridge(normal: Normal, receivers) -> Float[np.ndarray, " N"]:
+    """Prior per neuron that its weights are small: (unexplained / coefficient of a typical weight)^2 / frames.
+
+    Without it the unidentifiable weights blow up.
+    """
+    source, own, residual = first_fit(normal)
+    rate = np.abs(own)
+    weight = np.abs(source) / np.maximum(rate[receivers], 1e-6)
     typical = np.sqrt(np.mean(np.minimum(weight, 1.0) ** 2))  # one that has blown up may not set the scale
     expected = np.maximum(rate * typical, 1e-3)
-    return np.maximum((solution.residual / expected) ** 2 / INDEPENDENT_FRAMES, RIDGE)
+    return np.maximum((residual / expected) ** 2 / INDEPENDENT_FRAMES, RIDGE)
 
 
 def refit(learner, params, recording: Recording, found: Recovered, max_frames: int = MAX_FRAMES) -> Refitted:
@@ -96,9 +100,7 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
         return Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
     normal = accumulate(c, pieces(), n_own=2)
-    solution = solve(normal)
-    # Once more, with the prior that its own residual asks for: unidentifiable weights would blow up.
-    solution = solve(normal, _ridge(solution, c.receivers))
+    solution = solve(normal, _ridge(normal, c.receivers))
     leak = solution.own[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak

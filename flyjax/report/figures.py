@@ -249,14 +249,17 @@ def recovery_figure(path, evaluation: Evaluation, train_recording) -> Path:
 
 def _annotate(ax, at, names) -> None:
     """Names beside points, left out where they would cover one that is already there."""
-    at = np.where(np.isfinite(at), at, np.inf)
+    names = [name for name, here in zip(names, at) if np.isfinite(here).all()]
+    at = at[np.isfinite(at).all(axis=1)]
+    if not len(at):
+        return
     span = np.array([np.ptp(limits) for limits in (ax.get_xlim(), ax.get_ylim())])
     placed: list[np.ndarray] = []
     # The lonely ones first: they are the types that the embedding tells apart.
     distance = np.linalg.norm((at[:, None] - at[None, :]) / span, axis=-1) + np.where(np.eye(len(at)), np.inf, 0.0)
     for t in np.argsort(-np.nan_to_num(distance.min(axis=1), nan=0.0)):
         here = at[t] / span
-        if np.isfinite(here).all() and all(np.abs(here - p)[0] > 0.075 or np.abs(here - p)[1] > 0.03 for p in placed):
+        if all(np.abs(here - p)[0] > 0.075 or np.abs(here - p)[1] > 0.03 for p in placed):
             placed.append(here)
             ax.annotate(names[t], at[t], fontsize=6, color="#222222", ha="center", va="bottom", xytext=(0, 3), textcoords="offset points")
 
