@@ -9,8 +9,8 @@ from typing import Any
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.errors import UserError
 from flyjax.model import Learner, make_learner
-from flyjax.nodes import NodeSpec, Recordings, judge, pool
-from flyjax.recording import Recording, build_truth
+from flyjax.nodes import NodeSpec, Recordings, judge, learner_for, pool
+from flyjax.recording import Recording
 from flyjax.training import Trained, train_sweep
 
 
@@ -89,12 +89,11 @@ def train_candidates(
         raise UserError("train_candidates needs at least one candidate and one seed")
     if isinstance(simulation_or_recording, Recording):
         recordings = _Given(simulation_or_recording)
-        connectome = simulation_or_recording.connectome
+        learner = make_learner(simulation_or_recording.connectome, model or Model())
     else:
         recordings = Recordings(simulation_or_recording)
-        connectome = build_truth(simulation_or_recording)[0]
+        learner = learner_for(simulation_or_recording, model or Model())
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
-    learner = make_learner(connectome, model or Model())
     trained = train_sweep(learner, trainings, [tuple(seeds)] * len(trainings), by_level, on_progress=on_progress)
     results = []
     for k, (training, runs) in enumerate(zip(trainings, trained, strict=True)):

@@ -56,7 +56,7 @@ class Console:
         self._rich = RichConsole(highlight=False)
 
     def say(self, text: str) -> None:
-        self._rich.print(text, markup=False)
+        self._rich.print(text, markup=False, soft_wrap=True)
 
     def table(self, rows, columns) -> None:
         """Rows of plain values as a table."""

@@ -49,7 +49,7 @@ def judge_again(where: Path, node: int, console) -> None:
     training: Training = experiment.training
     model: Model = experiment.model
     recordings = nodes.Recordings(simulation, folder.parent.parent / "recordings")
-    learner = nodes.learner_for(experiment)
+    learner = nodes.learner_for(simulation, model)
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
     console.say(f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}")

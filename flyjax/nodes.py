@@ -18,9 +18,9 @@ import jax
 import numpy as np
 import yaml
 
-from flyjax.config import Experiment, Simulation, Training, parse_experiment
+from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
 from flyjax.model import Learner, make_learner
-from flyjax.recording import Recording, build_truth, cached_recording, record
+from flyjax.recording import Recording, cached_recording, known_circuit, record
 from flyjax.recovery import Evaluation, evaluate
 from flyjax.report import figures
 from flyjax.training import Progress, Trained, save_params, train_sweep
@@ -49,16 +49,18 @@ def with_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Simul
 
 
 @lru_cache(maxsize=4)
-def _learner(extent: int, parameters: str, parameters_seed: int, model) -> Learner:
-    # One learner per circuit and model: compiled programs are found by it.
-    simulation = Simulation(extent=extent, parameters=parameters, parameters_seed=parameters_seed)
-    return make_learner(build_truth(simulation)[0], model)
+def _learner(what: str, model: Model) -> Learner:
+    return make_learner(known_circuit(Simulation.model_validate_json(what))[0], model)
 
 
-def learner_for(experiment: Experiment) -> Learner:
-    """The learner of an experiment, the same object for the same circuit and model."""
-    s = experiment.simulation
-    return _learner(s.extent, s.parameters, s.parameters_seed, experiment.model)
+def learner_for(simulation: Simulation, model: Model) -> Learner:
+    """The learner of the circuit that is known, the same object for the same circuit and model.
+
+    Compiled programs are found by it, so stimulus and frame numbers do not count.
+    """
+    fields = Simulation.model_fields
+    shown = ("visual_input_type", "test_visual_input_type", "n_frames", "n_test_frames", "data_path", "frame_rate")
+    return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
 
 
 class Recordings:
@@ -193,7 +195,7 @@ def train_nodes(
     if recordings is None:
         recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
     say = on_stage or (lambda text: None)
-    learner = learner_for(experiment)
+    learner = learner_for(simulation, experiment.model)
     say("simulating")
     levels = sorted({spec.training.noise_model_level for spec in specs})
     by_level = {level: recordings.train(level) for level in levels}

@@ -60,10 +60,8 @@ class Network(nnx.Module):
     def __call__(
         self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"]
     ) -> Float[Array, "N B"]:
-        hidden = self.embedded(embedding)[:, None, :]
-        for signal, kernel in zip(signals, self.signals[...]):
-            hidden = hidden + signal[:, :, None] * kernel[None, None, :]
-        hidden = self.activation(hidden)
+        # A matrix product even for one signal: the gradient of a broadcast product is a slow reduction.
+        hidden = self.activation(jnp.stack(signals, axis=-1) @ self.signals[...] + self.embedded(embedding)[:, None, :])
         for layer in self.hidden:
             hidden = self.activation(layer(hidden))
         return self.readout(hidden)[:, :, 0]

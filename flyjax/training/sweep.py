@@ -31,6 +31,7 @@ from flyjax.training.train import (
     stack_recordings,
     static_of,
     train_chunk,
+    unpack,
 )
 
 #: Steps of one scan: the host is asked in between, often enough for a progress bar.
@@ -247,7 +248,7 @@ def train_sweep(
             taken = int(steps[i])
             results[lane.candidate][lane.replicate] = Trained(
                 seed=lane.seed,
-                params=jax.tree.map(lambda leaf, i=i: np.asarray(leaf[i]), params),
+                params=jax.tree.map(np.asarray, unpack(learner, {k: v[i] for k, v in params.items()})),
                 losses=losses[:taken, i].copy(),
                 n_steps=taken,
                 diverged_at=None if alive[i] else taken,
