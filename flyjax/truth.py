@@ -13,6 +13,7 @@ from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
 from flyjax.circuit.variants import with_null_edges, without_edges
 from flyjax.config import Simulation
+from flyjax.ensemble import check_sum
 from flyjax.errors import UserError, nearest
 
 
@@ -27,6 +28,7 @@ def checkpoint_file(name: str) -> Path:
         folder = root / name
         for candidate in (folder / "best_chkpt", folder / "chkpts" / "chkpt_00000", folder.with_suffix(".npz"), folder):
             if candidate.is_file():
+                check_sum(root, name, candidate)
                 return candidate
     if name.startswith("flow/"):
         raise UserError(
