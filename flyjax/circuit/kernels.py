@@ -1,9 +1,9 @@
 """Which message sum to use, and the layout of the state that goes with it.
 
 Message sums per second of one CPU core at extent 8 (see experiments/results/simulate.md):
-gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, unrolled 6,000 (1 state) to
-15,900 (4 to 8). The gather works for any weights, compiles fast and is differentiable; the
-others are for speed alone.
+segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, unrolled 6,000
+(1 state) to 15,900 (4 to 8). Segment and gather are differentiable; the first three work for
+any weights.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from flyjax.circuit import messages, stencil
 from flyjax.circuit.connectome import Connectome
 from flyjax.errors import UserError, nearest
 
-KERNELS = ("gather", "csr", "window", "unrolled")
+KERNELS = ("segment", "gather", "csr", "window", "unrolled")
 #: States that the unrolled sum advances at once: more fall out of the cache.
 LANES = 8
-#: neuron updates from which 5 s of compilation pay: with one state, and with at least four
-_LONG, _LONG_BATCH = 2e9, 5e8
+#: Neuron updates (steps x sequences x neurons) from which a longer compilation pays: 2 s over the
+#: segment sum; 5 to 10 s for unrolling with a few sequences, and with one.
+_SHORT, _LONG_BATCH, _LONG = 3e7, 5e8, 2e9
 
 
 @dataclass(frozen=True)
 class Kernel:
     """A message sum by name and its layout; hashable, so that it can be a static argument.
 
-    Outside, states are (..., N, B) with the B independent sequences last. Inside, `gather` and
-    `csr` keep that; `window` and `unrolled` have one grid per cell type, (..., n_types, L, B).
+    Outside, states are (..., N, B) with the B independent sequences last. Most kernels keep that
+    inside; `window` and `unrolled` have one grid per cell type, (..., n_types, L, B).
     """
 
     name: str
@@ -45,7 +46,7 @@ class Kernel:
         """Index arrays to pass into the compiled function (as constants they would slow compilation)."""
         if self.name == "gather":
             return messages.buckets(self.c)
-        return messages.rows(self.c) if self.name == "csr" else ()
+        return () if self._on_grid else messages.edges(self.c)
 
     def pack(self, plan, weight: Float32[Array, " E"]):
         """Weights in the kernel's order; once per rollout."""
@@ -56,6 +57,8 @@ class Kernel:
     def sum(self, plan, packed, rate):
         """sum over edges into i of w_ij rate_j, in the kernel's layout."""
         match self.name:
+            case "segment":
+                return messages.segment_sum(plan, packed, rate)
             case "gather":
                 return messages.gather_sum(plan, packed, rate)
             case "csr":
@@ -101,18 +104,22 @@ def choose(c: Connectome, weight, traced: bool, n_steps: int, n_lanes: int, name
     if name not in ("auto", *KERNELS):
         raise UserError(f"no kernel {name!r}.{nearest(name, KERNELS)} Known: auto, {', '.join(KERNELS)}.")
     if name != "auto":
-        if name != "gather" and traced:
-            raise UserError(f"kernel {name!r} is not differentiable and runs outside jit only: use 'gather' or 'auto'")
+        if name not in ("segment", "gather") and traced:
+            raise UserError(f"kernel {name!r} is not differentiable and runs outside jit only: use 'segment' or 'auto'")
         if name in ("window", "unrolled") and not stencil.applies(c, weight):
             raise UserError(f"kernel {name!r} needs weights that repeat over the lattice: use 'gather' or 'auto'")
         if name == "window" and n_lanes > 1:
             raise UserError("kernel 'window' advances one sequence: use 'unrolled' or 'auto' for a batch")
         return Kernel(name, c)
-    # Accelerators have not been measured: the gather is what runs well without a cache to fit.
-    if traced or jax.default_backend() != "cpu":
-        return Kernel("gather", c)
+    if jax.default_backend() != "cpu":
+        return Kernel("gather", c)  # no atomic additions: the same bits in every run
+    if traced:
+        return Kernel("segment", c)
     updates = n_steps * n_lanes * c.n_neurons
-    long = updates > (_LONG_BATCH if n_lanes >= 4 else _LONG)
-    if c.extent > 1 and (long or n_lanes == 1) and stencil.applies(c, weight):
-        return Kernel("unrolled" if long else "window", c)
-    return Kernel("csr" if n_lanes >= LANES else "gather", c)
+    if updates > (_LONG if n_lanes < 4 else _LONG_BATCH) and stencil.applies(c, weight):
+        return Kernel("unrolled", c)
+    if n_lanes >= LANES:
+        return Kernel("csr", c)
+    if updates < _SHORT:
+        return Kernel("segment", c)
+    return Kernel("window" if n_lanes == 1 and stencil.applies(c, weight) else "gather", c)

@@ -58,13 +58,15 @@ def grid(c: Connectome) -> Grid:
     neuron[at] = np.arange(c.n_neurons)
     column = np.full(size, c.n_columns)
     column[(c.columns[:, 0] + x) * stride + c.columns[:, 1] + x] = np.arange(c.n_columns)
-    start = source * (size + 2 * border) + border - du * stride - dv
+    # Offsets longer than the lattice never occur; their shifts would leave the border.
+    fits = (np.abs(du) <= 2 * x) & (np.abs(dv) <= 2 * x)
+    start = np.where(fits, source * (size + 2 * border) + border - du * stride - dv, 0)
 
     # The edges are the keys' if each edge is one of its key's and there are as many as there can be.
     occupied = np.zeros((c.n_types, size + 2 * border), bool)
     occupied[c.cell_type, border + cell] = True
     shifted = np.lib.stride_tricks.sliding_window_view(occupied.reshape(-1), size)[start]
-    possible = (shifted & occupied[target, border : border + size]).sum(axis=1)
+    possible = (shifted & occupied[target, border : border + size]).sum(axis=1) * fits
     known = c.offset_key >= 0
     regular = bool(known.all()) and bool((np.bincount(c.offset_key, minlength=len(c.keys)) == possible).all())
     ends = np.stack([c.cell_type[c.senders], c.cell_type[c.receivers]], axis=1)
