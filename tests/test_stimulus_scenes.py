@@ -82,7 +82,7 @@ def test_edges_and_gratings_are_exact_box_means():
     brute = 0.5 + 0.5 * np.sign(np.sin(phase[:, None] + per_column * fine)).mean(1)
     np.testing.assert_allclose(scenes.square_wave(phase, per_column), brute, atol=1e-3)
     along = np.linspace(-8, 8, 4001)[None, :]
-    stripes = scenes._stripes(np.random.default_rng(1), along, along.min())
+    stripes = scenes._stripes(np.random.default_rng(1), along, along.min() - 1, along.max() + 1, 1.0)
     # A box one column wide cannot change faster than the full contrast per column.
     assert np.abs(np.diff(stripes[0])).max() <= 16 / 4000 * 1.001
     assert stripes.min() >= -1e-9 and stripes.max() <= 1 + 1e-9 and stripes.std() > 0.1
@@ -125,3 +125,34 @@ def test_names():
         luminance("scenes_flow", lattice(1), 10, 0.02, split="validation")
     with pytest.raises(UserError, match="n_frames"):
         luminance("scenes_flow", lattice(1), 0, 0.02)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_eye_sees_the_box_means_of_the_camera_picture(name):
+    columns, pixels = lattice(3), 5
+    camera = scenes.picture(name, columns, 150, 0.02, pixels=pixels)
+    x, y = scenes.positions(columns)
+    row, col = (np.floor(a * pixels + n / 2).astype(int) for a, n in zip((y, x), camera.shape[1:]))
+    box = np.arange(pixels) - pixels // 2
+    boxes = camera[:, row[:, None, None] + box[:, None], col[:, None, None] + box]
+    means = boxes.mean((2, 3))
+    seen = film(name, columns, 150, 0.02).luminance
+    # Soft edges of discs and boxes that turn with the surface are all that may differ.
+    assert np.corrcoef(means.ravel(), seen.ravel())[0, 1] > 0.985
+    assert np.abs(means - seen).mean() < 0.02
+    assert boxes.std((2, 3)).mean() > 0.02  # sharper than the eye
+
+
+def test_statistics_of_known_stimuli():
+    from flyjax.stimulus.statistics import photographs, statistics, temporal_slope
+
+    rng = np.random.default_rng(0)
+    f = np.fft.rfftfreq(2000, 0.02)[:, None]
+    noise = np.fft.irfft(np.fft.rfft(rng.standard_normal((2000, 40)), axis=0) / np.maximum(f, 0.05), axis=0)
+    assert abs(temporal_slope(noise, 0.02) + 2) < 0.15
+    assert abs(temporal_slope(rng.standard_normal((2000, 40)), 0.02)) < 0.15
+    assert temporal_slope(np.full((2000, 4), 0.5), 0.02) is None and temporal_slope(noise[:20], 0.02) is None
+    halves = np.tile([0.2, 0.6], (100, 5))
+    assert np.allclose([statistics(halves)[k] for k in ("mean", "contrast", "frame_contrast")], [0.4, 0.2, 0.2])
+    seen = photographs(lattice(2))
+    assert len(seen) > 10 and 0.2 < seen.mean() < 0.6

@@ -17,6 +17,7 @@ growing downwards; a column sees the mean over a box one column wide.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -47,6 +48,11 @@ def positions(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return v, u + v / 2
 
 
+def field_of(x, y) -> float:
+    """Radius of the field of view, columns."""
+    return max(1.0, float(np.hypot(x, y).max()))
+
+
 def film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, shots=None) -> Film:
     """Render a built-in scene at the columns of an eye.
 
@@ -61,10 +67,30 @@ def film(name: str, columns, n_frames: int, dt: float, split: str = "train", see
             luminance and flow (y down); by default the one of `name`.
     """
     x, y = positions(columns)
-    field = max(1.0, float(np.hypot(x, y).max()))
+    return _render(name, x, y, field_of(x, y), n_frames, dt, split, seed, shots or _SHOTS[name])
+
+
+def picture(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, pixels: int = 5) -> np.ndarray:
+    """The film of a built-in scene as a camera takes it: what the eye's columns then average.
+
+    Args:
+        pixels: per column; `name`, `columns` and the others as in `film`.
+
+    Returns:
+        (n_frames, H, W) float32; pixel centres lie (k - (W - 1) / 2) / pixels columns right of the
+        centre (and below it), and the picture holds every column's whole box.
+    """
+    x, y = positions(columns)
+    half_width, half_height = (int(np.ceil((np.abs(a).max() + 0.5) * pixels)) for a in (x, y))
+    across, down = (np.arange(2 * half) - half + 0.5 for half in (half_width, half_height))
+    px, py = np.meshgrid(across / pixels, down / pixels)
+    flat = _render(name, px.ravel(), py.ravel(), field_of(x, y), n_frames, dt, split, seed, partial(_SHOTS[name], box=1 / pixels))
+    return flat.luminance.reshape(n_frames, *px.shape)
+
+
+def _render(name, x, y, field, n_frames, dt, split, seed, shots) -> Film:
     luminance = np.empty((n_frames, x.size), np.float32)
     flow = np.empty((n_frames, x.size, 2), np.float32)
-    shots = shots or _SHOTS[name]
     start, k, clock = 0, 0, 0.0
     while start < n_frames:
         rng = generator(name, split, seed, k)
@@ -163,10 +189,10 @@ def expose(image, light):
     return np.clip((low + (high - low) * image) * illumination, 0, 1)
 
 
-def disc(x, y, centre, radius):
-    """Share of each column's box that a disc covers (edge softened over one column)."""
+def disc(x, y, centre, radius, box=1.0):
+    """Share of each box, `box` columns wide, that a disc covers (edge softened over one box)."""
     distance = np.hypot(x - centre[:, :1], y - centre[:, 1:])
-    return np.clip(radius[:, None] - distance + 0.5, 0, 1)
+    return np.clip((radius[:, None] - distance) / box + 0.5, 0, 1)
 
 
 def _over(cover, front, back):
@@ -176,35 +202,35 @@ def _over(cover, front, back):
     return image, np.where((cover > 0.5)[..., None], flow_f, flow_b)
 
 
-def _see(rng, motion, x, y, t, world, scale=1.0):
+def _see(rng, motion, x, y, t, world, scale=1.0, box=1.0):
     """A textured plane under a motion: (image, flow)."""
     dt = t[1] - t[0] if t.size > 1 else 0.0
     origin, angle = _placed(rng)
     qx, qy, s = motion.surface(x, y, dt, origin, scale, angle)
-    return sample(_image(rng, world), qx, qy, 1 / s), motion.flow(x, y)
+    return sample(_image(rng, world), qx, qy, box / s), motion.flow(x, y)
 
 
 # -- the three films -----------------------------------------------------------------------------
 
 
-def _texture_shot(rng, x, y, t, duration, field, world):
+def _texture_shot(rng, x, y, t, duration, field, world, box=1.0):
     camera = _Motion(
         velocity=_piecewise(rng, t, lambda: speed_of(rng) * _direction(rng)),
         expansion=np.zeros_like(t),
         rotation=_piecewise(rng, t, lambda: rng.normal(0, 1.0)),
     )
-    picture = _see(rng, camera, x, y, t, world, scale=rng.uniform(0.6, 1.8))
+    picture = _see(rng, camera, x, y, t, world, scale=rng.uniform(0.6, 1.8), box=box)
     for _ in range(rng.integers(0, 3)):
         velocity = speed_of(rng) * _direction(rng)
         meets = rng.uniform(-0.7, 0.7, 2) * field
         when = rng.uniform(0, duration)
         own = _Motion(np.tile(velocity, (t.size, 1)), np.zeros_like(t), np.zeros_like(t))
-        cover = disc(x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)))
-        picture = _over(cover, _see(rng, own, x, y, t, world, scale=rng.uniform(0.6, 1.8)), picture)
+        cover = disc(x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)), box)
+        picture = _over(cover, _see(rng, own, x, y, t, world, scale=rng.uniform(0.6, 1.8), box=box), picture)
     return expose(picture[0], light_of(rng, t)), picture[1]
 
 
-def _flow_shot(rng, x, y, t, duration, field, world):
+def _flow_shot(rng, x, y, t, duration, field, world, box=1.0):
     kind = rng.choice(["forward", "backward", "loom", "turn", "parallax"])
     still = np.zeros_like(t)
 
@@ -220,24 +246,24 @@ def _flow_shot(rng, x, y, t, duration, field, world):
         sign, scale = (1.0, 0.7) if kind == "forward" else (-1.0, 2.1)
         camera = towards(sign * rate * sway / 1.5)
         camera = _Motion(camera.velocity, camera.expansion, np.full_like(t, rng.normal(0, 0.3)))
-        picture = _see(rng, camera, x, y, t, world, scale)
+        picture = _see(rng, camera, x, y, t, world, scale, box)
     elif kind == "turn":
         camera = _Motion(
             velocity=_piecewise(rng, t, lambda: np.array([1.0, 0.3]) * rng.normal(0, 10, 2)),
             expansion=still,
             rotation=_piecewise(rng, t, lambda: rng.normal(0, 2.0)),
         )
-        picture = _see(rng, camera, x, y, t, world)
+        picture = _see(rng, camera, x, y, t, world, box=box)
     elif kind == "parallax":
         velocity = _piecewise(rng, t, lambda: speed_of(rng) * _direction(rng))
         near, far = _Motion(velocity, still, still), _Motion(velocity * rng.uniform(0.1, 0.5), still, still)
         dt = t[1] - t[0] if t.size > 1 else 0.0
         gaps = near.surface(x, y, dt, *((rng.uniform(0, 64, 2), 1.0, 0.0)))
-        cover = sample(texture("foliage", *world, int(rng.integers(4))), gaps[0], gaps[1], 1 / gaps[2])
-        picture = _over(cover, _see(rng, near, x, y, t, world), _see(rng, far, x, y, t, world, 0.6))
+        cover = sample(texture("foliage", *world, int(rng.integers(4))), gaps[0], gaps[1], box / gaps[2])
+        picture = _over(cover, _see(rng, near, x, y, t, world, box=box), _see(rng, far, x, y, t, world, 0.6, box))
     else:
         drift = _Motion(np.tile(rng.uniform(0, 6) * _direction(rng), (t.size, 1)), still, still)
-        picture = _see(rng, drift, x, y, t, world)
+        picture = _see(rng, drift, x, y, t, world, box=box)
         centre = rng.uniform(-0.6, 0.6, 2) * field
         # Approach at constant speed: angular size goes as 1 / (time to contact).
         contact = duration * rng.uniform(1.1, 1.5)
@@ -247,36 +273,36 @@ def _flow_shot(rng, x, y, t, duration, field, world):
             rate, first = -rate[::-1], first * contact / (contact - duration)
         radius = np.minimum(first * np.exp(_integrate(rate, t[1] - t[0] if t.size > 1 else 0.0)), 4 * field)
         own = _Motion(np.outer(rate, -centre), rate, still)
-        cover = disc(x, y, np.tile(centre, (t.size, 1)), radius)
-        front = _see(rng, own, x, y, t, world, scale=0.5 if rate[0] > 0 else 3.0)
+        cover = disc(x, y, np.tile(centre, (t.size, 1)), radius, box)
+        front = _see(rng, own, x, y, t, world, scale=0.5 if rate[0] > 0 else 3.0, box=box)
         picture = _over(cover, front, picture)
     return expose(picture[0], light_of(rng, t)), picture[1]
 
 
-def _edges_shot(rng, x, y, t, duration, field, world):
+def _edges_shot(rng, x, y, t, duration, field, world, box=1.0):
     kind = rng.choice(["edges", "edges", "square", "sine"])
     direction, speed = _direction(rng), speed_of(rng)
     # Distance travelled along the normal; a box of width 1 has a box's variance in any direction.
     along = (x * direction[0] + y * direction[1]) - speed * t[:, None]
     if kind == "edges":
-        image = _stripes(rng, along, along[0].min() - speed * duration)
+        reach = 1.5 * field + 2  # holds the corners of a picture too
+        image = _stripes(rng, along, -reach - speed * duration, reach, box)
     else:
         # At least 3 columns: at 25 columns/s a frame of 50 ms still moves less than half a period.
         period = rng.uniform(3, 14)
         phase = (along / period + rng.random()) * 2 * np.pi
-        image = square_wave(phase, 2 * np.pi / period) if kind == "square" else 0.5 + 0.5 * np.sinc(1 / period) * np.sin(phase)
+        image = square_wave(phase, 2 * np.pi * box / period) if kind == "square" else 0.5 + 0.5 * np.sinc(box / period) * np.sin(phase)
     return expose(image, light_of(rng, t)), np.broadcast_to(speed * direction, (*along.shape, 2))
 
 
-def _stripes(rng, along, low):
+def _stripes(rng, along, low, high, box):
     """Box means of a row of stripes, 1.5-10 columns wide, of random grey: its integral, differenced."""
-    low, high = low - 1, along.max() + 1
     widths = rng.uniform(1.5, 10, int((high - low) / 1.5) + 2)
     greys = np.where(rng.random(widths.size) < 0.5, rng.random(widths.size), rng.integers(0, 2, widths.size))
     ends = high - np.concatenate([[0.0], np.cumsum(widths)])
     area = -np.concatenate([[0.0], np.cumsum(widths * greys)])
     at = lambda q: np.interp(q, ends[::-1], area[::-1])  # noqa: E731
-    return at(along + 0.5) - at(along - 0.5)
+    return (at(along + box / 2) - at(along - box / 2)) / box
 
 
 def square_wave(phase, per_column):
