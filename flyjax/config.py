@@ -78,7 +78,7 @@ class Training(_Strict):
     coeff_message_L2: float = Field(0.0, ge=0)
     coeff_update_L1: float = Field(0.0, ge=0)
     coeff_update_L2: float = Field(0.0, ge=0)
-    n_seeds: int = Field(1, ge=1, le=64, description="trainings per node, derived from (run seed, node)")
+    n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
     checkpoint_every: int = Field(2_000, ge=1, description="optimiser steps between checkpoints")
 
 
@@ -211,6 +211,8 @@ class Search(_Strict):
     max_tokens: int | None = Field(None, ge=0, description="of all calls, read and written")
     max_wall_s: float | None = Field(None, ge=0)
     max_nodes: int | None = Field(None, ge=1)
+    target: float | None = Field(None, le=1, description="stop when a node's reward (the objective) reaches it")
+    patience: int | None = Field(None, ge=1, description="stop after so many iterations without an improvement beyond noise")
     max_disk_gb: float = Field(20.0, gt=0, description="cached recordings beyond it are dropped, oldest first")
     llm: LLM = LLM()
 

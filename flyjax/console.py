@@ -16,7 +16,7 @@ from flyjax.config import Experiment, Training, parse_experiment
 from flyjax.report.html import write_report
 from flyjax.report.tables import cell, rich_table, visible
 from flyjax.search.loop import Outcome, run_loop
-from flyjax.search.plan import IterationPlan
+from flyjax.search.plan import IterationPlan, seeds_of
 from flyjax.training import Progress as TrainingProgress
 
 #: What may stand in for a data set that is not there, on request only.
@@ -96,7 +96,7 @@ class Console:
         search = experiment.search
         self.say(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-            f"candidates x {experiment.training.n_seeds} seeds, extent {experiment.simulation.extent}, proposer "
+            f"candidates x {experiment.training.n_seeds} seeds (roots {seeds_of(experiment, True)}), extent {experiment.simulation.extent}, proposer "
             f"{proposer.name}; run directory {run_dir}"
         )
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
@@ -155,7 +155,11 @@ class Console:
     def _approve(self, plan: IterationPlan) -> bool:
         for node in plan.nodes:
             self.say(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
-        return self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ").strip().lower() in ("y", "yes")
+        try:
+            answer = self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ")
+        except EOFError:  # nobody there to ask
+            return False
+        return answer.strip().lower() in ("y", "yes")
 
 
 def _newest_ucb(run_dir: Path) -> list[str]:

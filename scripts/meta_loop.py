@@ -19,7 +19,8 @@ Examples:
   python scripts/meta_loop.py --proposer rules             without a language model even where ANTHROPIC_API_KEY is set\n
   python scripts/meta_loop.py experiments/full_scale.yaml --run runs/davis --set search.max_usd=20\n
   python scripts/meta_loop.py --set search.n_blocks=1 --set search.n_candidates=2 --run runs/short\n
-  python scripts/meta_loop.py --dry-run                    the plan, the cost and the first prompt; trains nothing
+  python scripts/meta_loop.py --dry-run                    the plan, the cost and the first prompt; trains nothing\n
+  python scripts/meta_loop.py --run runs/short --revert-protocol    take the newest edit of the run's protocol back
 
 The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
 """
@@ -41,6 +42,7 @@ def main(
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
     approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the prompt, train nothing.")] = False,
+    revert: Annotated[bool, typer.Option("--revert-protocol", help="Take back the newest edit of the run's protocol, then stop.")] = False,
 ):  # fmt: skip
     """Search for the training settings that recover the circuit.
 
@@ -65,6 +67,13 @@ def main(
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     run_dir = run_dir or Path("runs") / experiment.name
+    if revert:
+        from flyjax.search.loop import revert_protocol
+
+        undone = revert_protocol(run_dir)
+        lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        console.say(f"{run_dir / 'protocol.md'}: {undone['reason']} ({len(lines)} lines changed)")
+        return
     name = resolve_name(experiment.search.proposer)
     if dry_run:
         from flyjax.search.preview import preview

@@ -334,7 +334,7 @@ def test_no_changes_needed_needs_its_reason(served, monkeypatch, tmp_path):
     server, now = served
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     ctx = context(tmp_path, iterations=3)
-    for reason, fine in (("branching 50 %, improvement 40 %, no plateau", True), ("", False), ("  \n ", False)):
+    for reason, fine in (("branching 50 %, improvement 40 %, no plateau", True), ("", False), ("  \n ", False), ("No changes needed.", False)):
         now["answer"] = Player(edit=("", "", reason))
         step = llm.LLMProposer(ctx.experiment).step(ctx)
         assert (validate_step(ctx, step) == []) == fine

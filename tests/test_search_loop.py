@@ -10,12 +10,14 @@ from dataclasses import replace
 import pytest
 from search_landscape import ROOT, TEMPLATE, evaluate, experiment
 
+from flyjax.config import parse_experiment
 from flyjax.errors import UserError
 from flyjax.search import loop as loop_module
 from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
 from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.tree import noise_floor, scores
 
 
 def go(run_dir, exp, proposer=None, trainer=evaluate, **kwargs):
@@ -73,7 +75,10 @@ def test_every_block_begins_at_the_root_and_stays_in_its_simulation(whole):
         assert all(isinstance(state.nodes[i].parent, int) for i in block.nodes[2:])
         assert all(state.nodes[i].parent in block.nodes for i in block.nodes[2:])
     assert [b.simulation["delta_t"] for b in state.blocks.values()] == [0.02, 0.01]
-    assert len({s for n in state.nodes.values() for s in n.seeds}) == len(state.nodes)
+    # The roots are run twice, so that their spread says what noise is; no seed comes twice.
+    assert [len(n.seeds) for n in state.nodes.values()] == [2, 1, 1, 1, 1, 1] * 2
+    assert len({s for n in state.nodes.values() for s in n.seeds}) == len(state.nodes) + 2
+    assert "noise floor 0.00" in (whole / "analysis.md").read_text()
 
 
 def test_renderings_are_rebuilt_from_the_journal_alone(whole, tmp_path):
@@ -234,6 +239,103 @@ def test_max_nodes_and_max_wall(tmp_path):
     now[0] += 5000.0  # a pause does not count
     out = go(tmp_path / "wall", experiment(**SMALL, max_wall_s=45), trainer=slow, clock=lambda: now[0])
     assert len(out.state.iterations) == 5 and out.state.wall_s == 50.0
+
+
+def test_a_target_ends_the_run_and_a_higher_one_reopens_it(tmp_path):
+    exp = experiment(n_candidates=3, n_iter_block=4, n_blocks=2, target=0.85)
+    out = go(tmp_path, exp)
+    rewards = [n.reward for n in out.state.nodes.values()]
+    newest = out.state.iteration.nodes
+    first = next(i for i, r in enumerate(rewards, 1) if r >= 0.85)
+    assert out.status == "finished" and first in newest, "stopped at the first iteration that reached it"
+    assert out.reason.startswith("search.target=0.85 reached by node ") and out.state.iteration.number < 8
+    assert out.state.iteration.number in out.state.choices, "the last iteration has its step"
+    before = read_journal(tmp_path)
+    go(tmp_path, exp)
+    assert read_journal(tmp_path) == before, "started again it adds nothing"
+    higher = go(tmp_path, experiment(n_candidates=3, n_iter_block=4, n_blocks=2, target=0.99))
+    assert higher.reason == "2 blocks done" and len(higher.state.iterations) == 8
+
+
+def flat(plan):
+    """Whatever is tried, the same with a little noise: seed by seed."""
+    out = {}
+    for node in plan.nodes:
+        per_seed = [{"connectivity_R2": 0.5 + 0.02 * (seed % 7)} for seed in node.seeds]
+        out[node.id] = {"metrics": {"connectivity_R2": sum(m["connectivity_R2"] for m in per_seed) / len(per_seed)}, "per_seed": per_seed}
+    return out
+
+
+def test_patience_ends_a_run_that_stands_still(tmp_path):
+    exp = experiment(n_candidates=2, n_iter_block=8, n_blocks=2, patience=3)
+    still = go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
+    assert still.reason == "search.patience=3: 3 iterations without an improvement beyond noise"
+    assert len(still.state.iterations) == 4, "the first one, then three that brought nothing"
+    more = go(tmp_path, experiment(n_candidates=2, n_iter_block=8, n_blocks=2, patience=5), trainer=flat)
+    assert len(more.state.iterations) > 4
+    climbing = go(
+        tmp_path / "up",
+        exp,
+        trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": plan.number / 20}} for n in plan.nodes},
+    )
+    assert climbing.reason == "2 blocks done"
+
+
+def test_a_lost_seed_counts_as_zero_in_the_reward_and_is_told(tmp_path):
+    def half(plan):
+        out = {}
+        for node in plan.nodes:
+            values = [0.9] + [None] * (len(node.seeds) - 1) if node.id != 2 else [0.4, 0.5]
+            known = [v for v in values if v is not None]
+            metrics = {"connectivity_R2": sum(known) / len(known), "reasons": {}}
+            out[node.id] = {"metrics": metrics, "per_seed": [{"connectivity_R2": v} for v in values]}
+        return out
+
+    base = experiment(n_candidates=2, n_iter_block=2, n_blocks=1).model_dump(mode="json")
+    exp = parse_experiment({**base, "training": {**base["training"], "n_seeds": 2}})
+    state = go(tmp_path, exp, trainer=half).state
+    root, other = state.nodes[1], state.nodes[2]
+    assert root.metrics["connectivity_R2"] == 0.9 and root.reward == 0.45 and root.spread["min"] == 0 and root.spread["lost"] == 1
+    assert other.reward == pytest.approx(0.45) and "lost" not in other.spread
+    assert noise_floor(state, 1) == pytest.approx(0.1 / 2**0.5), "a lost seed is no measure of noise"
+    log = (tmp_path / "analysis.md").read_text()
+    assert "R2 0.450 (1 of 2 seeds without a result count as 0), the root" in log
+    assert "R2=0.450" in "".join(s.line for s in scores(state, 1))
+
+
+def test_small_gains_are_called_noise_in_log_and_measures(tmp_path):
+    def trainer(plan):
+        out = {}
+        for node in plan.nodes:
+            values = [0.50, 0.54] if node.strategy == "root" else [0.52 + (0.03 if node.id < 4 else 0.3)]
+            out[node.id] = {"metrics": {"connectivity_R2": sum(values) / len(values)}, "per_seed": [{"connectivity_R2": v} for v in values]}
+        return out
+
+    state = go(tmp_path, experiment(n_candidates=1, n_iter_block=4, n_blocks=1), trainer=trainer).state
+    assert noise_floor(state, 1) == pytest.approx(0.04 / 2**0.5)  # so 0.03 is noise, 0.27 is not
+    assert "within twice the spread" in state.nodes[2].observation and "within twice" not in state.nodes[4].observation
+    assert "repetitions spread by 0.028" in state.nodes[1].observation
+    text = state.blocks[1].ended["measures"]["text"]
+    assert "improvement rate 67% (1 of the improvements noise)" in text and text in (tmp_path / "analysis.md").read_text()
+
+
+def test_a_text_too_long_costs_only_itself(tmp_path):
+    bad = "x" * 5_000
+
+    class Wordy(Scripted):
+        def step(self, context):
+            step = super().step(context)
+            if not context.new_nodes:
+                return step
+            first, second = context.new_nodes
+            lines = {first: "kept", second: bad}
+            return replace(step, reason="kept reason", activity=lines, observation={first: "mine", second: "mine too"})
+
+    exp = experiment(n_candidates=2, n_iter_block=3, n_blocks=1)
+    state = go(tmp_path, exp, Wordy()).state
+    assert (state.nodes[1].activity, state.nodes[1].observation) == ("kept", "mine")
+    assert state.nodes[2].activity == "2% silent" and state.nodes[2].observation == "mine too"
+    assert state.choices[1].reason == "kept reason"
 
 
 def test_failed_nodes_do_not_stop_the_run(tmp_path):
@@ -576,8 +678,9 @@ def test_edits_are_taken_back_one_by_one(tmp_path):
     versions = fold(read_journal(tmp_path)).protocols
     assert len(versions) == 3, "both blocks edited"
     for k in (1, 0):
-        change = loop_module.revert_protocol(tmp_path)
-        assert (tmp_path / "protocol.md").read_text() == versions[k] and change.startswith("--- a/protocol.md")
+        undone = loop_module.revert_protocol(tmp_path)
+        assert (tmp_path / "protocol.md").read_text() == versions[k] and undone["diff"].startswith("--- a/protocol.md")
+        assert undone["reason"].startswith("taken back: ")
     with pytest.raises(UserError, match="no edit to take back"):
         loop_module.revert_protocol(tmp_path)
     assert "taken back: " in (tmp_path / "analysis.md").read_text()

@@ -144,7 +144,7 @@ def end(tmp_path, **fields):
     """What is wrong with a step at a block end."""
     ctx = context(tmp_path, iterations=3)
     proposals = tuple(Proposal("root", {"noise_model_level": v}) for v in (0.1, 0.15))
-    good = {"proposals": proposals, "chosen": 9, "block_summary": "fine", "protocol_edit": ProtocolEdit("", "", "No changes needed")}
+    good = {"proposals": proposals, "chosen": 9, "block_summary": "fine", "protocol_edit": ProtocolEdit("", "", "No changes needed: it climbs")}
     return [str(p) for p in validate_step(ctx, Step(**{**good, **fields}))]
 
 
@@ -153,7 +153,8 @@ def test_block_ends(tmp_path):
     assert end(tmp_path, next_simulation={"visual_input_type": "scenes_flow", "n_frames": 3000, "delta_t": 0.01}) == []
     assert "summary" in end(tmp_path, block_summary=" ")[0]
     assert "a block end needs an edit" in end(tmp_path, protocol_edit=None)[0]
-    assert "the reason is missing" in end(tmp_path, protocol_edit=ProtocolEdit("", "", ""))[0]
+    for reason in ("", "No changes needed.", " no change needed "):
+        assert "the reason is missing" in end(tmp_path, protocol_edit=ProtocolEdit("", "", reason))[0]
     assert "occurs 0 times" in end(tmp_path, protocol_edit=ProtocolEdit("## Goal", "x", "why"))[0]
     assert "1000 to 4000" in end(tmp_path, next_simulation={"n_frames": 64_000})[0]
     assert "not searched" in end(tmp_path, next_simulation={"seed": 3})[0]

@@ -140,3 +140,31 @@ def test_the_best_configuration_is_the_best_on_average():
     state = fold(rows)
     assert tree.best_node(state).id == 1 and tree.best_configuration(state).id == 3
     assert tree.best_configuration(fold(events([[("root", None)]]))) is None
+
+
+def test_an_iteration_improves_only_beyond_noise():
+    assert [tree.stale(chain(*[0.5, 0.6, 0.6, 0.55, 0.7][:k])) for k in range(1, 6)] == [0, 0, 1, 2, 0]
+    rows = events([[("root", 0.5)], [(1, 0.53)], [(2, 0.56)], [(3, 0.59)]])
+    # Two seeds of the root spread by 0.02: less than 0.04 is noise, but small steps add up.
+    first = next(e for e in rows if e.get("node") == 1)
+    first["per_seed"] = [{"connectivity_R2": 0.5 + d / 2**0.5} for d in (-0.02, 0.02)]
+    ends = [k for k, e in enumerate(rows) if e["event"] == "node_finished"]
+    assert [tree.stale(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 1]
+    assert tree.measure(fold(rows), 1).noise == 3
+    assert "improvement rate 100% (3 of the improvements noise)" in tree.measure(fold(rows), 1).describe()
+
+
+def test_a_block_is_measured_against_itself_its_first_iteration_against_the_run():
+    first, second = events([[("root", 0.8)]]), events([[("root", 0.5)], [(2, 0.6)], [(3, 0.6)]])
+    moved = []
+    for event in second[1:]:
+        event = {**event, "iteration": event["iteration"] + 1, "block": 2}
+        if "nodes" in event:
+            shift = [{**n, "node": n["node"] + 1} for n in event["nodes"]]
+            event["nodes"] = shift
+        else:
+            event["node"] += 1
+        moved.append(event)
+    whole = first + moved
+    ends = [k for k, e in enumerate(whole) if e["event"] == "node_finished"]
+    assert [tree.stale(fold(whole[: k + 1])) for k in ends] == [0, 1, 0, 1]

@@ -8,14 +8,14 @@ parent that the reversion check names, after the proposer was told once.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from flyjax.search.interface import ROOT, BadAnswer, Context, Proposer, Step
 from flyjax.search.journal import clean
 from flyjax.search.proposers.rules import RulesProposer
-from flyjax.search.space import Candidate, Problem, next_simulation, resolve, reversions, validate_step
+from flyjax.search.space import Candidate, Problem, is_line, next_simulation, resolve, reversions, validate_step
 from flyjax.search.state import State
 from flyjax.search.tree import scores
 
@@ -105,11 +105,13 @@ def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[
     if step is None:
         return reference, lines
     bad, changes = {p.part for p in problems}, {}
-    for part in ("chosen", "next_simulation", "protocol_edit", "block_summary", "notes"):
+    for part in ("chosen", "reason", "next_simulation", "protocol_edit", "block_summary", "notes"):
         if part in bad:
             changes[part] = getattr(reference, part)
-    if "text" in bad:
-        changes.update({k: getattr(reference, k) for k in ("reason", "block_summary", "activity", "observation")})
+    for part in bad & {"activity", "observation"}:
+        given = getattr(step, part)
+        good = {n: text for n, text in given.items() if is_line(text)} if isinstance(given, Mapping) else {}
+        changes[part] = {**getattr(reference, part), **good}
     if bad & {"proposals", "next_simulation"}:
         base = replace(step, **changes, proposals=())
         changes["proposals"] = _mended_proposals(context, rules, base, step, problems)

@@ -19,19 +19,20 @@ from flyjax.search.asking import Accepted, ask
 from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
 from flyjax.search.journal import Journal, read_journal
 from flyjax.search.people import acknowledge, edited_protocol, pending_input, write_text
-from flyjax.search.plan import IterationPlan, plan_of
+from flyjax.search.plan import IterationPlan, plan_of, seeds_of
 from flyjax.search.protocol import EditRefused, apply_edit, body, carry_over, diff, instantiate, rules, with_body
 from flyjax.search.ranges import derive_seed
 from flyjax.search.space import block_simulation, root_config
 from flyjax.search.state import State, apply, fold
-from flyjax.search.tree import measure
+from flyjax.search.tree import best_node, measure, stale
 
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
 
 #: What may differ between the config of a run and the config it is resumed with.
 CHANGEABLE = (
     "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
-    "search.max_disk_gb", "search.n_blocks", "search.proposer", "search.transcript", "search.llm",
+    "search.max_disk_gb", "search.target", "search.patience", "search.n_blocks", "search.proposer", "search.transcript",
+    "search.llm",
 )  # fmt: skip
 
 
@@ -199,6 +200,12 @@ class _Loop:
         worked = self.state.wall_s + max(0.0, self.clock() - max(self.state.last_time, self.began))
         if search.max_wall_s is not None and worked >= search.max_wall_s:
             return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
+        best = best_node(self.state)
+        if search.target is not None and best is not None and best.reward >= search.target:
+            return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
+        idle = stale(self.state)
+        if search.patience is not None and idle >= search.patience:
+            return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
         left = search.n_candidates
         if search.max_nodes is not None:
             left = min(left, search.max_nodes - len(self.state.nodes))
@@ -236,9 +243,10 @@ class _Loop:
         opens, first = step["opens_block"], max(state.nodes, default=0) + 1
         root = {"parent": ROOT, "changes": {}, "config": root_config(self.experiment), "strategy": ROOT, "hypothesis": ""}
         entries = [{**root, "parent_rule": "a block begins: UCB file empty -> parent=root"}] * opens + step["proposals"]
-        n_seeds, nodes = self.experiment.training.n_seeds, []
+        nodes = []
         for node, entry in enumerate(entries, first):
-            nodes.append({"node": node, **entry, "seeds": [derive_seed(search.seed, node, s) for s in range(n_seeds)]})
+            seeds = range(seeds_of(self.experiment, entry["strategy"] == ROOT))
+            nodes.append({"node": node, **entry, "seeds": [derive_seed(search.seed, node, s) for s in seeds]})
         block = step["block"] + (1 if self.at_block_end() else 0)
         done = 0 if opens else state.iteration.iter_in_block
         planned = {
@@ -334,8 +342,8 @@ class _Loop:
         )  # fmt: skip
 
 
-def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> str:
-    """Take back the newest edit of a run's protocol that was not taken back yet; gives the diff.
+def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> dict[str, Any]:
+    """Take back the newest edit of a run's protocol that was not taken back yet; gives the event (reason, diff).
 
     **Raises:** `UserError` where there is no such edit, or the run is in use.
     """
@@ -349,14 +357,14 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
             raise UserError(f"the protocol of {run_dir} has no edit to take back")
         # protocols[0] is the run's first version, so protocols[k] is the one before edit k.
         text = with_body(state.protocol, body(state.protocols[left[-1]]))
-        change, edit = diff(state.protocol, text), state.edits[left[-1]]
+        edit = state.edits[left[-1]]
         event = journal.append(
             "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],
-            reason=f"taken back: {edit['reason']}", protocol=text, diff=change,
+            reason=f"taken back: {edit['reason']}", protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
         write_text(run_dir / "protocol.md", text)
         render.write(run_dir, apply(state, event))
-    return change
+    return event
 
 
 def _read_protocol(path: str | Path) -> str:
@@ -367,11 +375,12 @@ def _read_protocol(path: str | Path) -> str:
 
 
 def _overspent(experiment: Experiment, state: State) -> str:
-    search, spent = experiment.search, state.spent
-    if search.max_calls is not None and spent.calls >= search.max_calls:
-        return f"search.max_calls={search.max_calls} spent; raise it to go on, or go on free with --proposer rules"
-    if search.max_usd is not None and spent.usd >= search.max_usd:
-        return f"search.max_usd={search.max_usd:g} spent; raise it to go on, or go on free with --proposer rules"
+    spent = state.spent
+    used = {"max_calls": spent.calls, "max_tokens": spent.input_tokens + spent.output_tokens, "max_usd": spent.usd}
+    for name, value in used.items():
+        limit = getattr(experiment.search, name)
+        if limit is not None and value >= limit:
+            return f"search.{name}={limit:.12g} spent; raise it to go on, or go on free with --proposer rules"
     return ""
 
 

@@ -9,6 +9,11 @@ from flyjax.config import Experiment, parse_experiment
 from flyjax.search.state import Node, State
 
 
+def seeds_of(experiment: Experiment, is_root: bool) -> int:
+    """How many trainings a node has; a block's root has two at least, so that its spread says what noise is."""
+    return max(2, experiment.training.n_seeds) if is_root else experiment.training.n_seeds
+
+
 @dataclass(frozen=True)
 class IterationPlan:
     """What `evaluate` trains. The same plan comes again when a run resumes inside an iteration."""

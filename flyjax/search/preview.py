@@ -9,8 +9,12 @@ from flyjax.search.interface import Context
 from flyjax.search.journal import NAME, fold, read_journal
 from flyjax.search.people import pending_input
 from flyjax.search.protocol import instantiate
+from flyjax.search.plan import seeds_of
 from flyjax.search.space import block_simulation
 from flyjax.search.state import State
+
+#: What ends or pauses a run early.
+LIMITS = ("max_usd", "max_tokens", "max_calls", "max_wall_s", "max_nodes", "target", "patience")
 
 
 def next_context(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...]) -> Context:
@@ -40,15 +44,16 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     """Blocks, nodes and trainings of a whole run."""
     search, training = experiment.search, experiment.training
     nodes = search.n_blocks * search.n_iter_block * search.n_candidates
+    trainings = nodes * training.n_seeds + search.n_blocks * (seeds_of(experiment, True) - training.n_seeds)
     lines = [
         f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} candidates "
-        f"= {nodes} nodes, {nodes * training.n_seeds} trainings; proposer {proposer}, objective {search.objective}"
+        f"= {nodes} nodes, {trainings} trainings; proposer {proposer}, objective {search.objective}"
     ]
     for block in range(1, search.n_blocks + 1):
         s = block_simulation(experiment, block)
         lines.append(f"  block {block}: {s['visual_input_type']}, {s['n_frames']} frames of {s['delta_t']} s, extent {s['extent']}")
-    limits = {k: getattr(search, k) for k in ("max_usd", "max_calls", "max_wall_s", "max_nodes") if getattr(search, k) is not None}
-    lines.append("  limits: " + (", ".join(f"{k}={v:g}" for k, v in limits.items()) or "none"))
+    limits = {k: getattr(search, k) for k in LIMITS if getattr(search, k) is not None}
+    lines.append("  limits: " + (", ".join(f"{k}={v:.12g}" for k, v in limits.items()) or "none"))
     return "\n".join(lines)
 
 

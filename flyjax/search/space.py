@@ -9,6 +9,7 @@ Seeds are derived from (run seed, node id, index) in `ranges.derive_seed`; no pr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Simulation, Training
 from flyjax.errors import nearest
 from flyjax.search.interface import ROOT, STRATEGIES, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.memory import MAX_NOTES
 from flyjax.search.protocol import EditRefused, apply_edit
 from flyjax.search.ranges import coerce, derive_seed, extreme, perturb, sample, unit
 from flyjax.search.tree import scores
@@ -27,7 +29,6 @@ __all__ = [
     "extreme", "next_simulation", "perturb", "resolve", "reversions", "root_config", "sample", "unit", "validate_step",
 ]  # fmt: skip
 
-MAX_NOTES = 500  # lines
 MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary
 
 
@@ -35,7 +36,7 @@ MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary
 class Problem:
     """Why a part of a step cannot be carried out. `slot` counts proposals from 0."""
 
-    part: str  # proposals | chosen | next_simulation | protocol_edit | block_summary | notes | text
+    part: str  # the field of the step: proposals, chosen, reason, activity, ..., or answer
     message: str
     slot: int | None = None
 
@@ -235,7 +236,8 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
         problems.append(Problem("block_summary", "a block end needs its summary: what worked and what failed"))
     if not isinstance(edit, ProtocolEdit):
         return [*problems, Problem("protocol_edit", "a block end needs an edit, or an empty one with the reason")]
-    if not isinstance(edit.reason, str) or not edit.reason.strip():
+    # "No changes needed" by itself says what, not why.
+    if not isinstance(edit.reason, str) or not re.sub(r"no changes? (is |are )?needed|\W", "", edit.reason, flags=re.I):
         problems.append(Problem("protocol_edit", "the reason is missing; it is needed for an edit and for no changes alike"))
     try:
         apply_edit(context.protocol, edit)
@@ -244,16 +246,20 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
     return problems
 
 
+def is_line(text: Any) -> bool:
+    """Whether a text may stand in the log."""
+    return isinstance(text, str) and len(text) <= MAX_TEXT
+
+
 def _check_texts(step: Step) -> list[Problem]:
     problems = []
     for name in ("reason", "block_summary"):
-        text = getattr(step, name)
-        if not isinstance(text, str) or len(text) > MAX_TEXT:
-            problems.append(Problem("text", f"{name} has to be a text of at most {MAX_TEXT} characters"))
+        if not is_line(getattr(step, name)):
+            problems.append(Problem(name, f"has to be a text of at most {MAX_TEXT} characters"))
     for name in ("activity", "observation"):
         lines = getattr(step, name)
-        if not isinstance(lines, Mapping) or not all(isinstance(t, str) and len(t) <= MAX_TEXT for t in lines.values()):
-            problems.append(Problem("text", f"{name} has to map nodes to texts of at most {MAX_TEXT} characters"))
+        if not isinstance(lines, Mapping) or not all(map(is_line, lines.values())):
+            problems.append(Problem(name, f"has to map nodes to texts of at most {MAX_TEXT} characters"))
     if not isinstance(step.notes, str) or step.notes.count("\n") >= MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
         problems.append(Problem("notes", f"memory notes are a text of at most {MAX_NOTES} lines"))
     return problems

@@ -50,8 +50,8 @@ class Node:
     status: str = "running"  # running | finished | failed
     metrics: dict[str, Any] | None = None
     reason: str = ""  # why it failed
-    reward: float | None = None  # the objective, mean over seeds
-    spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv over seeds
+    reward: float | None = None  # the objective, mean over seeds; a seed without one counts as 0
+    spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv, lost (without a value) over seeds
     activity: str = ""  # the log's `Activity:` line, as measured or as a step words it
     observation: str = ""
 
@@ -182,18 +182,21 @@ class State:
         return max(trained, key=lambda n: (n.reward if n.reward is not None else -math.inf, -n.id), default=None)
 
 
-def _spread(values) -> dict[str, float]:
-    values = [v for v in map(finite, values) if v is not None]
-    if not values:
-        return {}
+def _pooled(values) -> tuple[float | None, dict[str, float]]:
+    """(reward, spread) of a node from its seeds' objectives; a seed that was lost counts as 0."""
+    values = [finite(v) for v in values]
+    lost = values.count(None)
+    if lost == len(values):
+        return None, {}
+    values = [0.0 if v is None else v for v in values]
     mean = sum(values) / len(values)
     # n - 1: the seeds are a sample; one seed has no spread rather than a spread of zero.
-    out = {"n": len(values), "min": min(values)}
+    out = {"n": len(values), "min": min(values)} | ({"lost": lost} if lost else {})
     if len(values) > 1:
         out["std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
         if mean:
             out["cv"] = out["std"] / abs(mean)
-    return out
+    return mean, out
 
 
 def _known_node(state: State, event) -> Node:
@@ -277,14 +280,16 @@ def _iteration_started(state, event):
 def _node_finished(state, event):
     node, metrics = _known_node(state, event), event.get("metrics") or {}
     name = objective_metric(state.objective)
-    per_seed = event.get("per_seed") or [metrics]
+    # Metrics are means over the seeds that have them: the reward is not, or a config that fails half the time would win.
+    known = finite(metrics.get(name)) is not None
+    reward, spread = _pooled(m.get(name) for m in event.get("per_seed") or [metrics]) if known else (None, {})
     done = replace(
         node,
         status="finished",
         metrics=metrics,
         reason=event.get("reason") or "",
-        reward=finite(metrics.get(name)),
-        spread=_spread(m.get(name) for m in per_seed),
+        reward=reward,
+        spread=spread,
         activity=event.get("activity") or "",
     )
     return replace(state, nodes={**state.nodes, node.id: done})

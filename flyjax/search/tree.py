@@ -88,13 +88,15 @@ class Measures:
     plateau: int  # iterations at the end that stay within +- tolerance of each other
     successes: int  # consecutive iterations at the end with R2 >= threshold
     best: float | None
+    noise: int = 0  # of the improvements, those that are noise
 
     def describe(self) -> str:
         def share(x):
             return "not measurable" if x is None else f"{x:.0%}"
 
         return (
-            f"branching rate {share(self.branching)}, improvement rate {share(self.improvement)}, "
+            f"branching rate {share(self.branching)}, improvement rate {share(self.improvement)}"
+            f"{f' ({self.noise} of the improvements noise)' if self.noise else ''}, "
             f"plateau {self.plateau} iteration{'' if self.plateau == 1 else 's'}"
         )
 
@@ -149,9 +151,18 @@ def branching_rate(state: State, block: int, window: int) -> float | None:
 
 def improvement_rate(values: list[float]) -> float | None:
     """Share of iterations (after the first) whose R2 exceeds all before them."""
-    if len(values) < 2:
-        return None
-    return sum(v > max(values[:k]) for k, v in enumerate(values) if k) / (len(values) - 1)
+    gains = _gains(values)
+    return sum(gain > 0 for gain in gains) / len(gains) if gains else None
+
+
+def _gains(values: list[float]) -> list[float]:
+    """What each value (after the first) adds to the best before it."""
+    return [v - max(values[:k]) for k, v in enumerate(values) if k]
+
+
+def clear_gain(state: State, block: int) -> float:
+    """An improvement has to exceed this to be more than noise: twice the noise floor, 0 where none is known."""
+    return 2 * (noise_floor(state, block) or 0.0)
 
 
 def measure(state: State, block: int, *, threshold: float = 0.9, tolerance: float = 0.05) -> Measures:
@@ -164,7 +175,27 @@ def measure(state: State, block: int, *, threshold: float = 0.9, tolerance: floa
         plateau(values, tolerance),
         successes(values, threshold),
         max((score(n) for n in state.block_nodes(block) if n.reward is not None), default=None),
+        sum(0 < gain <= clear_gain(state, block) for gain in _gains(values)),
     )
+
+
+def stale(state: State) -> int:
+    """Trained iterations at the end of the run since the last improvement beyond noise.
+
+    An iteration improves where its best node exceeds, by more than `clear_gain`, what its block had reached;
+    the first of a block is compared with what the run had reached.
+    """
+    count, run_best = 0, -math.inf
+    for block in sorted(state.blocks):
+        clear, best = clear_gain(state, block), run_best
+        for number in trained_iterations(state, block):
+            top = max(score(state.nodes[i]) for i in state.iterations[number].nodes)
+            improved = top > best + clear
+            count = 0 if improved else count + 1
+            # What stays within noise of the best does not move it: small steps add up to an improvement.
+            best = top if improved or number == state.blocks[block].iterations[0] else best
+            run_best = max(run_best, best)
+    return count
 
 
 def best_node(state: State, block: int | None = None) -> Node | None:
@@ -195,11 +226,14 @@ def reruns(state: State, node: Node) -> list[Node]:
 def noise_floor(state: State, block: int) -> float | None:
     """Standard deviation of the reward over repetitions of one configuration of the block.
 
-    Pooled over all configurations that ran more than once (seeds of a node, robustness-tests);
-    None where none did. An improvement below twice this value is noise.
+    Pooled over all configurations that ran more than once (the root's seeds, others', robustness-tests);
+    None where none did. An improvement below twice this value is noise (`clear_gain`). Nodes that lost
+    a seed are left out: how often a configuration fails says nothing on the spread of the others.
     """
     squares, freedom, twins = 0.0, 0, {}
     for node in state.block_nodes(block):
+        if node.spread.get("lost"):
+            continue
         n, std = node.spread.get("n", 0), node.spread.get("std")
         if std is not None:
             squares, freedom = squares + (n - 1) * std**2, freedom + n - 1

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.search import moves
+from flyjax.search import memory, moves
 from flyjax.search.interface import ROOT, Context, Proposal, Step
 from flyjax.search.protocol import Rules, rules
 from flyjax.search.revise import revise
 from flyjax.search.space import available_visuals, block_simulation, next_simulation, resolve, root_config
 from flyjax.search.state import Node, State
 from flyjax.search.strategy import Slot, deal
-from flyjax.search.tree import best_configuration, best_node, measure, noise_floor, score
+from flyjax.search.tree import best_configuration, best_node, clear_gain, measure, noise_floor, score
 
 PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
 
@@ -114,19 +114,19 @@ class RulesProposer:
         state, block = context.state, context.block
         measures, best = measure(state, block), best_node(state, block)
         edit = revise(context.protocol, measures)
+        tried, clear = moves.moves(state, block), max(0.01, clear_gain(state, block))
         if best is None:
             summary = f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
         else:
-            tried, clear = moves.moves(state, block), max(0.01, 2 * (noise_floor(state, block) or 0))
             helped, hurt = [m for m in tried if m.gain > clear], [m for m in tried if m.gain < -max(0.05, clear)]
             summary = f"helped: {_told(helped)}; hurt: {_told(hurt[::-1])}; {measures.describe()}"
-        note = f"block {block}: {summary}"
+        found = {"": [f"block {block}: {summary}"], **memory.learned(block, tried, self.experiment.search.ranges, clear)}
         return replace(
             step,
             block_summary=summary,
             protocol_edit=edit,
             next_simulation=self._next_simulation(context) if context.next_opens_block else {},
-            notes="\n".join([*state.notes.splitlines(), note][-500:]),
+            notes=memory.merge(state.notes, found),
         )
 
     def _next_simulation(self, context: Context) -> dict[str, Any]:
@@ -184,9 +184,13 @@ def observe(state: State, node: Node) -> str:
     """The log's `Observation:` line: the result against the parent's, noise named as such."""
     if node.status == "failed":
         return f"failed: {node.reason}"
-    start = state.nodes.get(node.parent) if isinstance(node.parent, int) else None
-    if start is None:
-        return f"R2 {score(node):.3f} from the root"
-    change, floor = score(node) - score(start), noise_floor(state, node.block)
-    noise = " (noise: below twice the spread of repetitions)" if floor is not None and abs(change) < 2 * floor else ""
-    return f"R2 {score(node):.3f}, {change:+.3f} against node {start.id}{noise}"
+    lost = node.spread.get("lost")
+    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as 0)" if lost else "")
+    root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
+    start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
+    if start is None or start is node:
+        floor = noise_floor(state, node.block)
+        return f"{told}, the root" + (f"; repetitions spread by {floor:.3f}" if floor is not None else "")
+    change = score(node) - score(start)
+    noise = " (noise: within twice the spread of repetitions)" if abs(change) < clear_gain(state, node.block) else ""
+    return f"{told}, {change:+.3f} against node {start.id}{noise}"

@@ -1,0 +1,46 @@
+"""Memory notes: three sections, nothing lost but the oldest, what a block's moves say."""
+
+from search_landscape import experiment
+
+from flyjax.search.memory import FALSIFIED, MAX_NOTES, PRINCIPLES, QUESTIONS, learned, merge, parse
+from flyjax.search.moves import Move
+
+RANGES = experiment().search.ranges
+
+
+def move(gain, **changes):
+    origin = {"noise_model_level": 0.05, "coeff_W_L1": 1e-4, "batch_size": 1, "coeff_edge_norm": 1.0}
+    return Move(changes, gain, origin)
+
+
+def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsified():
+    tried = [move(0.1 * k, noise_model_level=0.05 + 0.02 * k) for k in (1, 2, 3)]
+    tried += [move(-0.3, coeff_W_L1=1e-3), move(0.01, batch_size=4), move(0.2, coeff_W_L1=1e-5), move(0.15, coeff_W_L1=1e-6)]
+    found = learned(2, tried, RANGES, clear=0.05)
+    assert found[PRINCIPLES] == ["- block 2: raising noise_model_level helps (+0.20 on average, 3 nodes)"]
+    assert found[FALSIFIED] == ["- block 2: raising coeff_W_L1 would help (-0.30 on average, 1 node)"]
+    assert sorted(line.split(":")[1].split("?")[0] for line in found[QUESTIONS]) == [
+        " does lowering coeff_W_L1 help",
+        " does raising batch_size help",
+    ]
+    # Three nodes within noise are no principle.
+    assert learned(1, [move(0.01, coeff_edge_norm=2.0)] * 3, RANGES, clear=0.05)[PRINCIPLES] == []
+
+
+def test_notes_of_another_hand_are_kept_and_sorted_in():
+    theirs = "Seen so far.\n### Established principles (3 or more nodes)\n- noise helps (nodes 1, 2, 3)\n## open questions\n- batch?"
+    merged = merge(theirs, {PRINCIPLES: ["- more", "- noise helps (nodes 1, 2, 3)"], FALSIFIED: ["- less"], "": ["block 1: fine"]})
+    assert merged.splitlines() == [
+        "Seen so far.", "block 1: fine",
+        "## Established principles", "- noise helps (nodes 1, 2, 3)", "- more",
+        "## Open questions", "- batch?",
+        "## Falsified hypotheses", "- less",
+    ]  # fmt: skip
+    assert merge(merged, {}) == merged
+
+
+def test_five_hundred_lines_the_oldest_go():
+    text = merge("## Open questions\n" + "\n".join(f"- {k}" for k in range(600)), {PRINCIPLES: ["- new"]})
+    assert len(text.splitlines()) == MAX_NOTES == 500
+    assert "- new" in text and "- 599" in text and "- 0" not in text.splitlines()
+    assert len(parse(text)[QUESTIONS]) == 496
