@@ -160,8 +160,10 @@ def write_checkpoint(path, arrays, extra=None):
     metadata = _dict({"_metadata": _ordered({"": _dict({"version": _int(1)})})}) + b"b"
     storages["n"] = np.array([232_080])
     decoder = _ordered({"base.1.num_batches_tracked": _tensor("n", storages["n"], "LongStorage", size=(), stride=())})
-    dtype = _global("numpy", "dtype") + _tuple(_text("f8"), b"\x89", b"\x88") + b"R"
-    loss = _global("numpy.core.multiarray", "scalar") + _tuple(dtype, _text("01234567")) + b"R"
+    state = _tuple(_int(3), _text("<"), b"N", b"N", b"N", _int(-1), _int(-1), _int(0)) + b"b"
+    dtype = _global("numpy", "dtype") + _tuple(_text("f8"), b"\x89", b"\x88") + b"R" + state
+    number = _global("_codecs", "encode") + _tuple(_text("01234567"), _text("latin1")) + b"R"
+    loss = _global("numpy._core.multiarray", "scalar") + _tuple(dtype, number) + b"R"
     body = {"network": _ordered(tensors, metadata), "decoder": _dict({"flow": decoder}), "val_loss": loss, "iteration": _int(9)}
     return write_torch(path, _dict(body | (extra or {})), storages)
 
@@ -312,7 +314,7 @@ def test_each_type_is_biased_to_cross_zero(drawn):
     for k in range(c.n_types):
         own = v[:, c.cell_type == k]
         if own.std() > 1e-6:
-            assert abs(own.mean() / own.std() - 0.3) < 0.01, c.cell_types[k]
+            assert abs(own.mean() / own.std() - 0.3) < 0.02, c.cell_types[k]
 
 
 @pytest.mark.parametrize("scene", ["scenes_texture", "scenes_flow", "scenes_edges"])

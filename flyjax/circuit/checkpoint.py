@@ -81,6 +81,7 @@ _ALLOWED: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
     ("numpy", "dtype"): _OpaqueType,
+    ("_codecs", "encode"): _opaque,
     ("numpy.core.multiarray", "scalar"): _opaque,
     ("numpy._core.multiarray", "scalar"): _opaque,
     **{("torch", name): _Storage(dtype) for name, dtype in _STORAGES.items()},
