@@ -79,7 +79,8 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, layout=None)
 
 
-def _save(figure: Figure, path) -> Path:
+def _save(figure: Figure, path, mode: str = "P") -> Path:
+    """As PNG: a small palette (P), enough for lines; true colour (RGB) or greys (L) for shades."""
     from PIL import Image
 
     canvas = FigureCanvasAgg(figure)
@@ -88,11 +89,18 @@ def _save(figure: Figure, path) -> Path:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
-    image.quantize(N_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(path, optimize=False)
+    if mode == "P":
+        image = image.quantize(N_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image = image.convert(mode)
+    if mode == "L":  # 64 greys halve the file and look the same
+        image = image.point(lambda g: round(g / 255 * 63) * 255 // 63)
+    image.save(path, optimize=mode != "P")
     return path
 
 
-def _styled(function):
+def styled(function):
+    """Draw in the house style."""
+
     def draw(*args, **kwargs):
         with matplotlib.rc_context(STYLE):
             return function(*args, **kwargs)
@@ -101,7 +109,7 @@ def _styled(function):
     return draw
 
 
-@_styled
+@styled
 def activity_figure(path, evaluation: Evaluation, test_recording, first_frame: int = 0) -> Path:
     """True and rolled-out voltage of one neuron per type over the same held-out frames, the stimulus above."""
     c, run = test_recording.connectome, evaluation.rollout
@@ -207,7 +215,7 @@ def weight_scatter(axes, true, learned, title: str, max_error: float | None = MA
     axes.set_xlabel("true W")
 
 
-@_styled
+@styled
 def recovery_figure(path, evaluation: Evaluation, train_recording) -> Path:
     """Learned against true: W corrected and raw, tau and V_rest per neuron with their type means."""
     c, p, found = train_recording.connectome, train_recording.parameters, evaluation.found
@@ -264,7 +272,7 @@ def _annotate(ax, at, names) -> None:
             ax.annotate(names[t], at[t], fontsize=6, color="#222222", ha="center", va="bottom", xytext=(0, 3), textcoords="offset points")
 
 
-@_styled
+@styled
 def embedding_figure(path, evaluation: Evaluation, train_recording) -> Path:
     """The learned embedding of every neuron (its first two principal components beyond two dimensions)."""
     c = train_recording.connectome
@@ -307,7 +315,7 @@ def embedding_figure(path, evaluation: Evaluation, train_recording) -> Path:
     return _save(figure, path)
 
 
-@_styled
+@styled
 def functions_figure(path, evaluation: Evaluation, train_recording) -> Path:
     """Learned g and f of one neuron per type over the voltages it visits, against the truth."""
     curves, c = evaluation.curves, train_recording.connectome

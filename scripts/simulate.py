@@ -1,0 +1,78 @@
+"""Simulate the fly under a stimulus and look at it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/simulate.py --show\n
+  python scripts/simulate.py --extent 3 --visual-input-type optical_flow --data-path sintel --show\n
+  python scripts/simulate.py --visual-input-type moving_edges --parameters flow/0000/000 --out runs/edges\n
+  python scripts/simulate.py --extent 8 --n-frames 8000 --noise 0.05 --save --out runs/fly\n
+  python scripts/simulate.py --strip experiments/results/scenes.png
+"""
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    extent: Annotated[int, typer.Option(help="Hexagonal radius, columns: 0 to 15.")] = 3,
+    visual_input_type: Annotated[str, typer.Option(help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3.")] = "scenes_flow",
+    n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
+    dt: Annotated[float, typer.Option(help="Step and frame interval, s.")] = 0.02,
+    noise: Annotated[float, typer.Option(help="Process noise, std per step.")] = 0.0,
+    parameters: Annotated[str, typer.Option(help="sampled, flow/0000/000, or the path of a flyvis checkpoint.")] = "sampled",
+    parameters_seed: Annotated[int, typer.Option(help="Of sampled parameters.")] = 0,
+    solver: Annotated[str, typer.Option(help="euler, or a noise-free one: heun, midpoint, ralston, bosh3, tsit5, dopri5, dopri8.")] = "euler",
+    initial: Annotated[str, typer.Option(help="Start: grey, rest or fade_in.")] = "grey",
+    seed: Annotated[int, typer.Option(help="Of stimulus and noise.")] = 0,
+    split: Annotated[str, typer.Option(help="train or test: other videos, other scenes. A test is noise-free and starts grey.")] = "train",
+    frame_rate: Annotated[str, typer.Option(help="Of videos: native (one frame per step), resampled (24/s at 1/dt) or default.")] = "default",
+    data_path: Annotated[Optional[Path], typer.Option(help="Folder of the videos. Default: FLYJAX_DATA.")] = None,
+    allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="Draw: hexagonal maps, film strip, kinographs, traces of all types, film (gif, mp4).")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Keep the recording, in the folder of --out.")] = False,
+    out: Annotated[Optional[Path], typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>.")] = None,
+    strip: Annotated[Optional[Path], typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
+):  # fmt: skip
+    """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
+    from flyjax import showing
+    from flyjax.config import Experiment, parse_experiment
+    from flyjax.console import Console, with_stand_ins
+
+    console = Console()
+    given = dict(
+        extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=dt,
+        parameters=parameters, parameters_seed=parameters_seed, solver=solver, initial=initial, seed=seed,
+        frame_rate=frame_rate, data_path=None if data_path is None else str(data_path),
+        test_visual_input_type=visual_input_type,
+    )  # fmt: skip
+    free = {"ranges": {}, "simulation_ranges": {}}
+    experiment: Experiment = parse_experiment({"simulation": given, "search": free}, "simulate")
+    if strip is not None:
+        from flyjax.circuit import lattice
+        from flyjax.report.films import scenes_figure
+
+        columns = lattice(extent)
+        console.table(showing.film_statistics(columns, dt, seed=seed), ["stimulus", "mean", "contrast", "frame_contrast", "temporal_slope"])
+        path = scenes_figure(strip, columns, seed=seed, dt=dt)
+        console.say(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
+        return
+    experiment, _, used = with_stand_ins(experiment, allow_fallback)
+    for missing, name in used.items():
+        console.say(f"{missing} is not there: {name} instead")
+    simulation = experiment.simulation
+    name = simulation.visual_input_type.replace(":", "").replace("+", "-")
+    folder = out or Path("runs") / f"simulate-{name}-{extent}"
+    showing.show(simulation, noise, split, folder, show or out is not None, save, console)
+
+
+if __name__ == "__main__":
+    run(app)
