@@ -38,7 +38,7 @@ class Simulation(_Strict):
     delta_t: float = Field(0.02, ge=0.001, le=0.05, description="integration step, s")
     clamp_tau: bool = Field(True, description="integrate with max(tau, delta_t), as flyvis does")
     solver: str = Field("euler", description="diffrax solver by name")
-    initial: Literal["grey", "rest"] = "grey"
+    initial: Literal["grey", "rest", "fade_in"] = Field("grey", description="start: 1 s of grey, V_rest, or 1 s from grey to frame 0")
     data_path: str | None = Field(None, description="folder of the video data set, where one is needed")
     frame_rate: Literal["default", "native", "resampled"] = Field(
         "default", description="of videos: one frame per step (native; DAVIS' default) or 24/s at 1/delta_t (optical_flow's)"
@@ -47,6 +47,9 @@ class Simulation(_Strict):
     null_edges: float = Field(0.0, ge=0, le=10, description="edges that do not exist, told to the learner; 1 = as many again")
     null_edges_kind: Literal["per_source", "random"] = "per_source"
     removed_edges: float = Field(0.0, ge=0, lt=1, description="share of true edges the learner is not told")
+    n_recordings: int = Field(1, ge=1, le=64, description="of other scenes and noise that the training frames are divided among")
+    voltage_dtype: Literal["float32", "float16"] = Field("float32", description="as training voltages are stored; float16 rounds them")
+    store_derivative: bool = Field(False, description="keep dV/dt with the training voltages instead of computing it again")
     seed: int = Field(0, ge=0, description="of the stimulus and the process noise")
 
 
@@ -127,9 +130,8 @@ class Range(_Strict):
             return any(type(value) is type(v) and value == v for v in self.values)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        if self.scale == "int" and value != int(value):
-            return False
-        return self.min <= value <= self.max
+        # The bounds first: NaN and infinity have no int.
+        return self.min <= value <= self.max and (self.scale != "int" or value == int(value))
 
     def describe(self) -> str:
         if self.scale == "choice":
@@ -292,12 +294,30 @@ def _fields_at(location) -> list[str]:
     return list(getattr(model, "model_fields", {}))
 
 
+def _bounds(location) -> str:
+    """The range of the field at an error location, in words."""
+    model: Any = Experiment
+    for part in location:
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return ""
+        model = field.annotation
+    limits = {k: getattr(m, k) for m in field.metadata for k in ("ge", "gt", "le", "lt") if getattr(m, k, None) is not None}
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    return " and ".join(f"{words[k]} {v:g}" for k, v in limits.items())
+
+
 def _one_line(error: ValidationError, source: str) -> str:
     first = error.errors()[0]
     where = ".".join(str(p) for p in first["loc"]) or "config"
     if first["type"] == "extra_forbidden":
         return f"{source}: unknown key {where!r}.{nearest(first['loc'][-1], _fields_at(first['loc']))}"
     message = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return f"{source}: {message}"
+    bounds = _bounds(first["loc"])
+    if bounds and first["type"] in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        message = f"out of range, {bounds}"
     shown = "" if isinstance(first["input"], (dict, BaseModel)) else f" (got {first['input']!r})"
     return f"{source}: {where}: {message}{shown}"
 

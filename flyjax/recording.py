@@ -10,19 +10,22 @@ and one Euler step leads on: voltage[t + 1] = voltage[t] + dt * derivative[t] + 
 noise moves the states and never enters the targets. Measurement noise n does not move the states:
 then voltage[t] is the state plus n[t], and derivative[t], as it would be differenced from such data,
 the right-hand side at the state plus (n[t + 1] - n[t]) / dt. The test split has neither.
+
+A recording may have several **parts**, one after the other, each with a start, a stimulus and noise of
+its own. No pair spans a border: where a part ends, voltage[t + 1] does not follow from voltage[t].
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import shutil
 from dataclasses import dataclass
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -30,9 +33,10 @@ from flyjax import circuit, stimulus, storage
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation, content_hash
 from flyjax.errors import UserError, nearest
+from flyjax.frames import Part, light_of, measured, measurement_noise, noise_and_step, states_of, stored_as, target_of
 from flyjax.truth import build_truth, checkpoint_file, known_circuit, told
 
-__all__ = ["Recording", "build_truth", "cached_recording", "known_circuit", "load_recording", "recipe", "record", "shown"]
+__all__ = ["Part", "Recording", "build_truth", "cached_recording", "known_circuit", "load_recording", "recipe", "record", "shown"]
 log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 CHUNK = 1000  # frames per compiled call
@@ -55,6 +59,7 @@ class Recording:
         visual_input_type: the stimulus shown.
         recipe: content hash of what made it, or None for circuits given by hand.
         simulated: the circuit that made the voltages, where it is another one.
+        parts: runs of frames, where there are several; `spans` says where they lie.
     """
 
     voltage: np.ndarray
@@ -69,6 +74,7 @@ class Recording:
     visual_input_type: str
     recipe: str | None = None
     simulated: tuple[Connectome, Parameters] | None = None
+    parts: tuple[Part, ...] = ()
 
     @property
     def truth(self) -> tuple[Connectome, Parameters]:
@@ -83,6 +89,12 @@ class Recording:
     def dt(self) -> float:
         """Integration step and frame interval, s."""
         return self.simulation.delta_t
+
+    @property
+    def spans(self) -> tuple[slice, ...]:
+        """Frames of each part; within one, each state follows from the one before."""
+        ends = np.cumsum([0, *(part.n_frames for part in self.parts or (Part(self.n_frames, self.seed),))])
+        return tuple(slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True))
 
     @property
     def initial(self) -> np.ndarray:
@@ -105,16 +117,17 @@ class Recording:
             frames: a slice or an index array.
         """
         voltage, luminance = self.voltage[frames], self.luminance[frames]
-        state, level = voltage, _measured(self.simulation, self.split)
-        if level:
+        if (held := vars(self).get("derivative")) is not None:
+            return voltage, luminance, held[frames]
+        noise, step = None, None
+        if measured(self.simulation, self.split):
             at = np.arange(self.n_frames)[frames]
-            n = measurement_noise(self.simulation, self.seed, at, voltage.shape[1])
-            step = measurement_noise(self.simulation, self.seed, at + 1, voltage.shape[1]) - n
-            state = voltage - n
-        target = np.asarray(
-            circuit.derivative(*self.truth, state, luminance, self.dt, self.simulation.clamp_tau)
-        )
-        return voltage, luminance, target + step / np.float32(self.dt) if level else target
+            noise, step = np.empty_like(voltage), np.empty_like(voltage)
+            for span, part in zip(self.spans, self.parts or (Part(self.n_frames, self.seed),), strict=True):
+                mine = (at >= span.start) & (at < span.stop)
+                if mine.any():
+                    noise[mine], step[mine] = noise_and_step(self.simulation, part.seed, at[mine] - span.start, voltage.shape[1])
+        return voltage, luminance, target_of(self.truth, self.simulation, voltage, luminance, noise, step)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,8 +144,18 @@ class Recording:
 
         **Raises:** `UserError` if the folder exists and is something else, or cannot be written.
         """
+        with storage.Writer(path) as writer:
+            # Rounded already where it is float16: nothing is lost here.
+            writer.create("voltage", self.voltage.shape, stored_as(self.simulation, self.split))
+            writer.append("voltage", self.voltage)
+            if self.simulation.store_derivative and self.split == "train":
+                writer.put("derivative", self.derivative)
+            return self._finish(writer)
+
+    def _finish(self, writer: storage.Writer) -> Path:
+        """Everything but voltage and derivative, and the manifest."""
         connectome, parameters = self.truth
-        arrays = {"voltage": self.voltage, "luminance": self.luminance, "final": self.final}
+        arrays = {"luminance": self.luminance, "final": self.final}
         arrays |= {f"parameters.{k}": np.asarray(v) for k, v in zip(Parameters._fields, parameters, strict=True)}
         meta = {
             "simulation": self.simulation.model_dump(mode="json"),
@@ -141,6 +164,7 @@ class Recording:
             "seed": self.seed,
             "visual_input_type": self.visual_input_type,
             "recipe": self.recipe,
+            "parts": self.parts,
         }
         # The fly is rebuilt from its extent; a circuit made by hand is stored with the recording.
         if connectome is not circuit.build_connectome(connectome.extent):
@@ -153,7 +177,9 @@ class Recording:
                     meta["connectome"][field.name] = {"shape": value.shape, "dtype": str(value.dtype)}
                 else:
                     meta["connectome"][field.name] = value
-        return storage.write_store(path, arrays, meta)
+        for name, array in arrays.items():
+            writer.put(name, array)
+        return writer.finish(meta)
 
 
 def load_recording(path: str | Path) -> Recording:
@@ -174,14 +200,18 @@ def load_recording(path: str | Path) -> Recording:
     else:
         connectome = circuit.build_connectome(simulation.extent)
     truth = connectome, Parameters(*(jnp.asarray(arrays[f"parameters.{k}"]) for k in Parameters._fields))
-    return Recording(
-        voltage=arrays["voltage"],
+    recording = Recording(
+        voltage=arrays["voltage"].astype(np.float32, copy=False),
         luminance=arrays["luminance"],
         final=arrays["final"],
         simulation=simulation,
         **told(simulation, truth),
         **{k: meta[k] for k in ("noise_model_level", "split", "seed", "visual_input_type", "recipe")},
+        parts=tuple(Part(*part) for part in meta["parts"]),
     )
+    if "derivative" in arrays:
+        vars(recording)["derivative"] = arrays["derivative"]
+    return recording
 
 
 # -- making one ------------------------------------------------------------------------------------
@@ -196,28 +226,6 @@ def shown(simulation: Simulation, split: str) -> str:
     return stimulus.check_name(simulation.test_visual_input_type or stimulus.other_kind(simulation.visual_input_type))
 
 
-def _measured(simulation: Simulation, split: str) -> float:
-    """Std of the measurement noise of a split."""
-    return 0.0 if split == "test" else simulation.measurement_noise_level
-
-
-def _key(simulation: Simulation, seed: int):
-    return jax.random.fold_in(jax.random.key(simulation.seed), seed)
-
-
-@partial(jax.jit, static_argnames="n")
-def _normal(key, frames, n: int):
-    return jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), (n,)))(frames)
-
-
-def measurement_noise(simulation: Simulation, seed: int, frames, n_neurons: int) -> np.ndarray:
-    """(len(frames), N) float32 that the training voltages of these frames carry; by frame number alone."""
-    # A stream of its own beside the process noise, whose step numbers stay below 2^31.
-    key = jax.random.fold_in(_key(simulation, seed), 2**31 + 1)
-    drawn = _normal(key, jnp.asarray(frames, jnp.uint32), n_neurons)
-    return np.asarray(drawn) * np.float32(simulation.measurement_noise_level)
-
-
 def record(
     simulation: Simulation,
     noise_model_level: float = 0.05,
@@ -226,12 +234,14 @@ def record(
     connectome: Connectome | None = None,
     parameters: Parameters | None = None,
     chunk: int = CHUNK,
+    store: str | Path | None = None,
 ) -> Recording:
     """Show a stimulus to the circuit and record it.
 
     The test split is always noise-free, starts from the grey steady state and shows
     `test_visual_input_type` for `n_test_frames`. Noise levels of one seed share stimulus and noise
     draws; the noise of a step depends on its number alone, so any `chunk` gives the same recording.
+    With `simulation.n_recordings` the training frames are divided among as many parts.
 
     Args:
         simulation: what to simulate.
@@ -240,6 +250,8 @@ def record(
         seed: another draw of stimulus and noise of the same simulation.
         connectome, parameters: another truth; by default `build_truth(simulation)`.
         chunk: frames per compiled call: memory beside the recording itself.
+        store: folder to write to, chunk by chunk while it is simulated; the recording is then read
+            from there.
 
     **Raises:** `UserError` for an unknown or absent stimulus, a truth of another extent, or
     voltages that diverge (with the first such frame).
@@ -257,65 +269,61 @@ def record(
         raise UserError(f"the circuit has extent {connectome.extent}, the simulation {simulation.extent}: make them equal")
     test = split == "test"
     noise = 0.0 if test else float(noise_model_level)
-    luminance = stimulus.luminance(
-        name,
-        connectome.columns,
-        simulation.n_test_frames if test else simulation.n_frames,
-        simulation.delta_t,
-        split,
-        # Injective for any seed a person would type; seed 0 is the configuration's own film.
-        simulation.seed + 1_000_003 * seed,
-        simulation.data_path,
-        simulation.frame_rate,
-    )
-    common = dict(dt=simulation.delta_t, clamp_tau=simulation.clamp_tau)
-    initial = "grey" if test else simulation.initial
-    state = circuit.steady_state(connectome, parameters, **common) if initial == "grey" else parameters.v_rest
-    pieces = circuit.simulate_chunks(
-        connectome,
-        parameters,
-        luminance,
-        noise=noise,
-        key=_key(simulation, seed),
-        initial=state,
-        solver=simulation.solver,
-        chunk=chunk,
-        **common,
-    )
-    n_frames = len(luminance)
-    voltage = np.empty((n_frames, connectome.n_neurons), np.float32)
-    voltage[0], after = np.asarray(state), 0
-    for piece in pieces:
-        piece = np.asarray(piece)
-        if not np.isfinite(piece).all():
-            frame = after + int(np.argmax(~np.isfinite(piece).all(axis=1)))
-            raise UserError(
-                f"the simulation diverged at frame {frame} (delta_t={simulation.delta_t} s, "
-                f"clamp_tau={simulation.clamp_tau}): use clamp_tau=true, a smaller delta_t or weaker noise"
-            )
-        # States after frames are states before the next ones; the last is `final`.
-        before = slice(after + 1, min(after + 1 + len(piece), n_frames))
-        voltage[before] = piece[: before.stop - before.start]
-        after += len(piece)
-        final = piece[-1]
-    final = final.copy()
-    if _measured(simulation, split):
-        for start in range(0, n_frames, CHUNK):
-            frames = np.arange(start, min(start + CHUNK, n_frames))
-            voltage[frames[0] : frames[-1] + 1] += measurement_noise(simulation, seed, frames, connectome.n_neurons)
-        final += measurement_noise(simulation, seed, [n_frames], connectome.n_neurons)[0]
-    return Recording(
-        voltage=voltage,
-        luminance=luminance,
-        final=final,
-        simulation=simulation,
-        **told(simulation, (connectome, parameters)),
-        noise_model_level=noise,
-        split=split,
-        seed=seed,
-        visual_input_type=name,
-        recipe=None if by_hand else recipe(simulation, noise_model_level, split, seed),
-    )
+    n_parts = 1 if test else simulation.n_recordings
+    ends = np.linspace(0, simulation.n_test_frames if test else simulation.n_frames, n_parts + 1).round().astype(int)
+    # Seeds of parts keep clear of those that people type; the first part has the recording's own.
+    parts = [Part(int(n), seed + (k << 20)) for k, n in enumerate(np.diff(ends))]
+    truth = connectome, parameters
+    luminance = np.concatenate([light_of(simulation, name, connectome, part, split) for part in parts])
+    with storage.Writer(store) if store is not None else contextlib.nullcontext() as writer:
+        shape = len(luminance), connectome.n_neurons
+        rounded = np.dtype(stored_as(simulation, split))
+        keeps_target = writer is not None and not test and simulation.store_derivative
+        if writer is None:
+            voltage = np.empty(shape, np.float32)
+        else:
+            writer.create("voltage", shape, rounded)
+            if keeps_target:
+                writer.create("derivative", shape, np.float32)
+        at = 0
+        for part in parts:
+            begin = at
+            states = states_of(simulation, truth, luminance[begin : begin + part.n_frames], noise, part, test, chunk)
+            for rows in states:
+                if len(rows) == 1 and at == begin + part.n_frames:
+                    final = rows[0]  # after the last frame
+                    break
+                change = None, None
+                if measured(simulation, split):
+                    change = noise_and_step(simulation, part.seed, np.arange(at - begin, at - begin + len(rows)), shape[1])
+                    rows = rows + change[0]
+                rows = rows.astype(rounded)
+                if writer is None:
+                    voltage[at : at + len(rows)] = rows
+                else:
+                    writer.append("voltage", rows)
+                if keeps_target:
+                    seen = luminance[at : at + len(rows)]
+                    writer.append("derivative", target_of(truth, simulation, rows.astype(np.float32), seen, *change))
+                at += len(rows)
+        if measured(simulation, split):
+            final = final + measurement_noise(simulation, parts[-1].seed, [parts[-1].n_frames], shape[1])[0]
+        recording = Recording(
+            voltage=voltage if writer is None else np.empty((0, shape[1]), np.float32),
+            luminance=luminance,
+            final=np.array(final),
+            simulation=simulation,
+            **told(simulation, truth),
+            noise_model_level=noise,
+            split=split,
+            seed=seed,
+            visual_input_type=name,
+            recipe=None if by_hand else recipe(simulation, noise_model_level, split, seed),
+            parts=tuple(parts) if n_parts > 1 else (),
+        )
+        if writer is not None:
+            recording._finish(writer)
+    return recording if store is None else load_recording(store)
 
 
 # -- the cache -------------------------------------------------------------------------------------
@@ -325,7 +333,7 @@ def record(
 def _code() -> str:
     """Hash of the rooms that make a recording: edited code never serves an old recording."""
     here = Path(__file__).parent
-    sources = [*sorted((here / "circuit").rglob("*.*")), *sorted((here / "stimulus").glob("*.py")), here / "truth.py", here / "recording.py"]
+    sources = [*sorted((here / "circuit").rglob("*.*")), *sorted((here / "stimulus").glob("*.py")), *(here / name for name in ("truth.py", "frames.py", "recording.py"))]
     digest = hashlib.sha256()
     for source in sources:
         if source.suffix in (".py", ".json"):
@@ -339,7 +347,8 @@ def recipe(simulation: Simulation, noise_model_level: float, split: str, seed: i
     content = simulation.model_dump(mode="json")
     for key in ("visual_input_type", "test_visual_input_type", "data_path"):
         del content[key]  # the stimulus shown and its files count, wherever they lie
-    del content["n_frames" if split == "test" else "n_test_frames"]
+    for key in ("n_frames", "n_recordings", "voltage_dtype", "store_derivative") if split == "test" else ("n_test_frames",):
+        del content[key]
     if simulation.parameters != "sampled":
         content["parameters"] = hashlib.sha256(checkpoint_file(simulation.parameters).read_bytes()).hexdigest()
     level = 0.0 if split == "test" else float(noise_model_level)
@@ -371,7 +380,6 @@ def cached_recording(
         except UserError as error:
             log.warning("%s; it is recorded again", error)
             shutil.rmtree(path, ignore_errors=True)
-    recording = record(simulation, noise_model_level, split, seed)
-    recording.save(path)
+    recording = record(simulation, noise_model_level, split, seed, store=path)
     storage.evict(cache_dir, max_disk_gb * 1e9, keep=path)
     return recording

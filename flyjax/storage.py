@@ -36,51 +36,102 @@ def _files(folder: Path) -> dict[str, str]:
     return {p.relative_to(folder).as_posix(): _digest(p) for p in paths}
 
 
-def _chunks(array: np.ndarray) -> tuple[int, ...]:
+def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     """Whole rows, about 64 MiB a chunk."""
-    row = max(1, array.itemsize * int(np.prod(array.shape[1:])))
-    return (max(1, min(len(array), _CHUNK_BYTES // row)), *array.shape[1:])
+    row = max(1, dtype.itemsize * int(np.prod(shape[1:])))
+    return (max(1, min(shape[0], _CHUNK_BYTES // row)), *shape[1:])
 
 
-def write_store(path: str | Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
-    """Write arrays (at least one-dimensional, non-empty) and JSON-able `meta` as one folder.
+class Writer:
+    """A store in the making, row by row; whole at `finish`, gone without a trace if that is not reached.
 
     An earlier store of the same path is replaced at the end.
 
     **Raises:** `UserError` if `path` exists and is no store, or the disk refuses.
     """
-    path = Path(path)
-    if path.exists() and not (path / MANIFEST).is_file():
-        raise UserError(f"{path} exists and is no recording: choose another folder")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}") from None
-    try:
-        group = zarr.open_group(scratch, mode="w", zarr_format=3)
+
+    def __init__(self, path: str | Path):
+        self.path = path = Path(path)
+        if path.exists() and not (path / MANIFEST).is_file():
+            raise UserError(f"{path} exists and is no recording: choose another folder")
+        self._pending: dict[str, list[np.ndarray]] = {}
+        self._filled: dict[str, int] = {}
+        with self._refusal():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            self._group = zarr.open_group(self._scratch, mode="w", zarr_format=3)
+
+    @contextlib.contextmanager
+    def _refusal(self):
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def create(self, name: str, shape: tuple[int, ...], dtype) -> None:
+        """Announce an array (at least one-dimensional, non-empty) whose rows `append` will bring."""
+        # Noisy float32 hardly compresses; time is worth more than 10 % of the disk.
+        with self._refusal():
+            self._group.create_array(name, shape=shape, dtype=dtype, chunks=_chunks(shape, np.dtype(dtype)), compressors=None)
+        self._pending[name], self._filled[name] = [], 0
+
+    def append(self, name: str, rows: np.ndarray) -> None:
+        """The next rows, in any number; they go to disk in whole chunks."""
+        stored, waiting = self._group[name], self._pending[name]
+        size = stored.chunks[0]
+        while len(rows):
+            room = size - sum(map(len, waiting))
+            waiting.append(np.array(rows[:room], stored.dtype))
+            rows = rows[room:]
+            begin = self._filled[name]
+            n = sum(map(len, waiting))
+            if n == size or begin + n == stored.shape[0]:
+                with self._refusal():
+                    stored[begin : begin + n] = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
+                self._filled[name] += n
+                waiting.clear()
+
+    def put(self, name: str, array: np.ndarray) -> None:
+        """A whole array."""
+        self.create(name, array.shape, array.dtype)
+        step = self._group[name].chunks[0]
+        for start in range(0, len(array), step):
+            self.append(name, array[start : start + step])
+
+    def finish(self, meta: dict) -> Path:
+        """Write the manifest with JSON-able `meta` and take the store's place."""
+        short = [name for name, n in self._filled.items() if n != self._group[name].shape[0]]
+        if short:
+            raise ValueError(f"{short[0]} lacks rows")
+        path, scratch = self.path, self._scratch
+        with self._refusal():
+            manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(self._filled), "files": _files(scratch)}
+            with (scratch / MANIFEST).open("w") as file:
+                json.dump(manifest, file, allow_nan=False)
+                file.flush()
+                os.fsync(file.fileno())
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+                os.replace(path, old / "old")
+                os.replace(scratch, path)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(scratch, path)
+        return path
+
+
+def write_store(path: str | Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
+    """Write arrays and JSON-able `meta` as one folder; see `Writer`."""
+    with Writer(path) as writer:
         for name, array in arrays.items():
-            # Noisy float32 hardly compresses; time is worth more than 10 % of the disk.
-            stored = group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=_chunks(array), compressors=None)
-            for start in range(0, len(array), stored.chunks[0]):
-                stored[start : start + stored.chunks[0]] = array[start : start + stored.chunks[0]]
-        manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(arrays), "files": _files(scratch)}
-        with (scratch / MANIFEST).open("w") as file:
-            json.dump(manifest, file, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-            os.replace(path, old / "old")
-            os.replace(scratch, path)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            os.replace(scratch, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return path
+            writer.put(name, array)
+        return writer.finish(meta)
 
 
 def read_meta(path: str | Path) -> dict:

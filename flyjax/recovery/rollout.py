@@ -43,15 +43,18 @@ def _advance(learner, params, start, luminance, dt):
 
 
 def rollout(learner, params, recording: Recording) -> Rollout:
-    """Roll the network out over all frames of a recording, from its first state."""
+    """Roll the network out over all frames of a recording, from the first state of each of its parts."""
     true, seen = recording.voltage, np.asarray(recording.luminance, np.float32)
     n_frames = len(true)
     limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
     voltage = np.empty((n_frames, true.shape[1]), np.float32)
-    voltage[0] = true[0]
     learner, dt = canonical(learner), np.float32(recording.simulation.delta_t)
-    for begin in range(0, n_frames - 1, CHUNK):
-        piece = seen[begin : min(begin + CHUNK, n_frames - 1)]
+    pieces = []
+    for part in recording.spans:
+        voltage[part.start] = true[part.start]
+        pieces += [(begin, min(begin + CHUNK, part.stop - 1)) for begin in range(part.start, part.stop - 1, CHUNK)]
+    for begin, end in pieces:
+        piece = seen[begin:end]
         padded = np.concatenate([piece, np.repeat(piece[-1:], CHUNK - len(piece), axis=0)])
         states = np.asarray(_advance(learner, params, voltage[begin], padded, dt))[: len(piece)]
         voltage[begin + 1 : begin + 1 + len(piece)] = states
@@ -82,11 +85,14 @@ def rollout_metrics(run: Rollout, recording: Recording) -> Metrics:
 
     test_R2 = 1 - SSE/SST pooled over frames and neurons (SST about the grand mean); test_pearson =
     mean over neurons whose true trace has std > 1e-3 (None where a predicted trace is constant
-    there: it has no correlation). Frame 0, where the states agree, is left out. A diverged rollout
+    there: it has no correlation). First frames, where the states agree, are left out. A diverged rollout
     is None in all of them, with its frame.
     """
     metrics = Metrics()
     true, predicted = recording.voltage[1:], run.voltage[1:]
+    if len(recording.spans) > 1:
+        free = np.setdiff1d(np.arange(len(run.voltage)), [span.start for span in recording.spans])
+        true, predicted = recording.voltage[free], run.voltage[free]
     metrics.put("test_frames", len(true))
     if run.divergence_frame is not None:
         reason = f"the rollout diverged at frame {run.divergence_frame}"
