@@ -20,6 +20,7 @@ _PUBLIC = {
     "load_recording": "flyjax.recording",
     "Recording": "flyjax.recording",
     "train_candidates": "flyjax.api",
+    "closed_form": "flyjax.recovery",
     "Simulation": "flyjax.config",
     "Model": "flyjax.config",
     "Training": "flyjax.config",
