@@ -34,6 +34,8 @@ def run(app) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here", file=sys.stderr)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        # Typer turns Ctrl-C into this before it gets here.
+        if end.code == 130:
+            print("\nstopped; the same command goes on from here", file=sys.stderr)
+        raise

@@ -31,6 +31,7 @@ FAMILIES = {
     "plateau": "five levels with nothing between them, and nothing far from the optimum",
     "cliff": "a smooth optimum with a third of the space where trainings fail",
 }
+REAL = "trainings"  # among the names of landscapes: not made up, but real trainings
 TYPICAL = 0.3  # median value over the space (before levels and cliffs)
 EASY = 0.7  # a root above this leaves too little to find: the landscape is drawn again
 NOISE = 0.02  # std of a training's result over seeds

@@ -1,0 +1,164 @@
+"""Proposers compared: the same root, the same budget, the same seeds, on made-up landscapes and on real trainings.
+
+Every (landscape, seed, proposer) is a row; rows and trainings that are done are kept in a folder, so that
+the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flyjax import nodes
+from flyjax.config import Experiment, Training, content_hash, parse_experiment
+from flyjax.errors import UserError
+from flyjax.recovery import extract
+from flyjax.recovery.metrics import circuit_metrics
+from flyjax.search.landscapes import REAL, make_landscape
+from flyjax.search.loop import run_loop
+from flyjax.search.plan import IterationPlan
+from flyjax.search.proposers import make_proposer
+from flyjax.search.state import State
+from flyjax.search.tree import score
+from flyjax.training import train_sweep
+
+Row = dict[str, Any]  # landscape, seed, proposer, nodes, wall_s, root, curve: see flyjax.report.proposers
+
+
+class OutOfTime(Exception):
+    """The time given is used up; what is done is kept."""
+
+
+def made_up_experiment(n_candidates: int, n_iterations: int) -> Experiment:
+    """One block over the protocol's ranges; its simulation is never run."""
+    search = {"n_candidates": n_candidates, "n_iter_block": n_iterations, "n_blocks": 1, "simulation_ranges": {}}
+    return parse_experiment({"name": "proposers", "simulation": {"visual_input_type": "scenes_texture"}, "search": search})
+
+
+class RealTrainings:
+    """connectivity_R2 of real trainings; each is kept by a hash of configuration and seed.
+
+    **Arguments:** `until` is the time.monotonic() after which no training begins.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, until: float = float("inf")):
+        self.experiment, self.folder, self.until = experiment, Path(folder), until
+        self.trained, self.seconds = 0, 0.0
+        self._learner = nodes.learner_for(experiment.simulation, experiment.model)
+        self._recordings = nodes.Recordings(experiment.simulation)
+
+    def _path(self, training: Training, seed: int) -> Path:
+        # How many seeds a node has and how often it is saved changes no training.
+        what = training.model_dump(exclude={"n_seeds", "checkpoint_every"})
+        return self.folder / f"{content_hash(self.experiment.simulation, self.experiment.model, what, seed)}.json"
+
+    def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
+        """The nodes of a plan, as `run_loop` wants them.
+
+        **Raises:** `OutOfTime`.
+        """
+        wanted = {n.id: Training.model_validate(n.config) for n in plan.nodes}
+        missing = {n.id: [s for s in n.seeds if not self._path(wanted[n.id], s).is_file()] for n in plan.nodes}
+        missing = {i: seeds for i, seeds in missing.items() if seeds}
+        if missing and time.monotonic() > self.until:
+            raise OutOfTime
+        self._train([(wanted[i], tuple(seeds)) for i, seeds in missing.items()])
+        out = {}
+        for node in plan.nodes:
+            per_seed = [json.loads(self._path(wanted[node.id], seed).read_text()) for seed in node.seeds]
+            metrics = nodes.pool(per_seed)
+            reason = metrics["reasons"].get("connectivity_R2", "")
+            out[node.id] = {"metrics": metrics if metrics["connectivity_R2"] is not None else None, "reason": reason, "per_seed": per_seed}
+        return out
+
+    def _train(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> None:
+        if not jobs:
+            return
+        start = time.monotonic()
+        levels = {training.noise_model_level for training, _ in jobs}
+        by_level = {level: self._recordings.train(level) for level in levels}
+        results = train_sweep(self._learner, [t for t, _ in jobs], [s for _, s in jobs], by_level)
+        for (training, _), runs in zip(jobs, results, strict=True):
+            for one in runs:
+                told = {"connectivity_R2": None, "reasons": {"connectivity_R2": f"the training diverged at step {one.diverged_at}"}}
+                if one.diverged_at is None:
+                    recording = by_level[training.noise_model_level]
+                    found = circuit_metrics(extract(self._learner, one.params, recording), recording).as_dict()
+                    told = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
+                nodes.write_json(self._path(training, one.seed), told)
+                self.trained += 1
+        self.seconds += time.monotonic() - start
+
+
+def curve_of(state: State, quality: Callable[[Any], float]) -> list[float]:
+    """After each iteration, the quality of the node that the search would report as its best (highest reward)."""
+    out, best = [], None
+    for number in sorted(state.iterations):
+        for i in state.iterations[number].nodes:
+            if best is None or score(state.nodes[i]) > score(best):
+                best = state.nodes[i]
+        out.append(quality(best))
+    return out
+
+
+def one_row(landscape: str, seed: int, proposer: str, experiment: Experiment, real: RealTrainings | None, folder: Path, template: Path) -> Row:
+    """Run one search to its end and read its curve."""
+    data = experiment.model_dump(mode="json")
+    data["search"] |= {"seed": seed, "proposer": proposer}
+    experiment = parse_experiment(data, "comparison")
+    if landscape == REAL:
+        evaluate, quality = real.evaluate, score
+    else:
+        made_up = make_landscape(landscape, seed, experiment)
+        evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
+    run_dir, start = folder / f"{landscape}_{seed}_{proposer}", time.monotonic()
+    shutil.rmtree(run_dir, ignore_errors=True)
+    outcome = run_loop(experiment, run_dir, evaluate, make_proposer(proposer, experiment, run_dir), protocol_template=template)
+    state = outcome.state
+    if outcome.status != "finished":
+        raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {outcome.reason}")
+    row = {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": len(state.nodes), "wall_s": time.monotonic() - start}
+    row |= {"root": quality(state.nodes[1]), "curve": curve_of(state, quality)}
+    if proposer not in ("llm", "hybrid"):  # what was paid for is kept
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return row
+
+
+def compare(
+    cases: Iterable[tuple[str, int]],
+    proposers: Sequence[str],
+    experiment_of: Callable[[str], Experiment],
+    folder: Path,
+    template: Path,
+    real: RealTrainings | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Row]:
+    """The rows of all (landscape, seed) x proposers, those of earlier calls included; seed by seed, so that pairs
+    are complete early. Ends early, with what is done, when `real` runs out of time."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "rows.jsonl"
+    known: dict[str, Row] = {}
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        entry = json.loads(line)
+        known[entry["key"]] = entry["row"]
+    out = []
+    for landscape, seed in cases:
+        for proposer in proposers:
+            experiment = experiment_of(landscape)
+            key = content_hash(landscape, seed, proposer, experiment.simulation, experiment.model, experiment.training, experiment.search)
+            if key not in known:
+                try:
+                    known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template)
+                except OutOfTime:
+                    say(f"out of time at {landscape}, seed {seed}, {proposer}; the same command goes on")
+                    return out
+                with open(path, "a") as file:
+                    file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
+            row = known[key]
+            say(f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f} ({row['nodes']} nodes, {row['wall_s']:.1f} s)")
+            out.append(row)
+    return out

@@ -1,0 +1,165 @@
+"""What a comparison of proposers says: regret, paired tests, a table and a figure.
+
+A row is one search: {"landscape", "seed", "proposer", "nodes", "wall_s", "root", "curve"}; `curve` holds, after
+each iteration, the quality of the node that the search would report as its best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+from flyjax.report.tables import csv
+from flyjax.search.landscapes import REAL
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
+
+Row = dict[str, Any]
+
+COLOURS = dict(zip(("rules", "random", "tpe", "cmaes", "llm", "hybrid", "replay"), ("C3", "0.55", "C0", "C2", "C4", "C1", "C5")))
+
+
+
+def with_regret(rows: Sequence[Row]) -> list[Row]:
+    """Complete rows with `regret`: 0 at the best, 1 at the root.
+
+    The best is 1 on a made-up landscape; of real trainings it is the best that any row found. Seeds that not
+    every proposer has finished are left out: a paired test needs pairs.
+    """
+    out = []
+    for landscape in dict.fromkeys(r["landscape"] for r in rows):
+        here = [r for r in rows if r["landscape"] == landscape]
+        n = len({r["proposer"] for r in here})
+        here = [r for r in here if sum(o["seed"] == r["seed"] for o in here) == n]
+        best = 1.0 if landscape != REAL else max((max(r["curve"]) for r in here), default=1.0)
+        out += [{**r, "regret": [(best - q) / (best - r["root"]) for q in r["curve"]]} for r in here]
+    return out
+
+
+MEASURES = {"mean_regret": lambda r: float(np.mean(r["regret"])), "final_regret": lambda r: r["regret"][-1]}
+
+
+def pairs(rows: Sequence[Row], a: str, b: str, measure: str) -> np.ndarray:
+    """measure(a) - measure(b) for each (landscape, seed)."""
+    value = {(r["landscape"], r["seed"], r["proposer"]): MEASURES[measure](r) for r in rows}
+    cases = dict.fromkeys((r["landscape"], r["seed"]) for r in rows)
+    return np.array([value[(*c, a)] - value[(*c, b)] for c in cases])
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Wilcoxon's signed-rank test, two-sided; 1 where nothing differs."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def holm(p: dict[Any, float]) -> dict[Any, float]:
+    """Holm's correction for testing all of these at once."""
+    out, least = {}, 0.0
+    for k, name in enumerate(sorted(p, key=p.get)):
+        least = max(least, min(1.0, (len(p) - k) * p[name]))
+        out[name] = least
+    return out
+
+
+def summary(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules")) -> list[Row]:
+    """One line per proposer: regret, and the paired tests of its mean regret against each baseline."""
+    names = list(dict.fromkeys(r["proposer"] for r in rows))
+    tests = {(a, b): p_value(pairs(rows, a, b, "mean_regret")) for b in baselines if b in names for a in names if a != b}
+    tests, out = holm(tests), []
+    for name in names:
+        own = [r for r in rows if r["proposer"] == name]
+        line: Row = {"proposer": name, "runs": len(own)}
+        for measure, value in MEASURES.items():
+            got = [value(r) for r in own]
+            line[measure], line[f"{measure}_sd"] = float(np.mean(got)), float(np.std(got, ddof=1)) if len(got) > 1 else None
+        line |= {f"p_{b}": tests.get((name, b)) for b in baselines}
+        out.append(line)
+    return sorted(out, key=lambda line: line["mean_regret"])
+
+
+# --- what people read ---------------------------------------------------------------------------
+
+
+def _groups(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each landscape, and of all made-up ones together where there are several."""
+    made_up = [r for r in rows if r["landscape"] != REAL]
+    names = list(dict.fromkeys(r["landscape"] for r in rows))
+    out = {"all made-up landscapes": made_up} if len({r["landscape"] for r in made_up}) > 1 else {}
+    return out | {name: [r for r in rows if r["landscape"] == name] for name in names}
+
+
+def _p(value: float | None) -> str:
+    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _line(line: Row, baselines: Sequence[str]) -> str:
+    cells = [line["proposer"], str(line["runs"])]
+    for name in MEASURES:
+        sd = line[f"{name}_sd"]
+        cells.append(f"{line[name]:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
+    return "| " + " | ".join([*cells, *(_p(line.get(f"p_{b}")) for b in baselines)]) + " |"
+
+
+def table(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules")) -> str:
+    """Markdown: a line per proposer, the lowest mean regret first."""
+    head = ["proposer", "runs", "mean regret", "final regret", *(f"p against {b}" for b in baselines)]
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *(_line(line, baselines) for line in summary(rows, baselines))]) + "\n"
+
+
+def figure(path: Path, rows: Sequence[Row]) -> None:
+    """Regret over nodes, one panel per landscape: mean over seeds and its standard error."""
+    groups = _groups(rows)
+    columns = min(3, len(groups))
+    lines = -(-len(groups) // columns)
+    fig, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 2.5 * lines), squeeze=False, layout="constrained")
+    for ax, (name, group) in zip(axes.flat, groups.items()):
+        for proposer in dict.fromkeys(r["proposer"] for r in group):
+            curves = np.array([r["regret"] for r in group if r["proposer"] == proposer])
+            x = np.arange(1, curves.shape[1] + 1) * group[0]["nodes"] / curves.shape[1]
+            mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
+            ax.plot(x, mean, color=COLOURS[proposer], label=proposer, lw=1.5)
+            ax.fill_between(x, mean - error, mean + error, color=COLOURS[proposer], alpha=0.2, lw=0)
+        ax.set_title(f"{name} ({len({(r['landscape'], r['seed']) for r in group})})", fontsize=9)
+        ax.set_ylim(0, None)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes.flat[len(groups) :]:
+        ax.set_visible(False)
+    for ax in axes[:, 0]:
+        ax.set_ylabel("normalised regret", fontsize=8)
+    for k, ax in enumerate(axes.flat[: len(groups)]):
+        if k + columns >= len(groups):
+            ax.set_xlabel("nodes trained", fontsize=8)
+    axes[0, 0].legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
+
+
+def write(folder: Path, rows: Sequence[Row], about: str) -> Path:
+    """proposers.md, .csv and .png in `folder`; `about` says what was run where. Gives the path of the first."""
+    rows, folder = with_regret(rows), Path(folder)
+    columns = ("landscape", "seed", "proposer", "nodes", "wall_s", "root", "mean_regret", "final_regret", "regret")
+    plain = [
+        {**r, **{m: value(r) for m, value in MEASURES.items()}, "regret": " ".join(f"{x:.4f}" for x in r["regret"])} for r in rows
+    ]
+    figure(folder / "proposers.png", rows)
+    (folder / "proposers.csv").write_text(csv(plain, columns))
+    text = f"# Proposers compared\n\n{about}\n\n![Regret over nodes](proposers.png)\n\n"
+    text += (
+        "Normalised regret is 0 at the best configuration and 1 at the root; it is that of the node the search would report "
+        "(highest reward so far), mean regret its mean over the iterations. p: Wilcoxon's signed-rank test on the pairs of "
+        "equal landscape and seed, two-sided, corrected by Holm within a table.\n"
+    )
+    for name, group in _groups(rows).items():
+        text += f"\n## {name}\n\n{table(group)}"
+    path = folder / "proposers.md"
+    path.write_text(text)
+    return path

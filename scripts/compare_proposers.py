@@ -1,0 +1,135 @@
+"""Compare proposers: regret at equal budgets from the same root."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import ROOT, prepare_devices, run
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+EXAMPLES = """
+Examples:
+
+  python scripts/compare_proposers.py                                    made-up landscapes, 10 seeds each; minutes\n
+  python scripts/compare_proposers.py --landscape trainings --minutes 15   real trainings, as far as the time goes\n
+  python scripts/compare_proposers.py --landscape valley --proposer rules --proposer tpe --seeds 5\n
+  python scripts/compare_proposers.py --proposer llm --proposer rules --landscape hills --set search.max_usd=2\n
+
+llm and hybrid need ANTHROPIC_API_KEY, replay needs --set search.transcript=FILE (the journal of a run of the same
+size); without them they are left out, and the table says so. Rows and trainings that are done are kept in --cache:
+the same command goes on, other proposers and landscapes join. Remove the folder after a change of a proposer.
+"""
+
+
+def chosen_proposers(named: list[str] | None, transcript: str | None) -> tuple[list[str], list[str]]:
+    """(proposers to run, why others are left out)."""
+    from flyjax.errors import UserError, nearest
+    from flyjax.search.proposers import NAMES
+
+    for name in named or ():
+        if name not in NAMES:
+            raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
+    left_out = {} if os.environ.get("ANTHROPIC_API_KEY", "").strip() else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
+    if transcript is None:
+        left_out["replay"] = "no search.transcript"
+    if named:
+        refused = [f"{n} ({left_out[n]})" for n in named if n in left_out]
+        if refused:
+            raise UserError(f"cannot run {', '.join(refused)}; see --help")
+        return list(dict.fromkeys(named)), []
+    return [n for n in NAMES if n not in left_out], [f"{n} ({why})" for n, why in left_out.items()]
+
+
+def machine() -> str:
+    """Hardware in a line."""
+    from flyjax.nodes import devices
+
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    d = devices()
+    return f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}, JAX {d['versions']['jax']} on {d['device_kind']}"
+
+
+@app.command(epilog=EXAMPLES)
+def main(
+    landscapes: Annotated[Optional[list[str]], typer.Option("--landscape", help="bowl, valley, hills, plateau, cliff, trainings, or made-up for the first five; repeatable.", show_default="made-up")] = None,
+    proposers: Annotated[Optional[list[str]], typer.Option("--proposer", help="Repeatable. Default: all that can run here.")] = None,
+    seeds: Annotated[int, typer.Option(help="Landscapes of each kind; for trainings, run seeds.", min=1)] = 10,
+    candidates: Annotated[int, typer.Option(help="Nodes per iteration on made-up landscapes.", min=1)] = 4,
+    iterations: Annotated[int, typer.Option(help="Iterations on made-up landscapes.", min=1)] = 12,
+    config: Annotated[Path, typer.Option(help="Experiment file of the real trainings.", show_default="experiments/proposers.yaml")] = ROOT / "experiments" / "proposers.yaml",
+    settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. search.max_usd=2; repeatable.")] = None,
+    minutes: Annotated[float, typer.Option(help="No real training begins after so many minutes.")] = 15.0,
+    cache: Annotated[Path, typer.Option(help="Finished rows and trainings.")] = Path("runs/proposers"),
+    out: Annotated[Path, typer.Option(help="Where proposers.md, .csv and .png go.")] = Path("runs/proposers"),
+):  # fmt: skip
+    """Compare proposers at equal budgets from the same root, with paired tests.
+
+    Writes proposers.md (tables), proposers.csv (a row per search) and proposers.png (regret curves) from all
+    rows of the landscapes named.
+    """
+    prepare_devices()
+    from flyjax.config import apply_overrides, load_experiment, parse_experiment
+    from flyjax.errors import UserError, nearest
+    from flyjax.search.landscapes import FAMILIES, NOISE, REAL
+
+    wanted = [x for name in landscapes or ["made-up"] for x in (FAMILIES if name == "made-up" else [name])]
+    for name in wanted:
+        if name not in (*FAMILIES, REAL):
+            raise UserError(f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up.{nearest(name, (*FAMILIES, REAL))}")
+    transcript = apply_overrides({}, settings).get("search", {}).get("transcript")
+    names, left_out = chosen_proposers(proposers, transcript)
+    # From here on it takes seconds to load.
+    from flyjax import comparing
+    from flyjax.console import Console
+    from flyjax.report.proposers import with_regret, write
+
+    made_up = parse_experiment(
+        apply_overrides(comparing.made_up_experiment(candidates, iterations).model_dump(mode="json"), settings), "--set"
+    )
+    trainings = load_experiment(config, settings)
+    console, began = Console(), time.monotonic()
+    real = comparing.RealTrainings(trainings, cache / "trainings", began + 60 * minutes) if REAL in wanted else None
+    rows = comparing.compare(
+        [(name, seed) for name in dict.fromkeys(wanted) for seed in range(seeds)],
+        names,
+        lambda name: trainings if name == REAL else made_up,
+        cache,
+        ROOT / "protocol.md",
+        real,
+        console.say,
+    )
+    complete = with_regret(rows)
+    if not complete:
+        raise UserError("no seed is complete for all proposers yet; run the same command again, or give more --minutes")
+    about = [f"{datetime.date.today().isoformat()}, {machine()}."]
+    if any(r["landscape"] != REAL for r in complete):
+        about.append(
+            f"Made-up landscapes (flyjax/search/landscapes.py; the number of them in the panel's title): {candidates} candidates x "
+            f"{iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a node {NOISE:g}."
+        )
+    done = [r for r in complete if r["landscape"] == REAL]
+    if done:
+        s, t = trainings.search, trainings.simulation
+        about.append(
+            f"Trainings ({config.name}): extent {t.extent}, {t.n_frames} frames, width {trainings.model.width}, "
+            f"{s.n_candidates} x {s.n_iter_block} = {s.n_candidates * s.n_iter_block} nodes for each proposer, "
+            f"{len({r['seed'] for r in done})} seeds complete for all; the best is the best that any search found, and its value "
+            f"is one training's, so that regret is low by luck alike for all."
+        )
+    if left_out:
+        about.append(f"Left out: {', '.join(left_out)}.")
+    path = write(out, rows, "\n".join(about))
+    trained = f"; {real.trained} trainings in {real.seconds:.0f} s" if real else ""
+    console.say(path.read_text())
+    console.say(f"Wrote {path}, .csv and .png after {time.monotonic() - began:.0f} s{trained}")
+
+
+if __name__ == "__main__":
+    run(app)

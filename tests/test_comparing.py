@@ -1,0 +1,114 @@
+"""Comparing proposers: equal budgets, pairs, regret by hand, and a real training that is kept."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from search_landscape import ROOT, TEMPLATE
+
+from flyjax import comparing
+from flyjax.config import load_experiment
+from flyjax.report.proposers import holm, p_value, summary, table, with_regret, write
+from flyjax.search.landscapes import REAL, make_landscape
+from flyjax.search.space import root_config
+
+
+def row(landscape, seed, proposer, root, *curve):
+    return {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": 8, "wall_s": 1.0, "root": root, "curve": list(curve)}
+
+
+def test_regret_is_zero_at_the_best_and_one_at_the_root():
+    rows = [row("bowl", 0, "rules", 0.2, 0.2, 0.6, 1.0), row("bowl", 0, "random", 0.2, 0.2, 0.2, 0.6)]
+    assert [r["regret"] for r in with_regret(rows)] == [pytest.approx([1, 0.5, 0]), pytest.approx([1, 1, 0.5])]
+    # Of real trainings the best is what anybody found; a seed that somebody lacks is left out.
+    real = [row(REAL, 0, "rules", 0.2, 0.4, 0.7), row(REAL, 0, "random", 0.2, 0.2, 0.45), row(REAL, 1, "rules", 0.1, 0.9)]
+    assert [r["regret"] for r in with_regret(real)] == [pytest.approx([0.6, 0.0]), pytest.approx([1.0, 0.5])]
+    lines = {line["proposer"]: line for line in summary(with_regret(rows))}
+    assert lines["rules"]["mean_regret"] == pytest.approx(0.5) and lines["random"]["final_regret"] == pytest.approx(0.5)
+
+
+def test_pairs_are_tested_not_means():
+    """Landscapes differ far more than proposers: only the paired differences show it."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for seed in range(12):
+        base = rng.uniform(0.3, 0.9)
+        rows += [row("hills", seed, "rules", 0.0, base + 0.02 + 0.005 * rng.random()), row("hills", seed, "random", 0.0, base)]
+    lines = summary(with_regret(rows))
+    assert [line["proposer"] for line in lines] == ["rules", "random"]
+    assert lines[0]["p_random"] < 0.001 and lines[1]["p_random"] is None
+    assert p_value(np.zeros(5)) == 1.0
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
+    assert "| rules | 12 |" in table(with_regret(rows)) and "< 0.001" in table(with_regret(rows))
+
+
+def test_equal_budgets_from_the_same_root_and_rows_are_kept(tmp_path):
+    exp = comparing.made_up_experiment(4, 3)
+    said = []
+
+    def go(proposers):
+        return comparing.compare([("bowl", 0), ("cliff", 1)], proposers, lambda name: exp, tmp_path / "cache", TEMPLATE, say=said.append)
+
+    rows = go(["rules", "random", "tpe", "cmaes"])
+    assert len(rows) == 8 and {r["nodes"] for r in rows} == {12} and {len(r["curve"]) for r in rows} == {3}
+    root = make_landscape("bowl", 0, exp).value(root_config(exp))
+    assert {r["root"] for r in rows if r["landscape"] == "bowl"} == {root}
+    kept = (tmp_path / "cache" / "rows.jsonl").read_text()
+    assert go(["rules", "random", "tpe", "cmaes"]) == rows
+    assert (tmp_path / "cache" / "rows.jsonl").read_text() == kept and kept.count("\n") == 8, "nothing is run twice"
+    path = write(tmp_path / "out", rows, "Here and now.")
+    text = path.read_text()
+    assert "## all made-up landscapes" in text and text.count("| rules | 1 |") == 2 and "Here and now." in text
+    assert (tmp_path / "out" / "proposers.csv").read_text().count("\n") == 9
+    assert (tmp_path / "out" / "proposers.png").stat().st_size < 120_000
+
+
+def test_a_replayed_run_has_the_regret_of_the_run_it_replays(tmp_path):
+    from flyjax.config import parse_experiment
+    from flyjax.search.loop import run_loop
+    from flyjax.search.proposers import make_proposer
+
+    exp = comparing.made_up_experiment(4, 3)
+    landscape = make_landscape("bowl", 0, exp)
+    data = exp.model_dump(mode="json")
+    run_loop(exp, tmp_path / "played", landscape.evaluate, make_proposer("rules", exp), protocol_template=TEMPLATE)
+    data["search"]["transcript"] = str(tmp_path / "played" / "journal.jsonl")
+    exp = parse_experiment(data)
+    rows = comparing.compare([("bowl", 0)], ["rules", "replay"], lambda name: exp, tmp_path / "cache", TEMPLATE)
+    assert rows[0]["curve"] == rows[1]["curve"]
+
+
+def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path):
+    exp = load_experiment(
+        ROOT / "experiments" / "proposers.yaml",
+        ["simulation.extent=0", "simulation.n_frames=40", "model.width=4", "search.n_iter_block=1", "search.n_candidates=2"],
+    )
+    real = comparing.RealTrainings(exp, tmp_path / "trainings")
+    cases, of = [(REAL, 0)], lambda name: exp
+    rows = comparing.compare(cases, ["rules"], of, tmp_path / "a", TEMPLATE, real)
+    assert real.trained == 3, "the root has two seeds"
+    again = comparing.RealTrainings(exp, tmp_path / "trainings", until=0.0)  # no time to train anything
+    same = comparing.compare(cases, ["rules"], of, tmp_path / "b", TEMPLATE, again)
+    assert again.trained == 0 and same[0]["curve"] == rows[0]["curve"] and 0 <= rows[0]["root"] <= 1
+    said = []
+    stopped = comparing.compare([(REAL, 1)], ["rules"], of, tmp_path / "b", TEMPLATE, again, said.append)
+    assert stopped == [] and "out of time" in said[0]
+    kept = [json.loads(p.read_text()) for p in (tmp_path / "trainings").glob("*.json")]
+    assert len(kept) == 3 and all(set(k) == {"connectivity_R2", "reasons"} for k in kept)
+
+
+@pytest.mark.parametrize(
+    "options, says",
+    [
+        (["--landscape", "bowls"], "no landscape 'bowls'; there are: bowl,"),
+        (["--proposer", "llm"], "cannot run llm (no ANTHROPIC_API_KEY)"),
+    ],
+)
+def test_the_command_refuses_in_one_line(tmp_path, options, says):
+    env = {k: v for k, v in os.environ.items() if k != "ANTHROPIC_API_KEY"}
+    command = [sys.executable, str(ROOT / "scripts" / "compare_proposers.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
+    assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
