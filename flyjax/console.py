@@ -11,12 +11,14 @@ from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from flyjax import nodes, stimulus
+from flyjax import nodes, recording, stimulus
 from flyjax.config import Experiment, Training, parse_experiment
+from flyjax.recording import SPLITS
 from flyjax.report.html import write_report
 from flyjax.report.tables import cell, rich_table, visible
 from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.plan import IterationPlan, seeds_of
+from flyjax.search.space import block_simulation
 from flyjax.training import Progress as TrainingProgress
 
 #: What may stand in for a data set that is not there, on request only.
@@ -31,6 +33,11 @@ def with_stand_ins(experiment: Experiment, allowed: bool) -> tuple[Experiment, t
     available = stimulus.available(experiment.simulation.data_path)
     missing = {name: used for name, used in STAND_INS.items() if name not in available} if allowed else {}
     if not missing:
+        for block in range(1, experiment.search.n_blocks + 1):
+            # Both splits, before anything is trained: the error says what to download.
+            shown = nodes.with_simulation(experiment, block_simulation(experiment, block))
+            for split in SPLITS:
+                stimulus.fingerprint(recording.shown(shown, split), shown.data_path)
         return experiment, available, {}
     data = experiment.model_dump(mode="json")
     used: dict[str, str] = {}

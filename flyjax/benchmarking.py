@@ -1,0 +1,111 @@
+"""How fast a training runs, beside the floating-point floor measured in the same run."""
+
+from __future__ import annotations
+
+import resource
+import time
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flyjax.circuit import build_connectome
+from flyjax.config import Model, Training
+from flyjax.model import make_learner
+from flyjax.training import sweep
+from flyjax.training.train import numbers_of, stack_recordings, static_of
+
+
+def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool) -> float:
+    """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
+
+    The message sum is left out: 3 x 2 x 434,112 operations at extent 8, a quarter of a percent.
+    """
+
+    def multiply_adds(n_signals: int) -> int:
+        return (n_signals + model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
+
+    per_neuron = multiply_adds(1) + multiply_adds(3)
+    if regularisers:  # three voltages of one frame of the batch
+        per_neuron += 3 * multiply_adds(1) / batch_size
+    return 6 * n_neurons * per_neuron / 1e9
+
+
+def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:
+    """The best rate of a float32 matrix product of that size, GFLOP/s."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda x: x @ x)
+    product(a).block_until_ready()
+    best = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def _noise(connectome, n_frames: int):
+    """A recording's worth of random numbers: the time of a step does not depend on what is in them."""
+    rng = np.random.default_rng(0)
+    voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
+    return SimpleNamespace(
+        voltage=voltage,
+        derivative=rng.normal(size=voltage.shape).astype(np.float32),
+        luminance=rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32),
+    )
+
+
+def train_row(
+    extent: int, candidates: int, seeds: int, batch_size: int, width: int, n_frames: int = 256, repeats: int = 3, peak: float | None = None
+) -> dict:
+    """One row of `scripts/benchmark.py train`: the whole training step, regularisers included."""
+    connectome = build_connectome(extent)
+    model = Model(width=width)
+    learner = make_learner(connectome, model)
+    training = Training(batch_size=batch_size, data_augmentation_loop=1e6)
+    lanes = candidates * seeds
+    n_devices = min(jax.local_device_count(), lanes)
+    padded = -(-lanes // n_devices) * n_devices
+    init, chunk, by_lane, everywhere = sweep._programs(learner, static_of(training), n_devices)
+    numbers = jax.device_put(sweep._stack([numbers_of(training, n_frames, 0)] * padded), by_lane)
+    data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), everywhere)
+    start = time.perf_counter()
+    state = jax.block_until_ready(init(numbers, jax.device_put(sweep._keys(list(range(padded))), by_lane)))
+    compiled = chunk.lower(numbers, data, state).compile()
+    compile_s = time.perf_counter() - start
+    best = np.inf
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        state, losses = jax.block_until_ready(compiled(numbers, data, state))
+        best = min(best, time.perf_counter() - start)
+    if not np.isfinite(np.asarray(losses)).any():
+        raise RuntimeError("the benchmarked training diverged")
+    rate = lanes * batch_size * sweep.CHUNK / best
+    work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
+    peak = peak or matmul_gflops()
+    return {
+        "extent": extent,
+        "candidates": candidates,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "width": width,
+        "regularisers": True,
+        "frames_per_s": rate,
+        "ms_per_step": 1e3 * best / sweep.CHUNK,
+        "gflop_per_frame": work,
+        "matmul_gflops": peak,
+        "share_of_peak": rate * work / peak,
+        "compile_s": compile_s,
+        "peak_memory_gb": _peak_memory(),
+        "device": jax.local_devices()[0].device_kind,
+        "n_devices": n_devices,
+    }
+
+
+def _peak_memory() -> float:
+    """GB: of the accelerator where it says, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
