@@ -103,9 +103,10 @@ class Console:
         search = experiment.search
         self.say(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-            f"candidates x {experiment.training.n_seeds} seeds (roots {seeds_of(experiment, True)}), extent {experiment.simulation.extent}, proposer "
-            f"{proposer.name}; run directory {run_dir}"
+            f"candidates x {experiment.training.n_seeds} seeds (roots {seeds_of(experiment, True)}), "
+            f"extent {experiment.simulation.extent}, proposer {proposer.name}; run directory {run_dir}"
         )
+
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
             specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
             title = f"block {plan.block}, iteration {plan.iter_in_block}/{search.n_iter_block}"
