@@ -1,0 +1,172 @@
+"""Measure flyjax on this machine and set the result beside the machine's own limit."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from _cli import run
+
+app = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+
+EXAMPLES = """
+**Examples**
+
+`python scripts/benchmark.py simulate`
+
+`python scripts/benchmark.py simulate --extent 8 --batch 1 --batch 32 --json simulate.json`
+"""
+
+
+@app.callback(epilog=EXAMPLES)
+def main() -> None:
+    """Benchmarks: each prints a table and, with --json, writes a list of rows."""
+
+
+def machine() -> dict:
+    """What the figures were measured on; neighbours on a shared machine show in the load."""
+    from flyjax.nodes import devices
+
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    d = devices()
+    return {
+        "hardware": f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}",
+        "device": d["device_kind"],
+        "jax": d["versions"]["jax"],
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def best_time(call, seconds: float, at_least: int = 3) -> float:
+    """Shortest of several runs, s; the first, which compiles, is not counted."""
+    call()
+    times, begin = [], time.perf_counter()
+    while len(times) < at_least or time.perf_counter() - begin < seconds:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def bandwidth(n_bytes: int, seconds: float = 0.3) -> float:
+    """Bytes/s of a loop that reads and writes as much as one step does, at the same size."""
+    import jax
+    import jax.numpy as jnp
+
+    array = jnp.ones((max(n_bytes // 8, 1),), jnp.float32)
+    n = max(4, int(2e8 / n_bytes))
+    loop = jax.jit(lambda x: jax.lax.fori_loop(0, n, lambda _, x: jax.lax.optimization_barrier(x * jnp.float32(0.999)), x))
+    return 8 * array.size * n / best_time(lambda: loop(array).block_until_ready(), seconds)
+
+
+def bytes_per_step(connectome, kernel: str, batch: int) -> int:
+    """What one step of all sequences must move: states three times, and the kernel's own operands.
+
+    Edge lists read a sender and a weight per edge; shifted rows read every row once per term, and
+    `window` also writes them.
+    """
+    states = 3 * 4 * connectome.n_neurons * batch
+    if kernel not in ("window", "unrolled"):
+        return states + 8 * connectome.n_edges
+    from flyjax.circuit import stencil
+
+    grid = stencil.grid(connectome)
+    rows = sum(len(keys) for keys in grid.terms) * grid.size * batch
+    return states + 4 * rows * (2 if kernel == "window" else 1)
+
+
+def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: str, seconds: float) -> dict:
+    """One row: simulate as recordings do, end to end, against the floor of its memory traffic."""
+    import jax
+    import numpy as np
+
+    from flyjax import circuit
+    from flyjax.circuit import kernels
+    from flyjax.circuit.sampling import draw
+
+    c = circuit.build_connectome(extent)
+    types = draw(c, 0)
+    # Biased as far as the calibration would on average; speed does not depend on it.
+    p = circuit.expand(c, np.full(c.n_types, 0.1, np.float32), types.tau, types.syn_strength)
+    # The kernel that a recording of n_frames would take, timed over fewer of them.
+    name = kernels.choose(c, p.weight, False, n_frames, batch, kernel).name
+    short = max(64, min(n_frames, int(4e7 / (c.n_neurons * batch))))
+    light = np.random.default_rng(0).uniform(0, 1, (batch, short, c.n_columns)).astype(np.float32)
+    light = jax.numpy.asarray(light if batch > 1 else light[0])
+    key = jax.random.key(0)
+    start = circuit.steady_state(c, p)
+
+    def call():
+        circuit.simulate(c, p, light, noise=noise, key=key, initial=start, kernel=name).block_until_ready()
+
+    begin = time.perf_counter()
+    call()
+    first = time.perf_counter() - begin
+    step = best_time(call, seconds) / short
+    n_bytes = bytes_per_step(c, name, batch)
+    rate = bandwidth(n_bytes)
+    return {
+        "benchmark": "simulate",
+        "extent": extent,
+        "batch": batch,
+        "noise": noise,
+        "neurons": c.n_neurons,
+        "edges": c.n_edges,
+        "kernel": name,
+        "steps_per_s": 1 / step,
+        "sequence_steps_per_s": batch / step,
+        "first_call_s": first,
+        "bytes_per_step": n_bytes,
+        "bandwidth_gb_s": rate / 1e9,
+        "floor_steps_per_s": rate / n_bytes,
+        "share_of_floor": n_bytes / rate / step,
+        **machine(),
+    }
+
+
+@app.command(epilog=EXAMPLES)
+def simulate(
+    extent: Annotated[Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1, 3, 8, 15")] = None,
+    batch: Annotated[Optional[list[int]], typer.Option(help="Sequences at once; repeatable.", show_default="1, 8, 32")] = None,
+    noise: Annotated[float, typer.Option(help="Process noise, std per step.", min=0)] = 0.0,
+    frames: Annotated[int, typer.Option(help="Length of the recording in mind: long ones may take another kernel.", min=1)] = 64_000,
+    kernel: Annotated[str, typer.Option(help="auto, segment, gather, csr, window or unrolled.")] = "auto",
+    seconds: Annotated[float, typer.Option(help="Time spent on each row after compilation.", min=0)] = 3.0,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Steps per second of the simulator, beside the floor: bytes per step over measured bandwidth."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from flyjax.errors import UserError
+
+    if any(b < 1 for b in batch or ()):
+        raise UserError(f"--batch must be at least 1, got {min(batch)}")
+    console, rows = Console(), []
+    for x in extent or (1, 3, 8, 15):
+        for b in batch or (1, 8, 32):
+            with console.status(f"extent {x}, batch {b}"):
+                rows.append(simulate_row(x, b, noise, frames, kernel, seconds))
+    table = Table(title="simulate: steps/s, x batch = sequence-steps/s, floor = steps/s at the measured GB/s", caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
+    for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first, s"):
+        table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
+    for r in rows:
+        cells = (r["extent"], r["batch"], r["kernel"], f"{r['steps_per_s']:,.0f}", f"{r['sequence_steps_per_s']:,.0f}")
+        limits = (f"{r['floor_steps_per_s']:,.0f}", f"{r['share_of_floor']:.0%}", f"{r['bandwidth_gb_s']:.1f}", f"{r['first_call_s']:.1f}")
+        table.add_row(*map(str, cells), *limits)
+    console.print(table)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        json_file.write_text(json.dumps(rows, indent=1) + "\n")
+        console.print(f"wrote {json_file}")
+
+
+if __name__ == "__main__":
+    run(app)
