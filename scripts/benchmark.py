@@ -142,6 +142,7 @@ def simulate(
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Steps per second of the simulator, beside the floor: bytes per step over measured bandwidth."""
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
@@ -154,12 +155,13 @@ def simulate(
         for b in batch or (1, 8, 32):
             with console.status(f"extent {x}, batch {b}"):
                 rows.append(simulate_row(x, b, noise, frames, kernel, seconds))
-    table = Table(title="simulate: steps/s, x batch = sequence-steps/s, floor = steps/s at the measured GB/s", caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
-    for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first, s"):
+    title = "simulate\nx batch: sequence-steps/s; floor: steps/s at the measured GB/s; first: call with compilation, s"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
+    for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first"):
         table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
     for r in rows:
         cells = (r["extent"], r["batch"], r["kernel"], f"{r['steps_per_s']:,.0f}", f"{r['sequence_steps_per_s']:,.0f}")
-        limits = (f"{r['floor_steps_per_s']:,.0f}", f"{r['share_of_floor']:.0%}", f"{r['bandwidth_gb_s']:.1f}", f"{r['first_call_s']:.1f}")
+        limits = (f"{r['floor_steps_per_s'] / 1e3:,.1f}k", f"{r['share_of_floor']:.0%}", f"{r['bandwidth_gb_s']:.1f}", f"{r['first_call_s']:.1f}")
         table.add_row(*map(str, cells), *limits)
     console.print(table)
     if json_file is not None:
