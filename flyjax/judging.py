@@ -11,7 +11,9 @@ from flyjax import nodes
 from flyjax.config import Model, Simulation, Training, parse_experiment, read_yaml
 from flyjax.errors import UserError
 from flyjax.recovery import evaluate
+from flyjax.recovery.lesion import lesion_metrics
 from flyjax.training import load_params
+from flyjax.variations import lesioned
 
 
 def _folder(where: Path, node: int) -> Path:
@@ -34,8 +36,10 @@ def _folder(where: Path, node: int) -> Path:
     return max(folders, key=quality)
 
 
-def judge_again(where: Path, node: int, console) -> None:
+def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     """Print the metrics of each seed and draw the figures of the first one that did not diverge.
+
+    With `lesion` > 0 also the free run after that share of the synapses is cut in fly and network.
 
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
@@ -54,6 +58,7 @@ def judge_again(where: Path, node: int, console) -> None:
     train, test = recordings.train(training.noise_model_level), recordings.test
     console.say(f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}")
     losses = json.loads((folder / "metrics.json").read_text())["per_seed"]
+    cut = lesioned(train, lesion) if lesion else None
     drawn = False
     for seed, told in zip(stated["seeds"], losses, strict=True):
         if told.get("final_loss") is None:
@@ -62,7 +67,10 @@ def judge_again(where: Path, node: int, console) -> None:
         params = load_params(folder / "params" / f"seed_{seed}", like)
         result = evaluate(learner, params, train, test, final_loss=told["final_loss"], final_loss_total=told.get("final_loss_total"))
         metrics = {k: v for k, v in result.metrics.items() if k != "reasons"}
-        why = result.metrics["reasons"]
+        why = dict(result.metrics["reasons"])
+        if cut is not None:
+            after = lesion_metrics(learner, params, cut)[0]
+            metrics, why = {**metrics, **after.values}, {**why, **after.reasons}
         console.say(f"seed {seed}")
         console.table([{"metric": k, "value": v, "note": why.get(k, "")} for k, v in metrics.items()], ["metric", "value", "note"])
         if not drawn:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+import time
 from pathlib import Path
 
 from flyjax import stimulus
 from flyjax.config import Simulation
 from flyjax.errors import UserError
-from flyjax.recording import Recording, record
+from flyjax.recording import Recording, build_truth, record
 from flyjax.recovery.activity import recording_activity
 from flyjax.report import films, hexmaps
 from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
+from flyjax.storage import store_bytes
+
+
+def peak_memory_gb() -> float:
+    """Most memory this process has held."""
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def film_statistics(columns, dt: float, n_frames: int = 6000, seed: int = 0) -> list[dict]:
@@ -76,10 +86,15 @@ def draw(recording: Recording, folder: Path, say=lambda text: None) -> list[Path
 
 def show(simulation: Simulation, noise: float, split: str, out: Path | None, pictures: bool, save: bool, console) -> Recording:
     """Simulate, print the summary, and write what is asked for into `out`."""
-    recording = record(simulation, noise, split)
-    console.table(summary(recording), ["quantity", "value"])
+    build_truth(simulation)  # not part of what is timed
+    begin = time.perf_counter()
+    recording = record(simulation, noise, split, store=out / "recording" if save else None)
+    seconds = time.perf_counter() - begin
+    cost = f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, peak memory {peak_memory_gb():.2f} GB"
+    console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
     if save:
-        console.say(f"recording in {recording.save(out / 'recording')}; flyjax.load_recording reads it")
+        path = out / "recording"
+        console.say(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
     if pictures:
         draw(recording, out, console.say)
     return recording

@@ -15,7 +15,7 @@ Examples:
 
   python scripts/evaluate.py runs/quickstart                 the best node of a run\n
   python scripts/evaluate.py runs/quickstart --node 7\n
-  python scripts/evaluate.py runs/quickstart/nodes/0007
+  python scripts/evaluate.py runs/quickstart/nodes/0007 --lesion 0.5
 """
 
 
@@ -23,13 +23,14 @@ Examples:
 def main(
     where: Annotated[Path, typer.Argument(help="A run directory, or a node's folder in it.")],
     node: Annotated[int, typer.Option(help="Node of the run; 0: the one with the best connectivity_R2.")] = 0,
+    lesion: Annotated[float, typer.Option(help="Also cut this share of the synapses in fly and network, and compare their free runs.")] = 0.0,
 ):
     """Print every metric of a trained node with its slope, per cell type, and draw its figures again."""
     prepare_devices()
     from flyjax.console import Console
     from flyjax.judging import judge_again
 
-    judge_again(where, node, Console())
+    judge_again(where, node, Console(), lesion)
 
 
 if __name__ == "__main__":

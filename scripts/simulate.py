@@ -16,7 +16,7 @@ Examples:
   python scripts/simulate.py --show\n
   python scripts/simulate.py --extent 3 --visual-input-type optical_flow --data-path sintel --show\n
   python scripts/simulate.py --visual-input-type moving_edges --parameters flow/0000/000 --out runs/edges\n
-  python scripts/simulate.py --extent 8 --n-frames 8000 --noise 0.05 --save --out runs/fly\n
+  python scripts/simulate.py --extent 8 --n-frames 64000 --noise 0.05 --save --voltage-dtype float16\n
   python scripts/simulate.py --strip experiments/results/scenes.png
 """
 
@@ -39,6 +39,7 @@ def main(
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Draw: hexagonal maps, film strip, kinographs, traces of all types, film (gif, mp4).")] = False,
     save: Annotated[bool, typer.Option("--save", help="Keep the recording, in the folder of --out.")] = False,
+    voltage_dtype: Annotated[str, typer.Option(help="float32 or float16, as --save stores training voltages.")] = "float32",
     out: Annotated[Optional[Path], typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>.")] = None,
     strip: Annotated[Optional[Path], typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
 ):  # fmt: skip
@@ -51,7 +52,7 @@ def main(
     given = dict(
         extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=dt,
         parameters=parameters, parameters_seed=parameters_seed, solver=solver, initial=initial, seed=seed,
-        frame_rate=frame_rate, data_path=None if data_path is None else str(data_path),
+        frame_rate=frame_rate, voltage_dtype=voltage_dtype, data_path=None if data_path is None else str(data_path),
         test_visual_input_type=visual_input_type,
     )  # fmt: skip
     free = {"ranges": {}, "simulation_ranges": {}}
