@@ -23,7 +23,7 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def main(
-    extent: Annotated[int, typer.Option(help="Hexagonal radius, columns: 0 to 15.")] = 3,
+    extent: Annotated[Optional[int], typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")] = None,
     visual_input_type: Annotated[str, typer.Option(help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3.")] = "scenes_flow",
     n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
     dt: Annotated[float, typer.Option(help="Step and frame interval, s.")] = 0.02,
@@ -49,6 +49,8 @@ def main(
     from flyjax.console import Console, with_stand_ins
 
     console = Console()
+    if extent is None:
+        extent = 3 if strip is None else 8
     given = dict(
         extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=dt,
         parameters=parameters, parameters_seed=parameters_seed, solver=solver, initial=initial, seed=seed,

@@ -18,6 +18,7 @@ from flyjax.stimulus import scenes
 N_ACROSS = 4
 TILE = 128  # px, height of a map
 LABEL = 18
+PAPER = 228  # neither white light nor the middle of the colour scale
 
 
 @lru_cache(maxsize=4)
@@ -43,7 +44,7 @@ def _tiles(c, shown, cmap: str, low: float) -> np.ndarray:
     table = (matplotlib.colormaps[cmap](np.linspace(0, 1, 48))[:, :3] * 255).astype(np.uint8)
     level = np.clip((np.nan_to_num(shown, nan=(low + 1) / 2) - low) / (1 - low), 0, 1) * 47
     colours = table[np.rint(level).astype(np.int64)]
-    blank = np.full((len(shown), 1, 3), 255, np.uint8)
+    blank = np.full((len(shown), 1, 3), PAPER, np.uint8)
     return np.concatenate([colours, blank], axis=1)[:, _raster(np.ascontiguousarray(c.columns, np.int64).tobytes(), TILE)]
 
 
@@ -63,7 +64,7 @@ def film_frames(recording: Recording, first: int = 0, n_frames: int = 150, view:
     # Even numbers of pixels: video codecs want them.
     size = N_ACROSS * (width + gap) + gap, n_down * (TILE + LABEL + 6) + 20
     size = size[0] + size[0] % 2, size[1] + size[1] % 2
-    ground = Image.new("RGB", size, "white")
+    ground = Image.new("RGB", size, (PAPER,) * 3)
     draw, font = ImageDraw.Draw(ground), Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
     font = ImageFont.truetype(str(font), 12)
     places = []

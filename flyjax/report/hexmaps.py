@@ -42,6 +42,8 @@ def draw_hexagons(axes, columns, values, *, cmap, low, high, squeeze: float = SQ
     corners = _CORNERS * [squeeze / SQUEEZE, 1.0]
     colours = matplotlib.colormaps[cmap](np.clip((np.asarray(values, np.float64) - low) / max(high - low, 1e-12), 0, 1))
     colours[~np.isfinite(values)] = matplotlib.colors.to_rgba("#eeeeee")
+    if cmap == "gray":  # white columns on white paper
+        axes.add_collection(PolyCollection(at[:, None] + 1.1 * corners, facecolors="#9a9a9a", edgecolors="#9a9a9a", lw=0.8))
     # Edges in the colour of the face: no seams.
     axes.add_collection(PolyCollection(at[:, None] + corners, facecolors=colours, edgecolors="face", lw=0.35))
     reach = np.abs(at).max(axis=0) + 0.62
@@ -90,12 +92,13 @@ class View:
         return self.c.cell_types.index(name)
 
     def eventful(self) -> int:
-        """A frame with much to see: high contrast a few frames before it."""
+        """A frame with much to see: contrast that moves steadily around it; a cut alone does not count."""
         light = np.asarray(self.recording.luminance)
-        contrast = np.convolve(light.std(axis=1), np.ones(5) / 5, "same")
-        change = np.convolve(np.abs(np.diff(light, axis=0, prepend=light[:1])).mean(axis=1), np.ones(5) / 5, "same")
-        first = min(10, len(light) - 1)
-        return first + int(np.argmax((contrast * change)[first:]))
+        change = np.abs(np.diff(light, axis=0, prepend=light[:1])).mean(axis=1)
+        window = min(15, len(light))
+        around = np.lib.stride_tricks.sliding_window_view
+        lively = np.median(around(change, window), axis=1) * around(light.std(axis=1), window).mean(axis=1)
+        return min(int(np.argmax(lively)) + window // 2, len(light) - 1)
 
 
 def _colour(name: str) -> str:
