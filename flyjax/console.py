@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,6 +58,33 @@ def with_stand_ins(experiment: Experiment, allowed: bool) -> tuple[Experiment, t
     return parse_experiment(data, "--allow-fallback"), available, used
 
 
+@contextmanager
+def stoppable():
+    """Ctrl-C that cannot get lost; gives a function that raises it once more.
+
+    Python ignores one that lands in a callback of its garbage collector, of which JAX has one.
+    """
+    asked = []
+
+    def stop(signum, frame):
+        asked.append(signum)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if asked:
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+        yield check
+        return
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield check
+        check()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 class Console:
     """Prints for people; what it prints is also in the run directory."""
 
@@ -87,15 +116,20 @@ class Console:
             console=self._rich,
             transient=True,
         )
-        with bar:
+        with stoppable() as check, bar:
             task = bar.add_task(title, total=None, note="")
 
             def on_progress(p: TrainingProgress) -> None:
+                check()
                 loss = "" if p.loss is None else f"loss {p.loss:.3g}"
                 lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
                 bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{lost}")
 
-            yield on_progress, lambda stage: bar.update(task, note=stage)
+            def on_stage(stage: str) -> None:
+                check()
+                bar.update(task, note=stage)
+
+            yield on_progress, on_stage
 
     def run(self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit) -> Outcome:
         """The loop with a progress bar, a table after each iteration and a report."""

@@ -55,6 +55,13 @@ def main(
     from flyjax.search.proposers import make_proposer, resolve_name
 
     experiment = load_experiment(config, settings)
+    if revert:
+        from flyjax.search.loop import revert_protocol
+
+        undone = revert_protocol(run_dir or Path("runs") / experiment.name)
+        lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+        typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
+        return
     if proposer is not None:
         data = apply_overrides(experiment.model_dump(mode="json"), [f"search.proposer={proposer}"])
         from flyjax.config import parse_experiment
@@ -67,13 +74,6 @@ def main(
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     run_dir = run_dir or Path("runs") / experiment.name
-    if revert:
-        from flyjax.search.loop import revert_protocol
-
-        undone = revert_protocol(run_dir)
-        lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
-        console.say(f"{run_dir / 'protocol.md'}: {undone['reason']} ({len(lines)} lines changed)")
-        return
     name = resolve_name(experiment.search.proposer)
     if dry_run:
         from flyjax.search.preview import preview

@@ -677,12 +677,21 @@ def test_edits_are_taken_back_one_by_one(tmp_path):
     go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
     versions = fold(read_journal(tmp_path)).protocols
     assert len(versions) == 3, "both blocks edited"
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "journal.jsonl").write_bytes((tmp_path / "journal.jsonl").read_bytes())
+    command = [sys.executable, str(ROOT / "scripts" / "meta_loop.py"), "--run", str(tmp_path / "copy"), "--revert-protocol"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("protocol.md: taken back: ") and done.stdout.count("\n") == 1
+    assert (tmp_path / "copy" / "protocol.md").read_text() == versions[1]
     for k in (1, 0):
         undone = loop_module.revert_protocol(tmp_path)
         assert (tmp_path / "protocol.md").read_text() == versions[k] and undone["diff"].startswith("--- a/protocol.md")
         assert undone["reason"].startswith("taken back: ")
     with pytest.raises(UserError, match="no edit to take back"):
         loop_module.revert_protocol(tmp_path)
+    command = [sys.executable, str(ROOT / "scripts" / "meta_loop.py"), "--run", str(tmp_path), "--revert-protocol"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.strip().endswith("has no edit to take back") and done.stderr.count("\n") == 1
     assert "taken back: " in (tmp_path / "analysis.md").read_text()
     with pytest.raises(UserError, match="no journal"):
         loop_module.revert_protocol(tmp_path / "elsewhere")

@@ -10,14 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
+from flyjax.report.figures import _save
 from flyjax.report.tables import csv
 from flyjax.search.landscapes import REAL
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402 (after the backend is chosen)
 
 Row = dict[str, Any]
 
@@ -118,7 +116,8 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     groups = _groups(rows)
     columns = min(3, len(groups))
     lines = -(-len(groups) // columns)
-    fig, axes = plt.subplots(lines, columns, figsize=(3.2 * columns, 2.5 * lines), squeeze=False, layout="constrained")
+    fig = Figure(figsize=(3.2 * columns, 2.5 * lines), dpi=100, layout="constrained")
+    axes = fig.subplots(lines, columns, squeeze=False)
     for ax, (name, group) in zip(axes.flat, groups.items()):
         for proposer in dict.fromkeys(r["proposer"] for r in group):
             curves = np.array([r["regret"] for r in group if r["proposer"] == proposer])
@@ -138,9 +137,7 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         if k + columns >= len(groups):
             ax.set_xlabel("nodes trained", fontsize=8)
     axes[0, 0].legend(fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=100)
-    plt.close(fig)
+    _save(fig, path)
 
 
 def write(folder: Path, rows: Sequence[Row], about: str) -> Path:

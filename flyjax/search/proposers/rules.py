@@ -89,7 +89,7 @@ class RulesProposer:
             probed = {k for n in state.block_nodes(block) if n.strategy == slot.strategy for k in n.changes}
             return moves.probes(ranges, parent, probed, slot.factor, rng)
         if slot.strategy in ("explore", "force-branch"):
-            return moves.steps(ranges, parent.config, [], rng, 0.25)
+            return moves.steps(ranges, parent.config, [], rng, moves.WIDE_STEP)
         return moves.exploit(state, block, parent, ranges, known.hints, rng)
 
     def _companions(self, context, n, taken, known: Rules, rng) -> list[Proposal]:
@@ -97,12 +97,12 @@ class RulesProposer:
         root, ranges = root_config(context.experiment), context.experiment.search.ranges
         best, out = best_configuration(context.state), []
         if best is not None and n > 0:
-            near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, 0.1))
+            near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, moves.FINE_STEP))
             learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))
             out.append(_first_new(context, learned, ROOT, "exploit", taken))
         drafts = itertools.chain(
             moves.first_moves(known.hints, ranges, root),
-            moves.steps(ranges, root, [], rng, 0.25),
+            moves.steps(ranges, root, [], rng, moves.WIDE_STEP),
         )
         while len(out) < n:
             out.append(_first_new(context, drafts, ROOT, "exploit", taken))
