@@ -156,7 +156,7 @@ def simulate(
             with console.status(f"extent {x}, batch {b}"):
                 rows.append(simulate_row(x, b, noise, frames, kernel, seconds))
     title = "simulate\nx batch: sequence-steps/s; floor: steps/s at the measured GB/s; first: call with compilation, s"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True, caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
     for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first"):
         table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
     for r in rows:

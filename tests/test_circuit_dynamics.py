@@ -20,7 +20,7 @@ from flyjax.circuit import (
     simulate_chunks,
     steady_state,
 )
-from flyjax.circuit import dynamics, kernels, stencil
+from flyjax.circuit import kernels, rollout, stencil
 from flyjax.circuit.connectome import CONNECTOME_FILE
 from flyjax.circuit.variants import with_null_edges, without_edges
 from flyjax.errors import UserError
@@ -142,15 +142,16 @@ def test_chunks_change_no_bit_and_share_one_program():
     common = dict(noise=0.2, key=jax.random.key(1))
     start = steady_state(c, p)
     whole = simulate(c, p, x, initial=start, **common)
-    compiled = dynamics._rollout._cache_size()
+    compiled = rollout._run._cache_size()
     pieces = list(simulate_chunks(c, p, x, initial=start, chunk=7, **common))
-    assert dynamics._rollout._cache_size() == compiled + 1, "the short last piece runs the same program"
+    assert rollout._run._cache_size() == compiled + 1, "the short last piece runs the same program"
     assert [len(piece) for piece in pieces] == [7, 7, 7, 7, 2]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
+    np.testing.assert_array_equal(simulate(c, p, x, initial=start, chunk=7, **common), whole)
     later = simulate(c, p, x[7:14], initial=pieces[0][-1], first_step=7, **common)
     np.testing.assert_array_equal(later, whole[7:14])
     simulate(c, p, x[::-1][:7], 0.03, 0.5, jax.random.key(9), start)
-    assert dynamics._rollout._cache_size() == compiled + 1, "dt, noise, key and stimulus are no part of the program"
+    assert rollout._run._cache_size() == compiled + 1, "dt, noise, key and stimulus are no part of the program"
 
 
 def test_a_batch_is_its_sequences():
@@ -293,6 +294,7 @@ def test_unrolled_rollout_of_a_wide_batch(few_types):
     assert v.shape == (11, 5, c.n_neurons)
     for k in (0, 7, 8, 10):
         np.testing.assert_allclose(v[k], numpy_rollout(c, p, x[k], p.v_rest, 0.02), atol=3e-6)
+    np.testing.assert_array_equal(simulate(c, p, x, initial="rest", kernel="unrolled", chunk=2), v)
 
 
 def test_shifted_rows_are_used_only_where_they_are_exact():

@@ -2,18 +2,12 @@
 
 tau* = max(tau, dt), as flyvis integrates (Lappalainen et al. 2024). x is the luminance of the
 neuron's column for R1..R8 and 0 elsewhere. The output of frame t is the state after it.
-
-Time is counted in steps (one step = one frame = dt seconds), so that a frame is found by its
-number and never by dividing float times.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
-from typing import NamedTuple
 
-import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,109 +16,13 @@ from jaxtyping import Array, Float32
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.kernels import LANES, Kernel, choose, concrete
 from flyjax.circuit.parameters import Parameters
+from flyjax.circuit.rollout import CHUNK_VALUES, SOLVERS, Rollout, right_hand_side
 from flyjax.errors import UserError, nearest
 
 GREY = 0.5
-#: Solvers by name and whether they choose their own steps inside a frame.
-SOLVERS = {
-    "euler": (diffrax.Euler, False),
-    "heun": (diffrax.Heun, False),
-    "midpoint": (diffrax.Midpoint, False),
-    "ralston": (diffrax.Ralston, False),
-    "bosh3": (diffrax.Bosh3, True),
-    "tsit5": (diffrax.Tsit5, True),
-    "dopri5": (diffrax.Dopri5, True),
-    "dopri8": (diffrax.Dopri8, True),
-}
 #: Explicit Euler's stability margin for unclamped time constants.
 MAX_DT_PER_TAU = 1.5
 
-
-#: Voltages one compiled call returns by default, 4 bytes each: larger buffers come as fresh pages from
-#: the system, which costs more than filling them.
-_CHUNK_VALUES = 1 << 22
-
-
-class _System(NamedTuple):
-    """What the vector field needs, in the kernel's layout; a pytree."""
-
-    plan: tuple
-    packed: tuple
-    v_rest: jax.Array
-    rate: jax.Array  # dt / tau*: the vector field counts time in steps; 0 where there is no neuron
-
-
-def _system(kernel: Kernel, plan, p: Parameters, dt, clamp_tau: bool) -> _System:
-    tau = jnp.maximum(p.tau, dt) if clamp_tau else p.tau
-    v_rest, rate = (kernel.enter(x[:, None]) for x in (p.v_rest, dt / tau))
-    return _System(plan, kernel.pack(plan, p.weight), v_rest, rate)
-
-
-def _change(kernel: Kernel, system: _System, voltage, light):
-    """dV per step."""
-    messages = kernel.sum(system.plan, system.packed, jax.nn.relu(voltage))
-    return system.rate * (system.v_rest - voltage + messages + kernel.shine(light))
-
-
-def _noise(keys, steps, n: int):
-    """Standard normal (T, n, B), each step a function of the key and its number alone.
-
-    Drawn for many steps at once: one by one costs five times as much.
-    """
-
-    def draw(step, key):
-        return jax.random.normal(jax.random.fold_in(key, step), (n,))
-
-    return jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=1), in_axes=(0, None))(steps, keys)
-
-
-@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "solver", "noisy"))
-def _rollout(plan, p, start, luminance, n_steps, dt, noise, keys, first_step, *, kernel, clamp_tau, solver, noisy):
-    """(T, n_col, B) luminance -> (T, N, B) states, of which the first n_steps are computed."""
-    system = _system(kernel, plan, p, dt, clamp_tau)
-    light, start = kernel.light(luminance), kernel.enter(start)
-    make, adaptive = SOLVERS[solver]
-    if solver == "euler":
-        shocks = None
-        if noisy:  # a step has length 1, so this adds `noise` per step
-            steps = first_step + jnp.arange(luminance.shape[0])
-            shocks = kernel.enter(noise * _noise(keys, steps, kernel.c.n_neurons))
-
-        def field(t, voltage, args):
-            system, light, shocks = args
-            step = jnp.round(t).astype(jnp.int32)
-            change = _change(kernel, system, voltage, light[step])
-            return change if shocks is None else change + shocks[step]
-
-        return diffrax.diffeqsolve(
-            diffrax.ODETerm(field),
-            make(),
-            t0=0.0,
-            t1=n_steps.astype(jnp.float32),
-            dt0=1.0,
-            y0=start,
-            args=(system, light, shocks),
-            # Only neurons are kept: the grids are twice as large and would be written to fresh memory.
-            saveat=diffrax.SaveAt(steps=True, fn=lambda t, voltage, args: kernel.leave(voltage)),
-            max_steps=luminance.shape[0],
-            throw=False,
-        ).ys
-
-    term = diffrax.ODETerm(lambda t, voltage, args: _change(kernel, args[0], voltage, args[1]))
-    # The worst neuron decides, in steps of at most 1/8 frame: a root mean square, or one long step, hides
-    # the few neurons that pass the kink of the relu.
-    control = diffrax.ConstantStepSize()
-    if adaptive:
-        control = diffrax.PIDController(rtol=1e-6, atol=1e-6, dtmax=0.125, norm=lambda error: jnp.max(jnp.abs(error)))
-
-    def frame(voltage, light):  # held constant within the frame
-        after = diffrax.diffeqsolve(
-            term, make(), 0.0, 1.0, 0.1 if adaptive else 1.0, voltage, (system, light),
-            stepsize_controller=control, saveat=diffrax.SaveAt(t1=True), max_steps=256 if adaptive else 1,
-        ).ys[0]  # fmt: skip
-        return after, kernel.leave(after)
-
-    return jax.lax.scan(frame, start, light)[1]
 
 
 def check_luminance(c: Connectome, luminance) -> jax.Array:
@@ -208,23 +106,23 @@ def steady_state(
 
 
 def _initial(c: Connectome, p: Parameters, initial, luminance, dt: float, clamp_tau: bool) -> jax.Array:
-    """(N, 1) or (N, B) start."""
+    """(N,) or (B, N) start."""
     if isinstance(initial, str):
         if initial == "rest":
-            return p.v_rest[:, None]
+            return p.v_rest
         if initial == "grey":
-            return steady_state(c, p, dt, clamp_tau=clamp_tau)[:, None]
+            return steady_state(c, p, dt, clamp_tau=clamp_tau)
         if initial == "fade_in":
             ramp = jnp.linspace(0, 1, max(1, int(1 / dt)), dtype=jnp.float32)[:, None]
             first = luminance[..., :1, :]
             faded = simulate(c, p, GREY + ramp * (first - GREY), dt, initial="rest", clamp_tau=clamp_tau)
-            return faded[..., -1, :].reshape(-1, c.n_neurons).T
+            return faded[..., -1, :]
         raise UserError(f"initial is 'grey', 'rest', 'fade_in' or an array of ({c.n_neurons},) voltages, got {initial!r}")
     start = jnp.asarray(initial, jnp.float32)
     allowed = [(c.n_neurons,)] + ([(luminance.shape[0], c.n_neurons)] if luminance.ndim == 3 else [])
     if start.shape not in allowed:
         raise UserError(f"initial has the shape {start.shape}, expected {' or '.join(map(str, allowed))}")
-    return start[:, None] if start.ndim == 1 else start.T
+    return start
 
 
 def simulate(
@@ -253,7 +151,7 @@ def simulate(
         initial: "grey" (1 s of uniform 0.5), "rest" (V_rest), "fade_in" (1 s from grey to the first
             frame, from V_rest, as flyvis fades in) or (N,) voltages; (B, N) for a batch.
         clamp_tau: integrate with max(tau, dt).
-        solver: a name in `SOLVERS`. All but "euler" are noise-free and hold the luminance constant
+        solver: a name in `flyjax.circuit.SOLVERS`. All but "euler" are noise-free and hold the luminance constant
             within a frame; the embedded Runge-Kutta methods adapt their steps (PID controller).
         first_step: number of the first frame, for a rollout that goes on from an earlier one.
         chunk: frames per compiled call; any value gives the same numbers.
@@ -265,9 +163,8 @@ def simulate(
     parameters, noise without a key or with a higher-order solver, and `clamp_tau=False` where
     dt > 1.5 min(tau).
     """
-    pieces = simulate_chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
-    parts = list(pieces)
-    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-2)
+    pieces = _rollout(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
+    return pieces.whole()
 
 
 def simulate_chunks(
@@ -288,63 +185,34 @@ def simulate_chunks(
 
     The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus.
     """
+    pieces = _rollout(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
+    return iter(pieces)
+
+
+def _rollout(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel) -> Rollout:
     luminance = check_luminance(c, luminance)
     p = _check(c, p, dt, noise, key, clamp_tau, solver)
     traced = not concrete(p, luminance, initial, dt, noise, key)
     batched = luminance.ndim == 3
-    n_frames, n_lanes = luminance.shape[-2], luminance.shape[0] if batched else 1
-    how = choose(c, p.weight, traced, n_frames, n_lanes, kernel)
+    n_lanes, n_frames = (luminance.shape[0] if batched else 1), luminance.shape[-2]
     if chunk is None:
-        chunk = n_frames if traced else max(16, _CHUNK_VALUES // (c.n_neurons * min(n_lanes, LANES)))
+        chunk = n_frames if traced else max(16, CHUNK_VALUES // (c.n_neurons * min(n_lanes, LANES)))
     if chunk < 1:
         raise UserError(f"chunk must be a positive number of frames, got {chunk}")
-    keys = _keys(key, n_lanes if batched else None)
-    state = jnp.broadcast_to(_initial(c, p, initial, luminance, dt, clamp_tau), (c.n_neurons, n_lanes))
-    noisy = not concrete(noise) or noise > 0
-    lanes_last = jnp.moveaxis(luminance, 0, -1) if batched else luminance[..., None]  # (T, n_col, B)
-
-    # Wide batches go through the cache in groups of equal width, which share one compiled program.
-    width = LANES if how.name == "unrolled" and n_lanes > LANES else n_lanes
-    fill = -n_lanes % width
-    if fill:
-        keys, state, lanes_last = (jnp.concatenate([x, x[..., :fill]], axis=-1) for x in (keys, state, lanes_last))
-    groups = [slice(k, k + width) for k in range(0, n_lanes + fill, width)]
-    plan, common = how.plan(), dict(kernel=how, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
-    numbers = jnp.float32(dt), jnp.asarray(noise, jnp.float32)
-    chunk = min(chunk, n_frames)
-
-    def pieces():
-        states = [state[:, g] for g in groups]
-        for begin in range(0, n_frames, chunk):
-            light = lanes_last[begin : begin + chunk]
-            n_steps = light.shape[0]
-            # A short last piece is padded: it runs the same program and stops early.
-            light = jnp.pad(light, ((0, chunk - n_steps), (0, 0), (0, 0)))
-            parts = []
-            for k, g in enumerate(groups):
-                part = _rollout(
-                    plan, p, states[k], light[..., g], jnp.int32(n_steps), *numbers, keys[g], jnp.int32(first_step + begin), **common
-                )[:n_steps]
-                states[k] = part[-1]
-                parts.append(part)
-            part = jnp.concatenate(parts, axis=-1)[..., :n_lanes] if len(parts) > 1 else parts[0]
-            yield jnp.moveaxis(part, -1, 0) if batched else part[..., 0]
-
-    return pieces()
-
-
-@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "block"))
-def _derivative(plan, p, voltage, luminance, dt, *, kernel, clamp_tau, block):
-    system = _system(kernel, plan, p, dt, clamp_tau)
-    n = voltage.shape[0]
-    padded = -(-n // block) * block
-
-    def piece(args):
-        v, x = args  # (block, N), (block, n_col): frames are lanes here
-        return (_change(kernel, system, v.T, kernel.light(x.T)) / dt).T
-
-    v, x = (jnp.pad(a, ((0, padded - n), (0, 0))).reshape(-1, block, a.shape[1]) for a in (voltage, luminance))
-    return jax.lax.map(piece, (v, x)).reshape(padded, -1)[:n]
+    start = _initial(c, p, initial, luminance, dt, clamp_tau)
+    return Rollout(
+        kernel=choose(c, p.weight, traced, n_frames, n_lanes, kernel),
+        parameters=p,
+        luminance=luminance if batched else luminance[None],
+        start=jnp.broadcast_to(start, (n_lanes, c.n_neurons)),
+        keys=_keys(key, n_lanes if batched else None),
+        dt=jnp.float32(dt),
+        noise=jnp.asarray(noise, jnp.float32),
+        first_step=first_step,
+        chunk=min(chunk, n_frames),
+        batched=batched,
+        static=dict(clamp_tau=clamp_tau, solver=solver, noisy=not concrete(noise) or noise > 0),
+    )
 
 
 def derivative(
@@ -371,4 +239,4 @@ def derivative(
     traced = not concrete(p, voltage, luminance, dt)
     few = block < LANES or jax.default_backend() != "cpu"
     kernel = Kernel("segment" if traced else "gather" if few else "csr", c)
-    return _derivative(kernel.plan(), p, voltage, luminance, jnp.float32(dt), kernel=kernel, clamp_tau=clamp_tau, block=block)
+    return right_hand_side(kernel.plan(), p, voltage, luminance, jnp.float32(dt), kernel=kernel, clamp_tau=clamp_tau, block=block)
