@@ -68,7 +68,8 @@ def stoppable():
 
     def stop(signum, frame):
         asked.append(signum)
-        raise KeyboardInterrupt
+        if frame is None or "gc_callback" not in frame.f_code.co_name:
+            raise KeyboardInterrupt
 
     def check() -> None:
         if asked:

@@ -108,23 +108,24 @@ def main(
     complete = with_regret(rows)
     if not complete:
         raise UserError("no seed is complete for all proposers yet; run the same command again, or give more --minutes")
-    about = [f"{datetime.date.today().isoformat()}, {machine()}."]
+    spent = sum(r["wall_s"] for r in complete) / 60
+    about = [f"- {datetime.date.today().isoformat()}, {machine()}; {spent:.0f} minutes of searching in all."]
     if any(r["landscape"] != REAL for r in complete):
         about.append(
-            f"Made-up landscapes (flyjax/search/landscapes.py; the number of them in the panel's title): {candidates} candidates x "
-            f"{iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a node {NOISE:g}."
+            f"- Made-up landscapes (flyjax/search/landscapes.py; their number in the panel's title): {candidates} candidates x "
+            f"{iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a training {NOISE:g}. They are shaped after nobody's habits: the protocol's first moves mean nothing there."
         )
     done = [r for r in complete if r["landscape"] == REAL]
     if done:
         s, t = trainings.search, trainings.simulation
         about.append(
-            f"Trainings ({config.name}): extent {t.extent}, {t.n_frames} frames, width {trainings.model.width}, "
+            f"- Trainings ({config.name}): extent {t.extent}, {t.n_frames} frames, width {trainings.model.width}, "
             f"{s.n_candidates} x {s.n_iter_block} = {s.n_candidates * s.n_iter_block} nodes for each proposer, "
-            f"{len({r['seed'] for r in done})} seeds complete for all; the best is the best that any search found, and its value "
-            f"is one training's, so that regret is low by luck alike for all."
+            f"{len({r['seed'] for r in done})} seeds complete for all; regret 0 is the best single training that any "
+            f"search found. Here the protocol's first moves, which `rules` follows, are knowledge of the problem."
         )
     if left_out:
-        about.append(f"Left out: {', '.join(left_out)}.")
+        about.append(f"- Left out: {', '.join(left_out)}.")
     path = write(out, rows, "\n".join(about))
     trained = f"; {real.trained} trainings in {real.seconds:.0f} s" if real else ""
     console.say(path.read_text())

@@ -16,6 +16,7 @@ from flyjax.search import loop as loop_module
 from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
+from flyjax.search.preview import plan_text
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.tree import noise_floor, scores
 
@@ -548,6 +549,9 @@ def test_spending_limits_are_recomputed_from_the_journal(tmp_path):
     def paid(step):
         return replace(step, usage={"calls": 1, "usd": 0.4})
 
+    def worded(step):
+        return replace(step, usage={"calls": 1, "usd": None, "input_tokens": 100})
+
     limited = experiment(**SMALL, max_usd=1.0)
     out = go(tmp_path, limited, Scripted(*[paid] * 9))
     assert out.status == "paused" and "search.max_usd=1 spent" in out.reason
@@ -556,8 +560,18 @@ def test_spending_limits_are_recomputed_from_the_journal(tmp_path):
     assert again.status == "paused" and again.state.spent.calls == 3, "nothing more was asked"
     calls = go(tmp_path, experiment(**SMALL, max_usd=9, max_calls=4), Scripted(*[paid] * 9))
     assert calls.state.spent.calls == 4 and "max_calls=4" in calls.reason
+    tokens = go(tmp_path / "tokens", experiment(**SMALL, max_tokens=250), Scripted(*[worded] * 9))
+    assert tokens.state.spent.input_tokens == 300 and "search.max_tokens=250 spent" in tokens.reason
     free = go(tmp_path, limited)
     assert free.status == "finished", "the rules cost nothing"
+
+
+def test_the_plan_names_every_limit_and_counts_the_roots_repetitions():
+    limits = {"max_usd": 2, "max_tokens": 1_000_000, "max_calls": 9, "max_wall_s": 60, "max_nodes": 10, "target": 0.95, "patience": 4}
+    text = plan_text(experiment(**SMALL, **limits), "rules")
+    assert all(f"{name}={value:.12g}" in text for name, value in limits.items())
+    assert "= 12 nodes, 14 trainings" in text, "two roots, two seeds each"
+    assert "limits: none" in plan_text(experiment(**SMALL), "rules")
 
 
 # --- people ---
