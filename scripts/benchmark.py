@@ -20,6 +20,8 @@ EXAMPLES = """
 `python scripts/benchmark.py simulate`
 
 `python scripts/benchmark.py simulate --extent 8 --batch 1 --batch 32 --json simulate.json`
+
+`python scripts/benchmark.py train --extent 1 --candidates 4 --batch-size 4 --width 32`
 """
 
 
@@ -164,10 +166,55 @@ def simulate(
         limits = (f"{r['floor_steps_per_s'] / 1e3:,.1f}k", f"{r['share_of_floor']:.0%}", f"{r['bandwidth_gb_s']:.1f}", f"{r['first_call_s']:.1f}")
         table.add_row(*map(str, cells), *limits)
     console.print(table)
-    if json_file is not None:
-        json_file.parent.mkdir(parents=True, exist_ok=True)
-        json_file.write_text(json.dumps(rows, indent=1) + "\n")
-        console.print(f"wrote {json_file}")
+    write_rows(rows, json_file, console)
+
+
+def write_rows(rows: list[dict], path: Path | None, console) -> None:
+    """The rows as a JSON list, where a file was asked for."""
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(rows, indent=1) + "\n")
+        console.print(f"wrote {path}")
+
+
+@app.command(epilog=EXAMPLES)
+def train(
+    extent: Annotated[Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1")] = None,
+    candidates: Annotated[int, typer.Option(help="K, candidates at once.", min=1)] = 4,
+    seeds: Annotated[int, typer.Option(help="Trainings of each candidate.", min=1)] = 1,
+    batch_size: Annotated[Optional[list[int]], typer.Option(help="Frames per step; repeatable.", show_default="1, 4")] = None,
+    width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
+    repeats: Annotated[int, typer.Option(help="Timed chunks of 250 steps; the best counts.", min=1)] = 3,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Training frames per second, regularisers at every step, beside the matrix-product rate of the same run."""
+    from _cli import prepare_devices
+
+    prepare_devices()
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from flyjax.benchmarking import matmul_gflops, train_row
+
+    console, rows = Console(), []
+    with console.status("measuring the matrix-product rate"):
+        peak = matmul_gflops()
+    for x in extent or (1,):
+        for b in batch_size or (1, 4):
+            with console.status(f"extent {x}, batch size {b}"):
+                rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **machine()})
+    table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False,
+                  caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")  # fmt: skip
+    for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP/frame", "of peak", "compile s", "peak GB"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for r in rows:
+        table.add_row(
+            str(r["extent"]), str(r["batch_size"]), f"{r['frames_per_s']:,.0f}", f"{r['ms_per_step']:.2f}", f"{r['gflop_per_frame']:.3g}",
+            f"{r['share_of_peak']:.0%}", f"{r['compile_s']:.1f}", f"{r['peak_memory_gb']:.2f}",
+        )  # fmt: skip
+    console.print(table)
+    write_rows(rows, json_file, console)
 
 
 if __name__ == "__main__":
