@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float32
 
 from flyjax.circuit.connectome import Connectome
-from flyjax.circuit.kernels import LANES, Kernel, choose, concrete
+from flyjax.circuit.kernels import CSR_LANES, LANES, Kernel, choose, concrete
 from flyjax.circuit.parameters import Parameters
 from flyjax.circuit.rollout import CHUNK_VALUES, SOLVERS, Rollout, right_hand_side
 from flyjax.errors import UserError, nearest
@@ -183,7 +183,7 @@ def simulate_chunks(
 ) -> Iterator[Float32[Array, "chunk N"]]:
     """`simulate` piece by piece, for recordings larger than memory; the last piece may be shorter.
 
-    The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus.
+    The default chunk has about 32 MB of voltages; under jit and grad it is the whole stimulus.
     """
     pieces = _rollout(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
     return iter(pieces)
@@ -237,6 +237,6 @@ def derivative(
         raise UserError(f"voltage has the shape {voltage.shape}, expected ({luminance.shape[0]}, {c.n_neurons}), one row per frame")
     block = min(32, luminance.shape[0])
     traced = not concrete(p, voltage, luminance, dt)
-    few = block < LANES or jax.default_backend() != "cpu"
+    few = block < CSR_LANES or jax.default_backend() != "cpu"
     kernel = Kernel("segment" if traced else "gather" if few else "csr", c)
     return right_hand_side(kernel.plan(), p, voltage, luminance, jnp.float32(dt), kernel=kernel, clamp_tau=clamp_tau, block=block)

@@ -20,8 +20,10 @@ from flyjax.circuit.connectome import Connectome
 from flyjax.errors import UserError, nearest
 
 KERNELS = ("segment", "gather", "csr", "window", "unrolled")
-#: States that the unrolled sum advances at once: more fall out of the cache.
+#: States that the unrolled sum advances at once, at most: more fall out of the cache.
 LANES = 8
+#: States from which the sparse product beats the segment sum.
+CSR_LANES = 8
 #: Neuron updates (steps x sequences x neurons) from which a longer compilation pays: 2 s over the
 #: segment sum; 5 to 10 s for unrolling with a few sequences, and with one.
 _SHORT, _LONG_BATCH, _LONG = 3e7, 5e8, 2e9
@@ -118,7 +120,7 @@ def choose(c: Connectome, weight, traced: bool, n_steps: int, n_lanes: int, name
     updates = n_steps * n_lanes * c.n_neurons
     if updates > (_LONG if n_lanes < 4 else _LONG_BATCH) and stencil.applies(c, weight):
         return Kernel("unrolled", c)
-    if n_lanes >= LANES:
+    if n_lanes >= CSR_LANES:
         return Kernel("csr", c)
     if updates < _SHORT:
         return Kernel("segment", c)

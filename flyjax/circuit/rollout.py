@@ -7,7 +7,9 @@ between chunks leave no trace.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -31,9 +33,8 @@ SOLVERS = {
     "dopri5": (diffrax.Dopri5, True),
     "dopri8": (diffrax.Dopri8, True),
 }
-#: Voltages one compiled call returns by default, 4 bytes each: larger buffers come as fresh pages from
-#: the system, which costs more than filling them.
-CHUNK_VALUES = 1 << 22
+#: Voltages one compiled call returns by default, 4 bytes each.
+CHUNK_VALUES = 1 << 23
 
 
 class System(NamedTuple):
@@ -149,74 +150,69 @@ class Rollout:
     batched: bool
     static: dict  #: clamp_tau, solver, noisy
 
-    def _dispatch(self) -> Iterator[list[jax.Array]]:
-        """Per chunk the (T, b, N) states of each group of sequences, running while the caller goes on.
+    def _groups(self) -> list[slice]:
+        """Batches are cut into groups of equal width, which share one program: for the cache and the cores."""
+        width = n_lanes = len(self.luminance)
+        if self.kernel.name == "unrolled":
+            width = min(LANES, -(-n_lanes // (os.cpu_count() or 1)))
+        return [slice(k, k + width) for k in range(0, n_lanes, width)]
 
-        Wide batches go through the cache in groups of equal width, which share one program; the
-        groups run beside each other where there are cores.
-        """
-        n_lanes, n_frames = self.luminance.shape[:2]
-        width = LANES if self.kernel.name == "unrolled" and n_lanes > LANES else n_lanes
-        fill = -n_lanes % width
-        keys, states, luminance = (
-            jnp.concatenate([x, x[:fill]]) if fill else x for x in (self.keys, self.start, self.luminance)
-        )
-        groups = [slice(k, k + width) for k in range(0, n_lanes + fill, width)]
-        states = [states[g] for g in groups]
+    def _parts(self, group: slice) -> Iterator[jax.Array]:
+        """(T, B, N) states of a group, chunk by chunk, the next under way before one is handed out."""
+        n_frames, ahead = self.luminance.shape[1], None
+        width, n_lanes = group.stop - group.start, len(self.luminance)
+        # The last group is filled up with what is there.
+        lanes = np.arange(group.start, group.stop) % n_lanes
+        keys, state, luminance = (x if width == n_lanes else x[lanes] for x in (self.keys, self.start, self.luminance))
         plan = self.kernel.plan()
         for begin in range(0, n_frames, self.chunk):
             n_steps = min(self.chunk, n_frames - begin)
-            parts = []
-            for k, g in enumerate(groups):
-                light = jnp.swapaxes(luminance[g, begin : begin + n_steps], 0, 1)
-                if n_steps < self.chunk:  # a short last piece runs the same program and stops early
-                    light = jnp.pad(light, ((0, self.chunk - n_steps), (0, 0), (0, 0)))
-                part = _run(
-                    plan, self.parameters, states[k], light, jnp.int32(n_steps), self.dt, self.noise, keys[g],
-                    jnp.int32(self.first_step + begin), kernel=self.kernel, **self.static,
-                )  # fmt: skip
-                if n_steps < self.chunk:
-                    part = part[:n_steps]
-                elif begin + n_steps < n_frames:
-                    states[k] = part[-1]
-                parts.append(part)
-            yield parts
-
-    def _parts(self) -> Iterator[list[jax.Array]]:
-        """The same, with the next chunk under way before the last one is handed out."""
-        ahead = None
-        for parts in self._dispatch():
+            light = jnp.swapaxes(luminance[:, begin : begin + n_steps], 0, 1)
+            if n_steps < self.chunk:  # a short last piece runs the same program and stops early
+                light = jnp.pad(light, ((0, self.chunk - n_steps), (0, 0), (0, 0)))
+            part = _run(
+                plan, self.parameters, state, light, jnp.int32(n_steps), self.dt, self.noise, keys,
+                jnp.int32(self.first_step + begin), kernel=self.kernel, **self.static,
+            )  # fmt: skip
+            if begin + n_steps < n_frames:
+                state = part[-1]
             if ahead is not None:
                 yield ahead
-            ahead = parts
+            ahead = part if n_steps == self.chunk else part[:n_steps]
         yield ahead
 
-    def _join(self, parts) -> jax.Array:
-        """Groups of (T, b, N) to (B, T, N) or (T, N)."""
-        states = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-        if not self.batched:
-            return states.reshape(states.shape[0], -1)
-        return jnp.swapaxes(states, 0, 1)[: self.luminance.shape[0]]
-
     def __iter__(self) -> Iterator[jax.Array]:
-        return map(self._join, self._parts())
+        for parts in zip(*map(self._parts, self._groups())):
+            states = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
+            if self.batched:
+                yield jnp.swapaxes(states, 0, 1)[: len(self.luminance)]
+            else:
+                yield states.reshape(states.shape[0], -1)
 
     def whole(self) -> jax.Array:
         """All states in one array."""
         n_lanes, n_frames = self.luminance.shape[:2]
-        if self.chunk == n_frames:
+        groups = self._groups()
+        if self.chunk == n_frames and len(groups) == 1:
             return next(iter(self))
         if jax.default_backend() != "cpu" or not concrete(self.parameters, self.luminance, self.start):
             return jnp.concatenate(list(self), axis=-2)
-        # On a CPU every piece is copied once, into memory that the result then owns.
+        # On a CPU every piece is copied once, into memory that the result then owns. Groups run in
+        # threads: XLA itself leaves the other cores idle.
         states = _aligned((n_lanes, n_frames, self.kernel.c.n_neurons))
-        for begin, parts in zip(range(0, n_frames, self.chunk), self._parts()):
-            lane = 0
-            for part in parts:
-                own = states[lane : lane + part.shape[1], begin : begin + part.shape[0]]
+
+        def fill(group):
+            for k, part in enumerate(self._parts(group)):
+                own = states[group, k * self.chunk : (k + 1) * self.chunk]
                 own[:] = np.swapaxes(np.asarray(part), 0, 1)[: len(own)]
-                lane += part.shape[1]
+
+        fill(groups[0]) if len(groups) == 1 else self._in_threads(fill, groups)
         return jax.device_put(states if self.batched else states[0], may_alias=True)
+
+    @staticmethod
+    def _in_threads(fill, groups) -> None:
+        with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
+            list(pool.map(fill, groups))
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
