@@ -11,6 +11,7 @@ from flyjax.recovery import ceiling as ceiling_module
 from flyjax.recovery import closed_form, compare, evaluate, extract, refit
 from flyjax.recovery.equations import RIDGE, accumulate, solve
 from flyjax.recovery.metrics import true_tau
+from flyjax.recovery.neighbours import groups
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,20 @@ def test_moments_and_prior_on_a_hand_made_problem():
     assert np.allclose(solution.source, [2.0, 0.0], atol=1e-8)
     assert solution.own[2, 0] == pytest.approx(-3.0) and solution.constant[2] == pytest.approx(0.5)
     assert solution.residual[2] < 1e-6 and solution.source_alone[1] <= np.sqrt(RIDGE)
+
+
+def test_groups_of_receivers_give_each_neuron_its_own_table(train):
+    c = train.connectome
+    rng = np.random.default_rng(2)
+    sent, own, target = rng.normal(size=(3, c.n_neurons, 7))
+    together = groups(c, 2)
+    assert sorted(np.concatenate([g.members for g in together])) == list(range(c.n_neurons))
+    assert max(len(g.members) for g in together) > 3  # something is shared
+    normal = accumulate(c, [(sent, [(own,), (own, sent)], target)], n_own=2)
+    for i in (0, 7, 123, 300, c.n_neurons - 1):
+        mine = c.senders[c.receivers == i]
+        x = np.concatenate([sent[mine], own[i : i + 1], own[i : i + 1] + sent[i], np.ones((1, 7)), target[i : i + 1]])
+        assert np.allclose(normal.moments[i], x @ x.T / 7, rtol=1e-12, atol=1e-12)
 
 
 def test_refit_on_the_true_functions_is_exact(train, ceiling):
