@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from flyjax.circuit import Connectome
 from flyjax.config import Model
+from flyjax.model import pieces
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -34,11 +35,7 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Network(nnx.Module):
-    """An MLP from a neuron's embedding and a few signals to one number per neuron and frame.
-
-    The first layer is split: the embedding's share is computed once per neuron, the signals'
-    share once per frame. Together they are one linear layer on the concatenated input.
-    """
+    """An MLP from a few signals and a neuron's embedding to one number per neuron and frame."""
 
     def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs):
         width, fan_in = config.width, n_signals + config.embedding_size
@@ -60,11 +57,21 @@ class Network(nnx.Module):
     def __call__(
         self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"]
     ) -> Float[Array, "N B"]:
-        # A matrix product even for one signal: the gradient of a broadcast product is a slow reduction.
-        hidden = self.activation(jnp.stack(signals, axis=-1) @ self.signals[...] + self.embedded(embedding)[:, None, :])
+        n, b = signals[0].shape
+        # Signals, embedding and bias in one product: its gradient is then one product too, and no slow sums over rows.
+        kernel = jnp.concatenate([self.signals[...], self.embedded.kernel[...], self.embedded.bias[...][None]])
+        known = jnp.broadcast_to(embedding[:, None, :], (n, b, embedding.shape[1]))
+        rows = jnp.concatenate([jnp.stack(signals, axis=-1), known, jnp.ones((n, b, 1))], axis=-1)
+        hidden = self.activation(rows.reshape(n * b, -1) @ kernel)
         for layer in self.hidden:
             hidden = self.activation(layer(hidden))
-        return self.readout(hidden)[:, :, 0]
+        return self.readout(hidden).reshape(n, b)
+
+
+def pure(network: Network):
+    """A network as a function of (its parameters, signals, embedding), and the parameters."""
+    graphdef, state = nnx.split(network)
+    return lambda state, signals, embedding: nnx.merge(graphdef, state)(signals, embedding), state
 
 
 class GNN(nnx.Module):
@@ -96,21 +103,41 @@ class GNN(nnx.Module):
         """f: dv/dt in 1/s."""
         return self.update_network((voltage, msg, stimulus), embedding)
 
-    def __call__(self, graph: jraph.GraphsTuple) -> Float[Array, "N B"]:
-        """dv/dt of every neuron.
+    def __call__(self, graph: jraph.GraphsTuple):
+        """dv/dt of every neuron, (N, B).
 
-        `graph.nodes` holds `voltage` and `stimulus`, each (N, B); `graph.receivers` is sorted.
+        `graph.nodes` holds `voltage` and `stimulus`, each (N, B); `graph.receivers` is sorted. With a
+        `target` (N, B) among them the sum of squares of prediction - target instead, whose gradient
+        needs no stored activations (`pieces.square_sum`).
         """
         embedding = self.embedding[...]
+        phi, message_state = pure(self.message_network)
+        f, update_state = pure(self.update_network)
+
+        def g(state, rows):
+            return jnp.square(phi(state, (rows[0],), rows[1]))
+
+        def predict(state, rows):
+            signals, embedding = rows
+            return f(state, signals, embedding)
+
+        def error(state, rows):
+            rows, target = rows
+            return predict(state, rows) - target
 
         def send(nodes):
-            return {**nodes, "message": self.message(nodes["voltage"], embedding)}
+            cut = pieces.n_pieces(nodes["voltage"].size)
+            return {**nodes, "message": pieces.mapped(g, cut, message_state, (nodes["voltage"], embedding))}
 
         def weigh(weight, sent, received, globals_):
             return weight[:, None] * sent["message"]
 
         def integrate(nodes, sent_sum, received_sum, globals_):
-            return self.update(nodes["voltage"], embedding, received_sum, nodes["stimulus"])
+            rows = (nodes["voltage"], received_sum, nodes["stimulus"]), embedding
+            cut = pieces.n_pieces(nodes["voltage"].size)
+            if "target" in nodes:
+                return pieces.square_sum(error, cut, update_state, rows, nodes["target"])
+            return pieces.mapped(predict, cut, update_state, rows)
 
         def total(messages, receivers, n_neurons):
             return jax.ops.segment_sum(messages, receivers, n_neurons, indices_are_sorted=True)
@@ -120,12 +147,10 @@ class GNN(nnx.Module):
         return network(graph._replace(edges=self.W[...])).nodes
 
 
-def make_graph(
-    connectome: Connectome, voltage: Float[Array, "N B"], stimulus: Float[Array, "N B"]
-) -> jraph.GraphsTuple:
-    """The connectome as a jraph graph whose nodes carry B frames."""
+def make_graph(connectome: Connectome, **nodes: Float[Array, "N B"]) -> jraph.GraphsTuple:
+    """The connectome as a jraph graph whose nodes carry B frames of `voltage`, `stimulus` and maybe `target`."""
     return jraph.GraphsTuple(
-        nodes={"voltage": voltage, "stimulus": stimulus},
+        nodes=nodes,
         edges=None,
         senders=jnp.asarray(connectome.senders),
         receivers=jnp.asarray(connectome.receivers),
@@ -169,8 +194,13 @@ class Learner:
         self, params, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
     ) -> Float[Array, "B N"]:
         """Predicted dv/dt (1/s) at B frames: the forward pass that is trained."""
-        graph = make_graph(self.connectome, voltage.T, stimulus_of_neurons(self.connectome, luminance))
+        graph = make_graph(self.connectome, voltage=voltage.T, stimulus=stimulus_of_neurons(self.connectome, luminance))
         return self.bind(params)(graph).T
+
+    def square_error(self, params, voltage, luminance, target: Float[Array, "B N"]) -> Float[Array, ""]:
+        """Sum of squares of derivative - target: the same network with the sum in its node update."""
+        seen = stimulus_of_neurons(self.connectome, luminance)
+        return self.bind(params)(make_graph(self.connectome, voltage=voltage.T, stimulus=seen, target=target.T))
 
     def message(self, params, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
         """g(v_j, a_j) at B voltages per neuron."""

@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from flyjax.model.gnn import Learner
+from flyjax.model import pieces
+from flyjax.model.gnn import Learner, pure
 
 #: Candidate numbers the loss reads: all traced.
 COEFFICIENTS = (
@@ -30,9 +31,8 @@ COEFFICIENTS = (
 )
 
 
-def safe_norm(x) -> Float[Array, ""]:
-    """Euclidean norm with gradient 0 at 0, where the plain one gives NaN."""
-    square = jnp.sum(jnp.square(x))
+def safe_root(square) -> Float[Array, ""]:
+    """Square root with gradient 0 at 0, where the plain one gives infinity: a norm from its sum of squares."""
     positive = square > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
@@ -44,13 +44,27 @@ def _matrices(network_state):
 def regularisers(learner: Learner, params, coefficients, voltage: Float[Array, " N"], x_norm) -> dict:
     """Each regulariser, already weighted, by its name. `voltage` is one frame."""
     model = learner.bind(params)
-    # One pass of the message network serves both terms: three voltages per neuron.
-    points = jnp.stack([voltage, voltage + 0.05 * x_norm, jnp.full_like(voltage, 2.0) * x_norm], axis=1)
-    g = model.message(jax.lax.stop_gradient(points), jax.lax.stop_gradient(model.embedding[...]))
+    phi, state = pure(model.message_network)
+
+    def fall(state, rows):
+        voltage, embedding, x = rows[1]
+        g = jnp.square(phi(state, (jnp.stack([voltage, voltage + 0.05 * x], axis=1),), embedding))
+        return jax.nn.relu(g[:, 0] - g[:, 1])
+
+    def excess(state, rows):
+        _, embedding, x = rows[1]
+        return jnp.square(phi(state, (2.0 * x[:, None],), embedding))[:, 0] - 2.0 * x
+
+    def norm(function, points):
+        # Only the network's parameters get a gradient: voltages and embeddings are `fixed`.
+        cut = pieces.n_pieces(points * voltage.size)
+        fixed = voltage, model.embedding[...], jnp.broadcast_to(x_norm, voltage.shape)
+        return safe_root(pieces.square_sum(function, cut, state, None, fixed))
+
     terms = {
         "coeff_W_L1": jnp.sum(jnp.abs(params["W"])),
-        "coeff_edge_diff": safe_norm(jax.nn.relu(g[:, 0] - g[:, 1])),
-        "coeff_edge_norm": safe_norm(g[:, 2] - 2.0 * x_norm),
+        "coeff_edge_diff": norm(fall, 2),
+        "coeff_edge_norm": norm(excess, 1),
     }
     for name in ("message", "update"):
         matrices = _matrices(params[f"{name}_network"])
@@ -65,7 +79,6 @@ def loss(learner: Learner, params, coefficients, batch, x_norm):
     **Arguments:** `batch` holds `voltage` (B, N), `luminance` (B, n_col) and `target` (B, N) in
     1/s; `coefficients` the numbers named in `COEFFICIENTS`; `x_norm` = 1.5 std(v), a scalar.
     """
-    prediction = learner.derivative(params, batch["voltage"], batch["luminance"])
-    data = safe_norm(prediction - batch["target"])
+    data = safe_root(learner.square_error(params, batch["voltage"], batch["luminance"], batch["target"]))
     terms = regularisers(learner, params, coefficients, batch["voltage"][0], x_norm)
     return data + sum(terms.values()), data
