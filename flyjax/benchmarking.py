@@ -14,22 +14,8 @@ from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.model import make_learner
 from flyjax.training import sweep
+from flyjax.training.planning import gflop_per_frame
 from flyjax.training.train import numbers_of, stack_recordings, static_of
-
-
-def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool) -> float:
-    """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
-
-    The message sum is left out: 3 x 2 x 434,112 operations at extent 8, a quarter of a percent.
-    """
-
-    def multiply_adds(n_signals: int) -> int:
-        return (n_signals + model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
-
-    per_neuron = multiply_adds(1) + multiply_adds(3)
-    if regularisers:  # three voltages of one frame of the batch
-        per_neuron += 3 * multiply_adds(1) / batch_size
-    return 6 * n_neurons * per_neuron / 1e9
 
 
 def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:

@@ -1,7 +1,21 @@
 """Training: one candidate as a pure function, many as one program."""
 
 from flyjax.training.checkpoint import load_params, save_params
-from flyjax.training.sweep import Group, Progress, Trained, plan, train_sweep
+from flyjax.training.halving import Halving
+from flyjax.training.planning import Group, Lane, plan
+from flyjax.training.sweep import LaneProgress, Progress, Trained, train_sweep
 from flyjax.training.train import n_steps
 
-__all__ = ["Group", "Progress", "Trained", "load_params", "n_steps", "plan", "save_params", "train_sweep"]
+__all__ = [
+    "Group",
+    "Halving",
+    "Lane",
+    "LaneProgress",
+    "Progress",
+    "Trained",
+    "load_params",
+    "n_steps",
+    "plan",
+    "save_params",
+    "train_sweep",
+]

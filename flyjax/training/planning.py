@@ -1,0 +1,305 @@
+"""Which trainings share a program, what each program holds in memory, and how long all of it may take.
+
+Lanes of one static signature share a program while their state, activations and recordings fit the
+device: every distinct noise_model_level is a recording of its own, 7 GB on the device at full scale
+(voltages and targets, 3.5 GB each). Beyond that they are dealt into several programs, one after the
+other; a lane's result does not depend on how.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from flyjax.config import Model, Simulation, Training
+from flyjax.errors import UserError
+from flyjax.training.train import Static, n_steps, static_of
+
+#: Steps of one scan: the host is asked in between, often enough for a progress bar.
+CHUNK = 250
+#: Share of the memory that is planned for; allocators and evaluation need the rest.
+SHARE = 0.8
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One training: candidate number, seed number and the seed itself."""
+
+    candidate: int
+    replicate: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The lanes of one compiled program, and the noise levels whose recordings it reads."""
+
+    static: Static
+    lanes: tuple[Lane, ...]
+    n_steps: tuple[int, ...]  # per lane
+    levels: tuple[float, ...]
+    n_devices: int = 1
+
+    @property
+    def n_chunks(self) -> int:
+        return -(-max(self.n_steps) // CHUNK)
+
+    @property
+    def width(self) -> int:
+        """Lanes that are computed: filled up to a multiple of the devices."""
+        return -(-len(self.lanes) // self.n_devices) * self.n_devices
+
+
+class Memory(NamedTuple):
+    """Bytes that may be used, where the figure comes from, and whether the devices share them."""
+
+    free: int  #: of one device, or of the machine where they are shared
+    source: str
+    shared: bool  #: CPU devices live in one memory and each holds a copy of the recordings
+
+
+class Sizes(NamedTuple):
+    """What a training's memory depends on."""
+
+    n_frames: int
+    n_neurons: int
+    n_columns: int
+    n_edges: int
+    n_params: int
+
+
+def _available_ram() -> int:
+    """Bytes that this process may still take: of the machine, or of its container."""
+    known = []
+    try:
+        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        known.append(int(fields["MemAvailable"].split()[0]) * 1024)
+    except (OSError, KeyError, ValueError):  # not Linux
+        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
+    try:
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
+        if limit != "max":
+            known.append(int(limit) - int(used))
+    except (OSError, ValueError):  # no container, or an older kind
+        pass
+    return max(0, min(known))
+
+
+def device_memory() -> Memory:
+    """What is free now on the devices that train."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats() or {}
+    if device.platform != "cpu" and "bytes_limit" in stats:
+        return Memory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on each {device.device_kind}", False)
+    shared = device.platform == "cpu"
+    return Memory(_available_ram(), "available RAM" + ("" if shared else ", as the accelerator does not tell its own"), shared)
+
+
+def sizes_of(learner, n_frames: int) -> Sizes:
+    """Sizes of a learner's training on a recording of so many frames."""
+    c = learner.connectome
+    params = jax.eval_shape(learner.init, jax.random.key(0))
+    return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, sum(leaf.size for leaf in jax.tree.leaves(params)))
+
+
+def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
+    """The same from a configuration alone: neither checkpoint nor videos need be there."""
+    from flyjax.circuit import build_connectome
+    from flyjax.model import make_learner
+
+    connectome = build_connectome(simulation.extent)
+    told = sizes_of(make_learner(connectome, model), simulation.n_frames)
+    edges = round(told.n_edges * (1 - simulation.removed_edges) + told.n_edges * simulation.null_edges)
+    return told._replace(n_edges=edges, n_params=told.n_params + edges - told.n_edges)
+
+
+def level_bytes(sizes: Sizes) -> int:
+    """Device memory of one recording: voltage and target of every neuron, luminance of every column."""
+    return 4 * sizes.n_frames * (2 * sizes.n_neurons + sizes.n_columns)
+
+
+def lane_bytes(sizes: Sizes, model: Model, batch_size: int) -> dict[str, int]:
+    """Device memory of one lane by what it is for; activations are an upper estimate.
+
+    `params` the parameters, `adam` both moments, `step` the gradient and the new values of all three
+    while a step is taken, `activations` what the backward pass keeps: two arrays per hidden layer of
+    the rows of the batch in both networks and of the regularisers' three voltages, and messages.
+    """
+    rows = (2 * batch_size + 3) * sizes.n_neurons
+    hidden = 2 * rows * model.width * (model.n_layers - 1)
+    messages = 2 * batch_size * sizes.n_edges
+    return {
+        "params": 4 * sizes.n_params,
+        "adam": 8 * sizes.n_params,
+        "step": 20 * sizes.n_params,
+        "activations": 4 * (hidden + messages),
+    }
+
+
+def group_bytes(sizes: Sizes, model: Model, group: Group, memory: Memory) -> int:
+    """What a program takes of `memory.free`."""
+    lane, level = sum(lane_bytes(sizes, model, group.static.batch_size).values()), level_bytes(sizes)
+    if memory.shared:  # a copy on every device, and the recording as it was read
+        return group.width * lane + len(group.levels) * level * (group.n_devices + 1)
+    return group.width // group.n_devices * lane + len(group.levels) * level
+
+
+def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True) -> float:
+    """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
+
+    The message sum is left out: 3 x 2 x 434,112 operations at extent 8, a quarter of a percent.
+    """
+
+    def multiply_adds(n_signals: int) -> int:
+        return (n_signals + model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
+
+    per_neuron = multiply_adds(1) + multiply_adds(3)
+    if regularisers:  # three voltages of one frame of the batch
+        per_neuron += 3 * multiply_adds(1) / batch_size
+    return 6 * n_neurons * per_neuron / 1e9
+
+
+class Limits(NamedTuple):
+    """The most lanes and levels of one program, and the devices it is spread over."""
+
+    lanes: int | None = None
+    levels: int | None = None
+    n_devices: int = 1
+
+
+def limits(sizes: Sizes, model: Model, batch_size: int, n_lanes: int, n_levels: int, memory: Memory, n_devices: int) -> Limits:
+    """The fewest programs that fit; where a recording is too large for all devices at once, fewer devices.
+
+    **Raises:** `UserError` if not even one training on one recording fits.
+    """
+    lane, level = sum(lane_bytes(sizes, model, batch_size).values()), level_bytes(sizes)
+    for devices in range(min(n_devices, n_lanes), 0, -1):
+        best = None
+        copies = devices + 1 if memory.shared else 1
+        for held in range(1, n_levels + 1):
+            room = SHARE * memory.free - held * level * copies
+            fit = int(room // lane) if memory.shared else devices * max(0, int(room // lane))
+            fit -= fit % devices
+            if fit < devices:
+                break
+            programs = max(math.ceil(n_levels / held), math.ceil(n_lanes / fit))
+            if best is None or programs < best[0]:
+                best = programs, Limits(fit, held, devices)
+        if best is not None:
+            return best[1]
+    copies = 2 if memory.shared else 1
+    raise UserError(
+        f"one training takes about {gb(lane + copies * level)} ({gb(copies * level)} of it its recording), and "
+        f"{gb(memory.free)} are {memory.source}: reduce simulation.n_frames, training.batch_size or model.width"
+    )
+
+
+def plan(
+    candidates: Sequence[Training],
+    seeds: Sequence[Sequence[int]],
+    n_frames: int,
+    limits_of=lambda static, n_lanes, n_levels: Limits(),
+) -> list[Group]:
+    """Deal candidates x seeds into programs of equal static signature, in a fixed order.
+
+    `limits_of(static, n_lanes, n_levels)` says how much a program may hold. Where one is not enough, lanes
+    of a level stay together and programs are of equal width, so that they compile once.
+    """
+    lanes: dict[Static, list[tuple[Lane, int, float]]] = {}
+    for k, (candidate, own_seeds) in enumerate(zip(candidates, seeds, strict=True)):
+        for s, seed in enumerate(own_seeds):
+            entry = Lane(k, s, seed), n_steps(candidate, n_frames), candidate.noise_model_level
+            lanes.setdefault(static_of(candidate), []).append(entry)
+    groups = []
+    for static in sorted(lanes):
+        entries = lanes[static]
+        most = limits_of(static, len(entries), len({level for *_, level in entries}))
+        for part in _dealt(entries, most):
+            own, steps, levels = zip(*part)
+            groups.append(Group(static, own, steps, tuple(sorted(set(levels))), max(1, min(most.n_devices, len(own)))))
+    return groups
+
+
+def _dealt(entries, most: Limits):
+    n_levels = len({level for *_, level in entries})
+    if len(entries) <= (most.lanes or len(entries)) and n_levels <= (most.levels or n_levels):
+        return [entries]
+    entries = sorted(entries, key=lambda e: e[2])
+    widest = most.lanes or len(entries)
+    size = -(-len(entries) // -(-len(entries) // widest))
+    parts: list[list] = []
+    for entry in entries:
+        held = {level for *_, level in parts[-1]} if parts else set()
+        full = not parts or len(parts[-1]) == size or len(held | {entry[2]}) > (most.levels or n_levels)
+        parts.append([entry]) if full else parts[-1].append(entry)
+    return parts
+
+
+def narrowed(group: Group, begin: int, end: int, gflop_per_step: float, worth: float) -> list[tuple[Group, int, int]]:
+    """Pieces of a program from chunk `begin` to `end` as (group, from, to), leaving finished lanes behind.
+
+    A finished lane is masked but computed all the same; a narrower program is compiled where that saves at
+    least `worth` GFLOP. `gflop_per_step` is a lane's.
+    """
+
+    def from_chunk(chunk: int) -> Group:
+        kept = [(lane, n) for lane, n in zip(group.lanes, group.n_steps, strict=True) if n > chunk * CHUNK]
+        lanes, steps = zip(*kept) if kept else ((), ())
+        return replace(group, lanes=lanes, n_steps=steps, n_devices=max(1, min(group.n_devices, len(lanes))))
+
+    pieces, at, running = [], begin, from_chunk(begin)
+    if not running.lanes:
+        return []
+    end = min(end, running.n_chunks)
+    for chunk in sorted({-(-n // CHUNK) for n in running.n_steps}):
+        rest = from_chunk(chunk)
+        if at < chunk < end and (running.width - rest.width) * (end - chunk) * CHUNK * gflop_per_step >= worth:
+            pieces.append((running, at, chunk))
+            at, running = chunk, rest
+    return [*pieces, (running, at, end)]
+
+
+# -- for people ------------------------------------------------------------------------------------
+
+
+def gb(n_bytes: float) -> str:
+    """Bytes for people."""
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if n_bytes >= size:
+            return f"{n_bytes / size:.3g} {unit}"
+    return f"{n_bytes / 1e3:.3g} kB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, two figures at most."""
+    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+def rows(groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]) -> list[dict[str, str]]:
+    """One line of text per program: lanes, memory, recordings, time."""
+    out = []
+    for k, (group, time) in enumerate(zip(groups, seconds, strict=True), 1):
+        lane = lane_bytes(sizes, model, group.static.batch_size)
+        out.append(
+            {
+                "program": str(k),
+                "batch": str(group.static.batch_size),
+                "lanes": f"{len(group.lanes)}" + (f" (+{group.width - len(group.lanes)})" if group.width > len(group.lanes) else ""),
+                "steps": str(max(group.n_steps)) if len(set(group.n_steps)) == 1 else f"{min(group.n_steps)}-{max(group.n_steps)}",
+                "per lane": gb(sum(lane.values())),
+                "noise levels": str(len(group.levels)),
+                "recordings": gb(len(group.levels) * level_bytes(sizes)),
+                "memory": gb(group_bytes(sizes, model, group, memory)),
+                "time": duration(time),
+            }
+        )
+    return out
