@@ -4,6 +4,7 @@ from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.ceiling import Ceiling, closed_form
 from flyjax.recovery.evaluate import Evaluation, evaluate
 from flyjax.recovery.extract import Recovered, extract
+from flyjax.recovery.linearise import OnData, on_data
 from flyjax.recovery.metrics import Metrics, compare
 from flyjax.recovery.refit import Refitted, refit
 from flyjax.recovery.rollout import Rollout, rollout
@@ -12,6 +13,7 @@ __all__ = [
     "Ceiling",
     "Evaluation",
     "Metrics",
+    "OnData",
     "Recovered",
     "Refitted",
     "Rollout",
@@ -21,6 +23,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
+    "on_data",
     "refit",
     "rollout",
 ]

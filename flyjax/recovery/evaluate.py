@@ -16,6 +16,7 @@ from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.ceiling import closed_form, identifiable_metrics
 from flyjax.recovery.clusters import all_cluster_metrics
 from flyjax.recovery.extract import MIN_STD, Probe, Recovered, canonical, extract, probe
+from flyjax.recovery.linearise import OnData, on_data
 from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, per_type, true_tau
 from flyjax.recovery.refit import Refitted, refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
@@ -41,6 +42,7 @@ class Evaluation:
     found: Recovered
     raw_weight: Float[np.ndarray, " E"]  #: W as trained, before the correction
     embedding: Float[np.ndarray, "N d"] | None
+    on_data: OnData  #: the read-out at training frames
     refitted: Refitted | None
     rollout: Rollout
     curves: Curves
@@ -123,6 +125,9 @@ def evaluate(
     metrics.update(rollout_metrics(run, test_recording))
     metrics.update(one_step_metrics(learner, params, test_recording))
     metrics.update(circuit_metrics(found, train_recording))
+    at_frames = on_data(learner, params, train_recording)
+    metrics.update(circuit_metrics(at_frames, train_recording, "_data"))
+    metrics.put("update_affine_R2_data", 1.0 - np.median(at_frames.bend))
     refitted = refit(learner, params, train_recording, found) if with_refit else None
     if refitted is not None:
         metrics.update(circuit_metrics(refitted, train_recording, "_refit"))
@@ -130,6 +135,7 @@ def evaluate(
         ceiling = dict(closed_form(train_recording).metrics)
         metrics.update(Metrics(reasons=ceiling.pop("reasons"), values=ceiling))
         metrics.update(identifiable_metrics(found, train_recording))
+        metrics.update(identifiable_metrics(at_frames, train_recording, "_data"))
         if refitted is not None:
             metrics.update(identifiable_metrics(refitted, train_recording, "_refit"))
     metrics.update(input_metrics(learner, params, test_recording))
@@ -142,6 +148,7 @@ def evaluate(
         found=found,
         raw_weight=np.asarray(params["W"][...]),
         embedding=embedding,
+        on_data=at_frames,
         refitted=refitted,
         rollout=run,
         curves=curves(learner, params, found, train_recording),
