@@ -183,7 +183,7 @@ def simulate_chunks(
 ) -> Iterator[Float32[Array, "chunk N"]]:
     """`simulate` piece by piece, for recordings larger than memory; the last piece may be shorter.
 
-    The default chunk has about 32 MB of voltages; under jit and grad it is the whole stimulus.
+    The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus.
     """
     pieces = _rollout(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
     return iter(pieces)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
+from threading import Lock
 from typing import NamedTuple
 
 import diffrax
@@ -33,8 +35,9 @@ SOLVERS = {
     "dopri5": (diffrax.Dopri5, True),
     "dopri8": (diffrax.Dopri8, True),
 }
-#: Voltages one compiled call returns by default, 4 bytes each.
-CHUNK_VALUES = 1 << 23
+#: Voltages one compiled call returns by default, 4 bytes each: small enough that malloc hands the memory of
+#: one call to the next; above 32 MB every call waits for fresh pages from the system.
+CHUNK_VALUES = 1 << 22
 
 
 class System(NamedTuple):
@@ -72,9 +75,9 @@ def _noise(keys, steps, n: int):
 
 @partial(jax.jit, static_argnames=("kernel", "clamp_tau", "solver", "noisy"))
 def _run(plan, p, start, luminance, n_steps, dt, noise, keys, first_step, *, kernel, clamp_tau, solver, noisy):
-    """(T, B, n_col) luminance and (B, N) start -> (T, B, N) states, of which the first n_steps are computed."""
+    """(T, B, n_col) luminance and (N, B) start -> (T, N, B) states, of which the first n_steps are computed."""
     system = _system(kernel, plan, p, dt, clamp_tau)
-    light, start = kernel.light(jnp.swapaxes(luminance, 1, 2)), kernel.enter(start.T)
+    light, start = kernel.light(jnp.swapaxes(luminance, 1, 2)), kernel.enter(start)
     make, adaptive = SOLVERS[solver]
     if solver == "euler":
         shocks = None
@@ -97,7 +100,7 @@ def _run(plan, p, start, luminance, n_steps, dt, noise, keys, first_step, *, ker
             y0=start,
             args=(system, light, shocks),
             # Only neurons are kept: the grids are twice as large and would be written to fresh memory.
-            saveat=diffrax.SaveAt(steps=True, fn=lambda t, voltage, args: kernel.leave(voltage).T),
+            saveat=diffrax.SaveAt(steps=True, fn=lambda t, voltage, args: kernel.leave(voltage)),
             max_steps=luminance.shape[0],
             throw=False,
         ).ys
@@ -114,7 +117,7 @@ def _run(plan, p, start, luminance, n_steps, dt, noise, keys, first_step, *, ker
             term, make(), 0.0, 1.0, 0.1 if adaptive else 1.0, voltage, (system, light),
             stepsize_controller=control, saveat=diffrax.SaveAt(t1=True), max_steps=256 if adaptive else 1,
         ).ys[0]  # fmt: skip
-        return after, kernel.leave(after).T
+        return after, kernel.leave(after)
 
     return jax.lax.scan(frame, start, light)[1]
 
@@ -158,22 +161,18 @@ class Rollout:
         return [slice(k, k + width) for k in range(0, n_lanes, width)]
 
     def _parts(self, group: slice) -> Iterator[jax.Array]:
-        """(T, B, N) states of a group, chunk by chunk, the next under way before one is handed out."""
+        """(T, N, B) states of a group, chunk by chunk, the next under way before one is handed out."""
         n_frames, ahead = self.luminance.shape[1], None
-        width, n_lanes = group.stop - group.start, len(self.luminance)
         # The last group is filled up with what is there.
-        lanes = np.arange(group.start, group.stop) % n_lanes
-        keys, state, luminance = (x if width == n_lanes else x[lanes] for x in (self.keys, self.start, self.luminance))
+        lanes = np.arange(group.start, group.stop) % len(self.luminance)
+        keys, state, luminance = self.keys[lanes], self.start[lanes].T, self.luminance[lanes]
         plan = self.kernel.plan()
         for begin in range(0, n_frames, self.chunk):
             n_steps = min(self.chunk, n_frames - begin)
             light = jnp.swapaxes(luminance[:, begin : begin + n_steps], 0, 1)
             if n_steps < self.chunk:  # a short last piece runs the same program and stops early
                 light = jnp.pad(light, ((0, self.chunk - n_steps), (0, 0), (0, 0)))
-            part = _run(
-                plan, self.parameters, state, light, jnp.int32(n_steps), self.dt, self.noise, keys,
-                jnp.int32(self.first_step + begin), kernel=self.kernel, **self.static,
-            )  # fmt: skip
+            part = self._run(plan, state, light, jnp.int32(n_steps), keys, jnp.int32(self.first_step + begin))
             if begin + n_steps < n_frames:
                 state = part[-1]
             if ahead is not None:
@@ -181,13 +180,27 @@ class Rollout:
             ahead = part if n_steps == self.chunk else part[:n_steps]
         yield ahead
 
+    def _run(self, plan, state, light, n_steps, keys, first_step):
+        args = (plan, self.parameters, state, light, n_steps, self.dt, self.noise, keys, first_step)
+        static = dict(kernel=self.kernel, **self.static)
+        if not self._threaded():
+            return _run(*args, **static)
+        with _COMPILING:  # the first thread compiles, the others wait and find its program
+            program = _one_core_program(jax.tree.structure(args), tuple(map(jax.typeof, jax.tree.leaves(args))), **static)
+        return program(*args)
+
+    def _threaded(self) -> bool:
+        """Whether groups share the cores of this machine."""
+        return (
+            jax.default_backend() == "cpu"
+            and len(self._groups()) > 1
+            and concrete(self.parameters, self.luminance, self.start, self.noise, self.keys)
+        )
+
     def __iter__(self) -> Iterator[jax.Array]:
         for parts in zip(*map(self._parts, self._groups())):
-            states = jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
-            if self.batched:
-                yield jnp.swapaxes(states, 0, 1)[: len(self.luminance)]
-            else:
-                yield states.reshape(states.shape[0], -1)
+            states = jnp.concatenate(parts, axis=2) if len(parts) > 1 else parts[0]
+            yield jnp.moveaxis(states, 2, 0)[: len(self.luminance)] if self.batched else states[:, :, 0]
 
     def whole(self) -> jax.Array:
         """All states in one array."""
@@ -197,22 +210,51 @@ class Rollout:
             return next(iter(self))
         if jax.default_backend() != "cpu" or not concrete(self.parameters, self.luminance, self.start):
             return jnp.concatenate(list(self), axis=-2)
-        # On a CPU every piece is copied once, into memory that the result then owns. Groups run in
-        # threads: XLA itself leaves the other cores idle.
+        # On a CPU every piece is copied once, into memory that the result then owns.
         states = _aligned((n_lanes, n_frames, self.kernel.c.n_neurons))
 
         def fill(group):
             for k, part in enumerate(self._parts(group)):
                 own = states[group, k * self.chunk : (k + 1) * self.chunk]
-                own[:] = np.swapaxes(np.asarray(part), 0, 1)[: len(own)]
+                part = np.asarray(part)
+                for t in range(len(part)):  # a frame at a time is turned inside the cache
+                    own[:, t] = part[t].T[: len(own)]
 
-        fill(groups[0]) if len(groups) == 1 else self._in_threads(fill, groups)
+        if len(groups) == 1:
+            fill(groups[0])
+        else:
+            with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
+                list(pool.map(fill, groups))
         return jax.device_put(states if self.batched else states[0], may_alias=True)
 
-    @staticmethod
-    def _in_threads(fill, groups) -> None:
-        with ThreadPoolExecutor(min(len(groups), os.cpu_count() or 1)) as pool:
-            list(pool.map(fill, groups))
+
+_COMPILING = Lock()
+
+
+@lru_cache(maxsize=32)
+def _one_core_program(structure, types, **static):
+    """`_run` compiled for one core, because each of several threads runs its own.
+
+    XLA cuts an operation into as many pieces as the compiling thread may use cores; with a thread
+    per core those pieces only wait for each other (a batch of 32 at extent 8: 1.5 times slower).
+    """
+    args = jax.tree.unflatten(structure, [jax.ShapeDtypeStruct(t.shape, t.dtype) for t in types])
+    with _one_core():
+        return _run.lower(*args, **static).compile()
+
+
+@contextmanager
+def _one_core():
+    """The calling thread on one core, where the system lets it choose."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
 
 
 def _aligned(shape: tuple[int, ...]) -> np.ndarray:
