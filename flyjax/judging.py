@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -10,10 +11,29 @@ import jax
 from flyjax import nodes
 from flyjax.config import Model, Simulation, Training, parse_experiment, read_yaml
 from flyjax.errors import UserError
-from flyjax.recovery import evaluate
+from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.lesion import lesion_metrics
+from flyjax.recovery.metrics import Metrics, per_type
+from flyjax.recovery.spectrum import spectrum, spectrum_metrics
+from flyjax.report import circuit_figures
+from flyjax.report.tables import csv, markdown_table
 from flyjax.training import load_params
 from flyjax.variations import lesioned
+
+#: Read-outs by the suffix of their metrics, in the order of the table.
+READ_OUTS = {"": "published", "_data": "on data", "_refit": "refit", "_ceiling": "ceiling"}
+QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
+COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 told", "slope told")
+LEGEND = (
+    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu. "
+    "told: over the edges and neurons that the closed form can tell"
+)
+#: Columns of the per-type table by the keys of its rows: eighty characters are few.
+TYPE_COLUMNS = {
+    "cell_type": "type", "n": "n", "tau_true": "tau*", "tau_learned": "tau", "tau_refit": "tau rf", "V_rest_true": "V*",
+    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf", "told": "told",
+}  # fmt: skip
+TYPE_LEGEND = "* true, rf refit, W R2 and slope of incoming weights, told: share of incoming edges that the closed form can tell"
 
 
 def _folder(where: Path, node: int) -> Path:
@@ -36,10 +56,85 @@ def _folder(where: Path, node: int) -> Path:
     return max(folders, key=quality)
 
 
-def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
-    """Print the metrics of each seed and draw the figures of the first one that did not diverge.
+def recovery_table(metrics: Mapping) -> list[dict]:
+    """W, tau and V_rest by every read-out beside the ceiling, over all and over what can be told: rows by `COLUMNS`."""
+    rows = []
+    for name, quantity in QUANTITIES.items():
+        for suffix, read_out in READ_OUTS.items():
+            if f"{name}{suffix}" in metrics:
+                rows.append(
+                    {
+                        "of": quantity, "read-out": read_out, "R2": metrics[f"{name}{suffix}"],
+                        "slope": metrics.get(f"{name}{suffix}_slope"), "identity": metrics.get(f"{name}{suffix}_identity"),
+                        "R2 told": metrics.get(f"{name}{suffix}_identifiable"),
+                        "slope told": metrics.get(f"{name}{suffix}_identifiable_slope"),
+                    }
+                )  # fmt: skip
+    return rows
 
-    With `lesion` > 0 also the free run after that share of the synapses is cut in fly and network.
+
+def other_metrics(metrics: Mapping) -> list[dict]:
+    """Everything that `recovery_table` does not show, each with its reason where it is missing."""
+    why = metrics.get("reasons", {})
+    shown = tuple(f"{name}{suffix}" for name in QUANTITIES for suffix in READ_OUTS)
+    return [
+        {"metric": k, "value": v, "note": why.get(k, "")}
+        for k, v in metrics.items()
+        if k != "reasons" and not (k in shown or (k.startswith(tuple(QUANTITIES)) and k.endswith(("_slope", "_identity", "_identifiable"))))
+    ]
+
+
+def type_table(result: Evaluation, train) -> list[dict]:
+    """One row per cell type: published and refit estimates beside the truth, and the share of incoming edges that can be told."""
+    rows = [dict(row) for row in result.per_type]
+    if result.refitted is not None:
+        for row, refit in zip(rows, per_type(train, result.refitted), strict=True):
+            row |= {f"{k}_refit": refit[f"{k}_learned"] for k in ("tau", "V_rest")}
+            row |= {f"{k}_refit": refit[k] for k in ("W_R2", "W_slope")}
+    told, c = closed_form(train).edges, train.connectome
+    receiving = c.cell_type[c.receivers]
+    for k, row in enumerate(rows):
+        mine = receiving == k
+        row["told"] = float(told[mine].mean()) if mine.any() else None
+    return rows
+
+
+def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
+    """All figures of a node, and the metrics of the spectra that were computed for one of them."""
+    nodes.write_figures(folder, result, train, test)
+    c = train.connectome
+    true = spectrum(c, train.parameters.weight)
+    learned = [spectrum(c, result.found.weight), spectrum(c, result.refitted.weight) if result.refitted is not None else None]
+    circuit_figures.spectrum_figure(folder / "spectrum.png", c, true, learned)
+    circuit_figures.types_figure(folder / "types.png", result, train)
+    circuit_figures.type_functions_figure(folder / "type_functions.png", result, train)
+    metrics = spectrum_metrics(true, learned[0])
+    if result.refitted is not None:
+        metrics.update(spectrum_metrics(true, learned[1], "_refit"))
+    return metrics
+
+
+def _short(types: list[dict]) -> list[dict]:
+    return [{short: row.get(key) for key, short in TYPE_COLUMNS.items()} for row in types]
+
+
+def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types: list[dict]) -> None:
+    """evaluation.json, evaluation.md and per_type.csv."""
+    nodes.write_json(folder / "evaluation.json", {"seeds": {str(seed): metrics for seed, metrics in judged.items()}, "figures_of_seed": drawn})
+    text = [f"# {title}", "", LEGEND, ""]
+    for seed, metrics in judged.items():
+        text += [f"## Seed {seed}", "", markdown_table(recovery_table(metrics), COLUMNS)]
+        text += [markdown_table(other_metrics(metrics), ("metric", "value", "note"))]
+    text += [f"## Cell types, seed {drawn}", "", TYPE_LEGEND, "", markdown_table(_short(types), list(TYPE_COLUMNS.values()))]
+    (folder / "evaluation.md").write_text("\n".join(text))
+    (folder / "per_type.csv").write_text(csv(types, list(types[0])))
+
+
+def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
+    """Print and write the metrics of each seed; draw the figures of the seed with the lowest training loss.
+
+    Writes evaluation.json, evaluation.md, per_type.csv and figures/ into the node's folder. With `lesion` > 0
+    also the free run after that share of the synapses is cut in fly and network (`lesion_R2`, ...).
 
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
@@ -56,25 +151,34 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     learner = nodes.learner_for(simulation, model)
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
-    console.say(f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}")
-    losses = json.loads((folder / "metrics.json").read_text())["per_seed"]
+    title = f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}"
+    console.say(f"{title}\n{LEGEND}")
+    told = dict(zip(stated["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
+    finished = [seed for seed in told if told[seed].get("final_loss") is not None]
+    for seed in told:
+        if seed not in finished:
+            console.say(f"seed {seed}: {told[seed]['reasons'].get('connectivity_R2', 'no result')}")
+    if not finished:
+        return
+    best = min(finished, key=lambda seed: told[seed]["final_loss"])  # a choice that needs no ground truth
     cut = lesioned(train, lesion) if lesion else None
-    drawn = False
-    for seed, told in zip(stated["seeds"], losses, strict=True):
-        if told.get("final_loss") is None:
-            console.say(f"seed {seed}: {told['reasons'].get('connectivity_R2', 'no result')}")
-            continue
+    judged, types = {}, []
+    for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
-        result = evaluate(learner, params, train, test, final_loss=told["final_loss"], final_loss_total=told.get("final_loss_total"))
-        metrics = {k: v for k, v in result.metrics.items() if k != "reasons"}
-        why = dict(result.metrics["reasons"])
-        if cut is not None:
-            after = lesion_metrics(learner, params, cut)[0]
-            metrics, why = {**metrics, **after.values}, {**why, **after.reasons}
+        losses = {k: told[seed].get(k) for k in ("final_loss", "final_loss_total")}
+        result = evaluate(learner, params, train, test, **losses)
+        metrics = dict(result.metrics)
+        further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
+        if seed == best:
+            further.append(draw(folder / "figures", result, train, test))
+            types = type_table(result, train)
+        for more in further:
+            metrics = {**metrics, **more.values, "reasons": {**metrics["reasons"], **more.reasons}}
+        judged[seed] = metrics
         console.say(f"seed {seed}")
-        console.table([{"metric": k, "value": v, "note": why.get(k, "")} for k, v in metrics.items()], ["metric", "value", "note"])
-        if not drawn:
-            console.table(result.per_type, list(result.per_type[0]))
-            nodes.write_figures(folder / "figures", result, train, test)
-            console.say(f"figures in {folder / 'figures'}")
-            drawn = True
+        console.table(recovery_table(metrics), COLUMNS)
+        console.table(other_metrics(metrics), ["metric", "value", "note"])
+    console.say(f"cell types, seed {best} ({TYPE_LEGEND})")
+    console.table(_short(types), list(TYPE_COLUMNS.values()))
+    _write(folder, title, judged, best, types)
+    console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

@@ -25,7 +25,7 @@ def main(
     node: Annotated[int, typer.Option(help="Node of the run; 0: the one with the best connectivity_R2.")] = 0,
     lesion: Annotated[float, typer.Option(help="Also cut this share of the synapses in fly and network, and compare their free runs.")] = 0.0,
 ):
-    """Print every metric of a trained node with its slope, per cell type, and draw its figures again."""
+    """Print and write every metric of a trained node beside the ceiling, per cell type, and draw its figures."""
     prepare_devices()
     from flyjax.console import Console
     from flyjax.judging import judge_again

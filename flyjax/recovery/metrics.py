@@ -188,8 +188,8 @@ def explained(true, predicted) -> tuple[float | None, str | None]:
     return float(1.0 - np.sum((predicted - true) ** 2) / total), None
 
 
-def per_type(recording: Recording, found: Recovered) -> list[dict]:
-    """One row per cell type: its neurons, true and learned tau and V_rest, R2 of its incoming weights.
+def per_type(recording: Recording, found) -> list[dict]:
+    """One row per cell type: its neurons, true and learned tau and V_rest, R2 and slope of its incoming weights.
 
     Values that cannot be computed (one edge, constant weights) are None.
     """
@@ -207,7 +207,8 @@ def per_type(recording: Recording, found: Recovered) -> list[dict]:
                 f"{label}_std": _finite(b[mine].std()),
                 f"{label}_rmse": _finite(np.sqrt(np.mean((b[mine] - a[mine]) ** 2))),
             }
-        row["W_R2"] = compare(weight[edges], found.weight[edges]).R2
+        fit = compare(weight[edges], found.weight[edges])
+        row |= {"W_R2": fit.R2, "W_slope": fit.slope}
         row["W_rmse"] = _finite(np.sqrt(np.mean((found.weight[edges] - weight[edges]) ** 2))) if edges.any() else None
         rows.append(row)
     return rows
