@@ -64,3 +64,32 @@ def test_the_loss_does_not_depend_on_the_pieces(monkeypatch):
     assert pieces.n_pieces(3 * n) == -(-3 * n // 32) > 3
     cut = gradient(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, cut)
+
+
+def test_lanes_that_take_turns_are_lanes_side_by_side(monkeypatch):
+    """Large lanes are trained one after the other within a chunk, small ones as a batch: same results."""
+    from types import SimpleNamespace
+
+    from flyjax.config import Training
+    from flyjax.training import train
+
+    learner, rng = make_learner(build_connectome(0), Model(width=4)), np.random.default_rng(2)
+    n = learner.connectome.n_neurons
+    recording = SimpleNamespace(
+        voltage=rng.normal(size=(8, n)).astype(np.float32),
+        derivative=rng.normal(size=(8, n)).astype(np.float32),
+        luminance=rng.uniform(size=(8, learner.connectome.n_columns)).astype(np.float32),
+    )
+    data, training = train.stack_recordings([recording]), Training(batch_size=2, data_augmentation_loop=100)
+    static = train.static_of(training)
+    numbers = [train.numbers_of(training.model_copy(update={"learning_rate_start": rate}), 8, 0) for rate in (1e-3, 1e-2)]
+    numbers = jax.tree.map(lambda *x: jnp.stack(x), *numbers)
+    keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
+    state = jax.vmap(lambda numbers, key: train.init_state(learner, static, numbers, key))(numbers, keys)
+    side_by_side = train.train_lanes(learner, static, 5, numbers, data, state)
+    monkeypatch.setattr(pieces, "CPU_ROWS", n // 2)
+    in_turn = train.train_lanes(learner, static, 5, numbers, data, state)
+    assert np.asarray(in_turn[0].step).tolist() == [5, 5]
+    for a, b in zip(jax.tree.leaves((side_by_side[0].params, side_by_side[1])), jax.tree.leaves((in_turn[0].params, in_turn[1]))):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(in_turn[0].params["W"][0], in_turn[0].params["W"][1])

@@ -32,7 +32,7 @@ from flyjax.training.train import (
     init_state,
     numbers_of,
     stack_recordings,
-    train_chunk,
+    train_lanes,
     unpack,
 )
 
@@ -150,7 +150,7 @@ def _programs(learner: Learner, static: Static, n_devices: int):
     """(init, chunk) over stacked lanes, the chunk compiled once per static signature and lane count."""
     mesh = jax.make_mesh((n_devices,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:n_devices])
     lane, everywhere = PartitionSpec("lane"), PartitionSpec()
-    chunk = jax.vmap(functools.partial(train_chunk, learner, static, CHUNK), in_axes=(0, None, 0))
+    chunk = functools.partial(train_lanes, learner, static, CHUNK)
     chunk = jax.shard_map(chunk, mesh=mesh, in_specs=(lane, everywhere, lane), out_specs=lane, check_vma=False)
     # Where the frames of a step are drawn is no part of the start: one program for all batch sizes.
     start = _init(learner, static._replace(batch_size=1))

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from flyjax.config import Training
 from flyjax.model import Learner, loss
 from flyjax.model.losses import COEFFICIENTS
+from flyjax.model.pieces import n_pieces
 from flyjax.recording import Recording
 
 RATES = {
@@ -194,3 +195,19 @@ def train_chunk(
         return train_step(learner, static, numbers, data, carry, frames)
 
     return jax.lax.scan(body, state, frames)
+
+
+def train_lanes(learner: Learner, static: Static, length: int, numbers, data, state: TrainState):
+    """`train_chunk` of stacked lanes; `data` is shared. **Returns:** stacked states, losses (lanes, length, 2).
+
+    Lanes large enough to be worked on in pieces take turns, so that a piece of one is in cache and not
+    one of all; a single lane is not batched either. Small ones are batched: fewer, larger kernels.
+    """
+    n_lanes = state.step.shape[0]
+
+    def lane(numbers, state):
+        return train_chunk(learner, static, length, numbers, data, state)
+
+    if n_lanes == 1 or n_pieces(learner.connectome.n_neurons * static.batch_size) > 1:
+        return jax.lax.map(lambda each: lane(*each), (numbers, state))
+    return jax.vmap(lane)(numbers, state)
