@@ -12,8 +12,8 @@ import numpy as np
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
-from flyjax.model import make_learner
-from flyjax.training import sweep
+from flyjax.model import losses, make_learner
+from flyjax.training import sweep, train
 from flyjax.training.planning import gflop_per_frame
 from flyjax.training.train import numbers_of, stack_recordings, static_of
 
@@ -87,6 +87,56 @@ def train_row(
         "device": jax.local_devices()[0].device_kind,
         "n_devices": n_devices,
     }
+
+
+def profile_rows(extent: int, batch_size: int, width: int, repeats: int = 7) -> list[dict]:
+    """Where one training step's time goes: each part compiled and timed alone, shortest of several runs.
+
+    CPU seconds are of all threads; on a machine with neighbours they vary less than the time on the clock.
+    The parts do not add up to the step, which overlaps and fuses them.
+    """
+    connectome, model = build_connectome(extent), Model(width=width)
+    learner, training = make_learner(connectome, model), Training(batch_size=batch_size)
+    numbers = jax.tree.map(jnp.asarray, numbers_of(training, 1_000_000, 0))
+    static, data = static_of(training), stack_recordings([_noise(connectome, 64)])
+    state = train.init_state(learner, static, numbers, jax.random.key(0))
+    params, frames = train.unpack(learner, state.params), jnp.arange(batch_size)
+    batch = {name: data[name][0, :batch_size] for name in ("voltage", "target", "luminance")}
+    voltage, senders, receivers = batch["voltage"].T, jnp.asarray(connectome.senders), jnp.asarray(connectome.receivers)
+
+    def message_sum(weight, sent):
+        return jax.ops.segment_sum(weight[:, None] * sent[senders], receivers, connectome.n_neurons, indices_are_sorted=True)
+
+    def total(params):
+        return losses.loss(learner, params, numbers, batch, jnp.float32(1.0))[0]
+
+    def regularisers(params):
+        return sum(losses.regularisers(learner, params, numbers, batch["voltage"][0], jnp.float32(1.0)).values())
+
+    def adam(state):
+        return train.make_optimizer(numbers, static.schedule).update(state.params, state.optimizer, state.params)
+
+    parts = {
+        "one step": (lambda s: train.train_step(learner, static, numbers, data, s, frames), state),
+        "loss and gradient": (jax.value_and_grad(total), params),
+        "loss alone": (total, params),
+        "data term and gradient": (jax.value_and_grad(lambda p: learner.square_error(p, **batch)), params),
+        "regularisers and gradient": (jax.value_and_grad(regularisers), params),
+        "message sum": (lambda args: message_sum(*args), (params["W"], voltage)),
+        "message sum and gradient": (jax.value_and_grad(lambda args: jnp.sum(jnp.square(message_sum(*args)))), (params["W"], voltage)),
+        "Adam": (adam, state),
+    }
+    rows = []
+    for name, (function, argument) in parts.items():
+        compiled = jax.jit(function)
+        jax.block_until_ready(compiled(argument))
+        wall = cpu = np.inf
+        for _ in range(repeats):
+            start, used = time.perf_counter(), time.process_time()
+            jax.block_until_ready(compiled(argument))
+            wall, cpu = min(wall, time.perf_counter() - start), min(cpu, time.process_time() - used)
+        rows.append({"part": name, "ms": 1e3 * wall, "cpu_ms": 1e3 * cpu})
+    return rows
 
 
 def _peak_memory() -> float:

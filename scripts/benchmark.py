@@ -22,6 +22,8 @@ EXAMPLES = """
 `python scripts/benchmark.py simulate --extent 8 --batch 1 --batch 32 --json simulate.json`
 
 `python scripts/benchmark.py train --extent 1 --candidates 4 --batch-size 4 --width 32`
+
+`python scripts/benchmark.py profile --extent 8 --rows 2048`
 """
 
 
@@ -208,6 +210,38 @@ def train(
         )  # fmt: skip
     console.print(table)
     write_rows(rows, json_file, console)
+
+
+@app.command(epilog=EXAMPLES)
+def profile(
+    extent: Annotated[int, typer.Option(help="0 to 15.", min=0, max=15)] = 8,
+    batch_size: Annotated[int, typer.Option(help="Frames per step.", min=1)] = 4,
+    width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
+    rows: Annotated[Optional[int], typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)] = None,
+    repeats: Annotated[int, typer.Option(help="Runs of each part; the shortest counts.", min=1)] = 7,
+    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Where the time of one training step goes, part by part."""
+    from rich.box import SIMPLE
+    from rich.console import Console
+    from rich.table import Table
+
+    from flyjax.benchmarking import profile_rows
+    from flyjax.model import pieces
+
+    if rows is not None:
+        pieces.CPU_ROWS = pieces.ACCELERATOR_ROWS = rows
+    console = Console()
+    parts = [{**row, **machine()} for row in profile_rows(extent, batch_size, width, repeats)]
+    table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,
+                  caption=f"{parts[0]['hardware']}, {parts[0]['device']}, JAX {parts[0]['jax']}, load {parts[-1]['load']}, {parts[0]['date']}")  # fmt: skip
+    table.add_column("part")
+    for head in ("ms", "CPU ms, all threads"):
+        table.add_column(head, justify="right", no_wrap=True)
+    for r in parts:
+        table.add_row(r["part"], f"{r['ms']:.2f}", f"{r['cpu_ms']:.2f}")
+    console.print(table)
+    write_rows(parts, json_file, console)
 
 
 if __name__ == "__main__":

@@ -24,3 +24,10 @@ def test_bad_input_is_one_line(root):
     for arguments, words in ((("--extent", "16"), "0 to 15"), (("--batch", "0"), "at least 1"), (("--kernel", "conv"), "Known: auto")):
         done = bench(root, "simulate", *arguments)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_profile_of_a_step(root, tmp_path):
+    done = bench(root, "profile", "--extent", "0", "--width", "8", "--repeats", "1", "--rows", "64", "--json", str(tmp_path / "rows.json"))
+    assert done.returncode == 0, done.stderr
+    ms = {row["part"]: row["ms"] for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert ms["one step"] > ms["Adam"] > 0 and "regularisers and gradient" in ms
