@@ -56,11 +56,25 @@ class Simulation(_Strict):
 class Model(_Strict):
     """Static shapes of the learner: a change here is another compiled program."""
 
-    variant: Literal["gnn"] = Field("gnn", description="'gnn': messages from the source neuron alone")
+    variant: Literal["A", "B", "known_ode", "known_ode_tanh"] = Field(
+        "A",
+        description="A: messages from the source neuron alone; B: from source and target, per edge; "
+        "known_ode: W, tau and V_rest themselves, linear or with tanh of the summed messages",
+    )
     width: int = Field(80, ge=2, le=1024)
     n_layers: int = Field(3, ge=2, le=8, description="linear layers of each network")
     embedding_size: int = Field(2, ge=1, le=64)
     activation: Literal["relu", "tanh", "gelu", "softplus"] = "relu"
+    matmul_precision: Literal["default", "highest", "bfloat16"] = Field(
+        "default",
+        description="of the networks' products: default is float32 on CPU and TF32 on recent NVIDIA GPUs, highest float32 everywhere, "
+        "bfloat16 rounds the factors and sums in float32",
+    )
+
+    @field_validator("variant", mode="before")
+    @classmethod
+    def _alias(cls, variant):
+        return "A" if variant == "gnn" else variant  # its name in earlier versions
 
 
 class Training(_Strict):
@@ -81,8 +95,20 @@ class Training(_Strict):
     coeff_message_L2: float = Field(0.0, ge=0)
     coeff_update_L1: float = Field(0.0, ge=0)
     coeff_update_L2: float = Field(0.0, ge=0)
+    validation_fraction: float = Field(0.0, ge=0, le=0.5, description="last part of the training recording that is never trained on")
+    select: Literal["last", "best", "average"] = Field(
+        "last", description="parameters kept: of the last step, of the best validation loss, or an exponential average over steps"
+    )
+    average_decay: float = Field(0.999, ge=0, lt=1, description="per step, of that average")
+    rollout_steps: int = Field(1, ge=1, le=64, description="Euler steps that a training example is followed for; 1 predicts derivatives")
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
     checkpoint_every: int = Field(2_000, ge=1, description="optimiser steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _best_of_something(self):
+        if self.select == "best" and not self.validation_fraction:
+            raise ValueError("select: best needs frames to select on: set validation_fraction, for example to 0.1")
+        return self
 
 
 #: Training parameters a search may vary; the first nine are the protocol's.

@@ -1,6 +1,19 @@
 """The learner and its loss."""
 
-from flyjax.model.gnn import GNN, Learner, make_graph, make_learner, parameter_groups, stimulus_of_neurons
-from flyjax.model.losses import loss
+from flyjax.model.gnn import GNN, PairGNN, make_graph, stimulus_of_neurons
+from flyjax.model.known_ode import KnownODE
+from flyjax.model.learner import Learner, make_learner, parameter_groups
+from flyjax.model.losses import loss, rollout_loss
 
-__all__ = ["GNN", "Learner", "loss", "make_graph", "make_learner", "parameter_groups", "stimulus_of_neurons"]
+__all__ = [
+    "GNN",
+    "KnownODE",
+    "Learner",
+    "PairGNN",
+    "loss",
+    "make_graph",
+    "make_learner",
+    "parameter_groups",
+    "rollout_loss",
+    "stimulus_of_neurons",
+]

@@ -1,11 +1,12 @@
-r"""The learner: a jraph message-passing network on the connectome's graph.
+r"""Learners A and B: a jraph message-passing network on the connectome's graph.
 
     msg_i   = sum_j W_ij g(v_j, a_j),        g = phi(v_j, a_j)^2
     dv_i/dt = f(v_i, a_i, msg_i, I_i)
 
 `phi` and `f` are small MLPs shared by all neurons, `a_i` is a learned embedding of neuron i and
 `W_ij` a free weight per edge (Allier et al., flyvis-gnn). `g` depends on the source neuron alone,
-so it is evaluated once per neuron and not once per edge: 31.6 times less work at extent 8.
+so it is evaluated once per neuron and not once per edge: 31.6 times less work at extent 8. That is
+variant A; in variant B (`PairGNN`) phi also sees v_i and a_i.
 
 Arrays put neurons first and frames second, (N, B): on CPU a gather along the leading axis with the
 batch behind it was about twice as fast as the other way round.
@@ -24,6 +25,7 @@ from jaxtyping import Array, Float
 
 from flyjax.circuit import Connectome
 from flyjax.config import Model
+from flyjax.errors import UserError
 from flyjax.model import pieces
 
 ACTIVATIONS: dict[str, Callable] = {
@@ -35,10 +37,11 @@ ACTIVATIONS: dict[str, Callable] = {
 
 
 class Network(nnx.Module):
-    """An MLP from a few signals and a neuron's embedding to one number per neuron and frame."""
+    """An MLP from a few signals and the embedding of a neuron (or of two) to one number per row and frame."""
 
-    def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs):
-        width, fan_in = config.width, n_signals + config.embedding_size
+    def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs, n_neurons: int = 1):
+        n_embedded = n_neurons * config.embedding_size
+        width, fan_in = config.width, n_signals + n_embedded
 
         # Unit-variance (LeCun) starts: with a third of that variance, torch's default, two seeds of three
         # stayed on the first plateau for 2,000 steps at extent 1.
@@ -49,8 +52,9 @@ class Network(nnx.Module):
             return nnx.Linear(n_in, n_out, kernel_init=kernel(fan), rngs=rngs)
 
         self.activation = ACTIVATIONS[config.activation]
+        self.precision = config.matmul_precision
         self.signals = nnx.Param(kernel(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
-        self.embedded = linear(config.embedding_size, width, fan_in)
+        self.embedded = linear(n_embedded, width, fan_in)
         self.hidden = nnx.List([linear(width, width, width) for _ in range(config.n_layers - 2)])
         self.readout = linear(width, 1, width)
 
@@ -62,10 +66,17 @@ class Network(nnx.Module):
         kernel = jnp.concatenate([self.signals[...], self.embedded.kernel[...], self.embedded.bias[...][None]])
         known = jnp.broadcast_to(embedding[:, None, :], (n, b, embedding.shape[1]))
         rows = jnp.concatenate([jnp.stack(signals, axis=-1), known, jnp.ones((n, b, 1))], axis=-1)
-        hidden = self.activation(rows.reshape(n * b, -1) @ kernel)
+        hidden = self.activation(product(rows.reshape(n * b, -1), kernel, self.precision))
         for layer in self.hidden:
-            hidden = self.activation(layer(hidden))
-        return self.readout(hidden).reshape(n, b)
+            hidden = self.activation(product(hidden, layer.kernel[...], self.precision) + layer.bias[...][None, :])
+        return (product(hidden, self.readout.kernel[...], self.precision) + self.readout.bias[...][None, :]).reshape(n, b)
+
+
+def product(x, w, precision: str):
+    """x @ w as `Model.matmul_precision` says; float32 in and out."""
+    if precision == "bfloat16":
+        return jnp.matmul(x.astype(jnp.bfloat16), w.astype(jnp.bfloat16), preferred_element_type=jnp.float32)
+    return jnp.matmul(x, w, precision=precision)
 
 
 def pure(network: Network):
@@ -115,11 +126,10 @@ class GNN(nnx.Module):
         f, update_state = pure(self.update_network)
 
         def g(state, rows):
-            return jnp.square(phi(state, (rows[0],), rows[1]))
+            return jnp.square(phi(state, *rows))
 
         def predict(state, rows):
-            signals, embedding = rows
-            return f(state, signals, embedding)
+            return f(state, *rows)
 
         def error(state, rows):
             rows, target = rows
@@ -127,7 +137,7 @@ class GNN(nnx.Module):
 
         def send(nodes):
             cut = pieces.n_pieces(nodes["voltage"].size)
-            return {**nodes, "message": pieces.mapped(g, cut, message_state, (nodes["voltage"], embedding))}
+            return {**nodes, "message": pieces.mapped(g, cut, message_state, ((nodes["voltage"],), embedding))}
 
         def weigh(weight, sent, received, globals_):
             return weight[:, None] * sent["message"]
@@ -139,12 +149,85 @@ class GNN(nnx.Module):
                 return pieces.square_sum(error, cut, update_state, rows, nodes["target"])
             return pieces.mapped(predict, cut, update_state, rows)
 
-        def total(messages, receivers, n_neurons):
-            return jax.ops.segment_sum(messages, receivers, n_neurons, indices_are_sorted=True)
-
-        network = jraph.GraphNetwork(weigh, integrate, aggregate_edges_for_nodes_fn=total)
         graph = jraph.GraphMapFeatures(embed_node_fn=send)(graph)
-        return network(graph._replace(edges=self.W[...])).nodes
+        return graph_network(weigh, integrate)(graph._replace(edges=self.W[...])).nodes
+
+    def probes(self, voltage: Float[Array, " N"], connectome: Connectome):
+        """What the regularisers on messages vary: a function of (state, voltages of the source (n, P), rows),
+        its state, and the rows, which get no gradient."""
+        phi, state = pure(self.message_network)
+
+        def g(state, points, rows):
+            return jnp.square(phi(state, (points,), rows[0]))
+
+        return g, state, (self.embedding[...],)
+
+
+class PairGNN(GNN):
+    """Variant B: a message depends on both ends of its edge, phi(v_j, v_i, a_j, a_i)^2.
+
+    It is evaluated on every edge, a piece of edges at a time, so that memory stays bounded: at extent 8,
+    31.6 times the work of variant A.
+    """
+
+    def __init__(self, n_neurons: int, n_edges: int, config: Model, rngs: nnx.Rngs):
+        super().__init__(n_neurons, n_edges, config, rngs)
+        self.message_network = Network(2, config, rngs, n_neurons=2)
+
+    def message(self, voltage, embedding):
+        """**Raises:** `UserError`: there is no message of the source neuron alone."""
+        raise UserError(
+            "model.variant B: a message depends on both neurons, so W*, tau and V_rest cannot be read off it; use variant A to "
+            "recover a circuit (training, prediction and rollouts work with B)"
+        )
+
+    def __call__(self, graph: jraph.GraphsTuple):
+        """As `GNN`; the message network is the edge update."""
+        phi, message_state = pure(self.message_network)
+        f, update_state = pure(self.update_network)
+
+        def g(state, rows):
+            return jnp.square(phi(state, *rows))
+
+        def error(state, rows):
+            return f(state, *rows[0]) - rows[1]
+
+        def weigh(weight, sent, received, globals_):
+            both = jnp.concatenate([sent["embedding"], received["embedding"]], axis=1)
+            rows = (sent["voltage"], received["voltage"]), both
+            return weight[:, None] * pieces.mapped(g, pieces.n_pieces(sent["voltage"].size), message_state, rows)
+
+        def integrate(nodes, sent_sum, received_sum, globals_):
+            rows = (nodes["voltage"], received_sum, nodes["stimulus"]), nodes["embedding"]
+            cut = pieces.n_pieces(nodes["voltage"].size)
+            if "target" in nodes:
+                return pieces.square_sum(error, cut, update_state, rows, nodes["target"])
+            return pieces.mapped(lambda state, rows: f(state, *rows), cut, update_state, rows)
+
+        nodes = {**graph.nodes, "embedding": self.embedding[...]}
+        return graph_network(weigh, integrate)(graph._replace(nodes=nodes, edges=self.W[...])).nodes
+
+    def probes(self, voltage, connectome):
+        """As `GNN`; every source neuron is probed on its first edge (on itself where it has none)."""
+        phi, state = pure(self.message_network)
+        partner = np.arange(connectome.n_neurons)
+        partner[connectome.senders[::-1]] = connectome.receivers[::-1]
+        embedding = self.embedding[...]
+
+        def g(state, points, rows):
+            embedded, received = rows
+            return jnp.square(phi(state, (points, jnp.broadcast_to(received[:, None], points.shape)), embedded))
+
+        return g, state, (jnp.concatenate([embedding, embedding[partner]], axis=1), voltage[partner])
+
+
+def graph_network(weigh, integrate) -> jraph.GraphNetwork:
+    """The network of every variant: an edge update, a sum over edges into a neuron, a node update."""
+
+    def total(messages, receivers, n_neurons):
+        return jax.ops.segment_sum(messages, receivers, n_neurons, indices_are_sorted=True)
+
+    return jraph.GraphNetwork(weigh, integrate, aggregate_edges_for_nodes_fn=total)
 
 
 def make_graph(connectome: Connectome, **nodes: Float[Array, "N B"]) -> jraph.GraphsTuple:
@@ -164,66 +247,3 @@ def stimulus_of_neurons(connectome: Connectome, luminance: Float[Array, "B n_col
     """Each photoreceptor sees its column's luminance, every other neuron 0."""
     seen = jnp.zeros((connectome.n_neurons, luminance.shape[0]), luminance.dtype)
     return seen.at[connectome.inputs].set(luminance.T[connectome.input_column])
-
-
-class Learner:
-    """Pure functions of one model on one connectome: `init(key) -> params` and the rest of params.
-
-    `params` is a plain dictionary of arrays, which vmap, jit, optax and orbax take as it is.
-    """
-
-    def __init__(self, connectome: Connectome, config: Model):
-        self.connectome, self.config = connectome, config
-        abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
-        self._graphdef, self._abstract = nnx.split(abstract)
-
-    def _build(self, key):
-        return GNN(self.connectome.n_neurons, self.connectome.n_edges, self.config, nnx.Rngs(params=key))
-
-    def init(self, key) -> dict:
-        """Fresh parameters, a pure function of the key."""
-        return nnx.to_pure_dict(nnx.state(self._build(key)))
-
-    def bind(self, params: dict) -> GNN:
-        """The model with these parameters."""
-        state = jax.tree.map(lambda x: x, self._abstract)
-        nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graphdef, state)
-
-    def derivative(
-        self, params, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
-    ) -> Float[Array, "B N"]:
-        """Predicted dv/dt (1/s) at B frames: the forward pass that is trained."""
-        graph = make_graph(self.connectome, voltage=voltage.T, stimulus=stimulus_of_neurons(self.connectome, luminance))
-        return self.bind(params)(graph).T
-
-    def square_error(self, params, voltage, luminance, target: Float[Array, "B N"]) -> Float[Array, ""]:
-        """Sum of squares of derivative - target: the same network with the sum in its node update."""
-        seen = stimulus_of_neurons(self.connectome, luminance)
-        return self.bind(params)(make_graph(self.connectome, voltage=voltage.T, stimulus=seen, target=target.T))
-
-    def message(self, params, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
-        """g(v_j, a_j) at B voltages per neuron."""
-        model = self.bind(params)
-        return model.message(voltage, model.embedding[...])
-
-    def update(self, params, voltage, msg, stimulus) -> Float[Array, "N B"]:
-        """f(v_i, a_i, msg_i, I_i), all arguments (N, B)."""
-        model = self.bind(params)
-        return model.update(voltage, model.embedding[...], msg, stimulus)
-
-
-def group_of(path) -> str:
-    """Learning-rate group of a parameter: 'W', 'embedding' or 'networks'."""
-    first = str(getattr(path[0], "key", path[0]))
-    return first if first in ("W", "embedding") else "networks"
-
-
-def parameter_groups(params):
-    """A tree like `params` of group names, for optax.multi_transform."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: group_of(path), params)
-
-
-def make_learner(connectome: Connectome, config: Model) -> Learner:
-    """The learner a config names."""
-    return {"gnn": Learner}[config.variant](connectome, config)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flyjax.model import pieces
-from flyjax.model.gnn import Learner, pure
+from flyjax.model.learner import Learner
 
 #: Candidate numbers the loss reads: all traced.
 COEFFICIENTS = (
@@ -44,32 +44,31 @@ def _matrices(network_state):
 def regularisers(learner: Learner, params, coefficients, voltage: Float[Array, " N"], x_norm) -> dict:
     """Each regulariser, already weighted, by its name. `voltage` is one frame."""
     model = learner.bind(params)
-    phi, state = pure(model.message_network)
+    terms = dict.fromkeys(COEFFICIENTS, jnp.zeros(())) | {"coeff_W_L1": jnp.sum(jnp.abs(params["W"]))}
+    probes = model.probes(voltage, learner.connectome)
+    if probes is not None:
+        g, state, rows = probes
 
-    def fall(state, rows):
-        voltage, embedding, x = rows[1]
-        g = jnp.square(phi(state, (jnp.stack([voltage, voltage + 0.05 * x], axis=1),), embedding))
-        return jax.nn.relu(g[:, 0] - g[:, 1])
+        def fall(state, fixed):
+            voltage, x, *rows = fixed[1]
+            values = g(state, jnp.stack([voltage, voltage + 0.05 * x], axis=1), rows)
+            return jax.nn.relu(values[:, 0] - values[:, 1])
 
-    def excess(state, rows):
-        _, embedding, x = rows[1]
-        return jnp.square(phi(state, (2.0 * x[:, None],), embedding))[:, 0] - 2.0 * x
+        def excess(state, fixed):
+            _, x, *rows = fixed[1]
+            return g(state, 2.0 * x[:, None], rows)[:, 0] - 2.0 * x
 
-    def norm(function, points):
-        # Only the network's parameters get a gradient: voltages and embeddings are `fixed`.
-        cut = pieces.n_pieces(points * voltage.size)
-        fixed = voltage, model.embedding[...], jnp.broadcast_to(x_norm, voltage.shape)
-        return safe_root(pieces.square_sum(function, cut, state, None, fixed))
+        def norm(function, points):
+            # Only the network's parameters get a gradient: voltages and embeddings are `fixed`.
+            fixed = voltage, jnp.broadcast_to(x_norm, voltage.shape), *rows
+            return safe_root(pieces.square_sum(function, pieces.n_pieces(points * voltage.size), state, None, fixed))
 
-    terms = {
-        "coeff_W_L1": jnp.sum(jnp.abs(params["W"])),
-        "coeff_edge_diff": norm(fall, 2),
-        "coeff_edge_norm": norm(excess, 1),
-    }
+        terms |= {"coeff_edge_diff": norm(fall, 2), "coeff_edge_norm": norm(excess, 1)}
     for name in ("message", "update"):
-        matrices = _matrices(params[f"{name}_network"])
-        terms[f"coeff_{name}_L1"] = sum(jnp.sum(jnp.abs(m)) for m in matrices)
-        terms[f"coeff_{name}_L2"] = sum(jnp.sum(jnp.square(m)) for m in matrices)
+        if f"{name}_network" in params:
+            matrices = _matrices(params[f"{name}_network"])
+            terms[f"coeff_{name}_L1"] = sum(jnp.sum(jnp.abs(m)) for m in matrices)
+            terms[f"coeff_{name}_L2"] = sum(jnp.sum(jnp.square(m)) for m in matrices)
     return {name: coefficients[name] * value for name, value in terms.items()}
 
 
@@ -81,4 +80,25 @@ def loss(learner: Learner, params, coefficients, batch, x_norm):
     """
     data = safe_root(learner.square_error(params, batch["voltage"], batch["luminance"], batch["target"]))
     terms = regularisers(learner, params, coefficients, batch["voltage"][0], x_norm)
+    return data + sum(terms.values()), data
+
+
+def rollout_loss(learner: Learner, params, coefficients, batch, x_norm, dt):
+    """The loss of R Euler steps through the learner, and its data term.
+
+    **Arguments:** `batch` as in `loss` with a second axis of R consecutive frames: `voltage` (B, R, N) and so
+    on; `dt` in s. The error of step s is (u_{s+1} - w_{s+1}) / dt with u the learner's rollout from the first
+    voltage and w_{s+1} = v_s + dt y_s what the recording would have been without the noise of that step.
+    With R = 1 it is `loss`.
+    """
+
+    def step(state, frame):
+        change = learner.derivative(params, state, frame["luminance"])
+        error = (state - frame["voltage"]) / dt + change - frame["target"]
+        return state + dt * change, jnp.sum(jnp.square(error))
+
+    frames = {name: x.swapaxes(0, 1) for name, x in batch.items()}
+    _, squares = jax.lax.scan(step, batch["voltage"][:, 0], frames)
+    data = safe_root(jnp.sum(squares))
+    terms = regularisers(learner, params, coefficients, batch["voltage"][0, 0], x_norm)
     return data + sum(terms.values()), data

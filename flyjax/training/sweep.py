@@ -29,8 +29,10 @@ from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
 from flyjax.training.train import (
     Static,
     TrainState,
+    check_rollouts,
     init_state,
     numbers_of,
+    selected,
     stack_recordings,
     train_lanes,
     unpack,
@@ -53,12 +55,14 @@ class Trained:
     """What one lane came to.
 
     Attributes:
-        params: the last finite parameters, NumPy arrays.
+        params: the parameters selected (`Training.select`), by default the last finite ones; NumPy arrays.
         losses: (steps, 2) data term and total of every step taken.
         diverged_at: the step whose loss or gradient was not finite, or None.
         wall_s: seconds of the programs this lane ran in, compilation included.
         frames_per_s: training frames of all their lanes over that time.
         stopped_at: the step at which successive halving stopped it, or None.
+        validation: (n, 2) step and root mean square error (1/s) on held-out frames, once per chunk; empty
+            without `validation_fraction`.
     """
 
     seed: int
@@ -69,6 +73,7 @@ class Trained:
     wall_s: float
     frames_per_s: float
     stopped_at: int | None = None
+    validation: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
 
     def tail(self, column: int) -> float | None:
         """Mean of the last 5 % of the steps: column 0 the data term, 1 with the regularisers."""
@@ -116,7 +121,7 @@ class _Run:
     lane: Lane
     n_steps: int
     state: TrainState | None = None
-    losses: list[np.ndarray] = field(default_factory=list)  # (steps of a piece, 2)
+    losses: list[np.ndarray] = field(default_factory=list)  # (steps of a piece, 3)
     wall_s: float = 0.0
     frames: int = 0  # of all lanes of its programs
     stopped_at: int | None = None
@@ -232,7 +237,7 @@ class _Piece:
     def train(self, begin: int, end: int, checkpoint_every: int, report) -> None:
         """Chunks `begin` to `end`; what a checkpoint has of them is not trained again."""
         start = time.perf_counter()
-        losses = np.full(((end - begin) * CHUNK, self.group.width, 2), np.nan, np.float32)
+        losses = np.full(((end - begin) * CHUNK, self.group.width, 3), np.nan, np.float32)
         first_steps = [run.step for run in self.runs]
         done, spent = begin, 0.0
         store = checkpoint.Store(self.folder) if self.folder is not None else None
@@ -245,11 +250,11 @@ class _Piece:
             data = self.data() if done < end else None
             while done < end:
                 self.state, chunk_losses = self.chunk(self.numbers, data, self.state)
-                # (lanes, chunk, 2) off the device: the one wait of a chunk.
+                # (lanes, chunk, 3) off the device: the one wait of a chunk.
                 newest = np.asarray(chunk_losses).swapaxes(0, 1)
                 losses[(done - begin) * CHUNK : (done - begin + 1) * CHUNK] = newest
                 done += 1
-                report(self, done, newest[:, : self.n_lanes], time.perf_counter() - start)
+                report(self, done, newest[:, : self.n_lanes, :2], time.perf_counter() - start)
                 if store is not None and (done == end or done * CHUNK % max(CHUNK, checkpoint_every // CHUNK * CHUNK) == 0):
                     total = spent + time.perf_counter() - start
                     # A copy: it is written while the next chunk fills the original.
@@ -354,6 +359,7 @@ def train_sweep(
             raise ValueError(f"no recording for noise_model_level {missing}")
         recordings = recordings.__getitem__
     n_frames = len(recordings(levels[0]).voltage)
+    check_rollouts(candidates, recordings(levels[0]))
     memory, config = memory or planning.device_memory(), learner.config
     sizes, n_devices = planning.sizes_of(learner, n_frames), n_devices or jax.local_device_count()
 
@@ -428,14 +434,16 @@ def _going_on(group: Group, runs: Mapping[Lane, _Run]) -> Group | None:
 
 
 def _result(learner, run: _Run) -> Trained:
-    losses = np.concatenate([np.zeros((0, 2), np.float32), *run.losses])
+    losses = np.concatenate([np.zeros((0, 3), np.float32), *run.losses])
+    validated = np.flatnonzero(np.isfinite(losses[:, 2]))
     return Trained(
         seed=run.lane.seed,
-        params=jax.tree.map(np.asarray, _unpack(learner)(run.state.params)),
-        losses=losses,
+        params=jax.tree.map(np.asarray, _unpack(learner)(selected(run.state))),
+        losses=losses[:, :2].copy(),
         n_steps=run.step,
         diverged_at=None if run.alive else run.step,
         wall_s=run.wall_s,
         frames_per_s=run.frames / run.wall_s,
         stopped_at=run.stopped_at,
+        validation=np.stack([validated + 1, losses[validated, 2]], axis=1).astype(np.float64),
     )

@@ -1,11 +1,23 @@
 """One training as a pure function: (candidate, key, data) -> trained parameters.
 
 Nothing here knows of other candidates, files or clocks. Everything a candidate may vary is a traced
-number; only the batch size and the schedule are static, because they shape the program.
+number; only what shapes the program is static (`Static`).
+
+**Validation.** The last `validation_fraction` of the recording is not trained on, nor are up to
+`GAP` frames before it: frames next to each other are near copies. At the end of every chunk the
+one-step error on `VALIDATION_FRAMES` frames spread evenly over it is measured.
+
+**Several steps.** With `rollout_steps` R > 1 the learner is followed from the recorded state v_t for R
+Euler steps under the recorded light, u_0 = v_t, u_{s+1} = u_s + dt f(u_s, I_{t+s}), and the error of step s
+is (u_{s+1} - w_{s+1}) / dt against w_{s+1} = v_{t+s} + dt y_{t+s}, the recorded state before the noise of
+that step came in. At s = 0 it is f - y, the one-step error. From s = 1 on, the recording has been
+moved by the process noise of the steps between and the learner has not: even the true circuit then
+misses by about noise_model_level sqrt(s) / dt per neuron, a floor that no learning lowers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,11 +26,20 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from flyjax.circuit import messages
 from flyjax.config import Training
-from flyjax.model import Learner, loss
+from flyjax.errors import UserError
+from flyjax.frames import measured
+from flyjax.model import Learner, loss, rollout_loss, stimulus_of_neurons
 from flyjax.model.losses import COEFFICIENTS
+from flyjax.model.learner import group_of
 from flyjax.model.pieces import n_pieces
 from flyjax.recording import Recording
+
+#: Frames at most between those trained on and those held out, and held-out frames that are evaluated.
+GAP, VALIDATION_FRAMES = 50, 32
+#: Derivatives of a recording larger than this are computed in the step, not kept on the device.
+TARGET_BYTES = 1e9
 
 RATES = {
     "W": "learning_rate_W_start",
@@ -32,6 +53,9 @@ class Static(NamedTuple):
 
     batch_size: int
     schedule: str
+    select: str = "last"
+    validates: bool = False
+    rollout_steps: int = 1
 
 
 class TrainState(NamedTuple):
@@ -42,6 +66,8 @@ class TrainState(NamedTuple):
     key: PRNGKeyArray
     step: Int[Array, ""]
     alive: Bool[Array, ""]  # False from the first non-finite loss or gradient on
+    kept: dict[str, Array]  # as params: the best so far or the average; empty where the last are kept
+    kept_loss: Float[Array, ""]  # validation loss of the best so far
 
 
 def n_steps(training: Training, n_frames: int) -> int:
@@ -51,30 +77,108 @@ def n_steps(training: Training, n_frames: int) -> int:
 
 def static_of(training: Training) -> Static:
     """The static signature of a candidate."""
-    return Static(training.batch_size, training.schedule)
+    return Static(training.batch_size, training.schedule, training.select, training.validation_fraction > 0, training.rollout_steps)
+
+
+def validation_frames(training: Training, n_frames: int) -> tuple[int, int]:
+    """(number of frames to train on, number of frames held out at the end).
+
+    **Raises:** `UserError` where too few are left of either.
+    """
+    held = int(n_frames * training.validation_fraction)
+    used = n_frames - held - min(GAP, held // 4)
+    if used < training.rollout_steps or (training.validation_fraction and not held):
+        raise UserError(
+            f"validation_fraction={training.validation_fraction} and rollout_steps={training.rollout_steps} leave {used} frames to train on "
+            f"and {held} to validate on, of {n_frames}: lower them or record more frames"
+        )
+    return used, held
 
 
 def numbers_of(training: Training, n_frames: int, level: int) -> dict[str, np.ndarray]:
     """The traced numbers of a candidate; `level` is its recording's index in `stack_recordings`."""
     numbers = {name: np.float32(getattr(training, name)) for name in (*RATES.values(), *COEFFICIENTS)}
+    used, held = validation_frames(training, n_frames)
     return numbers | {
         "warmup_fraction": np.float32(training.warmup_fraction),
+        "average_decay": np.float32(training.average_decay),
+        "n_starts": np.int32(used - training.rollout_steps + 1),
+        "n_held": np.int32(held),
         "n_steps": np.int32(n_steps(training, n_frames)),
         "level": np.int32(level),
     }
 
 
-def stack_recordings(recordings: list[Recording]) -> dict[str, Array]:
+def computes_target(recording) -> bool:
+    """Whether the derivatives of the drawn frames are computed in each step instead of kept on the device.
+
+    They cost a message sum (1 to 2 % of a step at extent 8), and kept as much memory as the voltages; with
+    measurement noise they depend on the noise that was drawn and are kept.
+    """
+    exact = hasattr(recording, "truth") and not measured(recording.simulation, recording.split)
+    return exact and recording.voltage.size * 4 > TARGET_BYTES
+
+
+def check_rollouts(candidates: Sequence[Training], recording) -> None:
+    """**Raises:** `UserError` where a part of the recording is shorter than a rollout."""
+    steps = max(c.rollout_steps for c in candidates)
+    shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, len(recording.voltage)),)))
+    if steps > shortest:
+        raise UserError(f"rollout_steps={steps}, but a part of the recording has {shortest} frames: lower rollout_steps or n_recordings")
+
+
+def stack_recordings(recordings: list[Recording]) -> dict[str, Any]:
     """Training data on the device, one leading index per noise level.
 
-    Returns `voltage` and `target` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v).
+    Returns `voltage` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v), and either `target`
+    (L, T, N) or, where `computes_target`, `truth`: the circuit they are computed from. Real recordings also
+    have `dt` (L,) in s and `last` (L, T), the last frame of each frame's part.
     """
-    return {
+    data: dict[str, Any] = {
         "voltage": jnp.stack([jnp.asarray(r.voltage) for r in recordings]),
-        "target": jnp.stack([jnp.asarray(r.derivative) for r in recordings]),
         "luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings]),
         "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
     }
+    if all(map(computes_target, recordings)):
+        truths = [_truth(r) for r in recordings]
+        data["truth"] = {name: jnp.stack([t[name] for t in truths]) for name in truths[0]}
+    else:
+        data["target"] = jnp.stack([jnp.asarray(r.derivative) for r in recordings])
+    if all(hasattr(r, "spans") for r in recordings):
+        data["dt"] = jnp.asarray([r.dt for r in recordings], jnp.float32)
+        data["last"] = jnp.asarray([np.concatenate([np.full(s.stop - s.start, s.stop - 1) for s in r.spans]) for r in recordings], jnp.int32)
+    return data
+
+
+def _truth(recording: Recording) -> dict[str, Array]:
+    connectome, parameters = recording.truth
+    clamp = recording.simulation.clamp_tau
+    tau = jnp.maximum(parameters.tau, recording.dt) if clamp else jnp.asarray(parameters.tau)
+    return {
+        "senders": jnp.asarray(connectome.senders),
+        "receivers": jnp.asarray(connectome.receivers),
+        "weight": jnp.asarray(parameters.weight),
+        "tau": tau,
+        "v_rest": jnp.asarray(parameters.v_rest),
+    }
+
+
+def _target(connectome, truth, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]) -> Float[Array, "B N"]:
+    """The exact right-hand side, 1/s: `flyjax.circuit.derivative` with the circuit as arrays."""
+    v = voltage.T
+    edges = messages.Edges(truth["senders"], truth["receivers"], None)
+    msg = messages.segment_sum(edges, truth["weight"], jax.nn.relu(v))
+    seen = stimulus_of_neurons(connectome, luminance)
+    return ((truth["v_rest"][:, None] - v + msg + seen) / truth["tau"][:, None]).T
+
+
+def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
+    """Voltage, luminance and target of some frames of a recording."""
+    batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
+    if "target" in data:
+        return batch | {"target": data["target"][level, frames]}
+    truth = jax.tree.map(lambda x: x[level], data["truth"])
+    return batch | {"target": _target(learner.connectome, truth, **batch)}
 
 
 def pack(params) -> dict[str, Array]:
@@ -82,24 +186,23 @@ def pack(params) -> dict[str, Array]:
 
     The optimiser then runs three kernels and not three per matrix, which on small circuits is most of a step.
     """
-    vectors = {"W": params["W"], "embedding": params["embedding"].reshape(-1)}
-    networks = {k: v for k, v in params.items() if k not in vectors}
-    return vectors | {"networks": jnp.concatenate([leaf.reshape(-1) for leaf in jax.tree.leaves(networks)])}
+    leaves: dict[str, list] = {group: [jnp.zeros((0,))] for group in RATES}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        leaves[group_of(path)].append(leaf.reshape(-1))
+    return {group: jnp.concatenate(own) for group, own in leaves.items()}
 
 
 def unpack(learner: Learner, packed) -> dict:
     """The parameters that `pack` packed."""
     like = jax.eval_shape(learner.init, jax.random.key(0))
-    networks = {k: v for k, v in like.items() if k not in ("W", "embedding")}
-    leaves, tree = jax.tree.flatten(networks)
+    with_path, tree = jax.tree_util.tree_flatten_with_path(like)
+    groups = [group_of(path) for path, _ in with_path]
     # The gradient of one split is one concatenation; that of many slices is as many padded sums.
-    pieces = jax.lax.split(packed["networks"], [leaf.size for leaf in leaves])
-    pieces = [piece.reshape(leaf.shape) for piece, leaf in zip(pieces, leaves, strict=True)]
-    return {
-        "W": packed["W"],
-        "embedding": packed["embedding"].reshape(like["embedding"].shape),
-        **jax.tree.unflatten(tree, pieces),
-    }
+    pieces = {}
+    for group in RATES:
+        sizes = [leaf.size for g, (_, leaf) in zip(groups, with_path, strict=True) if g == group]
+        pieces[group] = iter(jax.lax.split(packed[group], sizes) if sizes else ())
+    return jax.tree.unflatten(tree, [next(pieces[g]).reshape(leaf.shape) for g, (_, leaf) in zip(groups, with_path, strict=True)])
 
 
 def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
@@ -134,10 +237,16 @@ def init_state(learner: Learner, static: Static, numbers, key: PRNGKeyArray) -> 
     init_key, sample_key = jax.random.split(key)
     params = pack(learner.init(init_key))
     optimizer = make_optimizer(numbers, static.schedule)
-    return TrainState(params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True))
+    kept = {} if static.select == "last" else jax.tree.map(jnp.copy, params)
+    return TrainState(params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True), kept, jnp.float32(jnp.inf))
 
 
-def draw_frames(static: Static, n_frames: int, state: TrainState, length: int) -> Int[Array, "length B"]:
+def selected(state: TrainState) -> dict[str, Array]:
+    """The packed parameters that a training is about: kept ones, or the last where none are kept (yet)."""
+    return state.kept if state.kept else state.params
+
+
+def draw_frames(static: Static, n_frames: int | Int[Array, ""], state: TrainState, length: int) -> Int[Array, "length B"]:
     """The frames of the next `length` steps, drawn with replacement by step counter.
 
     All at once and before the scan: inside it, threefry's small loops took a fifth of a small circuit's step.
@@ -158,47 +267,91 @@ def train_step(
     A step is not taken after the last one, nor from the first non-finite loss or gradient on: the
     parameters then stay the last finite ones, and neighbours in a vmap are untouched.
     """
-    batch = {name: data[name][numbers["level"], frames] for name in ("voltage", "target", "luminance")}
-    x_norm = data["x_norm"][numbers["level"]]
-    (total, data_term), gradient = jax.value_and_grad(
-        lambda packed: loss(learner, unpack(learner, packed), numbers, batch, x_norm), has_aux=True
-    )(state.params)
+    level, x_norm = numbers["level"], data["x_norm"][numbers["level"]]
+
+    def total(packed):
+        params = unpack(learner, packed)
+        if static.rollout_steps == 1:
+            return loss(learner, params, numbers, batch_of(learner, data, level, frames), x_norm)
+        # Starts from which all steps lie in one part of the recording.
+        starts = jnp.minimum(frames, data["last"][level, frames] - (static.rollout_steps - 1))
+        batch = batch_of(learner, data, level, (starts[:, None] + jnp.arange(static.rollout_steps)[None, :]).reshape(-1))
+        batch = {name: x.reshape(-1, static.rollout_steps, x.shape[-1]) for name, x in batch.items()}
+        return rollout_loss(learner, params, numbers, batch, x_norm, data["dt"][level])
+
+    (value, data_term), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
     optimizer = make_optimizer(numbers, static.schedule)
     updates, moments = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
 
     running = state.step < numbers["n_steps"]
-    healthy = jnp.isfinite(total) & jnp.isfinite(optax.global_norm(gradient))
+    healthy = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
     take = running & state.alive & healthy
 
     def keep(new, old):
         return jax.tree.map(lambda a, b: jnp.where(take, a, b), new, old)
 
+    kept = state.kept
+    if static.select == "average":
+        # Short at first, so that the start is soon forgotten.
+        t = state.step.astype(jnp.float32)
+        decay = jnp.minimum(numbers["average_decay"], (1.0 + t) / (10.0 + t))
+        kept = keep(jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, kept, params), kept)
     state = TrainState(
         params=keep(params, state.params),
         optimizer=keep(moments, state.optimizer),
         key=state.key,
         step=state.step + take.astype(jnp.int32),
         alive=state.alive & (healthy | ~running),
+        kept=kept,
+        kept_loss=state.kept_loss,
     )
-    return state, jnp.where(take, jnp.stack([data_term, total]), jnp.nan)
+    return state, jnp.where(take, jnp.stack([data_term, value]), jnp.nan)
+
+
+def validation_loss(learner: Learner, static: Static, numbers, data, packed) -> Float[Array, ""]:
+    """Root mean square one-step error, 1/s, on frames spread evenly over those held out."""
+    n_frames = data["voltage"].shape[1]
+    groups = -(-VALIDATION_FRAMES // static.batch_size)
+    count = groups * static.batch_size
+    position = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
+    held = numbers["n_held"].astype(jnp.float32)
+    frames = n_frames - 1 - jnp.floor(position * held).astype(jnp.int32)
+    params = unpack(learner, packed)
+    errors = jax.lax.map(
+        lambda own: learner.square_error(params, **batch_of(learner, data, numbers["level"], own)), frames.reshape(groups, -1)
+    )
+    return jnp.sqrt(jnp.sum(errors) / (count * data["voltage"].shape[2]))
 
 
 def train_chunk(
     learner: Learner, static: Static, length: int, numbers, data, state: TrainState
-) -> tuple[TrainState, Float[Array, "length 2"]]:
-    """`length` steps in one scan."""
+) -> tuple[TrainState, Float[Array, "length 3"]]:
+    """`length` steps in one scan, then validation.
 
-    frames = draw_frames(static, data["voltage"].shape[1], state, length)
+    **Returns:** the state and per step (data, total, validation) losses; the last column is NaN but for the
+    last step taken, and there too without validation.
+    """
+    frames = draw_frames(static, numbers["n_starts"], state, length)
 
     def body(carry, frames):
         return train_step(learner, static, numbers, data, carry, frames)
 
-    return jax.lax.scan(body, state, frames)
+    before = state.step
+    state, losses = jax.lax.scan(body, state, frames)
+    at_end = jnp.arange(length) == state.step - before - 1
+    value = jnp.float32(jnp.nan)
+    if static.validates:
+        value = validation_loss(learner, static, numbers, data, state.params)
+        if static.select == "best":
+            better = jnp.any(at_end) & (value < state.kept_loss)  # false where it is not finite
+            kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), state.params, state.kept)
+            state = state._replace(kept=kept, kept_loss=jnp.where(better, value, state.kept_loss))
+    return state, jnp.concatenate([losses, jnp.where(at_end, value, jnp.nan)[:, None]], axis=1)
 
 
 def train_lanes(learner: Learner, static: Static, length: int, numbers, data, state: TrainState):
-    """`train_chunk` of stacked lanes; `data` is shared. **Returns:** stacked states, losses (lanes, length, 2).
+    """`train_chunk` of stacked lanes; `data` is shared. **Returns:** stacked states, losses (lanes, length, 3).
 
     Lanes large enough to be worked on in pieces take turns, so that a piece of one is in cache and not
     one of all; a single lane is not batched either. Small ones are batched: fewer, larger kernels.
