@@ -65,6 +65,11 @@ class Model(_Strict):
     n_layers: int = Field(3, ge=2, le=8, description="linear layers of each network")
     embedding_size: int = Field(2, ge=1, le=64)
     activation: Literal["relu", "tanh", "gelu", "softplus"] = "relu"
+    units: Literal["none", "data"] = Field(
+        "none",
+        description="of what the networks see and say: none as recorded (published), data in standard deviations of the training recording, "
+        "one number for all voltages and one for all derivatives",
+    )
     matmul_precision: Literal["default", "highest", "bfloat16"] = Field(
         "default",
         description="of the networks' products: default is float32 on CPU and TF32 on recent NVIDIA GPUs, highest float32 everywhere, "
@@ -269,6 +274,10 @@ class Sweep(_Strict):
     grid: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="every combination of these values")
     n_random: int = Field(0, ge=0, le=10_000, description="draws from search.ranges")
     seed: int = Field(0, ge=0, description="of the draws")
+    halving: float | None = Field(
+        None, gt=1, le=100, description="keep one in so many configurations at each rung and stop the rest; by default none is stopped"
+    )
+    halving_rungs: int = Field(2, ge=1, le=10, description="rungs, at 1/halving, 1/halving^2, … of the longest training's steps")
 
     @field_validator("grid")
     @classmethod

@@ -8,6 +8,11 @@ r"""Learners A and B: a jraph message-passing network on the connectome's graph.
 so it is evaluated once per neuron and not once per edge: 31.6 times less work at extent 8. That is
 variant A; in variant B (`PairGNN`) phi also sees v_i and a_i.
 
+With `units: data` the networks work on numbers of the order of one: with s the standard deviation of
+all voltages and r that of all derivatives, g = s phi(v/s, a)^2 and dv/dt = r f(v/s, a, msg/s, I). Voltages
+are some 0.1 in a typical recording, where a fresh network is all but linear: training then first fits
+linear messages, and some seeds never leave them.
+
 Arrays put neurons first and frames second, (N, B): on CPU a gather along the leading axis with the
 batch behind it was about twice as fast as the other way round.
 """
@@ -85,6 +90,35 @@ def pure(network: Network):
     return lambda state, signals, embedding: nnx.merge(graphdef, state)(signals, embedding), state
 
 
+def sender(network: Network, units):
+    """g as a function of (its state, voltages, embedding), and the state; `units` (2,) or None."""
+    phi, state = pure(network)
+
+    def g(state, signals, embedding):
+        state, units = state
+        if units is None:
+            return jnp.square(phi(state, signals, embedding))
+        volt = jax.lax.stop_gradient(units)[0]
+        return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding))
+
+    return g, (state, units)
+
+
+def updater(network: Network, units):
+    """f as a function of (its state, (voltage, message, stimulus), embedding), and the state."""
+    f, state = pure(network)
+
+    def update(state, signals, embedding):
+        state, units = state
+        if units is None:
+            return f(state, signals, embedding)
+        volt, rate = jax.lax.stop_gradient(units)
+        voltage, msg, stimulus = signals
+        return rate * f(state, (voltage / volt, msg / volt, stimulus), embedding)
+
+    return update, (state, units)
+
+
 class GNN(nnx.Module):
     """The message-passing learner of one connectome.
 
@@ -92,6 +126,7 @@ class GNN(nnx.Module):
         W: (E,) one weight per edge, in the order of the graph's edges.
         embedding: (N, d) initialised to ones.
         message_network, update_network: phi and f.
+        units: None, or (2,) standard deviation of voltages and of derivatives (1/s), given and not trained.
     """
 
     def __init__(self, n_neurons: int, n_edges: int, config: Model, rngs: nnx.Rngs):
@@ -99,10 +134,16 @@ class GNN(nnx.Module):
         self.embedding = nnx.Param(jnp.ones((n_neurons, config.embedding_size)))
         self.message_network = Network(1, config, rngs)
         self.update_network = Network(3, config, rngs)
+        self.units = nnx.Param(jnp.ones((2,))) if config.units == "data" else None
+
+    @property
+    def _units(self):
+        return None if self.units is None else self.units[...]
 
     def message(self, voltage: Float[Array, "N B"], embedding: Float[Array, "N d"]) -> Float[Array, "N B"]:
         """g: what a neuron sends, the square of its message network."""
-        return jnp.square(self.message_network((voltage,), embedding))
+        g, state = sender(self.message_network, self._units)
+        return g(state, (voltage,), embedding)
 
     def update(
         self,
@@ -112,7 +153,8 @@ class GNN(nnx.Module):
         stimulus: Float[Array, "N B"],
     ) -> Float[Array, "N B"]:
         """f: dv/dt in 1/s."""
-        return self.update_network((voltage, msg, stimulus), embedding)
+        f, state = updater(self.update_network, self._units)
+        return f(state, (voltage, msg, stimulus), embedding)
 
     def __call__(self, graph: jraph.GraphsTuple):
         """dv/dt of every neuron, (N, B).
@@ -122,11 +164,11 @@ class GNN(nnx.Module):
         needs no stored activations (`pieces.square_sum`).
         """
         embedding = self.embedding[...]
-        phi, message_state = pure(self.message_network)
-        f, update_state = pure(self.update_network)
+        message, message_state = sender(self.message_network, self._units)
+        f, update_state = updater(self.update_network, self._units)
 
         def g(state, rows):
-            return jnp.square(phi(state, *rows))
+            return message(state, *rows)
 
         def predict(state, rows):
             return f(state, *rows)
@@ -155,10 +197,10 @@ class GNN(nnx.Module):
     def probes(self, voltage: Float[Array, " N"], connectome: Connectome):
         """What the regularisers on messages vary: a function of (state, voltages of the source (n, P), rows),
         its state, and the rows, which get no gradient."""
-        phi, state = pure(self.message_network)
+        message, state = sender(self.message_network, self._units)
 
         def g(state, points, rows):
-            return jnp.square(phi(state, (points,), rows[0]))
+            return message(state, (points,), rows[0])
 
         return g, state, (self.embedding[...],)
 
@@ -183,11 +225,11 @@ class PairGNN(GNN):
 
     def __call__(self, graph: jraph.GraphsTuple):
         """As `GNN`; the message network is the edge update."""
-        phi, message_state = pure(self.message_network)
-        f, update_state = pure(self.update_network)
+        message, message_state = sender(self.message_network, self._units)
+        f, update_state = updater(self.update_network, self._units)
 
         def g(state, rows):
-            return jnp.square(phi(state, *rows))
+            return message(state, *rows)
 
         def error(state, rows):
             return f(state, *rows[0]) - rows[1]
@@ -209,14 +251,14 @@ class PairGNN(GNN):
 
     def probes(self, voltage, connectome):
         """As `GNN`; every source neuron is probed on its first edge (on itself where it has none)."""
-        phi, state = pure(self.message_network)
+        message, state = sender(self.message_network, self._units)
         partner = np.arange(connectome.n_neurons)
         partner[connectome.senders[::-1]] = connectome.receivers[::-1]
         embedding = self.embedding[...]
 
         def g(state, points, rows):
             embedded, received = rows
-            return jnp.square(phi(state, (points, jnp.broadcast_to(received[:, None], points.shape)), embedded))
+            return message(state, (points, jnp.broadcast_to(received[:, None], points.shape)), embedded)
 
         return g, state, (jnp.concatenate([embedding, embedding[partner]], axis=1), voltage[partner])
 

@@ -63,9 +63,10 @@ class Learner:
 
 
 def group_of(path) -> str:
-    """Learning-rate group of a parameter: 'W', 'embedding' (all that a neuron has for itself) or 'networks'."""
+    """Learning-rate group of a parameter: 'W', 'embedding' (all that a neuron has for itself), 'units' (given,
+    never trained) or 'networks'."""
     first = str(getattr(path[0], "key", path[0]))
-    return {"W": "W", "embedding": "embedding", "log_tau": "embedding", "v_rest": "embedding"}.get(first, "networks")
+    return {"W": "W", "embedding": "embedding", "log_tau": "embedding", "v_rest": "embedding", "units": "units"}.get(first, "networks")
 
 
 def parameter_groups(params):

@@ -32,6 +32,7 @@ from flyjax.training.train import (
     check_rollouts,
     init_state,
     numbers_of,
+    units_of,
     selected,
     stack_recordings,
     train_lanes,
@@ -370,6 +371,7 @@ def train_sweep(
     worth = WORTH.get(jax.local_devices()[0].platform, WORTH_ELSEWHERE)
     runs = {lane: _Run(lane, n) for group in groups for lane, n in zip(group.lanes, group.n_steps, strict=True)}
     data = _Data(recordings)
+    units = functools.cache(lambda level: units_of(recordings(level)) if config.units == "data" else (1.0, 1.0))
     reporter = _Reporter(on_progress, watch, sum(run.n_steps for run in runs.values()))
     begin, ends = 0, rungs(max(group.n_chunks for group in groups), halving)
     for end in ends:
@@ -379,10 +381,11 @@ def train_sweep(
             for part, first, last in planning.narrowed(group, begin, end, gflop, worth):
                 own = [runs[lane] for lane in part.lanes]
                 reporter.before = sum(run.step for run in runs.values()) - sum(run.step for run in own)
-                numbers = [
-                    numbers_of(candidates[lane.candidate], n_frames, part.levels.index(candidates[lane.candidate].noise_model_level))
-                    for lane in part.lanes
-                ]
+                numbers = []
+                for lane in part.lanes:
+                    training = candidates[lane.candidate]
+                    level = training.noise_model_level
+                    numbers.append(numbers_of(training, n_frames, part.levels.index(level), units(level)))
                 folder = None
                 if checkpoint_dir is not None:
                     identity = content_hash(

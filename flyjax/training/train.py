@@ -46,6 +46,8 @@ RATES = {
     "networks": "learning_rate_start",
     "embedding": "learning_rate_embedding_start",
 }
+#: Parameters are packed by these; units are given and never change.
+GROUPS = (*RATES, "units")
 
 
 class Static(NamedTuple):
@@ -95,8 +97,11 @@ def validation_frames(training: Training, n_frames: int) -> tuple[int, int]:
     return used, held
 
 
-def numbers_of(training: Training, n_frames: int, level: int) -> dict[str, np.ndarray]:
-    """The traced numbers of a candidate; `level` is its recording's index in `stack_recordings`."""
+def numbers_of(training: Training, n_frames: int, level: int, units: tuple[float, float] = (1.0, 1.0)) -> dict[str, np.ndarray]:
+    """The traced numbers of a candidate.
+
+    **Arguments:** `level`: its recording's index in `stack_recordings`; `units`: `units_of` that recording.
+    """
     numbers = {name: np.float32(getattr(training, name)) for name in (*RATES.values(), *COEFFICIENTS)}
     used, held = validation_frames(training, n_frames)
     return numbers | {
@@ -105,8 +110,16 @@ def numbers_of(training: Training, n_frames: int, level: int) -> dict[str, np.nd
         "n_starts": np.int32(used - training.rollout_steps + 1),
         "n_held": np.int32(held),
         "n_steps": np.int32(n_steps(training, n_frames)),
+        "units": np.asarray(units, np.float32),
         "level": np.int32(level),
     }
+
+
+def units_of(recording: Recording, n_frames: int = 1000) -> tuple[float, float]:
+    """Standard deviation of all voltages and of all derivatives (1/s), over frames spread evenly."""
+    frames = np.unique(np.linspace(0, len(recording.voltage) - 1, n_frames).round().astype(int))
+    voltage, _, derivative = recording.pairs(frames)
+    return tuple(max(float(np.std(x, dtype=np.float64)), 1e-6) for x in (voltage, derivative))
 
 
 def computes_target(recording) -> bool:
@@ -186,10 +199,10 @@ def pack(params) -> dict[str, Array]:
 
     The optimiser then runs three kernels and not three per matrix, which on small circuits is most of a step.
     """
-    leaves: dict[str, list] = {group: [jnp.zeros((0,))] for group in RATES}
+    leaves: dict[str, list] = {group: [] for group in GROUPS}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         leaves[group_of(path)].append(leaf.reshape(-1))
-    return {group: jnp.concatenate(own) for group, own in leaves.items()}
+    return {group: jnp.concatenate(own) for group, own in leaves.items() if own}  # orbax refuses arrays of no size
 
 
 def unpack(learner: Learner, packed) -> dict:
@@ -199,7 +212,7 @@ def unpack(learner: Learner, packed) -> dict:
     groups = [group_of(path) for path, _ in with_path]
     # The gradient of one split is one concatenation; that of many slices is as many padded sums.
     pieces = {}
-    for group in RATES:
+    for group in GROUPS:
         sizes = [leaf.size for g, (_, leaf) in zip(groups, with_path, strict=True) if g == group]
         pieces[group] = iter(jax.lax.split(packed[group], sizes) if sizes else ())
     return jax.tree.unflatten(tree, [next(pieces[g]).reshape(leaf.shape) for g, (_, leaf) in zip(groups, with_path, strict=True)])
@@ -221,7 +234,8 @@ def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
         return constant if schedule == "constant" else lambda count: constant * unit(count)
 
     inner = optax.multi_transform(
-        {group: optax.adam(rate(name)) for group, name in RATES.items()}, {group: group for group in RATES}
+        {group: optax.adam(rate(name)) for group, name in RATES.items()} | {"units": optax.set_to_zero()},
+        lambda packed: {group: group for group in packed},
     )
 
     def update(updates, state, params=None):
@@ -235,7 +249,10 @@ def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
 def init_state(learner: Learner, static: Static, numbers, key: PRNGKeyArray) -> TrainState:
     """The state before the first step: a pure function of the key."""
     init_key, sample_key = jax.random.split(key)
-    params = pack(learner.init(init_key))
+    params = learner.init(init_key)
+    if "units" in params:
+        params["units"] = jnp.asarray(numbers["units"])
+    params = pack(params)
     optimizer = make_optimizer(numbers, static.schedule)
     kept = {} if static.select == "last" else jax.tree.map(jnp.copy, params)
     return TrainState(params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True), kept, jnp.float32(jnp.inf))
