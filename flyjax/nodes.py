@@ -148,7 +148,8 @@ def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: 
     """The four pictures of a node."""
     figures.activity_figure(folder / "activity.png", evaluation, test)
     figures.recovery_figure(folder / "recovery.png", evaluation, train)
-    figures.embedding_figure(folder / "embedding.png", evaluation, train)
+    if evaluation.embedding is not None:  # known_ode has none
+        figures.embedding_figure(folder / "embedding.png", evaluation, train)
     figures.functions_figure(folder / "functions.png", evaluation, train)
 
 

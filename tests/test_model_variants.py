@@ -146,7 +146,7 @@ class Made:
 
 
 @pytest.mark.parametrize("variant", ["known_ode", "known_ode_tanh"])
-def test_known_ode_recovers_a_circuit(circuit, variant):
+def test_known_ode_recovers_a_circuit(circuit, variant, tmp_path):
     rng = np.random.default_rng(8)
     truth = {
         "W": 0.1 * rng.normal(size=circuit.n_edges),
@@ -157,7 +157,7 @@ def test_known_ode_recovers_a_circuit(circuit, variant):
     training = Training(
         batch_size=32, data_augmentation_loop=800, learning_rate_W_start=1e-2, learning_rate_embedding_start=1e-2, coeff_W_L1=0, schedule="warmup_cosine"
     )  # 2,000 steps
-    (found,) = train_sweep(learner, [training], [[0]], {0.05: Made(circuit, truth, variant)})[0]
+    (found,) = train_sweep(learner, [training], [[0]], {0.05: Made(circuit, truth, variant)}, checkpoint_dir=tmp_path)[0]
     assert found.diverged_at is None
     np.testing.assert_allclose(np.exp(found.params["log_tau"]), np.exp(truth["log_tau"]), rtol=0.02)
     np.testing.assert_allclose(found.params["v_rest"], truth["v_rest"], atol=0.02)
