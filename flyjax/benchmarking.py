@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import resource
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +19,22 @@ from flyjax.model import losses, make_learner
 from flyjax.training import sweep, train
 from flyjax.training.planning import gflop_per_frame
 from flyjax.training.train import numbers_of, stack_recordings, static_of
+
+
+def machine() -> dict:
+    """What figures were measured on; neighbours on a shared machine show in the load."""
+    from flyjax.nodes import devices
+
+    cpu = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    d = devices()
+    return {
+        "hardware": f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}",
+        "device": d["device_kind"],
+        "jax": d["versions"]["jax"],
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.date.today().isoformat(),
+    }
 
 
 def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -30,22 +28,6 @@ EXAMPLES = """
 @app.callback(epilog=EXAMPLES)
 def main() -> None:
     """Benchmarks: each prints a table and, with --json, writes a list of rows."""
-
-
-def machine() -> dict:
-    """What the figures were measured on; neighbours on a shared machine show in the load."""
-    from flyjax.nodes import devices
-
-    cpu = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
-    d = devices()
-    return {
-        "hardware": f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}",
-        "device": d["device_kind"],
-        "jax": d["versions"]["jax"],
-        "load": round(os.getloadavg()[0], 1),
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def best_time(call, seconds: float, at_least: int = 3) -> float:
@@ -85,6 +67,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     import numpy as np
 
     from flyjax import circuit
+    from flyjax.benchmarking import machine
     from flyjax.circuit import kernels
     from flyjax.circuit.sampling import draw
 
@@ -190,7 +173,7 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.benchmarking import matmul_gflops, train_row
+    from flyjax.benchmarking import machine, matmul_gflops, train_row
 
     console, rows = Console(), []
     with console.status("measuring the matrix-product rate"):
@@ -226,7 +209,7 @@ def profile(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.benchmarking import profile_rows
+    from flyjax.benchmarking import machine, profile_rows
     from flyjax.model import pieces
 
     if rows is not None:

@@ -1,0 +1,248 @@
+"""Rows of a results table: named settings, each trained with its seeds, journaled, and rendered as Markdown.
+
+A table is a YAML file: a base experiment and rows that say what differs from it.
+
+    name: recovery_learner
+    title: What makes the learner reliable
+    base: {simulation: {...}, model: {...}, training: {...}}
+    rows:
+      - {name: published recipe, set: {model.width: 80}, published: "W .985"}
+
+Every finished row is one line of a journal, with the configuration that made it; a row whose
+configuration is already there is not trained again, and the table is drawn from the journal alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flyjax import nodes
+from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
+from flyjax.errors import UserError
+from flyjax.recovery.lesion import lesion_metrics
+from flyjax.training import train_sweep
+
+#: The three recovered quantities, by metric and heading.
+QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
+#: Kept of every seed: these for each quantity ...
+SUFFIXES = (
+    "", "_slope", "_identifiable", "_data", "_data_identifiable", "_refit", "_refit_slope", "_refit_identifiable",
+    "_ceiling", "_ceiling_identifiable",
+)  # fmt: skip
+#: ... and these.
+OTHERS = (
+    "cluster_accuracy", "cluster_accuracy_65", "cluster_accuracy_true", "cluster_accuracy_65_true", "ARI", "test_R2", "test_pearson",
+    "one_step_R2", "external_input_R2", "final_loss", "identifiable_edges", "identifiable_neurons", "identifiable_weight_variance",
+    "lesion_R2", "lesion_pearson",
+)  # fmt: skip
+
+
+class Row(BaseModel):
+    """One setting."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    set: dict[str, Any] = Field(default_factory=dict, description="section.key: value, against the base")
+    published: str | None = Field(None, description="the published figures of this setting, on other data")
+    lesion: float = Field(0.0, ge=0, lt=1, description="share of synapses cut in fly and network for one more free run")
+
+
+class Table(BaseModel):
+    """Rows against a base."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: str = Field(min_length=1)
+    title: str
+    text: str = Field("", description="a paragraph above the table")
+    base: dict[str, Any]
+    rows: tuple[Row, ...]
+
+    def experiment(self, row: Row, overrides: Mapping[str, Any] = {}) -> Experiment:
+        """The experiment of a row. **Raises:** `UserError` for an unknown key or value, naming the row."""
+        data = json.loads(json.dumps({**self.base, "name": self.name}))
+        # Rows are no proposals: the protocol's ranges do not bind them.
+        data["search"] = {**data.get("search", {}), "ranges": {}, "simulation_ranges": {}}
+        for key, value in {**row.set, **overrides}.items():
+            section, _, name = key.partition(".")
+            if not name:
+                raise UserError(f"{self.name}, row {row.name!r}: {key!r} is not section.key")
+            data.setdefault(section, {})[name] = value
+        return parse_experiment(data, f"{self.name}, row {row.name!r}")
+
+
+def load_table(path: Path) -> Table:
+    """**Raises:** `UserError`, one line, for a missing or invalid file."""
+    if not Path(path).is_file():
+        raise UserError(f"no table {path}")
+    try:
+        return Table.model_validate(read_yaml(Path(path).read_text()))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+
+
+def identity(experiment: Experiment, row: Row) -> str:
+    """Equal for rows that would train and judge the same; settings that later versions add do not count at their defaults."""
+    what = experiment.model_dump(mode="json", exclude_defaults=True)
+    return content_hash({k: what.get(k, {}) for k in ("simulation", "model", "training")}, row.lesion)
+
+
+def read_journal(path: Path) -> list[dict]:
+    """Finished rows, the newest of each identity last; a torn last line is dropped."""
+    if not Path(path).is_file():
+        return []
+    rows, lines = {}, Path(path).read_text().splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number} is not JSON: repair or remove that line") from None
+        rows[event["identity"]] = event
+    return list(rows.values())
+
+
+def run_row(table: Table, row: Row, experiment: Experiment, work: Path, machine: dict, on_progress: Callable | None = None) -> dict:
+    """Record, train and judge one row. **Returns:** its line of the journal."""
+    begin, cpu = time.perf_counter(), time.process_time()
+    training, seeds = experiment.training, tuple(range(experiment.training.n_seeds))
+    recordings = nodes.Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
+    train, test = recordings.train(training.noise_model_level), recordings.test
+    learner = nodes.learner_for(experiment.simulation, experiment.model)
+    trained = train_sweep(
+        learner, [training], [seeds], {training.noise_model_level: train}, checkpoint_dir=nodes.checkpoints(work), on_progress=on_progress
+    )[0]
+    per_seed, _ = nodes.judge(learner, nodes.NodeSpec(0, training, seeds), trained, recordings)
+    if row.lesion:
+        for metrics, one in zip(per_seed, trained, strict=True):
+            if one.diverged_at is None:
+                found, _ = lesion_metrics(learner, one.params, test, row.lesion)
+                metrics.update(found.values)
+    nodes.drop_checkpoints(work)
+    names = [q + s for q in QUANTITIES for s in SUFFIXES] + list(OTHERS)
+    kept = [{n: float(f"{m[n]:.6g}") for n in names if m.get(n) is not None} for m in per_seed]
+    return {
+        "schema": 1,
+        "event": "row_finished",
+        "identity": identity(experiment, row),
+        "table": table.name,
+        "row": row.name,
+        "config": experiment.model_dump(mode="json", include={"simulation", "model", "training"}),
+        "per_seed": kept,
+        "diverged": sum(one.diverged_at is not None for one in trained),
+        "n_steps": trained[0].n_steps,
+        "train_s": round(trained[0].wall_s, 1),
+        "wall_s": round(time.perf_counter() - begin, 1),
+        "cpu_s": round(time.process_time() - cpu, 1),
+        **machine,
+    }
+
+
+def append(path: Path, event: dict) -> None:
+    """One line, on disk before this returns."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        file.write(json.dumps(event, allow_nan=False, default=str) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def over_seeds(event: dict, name: str) -> np.ndarray:
+    """A metric of every seed that has it."""
+    return np.array([seed[name] for seed in event["per_seed"] if name in seed])
+
+
+def _spread(values: np.ndarray) -> str:
+    """mean (min); CV in percent."""
+    if not len(values):
+        return "–"
+    if len(values) == 1:
+        return _short(values[0])
+    mean = values.mean()
+    cv = f", {100 * values.std(ddof=1) / mean:.1f} %" if mean > 0 else ""
+    return f"{_short(mean)} ({_short(values.min())}{cv})"
+
+
+def _short(value: float) -> str:
+    digits = 5 if 0.9995 <= value < 1 else 3
+    return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.3f}"
+
+
+def _cells(event: dict, suffix: str) -> list[str]:
+    return [_spread(over_seeds(event, name + suffix)) for name in QUANTITIES]
+
+
+def _share(event: dict, name: str) -> str:
+    values = over_seeds(event, name)
+    return f"{values[0]:.1%}" if len(values) else "–"
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return "\n".join(lines)
+
+
+def line(event: dict) -> str:
+    """One line for the terminal."""
+    cells = [f"{name} {_spread(over_seeds(event, q))}, refit {_spread(over_seeds(event, q + '_refit_identifiable'))}" for q, name in QUANTITIES.items()]
+    return "; ".join(cells) + f"; {event['train_s']:.0f} s"
+
+
+def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
+    """recovery.md: every table with the rows found for it (`row name -> event`), missing ones named as such.
+
+    Values are R2 over the seeds: mean (minimum, coefficient of variation).
+    """
+    parts = ["# What is recovered, and what is not\n", PREAMBLE]
+    for table, found in tables:
+        events = [(row, found.get(row.name)) for row in table.rows]
+        done = [(row, event) for row, event in events if event]
+        parts.append(f"## {table.title}\n\n{table.text.strip()}\n" if table.text else f"## {table.title}\n")
+        missing = [row.name for row, event in events if not event]
+        if missing:
+            parts.append(f"Not run: {', '.join(missing)}.\n")
+        if not done:
+            continue
+        first = done[0][1]
+        parts.append(f"`experiments/{table.name}.yaml`; {first['hardware']}, {first['device']}, JAX {first['jax']}, {first['date']}.\n")
+        plain, refitted, around = [], [], []
+        for row, e in done:
+            seeds = f"{len(e['per_seed'])}" + (f" ({e['diverged']} diverged)" if e["diverged"] else "")
+            plain.append([row.name, seeds, *_cells(e, ""), *_cells(e, "_identifiable"), _spread(over_seeds(e, "test_R2")), row.published or ""])
+            refitted.append([row.name, *_cells(e, "_refit"), *_cells(e, "_refit_identifiable"), *_cells({"per_seed": e["per_seed"][:1]}, "_ceiling")])
+            clusters = [_spread(over_seeds(e, n)) for n in ("cluster_accuracy", "cluster_accuracy_65")]
+            truth = [_spread(over_seeds(e, n)[:1]) for n in ("cluster_accuracy_true", "cluster_accuracy_65_true")]
+            slopes = [_spread(over_seeds(e, f"connectivity_R2{s}_slope")) for s in ("", "_refit")]
+            coverage = " / ".join(_share(e, f"identifiable_{n}") for n in ("edges", "neurons", "weight_variance"))
+            lesion = [_spread(over_seeds(e, "lesion_R2"))] if row.lesion else ["–"]
+            time_ = f"{e['train_s']:.0f} s / {e['n_steps']:,}"
+            around.append([row.name, coverage, *slopes, *(f"{a} [{b}]" for a, b in zip(clusters, truth)), *lesion, time_])
+        heads = list(QUANTITIES.values())
+        published = any(row.published for row, _ in done)
+        head = ["plain", "seeds", *heads, *(f"{h}, identifiable" for h in heads), "free run", "published (DAVIS, not the same data)"]
+        parts.append(_markdown(head if published else head[:-1], plain if published else [p[:-1] for p in plain]) + "\n")
+        parts.append(_markdown(["refit", *heads, *(f"{h}, identifiable" for h in heads), *(f"{h}, closed form" for h in heads)], refitted) + "\n")
+        head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters [true]", "clusters 65 [true]", "free run, lesioned", "training / steps"]
+        parts.append(_markdown(head, around) + "\n")
+    return "\n".join(parts)
+
+
+PREAMBLE = """Made by `scripts/recovery.py` from `recovery.jsonl` beside it; nothing here is typed by hand.
+
+R2 is the squared Pearson correlation of true and learned values. Cells are the mean over seeds (minimum, coefficient of
+variation). *Plain* is the published read-out of the trained network, *refit* least squares on its learned messages; no cell
+mixes them. *Identifiable* is what the closed form, which knows the equations, can tell from the same recording; *closed form*
+is its own result over everything. *Clusters [true]* stands beside its value on the true parameters. Published figures are of
+natural video (DAVIS) at extent 8: not the same data, and never a win or a loss here. Training time is that of all seeds
+together.
+"""
