@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import yaml
 from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -22,20 +26,23 @@ from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.plan import IterationPlan, seeds_of
 from flyjax.search.space import block_simulation
 from flyjax.training import Progress as TrainingProgress
+from flyjax.training.planning import duration
+from flyjax.training.watching import make_watcher
 
 #: What may stand in for a data set that is not there, on request only.
 STAND_INS = {"DAVIS": "scenes_texture", "optical_flow": "scenes_flow"}
 
 
-def with_stand_ins(experiment: Experiment, allowed: bool) -> tuple[Experiment, tuple[str, ...], dict[str, str]]:
+def with_stand_ins(experiment: Experiment, allowed: bool, needed: bool = True) -> tuple[Experiment, tuple[str, ...], dict[str, str]]:
     """(experiment, stimuli this machine can show, what replaced what).
 
-    Nothing is replaced unless `allowed`; then every mention of a missing data set is.
+    Nothing is replaced unless `allowed`; then every mention of a missing data set is. Where the data are not
+    `needed`, as in a dry run, missing ones are no error.
     """
     available = stimulus.available(experiment.simulation.data_path)
     missing = {name: used for name, used in STAND_INS.items() if name not in available} if allowed else {}
     if not missing:
-        for block in range(1, experiment.search.n_blocks + 1):
+        for block in range(1, experiment.search.n_blocks + 1) if needed else ():
             # Both splits, before anything is trained: the error says what to download.
             shown = nodes.with_simulation(experiment, block_simulation(experiment, block))
             for split in SPLITS:
@@ -86,6 +93,64 @@ def stoppable():
         signal.signal(signal.SIGINT, before)
 
 
+class LaneTable:
+    """The trainings of a batch while they run: step, loss, R2 read along the way, time to go."""
+
+    def __init__(self, ids: Sequence[int] = (), most: int = 16, clock=time.monotonic):
+        self._ids, self._most, self._clock = ids, most, clock
+        self._rows: dict[tuple[int, int], dict] = {}
+        self._began: dict[tuple[int, int], tuple[float, int]] = {}
+
+    def update(self, progress: TrainingProgress) -> None:
+        """Take in a chunk."""
+        now = self._clock()
+        for one in progress.lanes:
+            key = one.lane.candidate, one.lane.replicate
+            begun, first = self._began.setdefault(key, (now, one.step))  # the chunk that compiled does not count
+            left = None
+            if one.status == "training" and one.step > first:
+                left = (one.n_steps - one.step) * (now - begun) / (one.step - first)
+            row = self._rows.setdefault(key, {"loss": None, "R2": None})
+            row |= {"step": one.step, "n_steps": one.n_steps, "status": one.status, "left": left}
+            row["loss"] = one.values.get("loss", row["loss"])
+            row["R2"] = one.values.get("connectivity_R2", row["R2"])
+
+    @property
+    def best_r2(self) -> float | None:
+        """The highest R2 read so far of those that are best now."""
+        return max((row["R2"] for row in self._rows.values() if row["R2"] is not None), default=None)
+
+    def rows(self) -> list[dict[str, str]]:
+        """Lines of text: those in training first, then the best."""
+        order = sorted(self._rows, key=lambda k: (self._rows[k]["status"] != "training", -(self._rows[k]["R2"] or 0.0), k))
+        out = []
+        for key in order[: self._most]:
+            row, (candidate, replicate) = self._rows[key], key
+            node = self._ids[candidate] if candidate < len(self._ids) else candidate + 1
+            to_go = row["status"] if row["status"] != "training" else "" if row["left"] is None else duration(row["left"])
+            out.append(
+                {
+                    "node": str(node),
+                    "seed": str(replicate + 1),
+                    "step": f"{row['step']}/{row['n_steps']}",
+                    "loss": cell("final_loss", row["loss"]),
+                    "R2": cell("connectivity_R2", row["R2"]),
+                    "to go": to_go,
+                }
+            )
+        return out
+
+    def __rich__(self) -> Table:
+        table, rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), self.rows()
+        for name in rows[0] if rows else ():
+            table.add_column(name, justify="right")
+        for row in rows:
+            table.add_row(*row.values())
+        if len(self._rows) > self._most:
+            table.caption = f"and {len(self._rows) - self._most} more"
+        return table
+
+
 class Console:
     """Prints for people; what it prints is also in the run directory."""
 
@@ -105,8 +170,11 @@ class Console:
         self._rich.print(table)
 
     @contextmanager
-    def training_bar(self, title: str):
-        """A bar over all lanes' steps; gives (on_progress, on_stage) for `flyjax.nodes.train_nodes`."""
+    def training_bar(self, title: str, ids: Sequence[int] = ()):
+        """A bar over all lanes' steps and a table of them; gives (on_progress, on_stage) for `flyjax.nodes.train_nodes`.
+
+        `ids`: the nodes by candidate number.
+        """
         bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -115,16 +183,20 @@ class Console:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._rich,
-            transient=True,
         )
-        with stoppable() as check, bar:
+        lanes = LaneTable(ids)
+        with stoppable() as check, Live(Group(bar, lanes), console=self._rich, transient=True, refresh_per_second=4):
             task = bar.add_task(title, total=None, note="")
 
             def on_progress(p: TrainingProgress) -> None:
                 check()
+                lanes.update(p)
                 loss = "" if p.loss is None else f"loss {p.loss:.3g}"
+                best = lanes.best_r2
+                r2 = "" if best is None else f", best R2 {best:.3f}"
                 lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
-                bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{lost}")
+                program = f", program {p.group + 1}/{p.n_groups}" if p.n_groups > 1 else ""
+                bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{r2}{lost}{program}")
 
             def on_stage(stage: str) -> None:
                 check()
@@ -132,9 +204,12 @@ class Console:
 
             yield on_progress, on_stage
 
-    def run(self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit) -> Outcome:
+    def run(
+        self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit, viewers: Sequence[str] = ()
+    ) -> Outcome:
         """The loop with a progress bar, a table after each iteration and a report."""
         run_dir = Path(run_dir)
+        watcher = make_watcher(viewers, run_dir, experiment.name)
         search = experiment.search
         self.say(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
@@ -145,7 +220,7 @@ class Console:
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
             specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
             title = f"block {plan.block}, iteration {plan.iter_in_block}/{search.n_iter_block}"
-            with self.training_bar(title) as (on_progress, on_stage):
+            with self.training_bar(title, [n.id for n in plan.nodes]) as (on_progress, on_stage):
                 return nodes.train_nodes(
                     experiment,
                     specs,
@@ -153,6 +228,7 @@ class Console:
                     simulation=nodes.with_simulation(experiment, plan.simulation),
                     on_progress=on_progress,
                     on_stage=on_stage,
+                    watcher=watcher,
                 )
 
         def on_iteration(state, number: int) -> None:
@@ -164,20 +240,23 @@ class Console:
 
         run_dir.mkdir(parents=True, exist_ok=True)
         logging.getLogger("flyjax").addHandler(logging.StreamHandler())
-        outcome = run_loop(
-            experiment,
-            run_dir,
-            evaluate,
-            proposer,
-            protocol_template=template,
-            earlier_protocol=earlier,
-            available_stimuli=available,
-            stand_ins=stand_ins,
-            on_event=lambda event, state: self._on_event(event, experiment, run_dir, commit),
-            on_iteration=on_iteration,
-            approve=self._approve if ask else None,
-            warn=lambda line: self.say(f"warning: {line}"),
-        )
+        try:
+            outcome = run_loop(
+                experiment,
+                run_dir,
+                evaluate,
+                proposer,
+                protocol_template=template,
+                earlier_protocol=earlier,
+                available_stimuli=available,
+                stand_ins=stand_ins,
+                on_event=lambda event, state: self._on_event(event, experiment, run_dir, commit),
+                on_iteration=on_iteration,
+                approve=self._approve if ask else None,
+                warn=lambda line: self.say(f"warning: {line}"),
+            )
+        finally:
+            watcher.close()
         report = write_report(run_dir)
         self.say(f"{outcome.status}: {outcome.reason}. Report: {report}")
         return outcome

@@ -21,9 +21,11 @@ import yaml
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
-from flyjax.recovery import Evaluation, evaluate
+from flyjax.recovery import Evaluation, evaluate, extract
+from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report import figures
-from flyjax.training import Progress, Trained, save_params, train_sweep
+from flyjax.training import Halving, Progress, Trained, planning, save_params, train_sweep
+from flyjax.training.watching import Watcher
 
 
 @dataclass(frozen=True)
@@ -66,23 +68,41 @@ def learner_for(simulation: Simulation, model: Model) -> Learner:
     return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
 
 
-class Recordings:
-    """Training recordings by noise level and the held-out one, from the run's cache."""
+#: Of the memory that is free at first, what recordings may keep between uses.
+HELD_SHARE = 0.25
 
-    def __init__(self, simulation: Simulation, cache_dir: Path | None = None, max_disk_gb: float = 20.0):
+
+class Recordings:
+    """Training recordings by noise level and the held-out one, from the run's cache.
+
+    Those used last stay in memory while they are few enough (`hold_bytes`, a quarter of what is free by
+    default); the others are read again when they are asked for.
+    """
+
+    def __init__(
+        self, simulation: Simulation, cache_dir: Path | None = None, max_disk_gb: float = 20.0, hold_bytes: float | None = None
+    ):
         self.simulation, self._cache, self._max = simulation, cache_dir, max_disk_gb
-        self._held: dict[tuple[str, float], Recording] = {}
+        self._room = HELD_SHARE * planning.available_ram() if hold_bytes is None else hold_bytes
+        self._held: dict[tuple[str, float], Recording] = {}  # the one used last at the end
 
     def _get(self, split: str, level: float) -> Recording:
         key = (split, level)
-        if key not in self._held:
-            if self._cache is None:
-                self._held[key] = record(self.simulation, level, split)
-            else:
-                self._held[key] = cached_recording(
-                    self.simulation, level, split, cache_dir=self._cache, max_disk_gb=self._max
-                )
-        return self._held[key]
+        found = self._held.pop(key, None)
+        if found is None and self._cache is None:
+            found = record(self.simulation, level, split)
+        elif found is None:
+            self._make_room()
+            found = cached_recording(self.simulation, level, split, cache_dir=self._cache, max_disk_gb=self._max)
+        self._held[key] = found
+        return found
+
+    def _make_room(self) -> None:
+        """Let go of training recordings not used for longest, so that one more of their size fits."""
+        train = [key for key in self._held if key[0] == "train"]
+        sizes = [r.voltage.nbytes * (2 if "derivative" in vars(r) else 1) for r in map(self._held.get, train)]
+        while train and sum(sizes) + max(sizes) > self._room:
+            del self._held[train.pop(0)], sizes[0]
 
     def train(self, level: float) -> Recording:
         """Training split at a process-noise level (std per step)."""
@@ -130,6 +150,8 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
     best: tuple[float, Evaluation] | None = None
     for one in trained:
         cost = {"wall_s": one.wall_s, "frames_per_s": one.frames_per_s, "n_steps": one.n_steps}
+        if one.stopped_at is not None:
+            cost["stopped_at"] = one.stopped_at  # by successive halving; its metrics are those it had by then
         if one.diverged_at is not None:
             why = f"the training diverged at step {one.diverged_at}"
             per_seed.append({"connectivity_R2": None, "final_loss": None, **cost, "reasons": {"connectivity_R2": why, "final_loss": why}})
@@ -188,8 +210,12 @@ def train_nodes(
     recordings: Recordings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] | None = None,
+    watcher: Watcher | None = None,
+    halving: Halving | None = None,
 ) -> dict[int, dict]:
     """Train nodes together and write their folders. The same call after a kill goes on.
+
+    `watcher` is told loss and connectivity_R2 along the way; `halving` stops nodes that are behind.
 
     **Returns:** for every node `metrics` (None if all its seeds diverged), `per_seed`, `reason` and
     `activity`, the line for the log.
@@ -202,17 +228,37 @@ def train_nodes(
     learner = learner_for(simulation, experiment.model)
     say("simulating")
     levels = sorted({spec.training.noise_model_level for spec in specs})
-    by_level = {level: recordings.train(level) for level in levels}
+    for level in levels:
+        recordings.train(level)
     recordings.test  # noqa: B018 (made before the training, so that a bad stimulus fails first)
     say("compiling")
+    names = {(k, s): f"node_{spec.id:04d}/seed_{seed}" for k, spec in enumerate(specs) for s, seed in enumerate(spec.seeds)}
+    if watcher is not None:
+        watcher.start({names[k, s]: spec.training.model_dump() for k, spec in enumerate(specs) for s in range(len(spec.seeds))})
+
+    def read(lane, params) -> dict[str, float]:
+        """The published read-out of a network in training."""
+        recording = recordings.train(specs[lane.candidate].training.noise_model_level)
+        found = circuit_metrics(extract(learner, params, recording), recording).as_dict()
+        return {} if found["connectivity_R2"] is None else {"connectivity_R2": found["connectivity_R2"]}
+
+    def tell(progress: Progress) -> None:
+        for one in progress.lanes if watcher is not None else ():
+            if one.values:
+                watcher.log(one.step, names[one.lane.candidate, one.lane.replicate], one.values)
+        if on_progress is not None:
+            on_progress(progress)
+
     trained = train_sweep(
         learner,
         [spec.training for spec in specs],
         [spec.seeds for spec in specs],
-        by_level,
+        recordings.train,
         checkpoint_dir=checkpoints(run_dir),
         checkpoint_every=experiment.training.checkpoint_every,
-        on_progress=on_progress,
+        on_progress=tell,
+        watch=read if watcher is not None or on_progress is not None else None,
+        halving=halving,
     )
     out: dict[int, dict] = {}
     for spec, runs in zip(specs, trained, strict=True):

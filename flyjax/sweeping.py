@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,12 @@ import numpy as np
 from flyjax import nodes
 from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
 from flyjax.errors import UserError
-from flyjax.report.tables import csv, markdown_table
+from flyjax.forecast import forecast, given_memory, measured_rate, plural
+from flyjax.report.parallel import parallel_figure
+from flyjax.report.tables import SHORT, csv, markdown_table, setting
 from flyjax.search.ranges import derive_seed, sample
-from flyjax.training import plan
+from flyjax.training import Halving
+from flyjax.training.watching import HISTORY, make_watcher
 
 COLUMNS = (
     "connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson", "external_input_R2",
@@ -52,45 +56,92 @@ def _specs(experiment: Experiment, candidates: list[Training]) -> list[nodes.Nod
     ]
 
 
-def describe(experiment: Experiment, candidates: list[Training]) -> str:
-    """The programs a sweep compiles and what runs in each."""
-    specs = _specs(experiment, candidates)
-    groups = plan(candidates, [s.seeds for s in specs], experiment.simulation.n_frames)
-    levels = sorted({c.noise_model_level for c in candidates})
-    lines = [
-        f"{experiment.name}: {len(candidates)} configurations x {experiment.training.n_seeds} seeds in {len(groups)} programs; "
-        f"training recordings at noise {', '.join(f'{x:g}' for x in levels)}"
-    ]
-    for group in groups:
-        lines.append(f"  batch_size {group.static.batch_size}: {len(group.lanes)} trainings of up to {max(group.n_steps)} steps")
+def describe(experiment: Experiment, candidates: list[Training], memory_gb: float | None = None) -> str:
+    """The programs a sweep compiles, what they take and how long. Needs no data.
+
+    `memory_gb`: plan for an accelerator of so many GB instead of this machine.
+    """
+    seeds = [spec.seeds for spec in _specs(experiment, candidates)]
+    told = forecast(
+        experiment.simulation, experiment.model, candidates, seeds, measured_rate(), given_memory(memory_gb), experiment.search.max_disk_gb
+    )
+    lines = [f"{experiment.name}: {plural(len(candidates), 'configuration')} x {plural(experiment.training.n_seeds, 'seed')}", told.text]
+    halving = halving_of(experiment)
+    if halving is not None:
+        lines.append(f"successive halving: one in {halving.factor:g} goes on at each of {plural(halving.rungs, 'rung')}; the time above is without it")
     return "\n".join(lines)
 
 
-def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path, console) -> dict[int, dict]:
-    """Train and judge; write nodes/, results.csv and results.md; print the table."""
+def halving_of(experiment: Experiment) -> Halving | None:
+    """Successive halving as the sweep section asks for it."""
+    return None if experiment.sweep.halving is None else Halving(experiment.sweep.halving, experiment.sweep.halving_rungs)
+
+
+def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path, console, viewers: Sequence[str] = ()) -> dict[int, dict]:
+    """Train and judge; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table."""
     run_dir = Path(run_dir)
     text = dump_yaml(experiment)
     own = run_dir / "config.yaml"
     if own.is_file() and own.read_text() != text:
         raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
+    watcher = make_watcher(viewers, run_dir, experiment.name)
     run_dir.mkdir(parents=True, exist_ok=True)
     own.write_text(text)
-    with console.training_bar(f"{len(candidates)} configurations") as (on_progress, on_stage):
-        results = nodes.train_nodes(
-            experiment, _specs(experiment, candidates), run_dir, on_progress=on_progress, on_stage=on_stage
-        )
+    specs = _specs(experiment, candidates)
+    try:
+        with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (on_progress, on_stage):
+            results = nodes.train_nodes(
+                experiment,
+                specs,
+                run_dir,
+                on_progress=on_progress,
+                on_stage=on_stage,
+                watcher=watcher,
+                halving=halving_of(experiment) if len(candidates) > 1 else None,
+            )
+    finally:
+        watcher.close()
     nodes.drop_checkpoints(run_dir)
     names = varied(candidates)
-    rows = []
-    for k, candidate in enumerate(candidates, 1):
-        metrics = results[k]["metrics"] or {}
-        rows.append(
-            {"node": k, **{n: getattr(candidate, n) for n in names}, **{c: metrics.get(c) for c in COLUMNS}, "reason": results[k]["reason"]}
-        )
-    columns = ["node", *names, *COLUMNS, "reason"]
+    rows = [_row(spec, results[spec.id], names) for spec in specs]
+    # The best first: by what was recovered, without which by number.
+    best_first = sorted(rows, key=lambda r: (-1.0 if r["connectivity_R2"] is None else r["connectivity_R2"], -r["node"]), reverse=True)
+    stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
+    columns = ["node", *names, *COLUMNS, *stopped, "reason"]
     (run_dir / "results.csv").write_text(csv(rows, columns))
-    table = markdown_table(rows, columns)
-    (run_dir / "results.md").write_text(table)
-    console.table(rows, ["node", *names, *COLUMNS[:6], "final_loss"])
-    console.say(f"Wrote {run_dir / 'results.md'}, results.csv and nodes/ with figures and parameters")
+    written = ["results.md", "results.csv"]
+    figure = ""
+    if names and len(rows) > 1:
+        parallel_figure(run_dir / "parallel.png", rows, names, experiment.search.ranges)
+        written.append("parallel.png")
+        figure = "![One line per configuration](parallel.png)\n\n"
+    shown = [{**row, **{name: setting(row[name]) for name in names}} for row in best_first]
+    (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
+    # Eighty characters: settings in one column, the rest is in the files.
+    brief = {"W": "connectivity_R2", "tau": "tau_R2", "V_rest": "V_rest_R2", "clust": "cluster_accuracy", "r": "test_pearson"}
+    lines = [
+        {
+            "node": row["node"],
+            "settings": ", ".join(f"{SHORT.get(name, name)} {row[name]}" for name in names) or "as configured",
+            **{short: row[name] for short, name in brief.items()},
+            "final_loss": row["final_loss"],
+            **{name: row[name] for name in stopped},
+        }
+        for row in shown
+    ]
+    console.table(lines, ["node", "settings", *brief, "final_loss", *stopped])
+    console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
+
+
+def _row(spec: nodes.NodeSpec, result: dict, names: Sequence[str]) -> dict:
+    """What the tables say of a configuration."""
+    metrics = result["metrics"] or {}
+    stopped = [m["stopped_at"] for m in result["per_seed"] if m.get("stopped_at") is not None]
+    return {
+        "node": spec.id,
+        **{name: getattr(spec.training, name) for name in names},
+        **{name: metrics.get(name) for name in COLUMNS},
+        "stopped_at": max(stopped) if stopped else None,
+        "reason": result["reason"],
+    }

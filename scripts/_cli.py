@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -11,11 +13,44 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 
+def compiled_folder() -> Path:
+    """Where compiled programs are kept between runs: a folder of the user's cache, one per kind of processor.
+
+    Homes are shared by machines whose processors differ, and a program made for one may not run on another.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:  # not Linux
+        kind = platform.processor()
+    return root / "flyjax" / "compiled" / hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:12]
+
+
+def keep_compiled() -> None:
+    """Keep compiled programs between runs (JAX's persistent cache, 1 GB at most, the least recently used go first).
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
+        return
+    folder = compiled_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written: everything works, compiling takes its time
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
 def prepare_devices() -> None:
-    """One XLA device per CPU core, so that candidates are sharded over the cores.
+    """One XLA device per CPU core, so that candidates are sharded over the cores, and compiled programs kept.
 
     Without effect where an accelerator is found or XLA_FLAGS already says how many.
     """
+    keep_compiled()
     flag = "--xla_force_host_platform_device_count"
     flags = os.environ.get("XLA_FLAGS", "")
     if flag not in flags:

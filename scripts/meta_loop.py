@@ -41,7 +41,9 @@ def main(
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
     approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration.")] = False,
+    viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the prompt, train nothing.")] = False,
+    memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
     revert: Annotated[bool, typer.Option("--revert-protocol", help="Take back the newest edit of the run's protocol, then stop.")] = False,
 ):  # fmt: skip
     """Search for the training settings that recover the circuit.
@@ -70,14 +72,16 @@ def main(
     from flyjax.console import Console, with_stand_ins
 
     console = Console()
-    experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback)
+    experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     run_dir = run_dir or Path("runs") / experiment.name
     name = resolve_name(experiment.search.proposer)
     if dry_run:
+        from flyjax.forecast import forecast_search, given_memory
         from flyjax.search.preview import preview
 
+        console.say(forecast_search(experiment, given_memory(memory)))
         console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
         return
     if experiment.search.proposer == "auto" and name == "rules" and not os.environ.get("ANTHROPIC_API_KEY"):
@@ -96,6 +100,7 @@ def main(
         stand_ins=stand_ins,
         ask=approve,
         commit=commit(),
+        viewers=viewers or (),
     )
 
 

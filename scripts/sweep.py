@@ -14,9 +14,10 @@ EXAMPLES = """
 Examples:
 
   python scripts/sweep.py experiments/sweep_noise.yaml\n
-  python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8 --run runs/random8\n
+  python scripts/sweep.py experiments/sweep_random.yaml --log tensorboard\n
+  python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8 --set sweep.halving=2 --run runs/random8\n
   python scripts/sweep.py experiments/quickstart.yaml --set "sweep.grid={batch_size: [1, 4], noise_model_level: [0.05, 0.1]}"\n
-  python scripts/sweep.py experiments/sweep_noise.yaml --dry-run
+  python scripts/sweep.py experiments/full_scale.yaml --set sweep.n_random=16 --dry-run --memory 80
 
 The same command goes on with a sweep that was stopped.
 """
@@ -27,11 +28,13 @@ def main(
     config: Annotated[Path, typer.Argument(help="Experiment file (YAML) with a sweep section.", show_default="experiments/sweep_noise.yaml")] = ROOT / "experiments" / "sweep_noise.yaml",
     run_dir: Annotated[Optional[Path], typer.Option("--run", help="Where to write. Default: runs/<config name>.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE; repeatable.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the configurations and programs, train nothing.")] = False,
+    viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")] = False,
+    memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
 ):  # fmt: skip
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
-    Writes nodes/ (metrics, figures, parameters of each), results.csv and results.md.
+    Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl.
     """
     prepare_devices()
     from flyjax.config import load_experiment
@@ -41,9 +44,9 @@ def main(
     experiment = load_experiment(config, settings)
     candidates = sweep_candidates(experiment)
     console = Console()
-    console.say(describe(experiment, candidates))
+    console.say(describe(experiment, candidates, memory))
     if not dry_run:
-        run_sweep(experiment, candidates, run_dir or Path("runs") / experiment.name, console)
+        run_sweep(experiment, candidates, run_dir or Path("runs") / experiment.name, console, viewers or ())
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ EXAMPLES = """
 Examples:
 
   python scripts/train.py\n
-  python scripts/train.py --set training.noise_model_level=0.1 --set training.batch_size=4\n
-  python scripts/train.py experiments/full_scale.yaml --run runs/one --set training.n_seeds=3
+  python scripts/train.py --set training.noise_model_level=0.1 --set training.batch_size=4 --log tensorboard\n
+  python scripts/train.py experiments/full_scale.yaml --run runs/one --set training.n_seeds=3\n
+  python scripts/train.py experiments/full_scale.yaml --dry-run --memory 80
 
 The same command goes on with a training that was stopped.
 """
@@ -26,16 +27,22 @@ def main(
     config: Annotated[Path, typer.Argument(help="Experiment file (YAML); its training section is what is trained.", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
     run_dir: Annotated[Optional[Path], typer.Option("--run", help="Where to write. Default: runs/<config name>-train.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")] = None,
+    viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")] = False,
+    memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
 ):  # fmt: skip
     """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
     prepare_devices()
     from flyjax.config import load_experiment
     from flyjax.console import Console
-    from flyjax.sweeping import run_sweep
+    from flyjax.sweeping import describe, run_sweep
 
     experiment = load_experiment(config, settings)
-    out = run_dir or Path("runs") / f"{experiment.name}-train"
-    run_sweep(experiment, [experiment.training], out, Console())
+    out, console = run_dir or Path("runs") / f"{experiment.name}-train", Console()
+    if dry_run:
+        console.say(describe(experiment, [experiment.training], memory))
+    else:
+        run_sweep(experiment, [experiment.training], out, console, viewers or ())
 
 
 if __name__ == "__main__":

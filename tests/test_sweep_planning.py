@@ -44,6 +44,7 @@ def test_a_full_scale_recording_is_as_large_as_its_arrays():
     shapes = (64_000, 13_741), (64_000, 13_741), (64_000, 217)
     assert planning.level_bytes(FULL) == sum(np.prod(s) * 4 for s in shapes)
     assert planning.gb(planning.level_bytes(FULL)) == "7.09 GB"
+    assert planning.gb(planning.level_bytes(FULL._replace(keeps_target=False))) == "3.57 GB"
 
 
 def test_lane_memory_is_what_the_compiler_reserves(circuit):
@@ -113,7 +114,8 @@ def test_what_cannot_fit_is_said_in_one_line():
 def test_sizes_need_no_data():
     simulation = Simulation(extent=1, parameters="flow/0000/000", visual_input_type="DAVIS", removed_edges=0.5)
     sizes = planning.sizes_without_data(simulation, Model(width=8))
-    assert sizes.n_frames == 64_000 and sizes.n_neurons == 443 and sizes.n_edges == 8_174 / 2
+    assert not planning.sizes_without_data(Simulation(parameters="flow/0000/000"), Model(width=8)).keeps_target
+    assert sizes.n_frames == 64_000 and sizes.keeps_target and sizes.n_neurons == 443 and sizes.n_edges == 8_174 / 2
     whole = planning.sizes_without_data(simulation.model_copy(update={"removed_edges": 0.0}), Model(width=8))
     assert whole.n_params - sizes.n_params == 8_174 / 2
 

@@ -30,15 +30,17 @@ class Store:
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
         """The newest checkpoint that can be read, in the shapes and places of `like`."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        for number in sorted(self._manager.all_steps(), reverse=True):
+        numbers = sorted(self._manager.all_steps(), reverse=True)
+        for number in numbers:
             try:
                 return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
                 log.warning(
-                    "checkpoint %d in %s cannot be read (%s): going back to the one before",
+                    "checkpoint %d in %s cannot be read (%s): %s",
                     number,
                     self._manager.directory,
                     type(error).__name__,
+                    "going back to the one before" if number != numbers[-1] else "there is none before it, beginning anew",
                 )
                 self._manager.delete(number)
         return None

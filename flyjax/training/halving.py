@@ -2,8 +2,9 @@
 
 At each rung, a number of steps that all lanes have taken or finished at, the candidates are ranked and
 only the best 1/factor of them go on (Jamieson & Talwalkar, 2016; rungs as in Hyperband). The ranking
-needs no ground truth: it is the mean over a candidate's seeds of `relative_error`, so that batch sizes
-and noise levels compare.
+needs no ground truth: it is the mean over a candidate's seeds of the root mean square error, on held-out
+frames where there are some, else in the last training steps, in units of `spread`, so that noise levels
+compare.
 """
 
 from __future__ import annotations
@@ -30,13 +31,9 @@ def rungs(n_chunks: int, halving: Halving | None) -> list[int]:
     return [*sorted(c for c in early if 1 <= c < n_chunks), n_chunks]
 
 
-def relative_error(loss: float, batch_size: int, target: np.ndarray) -> float:
-    """Root mean square error of a prediction over that of the mean: 1 has learned nothing.
-
-    `loss` is the data term, a norm over batch and neurons; `target` (T, N) frames of what it predicts, 1/s.
-    """
-    spread = np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64)))
-    return float(loss / (math.sqrt(batch_size * target.shape[1]) * spread))
+def spread(target: np.ndarray) -> float:
+    """Root mean square error of the best constant prediction per neuron; `target` (T, N) in 1/s."""
+    return float(np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64))))
 
 
 def lost(scores: Mapping[int, float], finished: set[int], factor: float) -> set[int]:

@@ -1,8 +1,8 @@
 """Which trainings share a program, what each program holds in memory, and how long all of it may take.
 
 Lanes of one static signature share a program while their state, activations and recordings fit the
-device: every distinct noise_model_level is a recording of its own, 7 GB on the device at full scale
-(voltages and targets, 3.5 GB each). Beyond that they are dealt into several programs, one after the
+device: every distinct noise_model_level is a recording of its own, 3.5 GB at full scale (twice that where
+targets are kept on the device). Beyond that they are dealt into several programs, one after the
 other; a lane's result does not depend on how.
 """
 
@@ -19,7 +19,7 @@ import jax
 
 from flyjax.config import Model, Simulation, Training
 from flyjax.errors import UserError
-from flyjax.training.train import Static, n_steps, static_of
+from flyjax.training.train import TARGET_BYTES, Static, n_steps, static_of
 
 #: Steps of one scan: the host is asked in between, often enough for a progress bar.
 CHUNK = 250
@@ -72,9 +72,10 @@ class Sizes(NamedTuple):
     n_columns: int
     n_edges: int
     n_params: int
+    keeps_target: bool = True  #: derivatives are on the device; else they are computed in the step
 
 
-def _available_ram() -> int:
+def available_ram() -> int:
     """Bytes that this process may still take: of the machine, or of its container."""
     known = []
     try:
@@ -98,14 +99,14 @@ def device_memory() -> Memory:
     if device.platform != "cpu" and "bytes_limit" in stats:
         return Memory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on each {device.device_kind}", False)
     shared = device.platform == "cpu"
-    return Memory(_available_ram(), "available RAM" + ("" if shared else ", as the accelerator does not tell its own"), shared)
+    return Memory(available_ram(), "available RAM" + ("" if shared else ", as the accelerator does not tell its own"), shared)
 
 
-def sizes_of(learner, n_frames: int) -> Sizes:
+def sizes_of(learner, n_frames: int, keeps_target: bool = True) -> Sizes:
     """Sizes of a learner's training on a recording of so many frames."""
     c = learner.connectome
     params = jax.eval_shape(learner.init, jax.random.key(0))
-    return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, sum(leaf.size for leaf in jax.tree.leaves(params)))
+    return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, sum(leaf.size for leaf in jax.tree.leaves(params)), keeps_target)
 
 
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
@@ -114,14 +115,15 @@ def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     from flyjax.model import make_learner
 
     connectome = build_connectome(simulation.extent)
-    told = sizes_of(make_learner(connectome, model), simulation.n_frames)
+    large = 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES and not simulation.measurement_noise_level
+    told = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
     edges = round(told.n_edges * (1 - simulation.removed_edges) + told.n_edges * simulation.null_edges)
     return told._replace(n_edges=edges, n_params=told.n_params + edges - told.n_edges)
 
 
 def level_bytes(sizes: Sizes) -> int:
-    """Device memory of one recording: voltage and target of every neuron, luminance of every column."""
-    return 4 * sizes.n_frames * (2 * sizes.n_neurons + sizes.n_columns)
+    """Device memory of one recording: voltage, and target where it is kept, of every neuron, luminance of every column."""
+    return 4 * sizes.n_frames * ((1 + sizes.keeps_target) * sizes.n_neurons + sizes.n_columns)
 
 
 def lane_bytes(sizes: Sizes, model: Model, batch_size: int) -> dict[str, int]:
@@ -285,21 +287,20 @@ def duration(seconds: float) -> str:
 
 
 def rows(groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]) -> list[dict[str, str]]:
-    """One line of text per program: lanes, memory, recordings, time."""
-    out = []
-    for k, (group, time) in enumerate(zip(groups, seconds, strict=True), 1):
-        lane = lane_bytes(sizes, model, group.static.batch_size)
-        out.append(
-            {
-                "program": str(k),
-                "batch": str(group.static.batch_size),
-                "lanes": f"{len(group.lanes)}" + (f" (+{group.width - len(group.lanes)})" if group.width > len(group.lanes) else ""),
-                "steps": str(max(group.n_steps)) if len(set(group.n_steps)) == 1 else f"{min(group.n_steps)}-{max(group.n_steps)}",
-                "per lane": gb(sum(lane.values())),
-                "noise levels": str(len(group.levels)),
-                "recordings": gb(len(group.levels) * level_bytes(sizes)),
-                "memory": gb(group_bytes(sizes, model, group, memory)),
-                "time": duration(time),
-            }
-        )
-    return out
+    """A line of text per kind of program: how many, lanes, memory, recordings, time of each."""
+    kinds: dict[tuple, int] = {}
+    for group, time in zip(groups, seconds, strict=True):
+        filling = group.width - len(group.lanes)
+        line = {
+            "batch": str(group.static.batch_size),
+            "lanes": str(len(group.lanes)) + (f" (+{filling})" if filling else ""),
+            "steps": str(max(group.n_steps)) if len(set(group.n_steps)) == 1 else f"{min(group.n_steps)}-{max(group.n_steps)}",
+            "per lane": gb(sum(lane_bytes(sizes, model, group.static.batch_size).values())),
+            "noise levels": str(len(group.levels)),
+            "recordings": gb(len(group.levels) * level_bytes(sizes)),
+            "memory": gb(group_bytes(sizes, model, group, memory)),
+            "time each": duration(time),
+        }
+        key = tuple(line.items())
+        kinds[key] = kinds.get(key, 0) + 1
+    return [{"programs": str(n), **dict(key)} for key, n in kinds.items()]

@@ -8,7 +8,7 @@ local devices. The host looks in between chunks: progress, checkpoints, and whic
 from __future__ import annotations
 
 import functools
-import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,12 +24,13 @@ from flyjax.config import Training, content_hash
 from flyjax.model import Learner
 from flyjax.recording import Recording
 from flyjax.training import checkpoint, planning
-from flyjax.training.halving import Halving, lost, relative_error, rungs
+from flyjax.training.halving import Halving, lost, rungs, spread
 from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
 from flyjax.training.train import (
     Static,
     TrainState,
     check_rollouts,
+    computes_target,
     init_state,
     numbers_of,
     units_of,
@@ -38,8 +39,6 @@ from flyjax.training.train import (
     train_lanes,
     unpack,
 )
-
-log = logging.getLogger(__name__)
 
 #: Unused recordings are added until there are as many as lanes while they are smaller than this together:
 #: then the number of noise levels does not shape the program.
@@ -98,7 +97,7 @@ class LaneProgress:
     lane: Lane
     step: int
     n_steps: int
-    values: dict[str, float]  #: loss and total over the chunk, and what `watch` read, if it did
+    values: dict[str, float]  #: loss and total over the chunk, validation if there is one, and what `watch` read, if it did
     status: str  #: training, finished, diverged or stopped
 
 
@@ -255,7 +254,7 @@ class _Piece:
                 newest = np.asarray(chunk_losses).swapaxes(0, 1)
                 losses[(done - begin) * CHUNK : (done - begin + 1) * CHUNK] = newest
                 done += 1
-                report(self, done, newest[:, : self.n_lanes, :2], time.perf_counter() - start)
+                report(self, done, newest[:, : self.n_lanes], time.perf_counter() - start)
                 if store is not None and (done == end or done * CHUNK % max(CHUNK, checkpoint_every // CHUNK * CHUNK) == 0):
                     total = spent + time.perf_counter() - start
                     # A copy: it is written while the next chunk fills the original.
@@ -292,14 +291,17 @@ class _Reporter:
         state = piece.state
         alive, steps = np.asarray(state.alive), np.asarray(state.step)
         with np.errstate(invalid="ignore"):
-            counts = np.isfinite(newest).all(axis=2).sum(axis=0)
+            counts = np.isfinite(newest[..., :2]).all(axis=2).sum(axis=0)
             means = np.nansum(newest, axis=0, dtype=np.float64) / np.maximum(counts, 1)[:, None]
+            validation = np.nansum(newest[..., 2], axis=0)  # one value in a chunk
         every = max(1, piece.group.n_chunks // 10)
         due = self.watch is not None and (done % every == 0 or done == piece.group.n_chunks)
         due = due and self.watched_s <= WATCH_SHARE * elapsed
         lanes = []
         for i, run in enumerate(piece.runs):
             values = {"loss": float(means[i, 0]), "total": float(means[i, 1])} if counts[i] else {}
+            if np.isfinite(newest[:, i, 2]).any():
+                values["validation"] = float(validation[i])
             if due and counts[i]:
                 start = time.perf_counter()
                 values |= self.watch(run.lane, piece.params(i))
@@ -362,7 +364,8 @@ def train_sweep(
     n_frames = len(recordings(levels[0]).voltage)
     check_rollouts(candidates, recordings(levels[0]))
     memory, config = memory or planning.device_memory(), learner.config
-    sizes, n_devices = planning.sizes_of(learner, n_frames), n_devices or jax.local_device_count()
+    sizes = planning.sizes_of(learner, n_frames, not computes_target(recordings(levels[0])))
+    n_devices = n_devices or jax.local_device_count()
 
     def limits_of(static, n_lanes, n_levels):
         return planning.limits(sizes, config, static.batch_size, n_lanes, n_levels, memory, n_devices)
@@ -421,10 +424,19 @@ def _stopped(candidates, runs: Mapping[Lane, _Run], recordings, halving: Halving
             recording = recordings(level)
             frames = np.linspace(0, len(recording.voltage) - 1, 256).round().astype(int)
             targets[level] = recording.pairs(frames)[2]
-        errors = [np.mean(np.concatenate(run.losses)[-CHUNK:, 0], dtype=np.float64) if run.alive else np.inf for run in own]
-        scores[k] = float(np.mean([relative_error(e, candidate.batch_size, targets[level]) for e in errors]))
+        errors = [_newest_error(run, candidate.batch_size, targets[level].shape[1]) if run.alive else np.inf for run in own]
+        scores[k] = float(np.mean(errors)) / spread(targets[level])
     gone = lost(scores, {k for k, own in racing.items() if all(run.done for run in own)}, halving.factor)
     return [run.lane for k in gone for run in racing[k] if not run.done]
+
+
+def _newest_error(run: _Run, batch_size: int, n_neurons: int) -> float:
+    """Root mean square error (1/s) of a lane as it is: on held-out frames, else of its last chunk of steps."""
+    losses = np.concatenate(run.losses)[-CHUNK:]
+    held_out = losses[np.isfinite(losses[:, 2]), 2]
+    if len(held_out):
+        return float(held_out[-1])
+    return float(np.mean(losses[:, 0], dtype=np.float64)) / math.sqrt(batch_size * n_neurons)
 
 
 def _going_on(group: Group, runs: Mapping[Lane, _Run]) -> Group | None:

@@ -1,0 +1,89 @@
+"""What is watched can be read back, by us and by the viewers it is written for."""
+
+import json
+import struct
+import sys
+import types
+
+import pytest
+
+from flyjax.errors import UserError
+from flyjax.training.watching import History, make_watcher, read_history
+
+LANES = {"node_0001/seed_7": {"batch_size": 4}, "node_0002/seed_8": {"batch_size": 1}}
+
+
+def tell(watcher):
+    watcher.start(LANES)
+    for step in (250, 500):
+        watcher.log(step, "node_0001/seed_7", {"loss": 1000.0 / step, "connectivity_R2": None if step == 250 else 0.5})
+    watcher.log(250, "node_0002/seed_8", {"loss": float("nan"), "total": 3.0})
+    watcher.close()
+
+
+def test_history_holds_what_was_told(tmp_path):
+    tell(make_watcher((), tmp_path, "test"))
+    assert read_history(tmp_path / "history.jsonl") == {
+        "node_0001/seed_7": [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 2.0, "connectivity_R2": 0.5}],
+        "node_0002/seed_8": [{"step": 250, "total": 3.0}],
+    }
+    assert "NaN" not in (tmp_path / "history.jsonl").read_text()
+
+
+def test_history_outlives_a_kill(tmp_path):
+    path = tmp_path / "history.jsonl"
+    tell(History(path))
+    path.write_text(path.read_text() + '{"lane": "node_0001/seed_7", "st')  # killed in the middle of a line
+    again = History(path)
+    again.start(LANES)
+    again.log(500, "node_0001/seed_7", {"loss": 1.5})  # gone back to a checkpoint
+    again.close()
+    assert read_history(path)["node_0001/seed_7"] == [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 1.5}]
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert len(whole) == 4 and all(json.loads(line) for line in whole)
+
+
+def test_tensorboard_files_hold_the_same(tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    tell(make_watcher(["tensorboard"], tmp_path, "test"))
+    read = {}
+    for path in (tmp_path / "tensorboard").rglob("events.out.tfevents.*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # records of length, checksum, content, checksum
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            for value in event.summary.value:
+                lane = path.parent.relative_to(tmp_path / "tensorboard").as_posix()
+                read[lane, value.tag, event.step] = value.simple_value
+    assert read == {
+        ("node_0001/seed_7", "loss", 250): 4.0,
+        ("node_0001/seed_7", "loss", 500): 2.0,
+        ("node_0001/seed_7", "connectivity_R2", 500): 0.5,
+        ("node_0002/seed_8", "total", 250): 3.0,
+    }
+
+
+@pytest.mark.parametrize("viewer, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")])
+def test_a_missing_viewer_names_its_remedy(tmp_path, monkeypatch, viewer, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"--log {viewer} needs the package {package}: pip install {package}") as error:
+        make_watcher([viewer], tmp_path, "test")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_viewer_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
+        make_watcher(["tensorbord"], tmp_path, "test")
+
+
+@pytest.mark.parametrize("viewer", ["wandb", "trackio"])
+def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
+    calls = []
+    fake = types.SimpleNamespace(
+        init=lambda **k: calls.append(("init", k)), log=lambda values: calls.append(("log", values)), finish=lambda: calls.append(("finish",))
+    )
+    monkeypatch.setitem(sys.modules, viewer, fake)
+    tell(make_watcher([viewer], tmp_path, "test"))
+    assert calls[0] == ("init", {"project": "test", "config": LANES}) and calls[-1] == ("finish",)
+    assert ("log", {"node_0001/seed_7/loss": 2.0, "node_0001/seed_7/connectivity_R2": 0.5, "node_0001/seed_7/step": 500}) in calls
