@@ -117,7 +117,7 @@ def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path,
         figure = "![One line per configuration](parallel.png)\n\n"
     shown = [{**row, **{name: setting(row[name]) for name in names}} for row in best_first]
     (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
-    # Eighty characters: settings in one column, the rest is in the files.
+    # Eighty characters; the rest is in the files.
     brief = {"W": "connectivity_R2", "tau": "tau_R2", "V_rest": "V_rest_R2", "clust": "cluster_accuracy", "r": "test_pearson"}
     lines = [
         {
@@ -129,7 +129,8 @@ def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path,
         }
         for row in shown
     ]
-    console.table(lines, ["node", "settings", *brief, "final_loss", *stopped])
+    # More than three settings would wrap into a tower.
+    console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
     console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 
