@@ -9,7 +9,7 @@ from typing import Any
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.errors import UserError
 from flyjax.model import Learner, make_learner
-from flyjax.nodes import NodeSpec, Recordings, judge, learner_for, pool
+from flyjax.nodes import NodeSpec, Recordings, check_readable, judge, learner_for, pool
 from flyjax.recording import Recording
 from flyjax.training import Trained, train_sweep
 
@@ -89,6 +89,7 @@ def train_candidates(
         raise UserError("train_candidates needs at least one candidate and one seed")
     if isinstance(simulation_or_recording, Recording):
         recordings = _Given(simulation_or_recording)
+        check_readable(model or Model())
         learner = make_learner(simulation_or_recording.connectome, model or Model())
     else:
         recordings = Recordings(simulation_or_recording)

@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
+from flyjax.errors import UserError
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
 from flyjax.recovery import Evaluation, evaluate, extract
@@ -55,11 +56,23 @@ def _learner(what: str, model: Model) -> Learner:
     return make_learner(known_circuit(Simulation.model_validate_json(what))[0], model)
 
 
+def check_readable(model: Model) -> None:
+    """**Raises:** `UserError` for a model that predicts but from which W, tau and V_rest cannot be read."""
+    if model.variant == "B":
+        raise UserError(
+            "model.variant B predicts, but its messages depend on both neurons and no circuit can be read off them: use variant A "
+            "(flyjax.training.train_sweep trains B all the same)"
+        )
+
+
 def learner_for(simulation: Simulation, model: Model) -> Learner:
     """The learner of the circuit that is known, the same object for the same circuit and model.
 
     Compiled programs are found by it, so stimulus and frame numbers do not count.
+
+    **Raises:** `UserError` for a model from which no circuit can be read, before anything is trained.
     """
+    check_readable(model)
     fields = Simulation.model_fields
     shown = (
         "visual_input_type", "test_visual_input_type", "n_frames", "n_test_frames", "data_path", "frame_rate", "initial",

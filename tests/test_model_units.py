@@ -85,3 +85,12 @@ def test_each_level_trains_in_its_recordings_units():
         expected = np.std(recording.voltage), np.std(recording.derivative)
         np.testing.assert_allclose(run.params["units"], expected, rtol=1e-5)
         np.testing.assert_array_equal(run.params["units"], np.float32(train.units_of(recording)))
+
+
+def test_a_model_that_cannot_be_read_is_refused_before_it_is_trained():
+    import flyjax
+    from flyjax.errors import UserError
+
+    simulation = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=60, n_test_frames=16)
+    with pytest.raises(UserError, match="use variant A"):
+        flyjax.train_candidates(simulation, [{}], model=Model(width=8, variant="B"))

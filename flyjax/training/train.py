@@ -302,7 +302,7 @@ def train_step(
     params = optax.apply_updates(state.params, updates)
 
     running = state.step < numbers["n_steps"]
-    healthy = jnp.isfinite(value) & jnp.isfinite(optax.global_norm(gradient))
+    healthy = jnp.isfinite(value) & jnp.isfinite(sum(jnp.sum(jnp.square(g)) for g in jax.tree.leaves(gradient)))
     take = running & state.alive & healthy
 
     def keep(new, old):
