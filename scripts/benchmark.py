@@ -182,9 +182,9 @@ def train(
         for b in batch_size or (1, 4):
             with console.status(f"extent {x}, batch size {b}"):
                 rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **machine()})
-    table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False,
+    table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False, collapse_padding=True,
                   caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")  # fmt: skip
-    for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP/frame", "of peak", "compile s", "peak GB"):
+    for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP", "of peak", "compile s", "peak GB"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in rows:
         table.add_row(
