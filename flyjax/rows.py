@@ -215,10 +215,11 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
             continue
         first = done[0][1]
         parts.append(f"`experiments/{table.name}.yaml`; {first['hardware']}, {first['device']}, JAX {first['jax']}, {first['date']}.\n")
-        plain, refitted, around = [], [], []
+        plain, read, refitted, around = [], [], [], []
         for row, e in done:
             seeds = f"{len(e['per_seed'])}" + (f" ({e['diverged']} diverged)" if e["diverged"] else "")
             plain.append([row.name, seeds, *_cells(e, ""), *_cells(e, "_identifiable"), _spread(over_seeds(e, "test_R2")), row.published or ""])
+            read.append([row.name, *_cells(e, "_data"), *_cells(e, "_data_identifiable")])
             refitted.append([row.name, *_cells(e, "_refit"), *_cells(e, "_refit_identifiable"), *_cells({"per_seed": e["per_seed"][:1]}, "_ceiling")])
             clusters = [_spread(over_seeds(e, n)) for n in ("cluster_accuracy", "cluster_accuracy_65")]
             truth = [_spread(over_seeds(e, n)[:1]) for n in ("cluster_accuracy_true", "cluster_accuracy_65_true")]
@@ -231,6 +232,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         published = any(row.published for row, _ in done)
         head = ["plain", "seeds", *heads, *(f"{h}, identifiable" for h in heads), "free run", "published (DAVIS, not the same data)"]
         parts.append(_markdown(head if published else head[:-1], plain if published else [p[:-1] for p in plain]) + "\n")
+        parts.append(_markdown(["at real frames", *heads, *(f"{h}, identifiable" for h in heads)], read) + "\n")
         parts.append(_markdown(["refit", *heads, *(f"{h}, identifiable" for h in heads), *(f"{h}, closed form" for h in heads)], refitted) + "\n")
         head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters [true]", "clusters 65 [true]", "free run, lesioned", "training / steps"]
         parts.append(_markdown(head, around) + "\n")
@@ -240,8 +242,8 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
 PREAMBLE = """Made by `scripts/recovery.py` from `recovery.jsonl` beside it; nothing here is typed by hand.
 
 R2 is the squared Pearson correlation of true and learned values. Cells are the mean over seeds (minimum, coefficient of
-variation). *Plain* is the published read-out of the trained network, *refit* least squares on its learned messages; no cell
-mixes them. *Identifiable* is what the closed form, which knows the equations, can tell from the same recording; *closed form*
+variation). *Plain* is the published read-out of the trained network, *at real frames* the same network linearised where the
+recording is instead of without input, *refit* least squares on its learned messages; no cell mixes them. *Identifiable* is what the closed form, which knows the equations, can tell from the same recording; *closed form*
 is its own result over everything. *Clusters [true]* stands beside its value on the true parameters. Published figures are of
 natural video (DAVIS) at extent 8: not the same data, and never a win or a loss here. Training time is that of all seeds
 together.
