@@ -44,6 +44,9 @@ class Simulation(_Strict):
         "default", description="of videos: one frame per step (native; DAVIS' default) or 24/s at 1/delta_t (optical_flow's)"
     )
     measurement_noise_level: float = Field(0.0, ge=0, le=10, description="std of what is added to training voltages")
+    target: Literal["exact", "difference"] = Field(
+        "exact", description="of training: the right-hand side, or the difference to the next recorded voltage over delta_t, with its noise"
+    )
     null_edges: float = Field(0.0, ge=0, le=10, description="edges that do not exist, told to the learner; 1 = as many again")
     null_edges_kind: Literal["per_source", "random"] = "per_source"
     removed_edges: float = Field(0.0, ge=0, lt=1, description="share of true edges the learner is not told")

@@ -29,6 +29,11 @@ def measured(simulation: Simulation, split: str) -> float:
     return 0.0 if split == "test" else simulation.measurement_noise_level
 
 
+def differenced(simulation: Simulation, split: str) -> bool:
+    """Whether targets are differences of the recorded voltages; the test split has exact ones."""
+    return split == "train" and simulation.target == "difference"
+
+
 def stored_as(simulation: Simulation, split: str) -> str:
     """Type of the voltages on disk; those that metrics are taken from are exact."""
     return simulation.voltage_dtype if split == "train" else "float32"

@@ -14,6 +14,7 @@ from flyjax.errors import UserError
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.recovery.metrics import Metrics, per_type
+from flyjax.recovery.selection import selection
 from flyjax.recovery.spectrum import spectrum, spectrum_metrics
 from flyjax.report import circuit_figures
 from flyjax.report.tables import csv, markdown_table
@@ -21,11 +22,15 @@ from flyjax.training import load_params
 from flyjax.variations import lesioned
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
-READ_OUTS = {"": "published", "_data": "on data", "_refit": "refit", "_ceiling": "ceiling"}
+READ_OUTS = {
+    "": "published", "_data": "on data", "_refit": "refit", "_refit_corrected": "refit, cor.", "_ceiling": "ceiling",
+    "_ceiling_corrected": "ceiling, cor.",
+}  # fmt: skip
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 told", "slope told")
 LEGEND = (
-    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu. "
+    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu "
+    "(cor.: corrected for measurement noise). "
     "told: over the edges and neurons that the closed form can tell"
 )
 #: Columns of the per-type table by the keys of its rows: eighty characters are few.
@@ -54,6 +59,12 @@ def _folder(where: Path, node: int) -> Path:
         return -1.0 if value is None else value
 
     return max(folders, key=quality)
+
+
+def node_selection(where: Path) -> list[dict]:
+    """Over all nodes of a run: which one each criterion chooses, and what choosing without the truth costs."""
+    found = {int(p.parent.name): json.loads(p.read_text()) for p in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json"))}
+    return selection(found) if len(found) > 1 else []
 
 
 def recovery_table(metrics: Mapping) -> list[dict]:
@@ -181,4 +192,7 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     console.say(f"cell types, seed {best} ({TYPE_LEGEND})")
     console.table(_short(types), list(TYPE_COLUMNS.values()))
     _write(folder, title, judged, best, types)
+    if choices := node_selection(where):
+        console.say("choosing among the run's nodes, on the truth and without it (value, lost: connectivity_R2 there, and against the best)")
+        console.table(choices, list(choices[0]))
     console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

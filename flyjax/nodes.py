@@ -77,6 +77,7 @@ def learner_for(simulation: Simulation, model: Model) -> Learner:
     shown = (
         "visual_input_type", "test_visual_input_type", "n_frames", "n_test_frames", "data_path", "frame_rate", "initial",
         "measurement_noise_level", "n_recordings", "voltage_dtype", "store_derivative", "delta_t", "clamp_tau", "solver",
+        "target",
     )  # fmt: skip
     return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
 

@@ -11,6 +11,9 @@ noise moves the states and never enters the targets. Measurement noise n does no
 then voltage[t] is the state plus n[t], and derivative[t], as it would be differenced from such data,
 the right-hand side at the state plus (n[t + 1] - n[t]) / dt. The test split has neither.
 
+With `simulation.target: difference` the training target is what anyone could compute from the recorded
+voltages alone, (voltage[t + 1] - voltage[t]) / dt, process and measurement noise included.
+
 A recording may have several **parts**, one after the other, each with a start, a stimulus and noise of
 its own. No pair spans a border: where a part ends, voltage[t + 1] does not follow from voltage[t].
 """
@@ -33,7 +36,7 @@ from flyjax import circuit, stimulus, storage
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation, content_hash
 from flyjax.errors import UserError, nearest
-from flyjax.frames import Part, light_of, measured, measurement_noise, noise_and_step, states_of, stored_as, target_of
+from flyjax.frames import Part, differenced, light_of, measured, measurement_noise, noise_and_step, states_of, stored_as, target_of
 from flyjax.truth import build_truth, checkpoint_file, known_circuit, told
 
 __all__ = ["Part", "Recording", "build_truth", "cached_recording", "known_circuit", "load_recording", "recipe", "record", "shown"]
@@ -119,15 +122,24 @@ class Recording:
         voltage, luminance = self.voltage[frames], self.luminance[frames]
         if (held := vars(self).get("derivative")) is not None:
             return voltage, luminance, held[frames]
-        noise, step = None, None
-        if measured(self.simulation, self.split):
-            at = np.arange(self.n_frames)[frames]
-            noise, step = np.empty_like(voltage), np.empty_like(voltage)
-            for span, part in zip(self.spans, self.parts or (Part(self.n_frames, self.seed),), strict=True):
-                mine = (at >= span.start) & (at < span.stop)
-                if mine.any():
-                    noise[mine], step[mine] = noise_and_step(self.simulation, part.seed, at[mine] - span.start, voltage.shape[1])
-        return voltage, luminance, target_of(self.truth, self.simulation, voltage, luminance, noise, step)
+        if differenced(self.simulation, self.split):
+            after = np.arange(1, self.n_frames + 1)[frames]
+            following = self.voltage[np.minimum(after, self.n_frames - 1)]
+            following[after == self.n_frames] = self.final
+            return voltage, luminance, (following - voltage) / np.float32(self.dt)
+        return voltage, luminance, target_of(self.truth, self.simulation, voltage, luminance, *self.measurement(frames))
+
+    def measurement(self, frames) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Measurement noise in the voltages of some frames, and what it changes by until the next ones; None without."""
+        if not measured(self.simulation, self.split):
+            return None, None
+        at = np.arange(self.n_frames)[frames]
+        noise, step = np.empty((2, len(at), self.voltage.shape[1]), np.float32)
+        for span, part in zip(self.spans, self.parts or (Part(self.n_frames, self.seed),), strict=True):
+            mine = (at >= span.start) & (at < span.stop)
+            if mine.any():
+                noise[mine], step[mine] = noise_and_step(self.simulation, part.seed, at[mine] - span.start, self.voltage.shape[1])
+        return noise, step
 
     @cached_property
     def fingerprint(self) -> str:
@@ -148,7 +160,7 @@ class Recording:
             # Rounded already where it is float16: nothing is lost here.
             writer.create("voltage", self.voltage.shape, stored_as(self.simulation, self.split))
             writer.append("voltage", self.voltage)
-            if self.simulation.store_derivative and self.split == "train":
+            if self.simulation.store_derivative and self.split == "train" and not differenced(self.simulation, self.split):
                 writer.put("derivative", self.derivative)
             return self._finish(writer)
 
@@ -270,6 +282,8 @@ def record(
     test = split == "test"
     noise = 0.0 if test else float(noise_model_level)
     n_parts = 1 if test else simulation.n_recordings
+    if n_parts > 1 and differenced(simulation, split):
+        raise UserError("target: difference needs the voltage after every frame, which parts lack at their ends: set n_recordings to 1")
     ends = np.linspace(0, simulation.n_test_frames if test else simulation.n_frames, n_parts + 1).round().astype(int)
     # Seeds of parts keep clear of those that people type; the first part has the recording's own.
     parts = [Part(int(n), seed + (k << 20)) for k, n in enumerate(np.diff(ends))]
@@ -278,7 +292,8 @@ def record(
     with storage.Writer(store) if store is not None else contextlib.nullcontext() as writer:
         shape = len(luminance), connectome.n_neurons
         rounded = np.dtype(stored_as(simulation, split))
-        keeps_target = writer is not None and not test and simulation.store_derivative
+        # Differences lie in the voltages already.
+        keeps_target = writer is not None and not test and simulation.store_derivative and not differenced(simulation, split)
         if writer is None:
             voltage = np.empty(shape, np.float32)
         else:
@@ -347,7 +362,7 @@ def recipe(simulation: Simulation, noise_model_level: float, split: str, seed: i
     content = simulation.model_dump(mode="json")
     for key in ("visual_input_type", "test_visual_input_type", "data_path"):
         del content[key]  # the stimulus shown and its files count, wherever they lie
-    for key in ("n_frames", "n_recordings", "voltage_dtype", "store_derivative") if split == "test" else ("n_test_frames",):
+    for key in ("n_frames", "n_recordings", "voltage_dtype", "store_derivative", "target") if split == "test" else ("n_test_frames",):
         del content[key]
     if simulation.parameters != "sampled":
         content["parameters"] = hashlib.sha256(checkpoint_file(simulation.parameters).read_bytes()).hexdigest()

@@ -10,6 +10,7 @@ import numpy as np
 
 from flyjax.config import Simulation
 from flyjax.errors import UserError
+from flyjax.frames import differenced
 from flyjax.recording import Part, Recording, known_circuit, record
 
 #: Stream of random numbers beside those of removed (1) and null (2) edges.
@@ -37,6 +38,8 @@ def concatenate(recordings: Sequence[Recording]) -> Recording:
             "simulation.seed": s.seed if level else None,
         }  # fmt: skip
 
+    if len(recordings) > 1 and differenced(first.simulation, first.split):
+        raise UserError("recordings with target: difference cannot be joined: the voltage after the last frame of each is missing")
     for other in recordings[1:]:
         for what, value in alike(other).items():
             if value != alike(first)[what]:

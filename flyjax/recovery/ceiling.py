@@ -9,6 +9,10 @@ V_rest and all incoming weights along), and inputs that move together.
 Whether something can be told is read from the recording and this problem alone, before any learner
 runs, by one threshold: a regressor counts where at least THRESHOLD of it (root mean square, in
 units of the voltage) is left after all others of the same neuron are regressed out.
+
+Where voltages are measured with noise or targets are differenced, what can be told is still judged on the states
+behind the measurement; the closed form itself is given the noisy data, as a learner is, and stands twice:
+`_ceiling`, attenuated by the noise in its regressors, and `_ceiling_corrected` (see `measurement`).
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flyjax.frames import measured
 from flyjax.recording import Recording
-from flyjax.recovery.equations import accumulate, solve, target_of
+from flyjax.recovery.equations import RIDGE, accumulate, prior, solve, target_noise, target_of
 from flyjax.recovery.extract import per_recording, stimulus_rows
+from flyjax.recovery.measurement import corrected, unbent, unbent_noise
 from flyjax.recovery.metrics import Metrics, circuit_metrics
 
 THRESHOLD = 3e-4
@@ -51,12 +57,26 @@ class Ceiling:
         )
 
 
-def _pieces(recording: Recording):
+def _pieces(recording: Recording, clean: bool = False, sigma: float = 0.0):
+    """Pieces for `accumulate`: of the states behind a measurement, or of what was measured, unbent for noise `sigma`."""
     for begin in range(0, len(recording.voltage), PIECE):
         frames = slice(begin, begin + PIECE)
         voltage = np.asarray(recording.voltage[frames])
+        if clean and (noise := recording.measurement(frames)[0]) is not None:
+            voltage = voltage - noise
         seen = stimulus_rows(recording.connectome, recording.luminance[frames])
-        yield np.maximum(voltage, 0).T, [(-voltage.T, seen)], target_of(recording, frames).T
+        yield unbent(voltage, sigma).T, [(-voltage.T, seen)], target_of(recording, frames).T
+
+
+def _circuit(solution, connectome, slowest: float | None = None) -> dict:
+    """W, tau and V_rest; a leak that is not one makes them NaN, or is that of `slowest` (s)."""
+    rate = solution.own[:, 0]  # 1 / tau
+    rate = rate if slowest is None else np.maximum(rate, 1.0 / slowest)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        tau = np.where(rate > 0, 1.0 / rate, np.nan)
+        v_rest, weight = solution.constant * tau, solution.source * tau[connectome.receivers]
+    tau = np.clip(tau, 0.0, 1.0)
+    return dict(weight=weight.astype(np.float32), tau=tau.astype(np.float32), v_rest=v_rest.astype(np.float32))
 
 
 @per_recording
@@ -65,31 +85,36 @@ def closed_form(recording: Recording) -> Ceiling:
 
     Unidentified weights are 0 where nothing speaks for another value (see `equations.solve`).
     """
-    solution = solve(accumulate(recording.connectome, _pieces(recording), n_own=1))
-    c = recording.connectome
-    rate = solution.own[:, 0]  # 1 / tau
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tau = np.where(rate > 0, 1.0 / rate, np.nan)
-        v_rest, weight = solution.constant * tau, solution.source * tau[c.receivers]
-    leak = solution.own_alone[:, 0]
-    neurons = (leak >= THRESHOLD) & (solution.constant_alone >= THRESHOLD)
-    edges = (solution.source_alone >= THRESHOLD) & (leak >= THRESHOLD)[c.receivers]
-    tau = np.clip(tau, 0.0, 1.0)
-    result = dict(
-        weight=weight.astype(np.float32), tau=tau.astype(np.float32), v_rest=v_rest.astype(np.float32),
-        edges=edges, neurons=neurons,
-    )  # fmt: skip
+    c, noise = recording.connectome, target_noise(recording)
+    sigma = measured(recording.simulation, recording.split)
+    normal = accumulate(c, _pieces(recording), n_own=1)
+    # Noise in the targets is averaged over all frames; what a weight then cannot be told from it counts as 0.
+    solution = solve(normal, prior(normal, c.receivers, normal.n_frames, noise) if noise else RIDGE)
+    judged = solve(accumulate(c, _pieces(recording, clean=True), n_own=1)) if sigma else solve(normal) if noise else solution
+    leak = judged.own_alone[:, 0]
+    masks = dict(
+        neurons=(leak >= THRESHOLD) & (judged.constant_alone >= THRESHOLD),
+        edges=(judged.source_alone >= THRESHOLD) & (leak >= THRESHOLD)[c.receivers],
+    )
+    result = _circuit(solution, c) | masks
+    metrics = _metrics(recording, **result)
+    if sigma:
+        normal = accumulate(c, _pieces(recording, sigma=sigma), n_own=1)
+        clean = corrected(normal, c, sigma, recording.dt, unbent_noise(recording.voltage, sigma), leak_sign=-1.0)
+        found = _Found(**_circuit(solve(clean, prior(clean, c.receivers, clean.n_frames, noise, already_out=True)), c, slowest=1.0))
+        metrics.update(circuit_metrics(found, recording, "_ceiling_corrected"))
+        metrics.update(circuit_metrics(found, recording, "_ceiling_corrected_identifiable", masks["edges"], masks["neurons"]))
     return Ceiling(
         **result,
-        source_alone=solution.source_alone,
+        source_alone=judged.source_alone,
         leak_alone=leak,
-        constant_alone=solution.constant_alone,
+        constant_alone=judged.constant_alone,
         residual=solution.residual,
-        metrics=_metrics(recording, **result),
+        metrics=metrics.as_dict(),
     )
 
 
-def _metrics(recording: Recording, weight, tau, v_rest, edges, neurons) -> dict:
+def _metrics(recording: Recording, weight, tau, v_rest, edges, neurons) -> Metrics:
     found = _Found(weight, tau, v_rest)
     metrics = circuit_metrics(found, recording, "_ceiling")
     metrics.update(circuit_metrics(found, recording, "_ceiling_identifiable", edges, neurons))
@@ -98,7 +123,7 @@ def _metrics(recording: Recording, weight, tau, v_rest, edges, neurons) -> dict:
     metrics.put("identifiable_edges", edges.mean())
     metrics.put("identifiable_neurons", neurons.mean())
     metrics.put("identifiable_weight_variance", spread[edges].sum() / spread.sum() if spread.sum() else None)
-    return metrics.as_dict()
+    return metrics
 
 
 @dataclass(frozen=True, eq=False)

@@ -179,6 +179,35 @@ def first_fit(normal: Normal, ridge: float = 1e-9) -> tuple[np.ndarray, np.ndarr
     return source, own, residual
 
 
+def prior(normal: Normal, receivers, independent: float, noise: float = 0.0, already_out: bool = False) -> Float[np.ndarray, " N"]:
+    """Ridge per neuron that says its weights are small: (unexplained / coefficient of a typical weight)^2 / frames.
+
+    Without it the unidentifiable weights blow up.
+
+    Args:
+        independent: what is unexplained counts as if so many frames were independent.
+        noise: std of known noise in the targets, 1/s, independent from frame to frame.
+        already_out: whether the squared targets were corrected for it.
+    """
+    source, own, residual = first_fit(normal)
+    rate = np.abs(own)
+    weight = np.abs(source) / np.maximum(rate[receivers], 1e-6)
+    typical = np.sqrt(np.mean(np.minimum(weight, 1.0) ** 2))  # one that has blown up may not set the scale
+    expected = np.maximum(rate * typical, 1e-3)
+    systematic = residual**2 if already_out else np.maximum(residual**2 - noise**2, 0.0)
+    return np.maximum((systematic / independent + noise**2 / max(normal.n_frames, 1)) / expected**2, RIDGE)
+
+
+def target_noise(recording) -> float:
+    """Std of the noise in the training targets, 1/s: of differences, or of measured voltages."""
+    simulation, square = recording.simulation, 0.0
+    if recording.split == "train":
+        square += 2 * simulation.measurement_noise_level**2
+        if simulation.target == "difference":
+            square += recording.noise_model_level**2
+    return float(np.sqrt(square)) / simulation.delta_t
+
+
 def solve(normal: Normal, ridge: float | np.ndarray = RIDGE, lost: float = LOST) -> Solution:
     """Least squares per neuron, with priors for what the data leave open.
 

@@ -131,6 +131,8 @@ def evaluate(
     refitted = refit(learner, params, train_recording, found) if with_refit else None
     if refitted is not None:
         metrics.update(circuit_metrics(refitted, train_recording, "_refit"))
+        if refitted.corrected is not None:
+            metrics.update(circuit_metrics(refitted.corrected, train_recording, "_refit_corrected"))
     if with_ceiling:
         ceiling = dict(closed_form(train_recording).metrics)
         metrics.update(Metrics(reasons=ceiling.pop("reasons"), values=ceiling))
@@ -138,6 +140,8 @@ def evaluate(
         metrics.update(identifiable_metrics(at_frames, train_recording, "_data"))
         if refitted is not None:
             metrics.update(identifiable_metrics(refitted, train_recording, "_refit"))
+            if refitted.corrected is not None:
+                metrics.update(identifiable_metrics(refitted.corrected, train_recording, "_refit_corrected"))
     metrics.update(input_metrics(learner, params, test_recording))
     metrics.update(all_cluster_metrics(found, embedding, train_recording, seed))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):

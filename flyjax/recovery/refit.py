@@ -18,6 +18,7 @@ shape of g is the network's own. Estimates of this kind are always named `_refit
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,12 +27,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from flyjax.frames import measured
 from flyjax.recording import Recording
-from flyjax.recovery.equations import RIDGE, Normal, accumulate, first_fit, solve, target_of
+from flyjax.recovery.equations import Normal, accumulate, prior, solve, target_noise, target_of
 from flyjax.recovery.extract import ROWS, Recovered, canonical, stimulus_rows
+from flyjax.recovery.measurement import SentNoise, corrected
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
 MAX_FRAMES = 4000
+#: The same where targets are noisy: what more frames average out.
+MAX_NOISY_FRAMES = 20_000
 PIECE = 500
 #: What the first fit leaves unexplained is mostly the error of the learned messages, the same in every
 #: similar frame: it is weighed against the prior as if this many frames were independent.
@@ -46,6 +51,7 @@ class Refitted:
     tau: Float[np.ndarray, " N"]  #: s
     v_rest: Float[np.ndarray, " N"]
     residual: Float[np.ndarray, " N"]  #: root mean square of the unexplained dv/dt, 1/s
+    corrected: Refitted | None = None  #: of measured voltages: without the noise in the regressors
 
 
 @partial(jax.jit, static_argnums=0)
@@ -66,41 +72,45 @@ def _blocks(n_frames: int, max_frames: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
-def _ridge(normal: Normal, receivers) -> Float[np.ndarray, " N"]:
-    """Prior per neuron that its weights are small: (unexplained / coefficient of a typical weight)^2 / frames.
-
-    Without it the unidentifiable weights blow up.
-    """
-    source, own, residual = first_fit(normal)
-    rate = np.abs(own)
-    weight = np.abs(source) / np.maximum(rate[receivers], 1e-6)
-    typical = np.sqrt(np.mean(np.minimum(weight, 1.0) ** 2))  # one that has blown up may not set the scale
-    expected = np.maximum(rate * typical, 1e-3)
-    return np.maximum((residual / expected) ** 2 / INDEPENDENT_FRAMES, RIDGE)
-
-
-def refit(learner, params, recording: Recording, found: Recovered, max_frames: int = MAX_FRAMES) -> Refitted:
+def refit(learner, params, recording: Recording, found: Recovered, max_frames: int | None = None) -> Refitted:
     """Least squares per neuron on the learned messages of a training recording.
+
+    Where voltages are measured with noise, its std being known from calibration, `corrected` has the estimates without
+    the attenuation (see `measurement`; the learned messages are taken as what they are fitted to, lines above zero).
 
     Args:
         found: `extract` of the same learner, parameters and recording.
-        max_frames: at most so many frames, evenly spread over the recording.
+        max_frames: at most so many frames, evenly spread over the recording; by default 4,000, or 20,000 where targets
+            are noisy.
     """
     learner, c = canonical(learner), recording.connectome
     offset, slope = np.asarray(found.offset_g), np.asarray(found.slope_g)
+    noise, sigma = target_noise(recording), measured(recording.simulation, recording.split)
+    blocks = _blocks(len(recording.voltage), max_frames or (MAX_NOISY_FRAMES if noise else MAX_FRAMES))
 
     def pieces():
-        for frames in _blocks(len(recording.voltage), max_frames):
+        for frames in blocks:
             voltage = np.asarray(recording.voltage[frames])
             sent = (np.asarray(_messages(learner, params, voltage)) - offset) / slope
             seen = stimulus_rows(c, recording.luminance[frames])
             yield sent.T, [(voltage.T,), (seen,)], target_of(recording, frames).T
 
-    nothing = np.full(c.n_neurons, np.nan, np.float32)
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
-        return Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
+        nothing = np.full(c.n_neurons, np.nan, np.float32)
+        lost = Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
+        return dataclasses.replace(lost, corrected=lost) if sigma else lost
     normal = accumulate(c, pieces(), n_own=2)
-    solution = solve(normal, _ridge(normal, c.receivers))
+    plain = _solved(normal, c, noise)
+    if not sigma:
+        return plain
+    active = np.mean([np.mean(recording.voltage[frames] > 0, axis=0, dtype=np.float64) for frames in blocks], axis=0)
+    clean = corrected(normal, c, sigma, recording.dt, SentNoise(active, sigma**2 * active), leak_sign=1.0)
+    # The noise of the targets is out of their squares, and as large as before in every sum.
+    return dataclasses.replace(plain, corrected=_solved(clean, c, noise, already_out=True))
+
+
+def _solved(normal: Normal, c, noise: float, already_out: bool = False) -> Refitted:
+    solution = solve(normal, prior(normal, c.receivers, INDEPENDENT_FRAMES, noise, already_out))
     leak = solution.own[:, 0]
     with np.errstate(divide="ignore", invalid="ignore"):
         weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak

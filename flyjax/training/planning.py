@@ -115,7 +115,8 @@ def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     from flyjax.model import make_learner
 
     connectome = build_connectome(simulation.extent)
-    large = 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES and not simulation.measurement_noise_level
+    exact = not simulation.measurement_noise_level and simulation.target == "exact"
+    large = exact and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
     told = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
     edges = round(told.n_edges * (1 - simulation.removed_edges) + told.n_edges * simulation.null_edges)
     return told._replace(n_edges=edges, n_params=told.n_params + edges - told.n_edges)

@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from flyjax.circuit import messages
 from flyjax.config import Training
 from flyjax.errors import UserError
-from flyjax.frames import measured
+from flyjax.frames import differenced, measured
 from flyjax.model import Learner, loss, rollout_loss, stimulus_of_neurons
 from flyjax.model.losses import COEFFICIENTS
 from flyjax.model.learner import group_of
@@ -126,9 +126,10 @@ def computes_target(recording) -> bool:
     """Whether the derivatives of the drawn frames are computed in each step instead of kept on the device.
 
     They cost a message sum (1 to 2 % of a step at extent 8), and kept as much memory as the voltages; with
-    measurement noise they depend on the noise that was drawn and are kept.
+    measurement noise, and differenced, they depend on the noise that was drawn and are kept.
     """
     exact = hasattr(recording, "truth") and not measured(recording.simulation, recording.split)
+    exact = exact and not differenced(recording.simulation, recording.split)
     return exact and recording.voltage.size * 4 > TARGET_BYTES
 
 

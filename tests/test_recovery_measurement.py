@@ -1,0 +1,142 @@
+"""Noise in the measurement: known bias taken out, differenced targets, and choices made without the truth."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from recovery_fixtures import SIMULATION, truth
+from true_learner import TrueLearner
+
+from flyjax.errors import UserError
+from flyjax.recording import load_recording, record
+from flyjax.recovery import closed_form, extract, refit
+from flyjax.recovery.equations import accumulate, solve, target_noise
+from flyjax.recovery.measurement import corrected, unbent, unbent_noise
+from flyjax.recovery.metrics import circuit_metrics
+from flyjax.recovery.selection import selection
+from flyjax.training.train import computes_target
+from flyjax.variations import concatenate
+
+SIGMA = 0.03
+
+
+def recorded(split="train", **changes):
+    c, p = truth()
+    simulation = SIMULATION.model_copy(update={"n_frames": 12_000, **changes})
+    return record(simulation, 0.05, split, connectome=c, parameters=p)
+
+
+@pytest.fixture(scope="module")
+def clean():
+    return recorded()
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return recorded(measurement_noise_level=SIGMA)
+
+
+@pytest.mark.parametrize("v", [-0.3, -0.02, 0.0, 0.03, 0.5])
+def test_unbent_is_relu_on_average(v):
+    x = v + SIGMA * np.random.default_rng(0).normal(size=(400_000, 1))
+    bent = np.maximum(x, 0).mean() - max(v, 0)
+    assert abs(unbent(x, SIGMA).mean() - max(v, 0)) < max(0.65 * bent, 3e-4)
+    noise = unbent_noise(x, SIGMA)
+    h = unbent(x, SIGMA)
+    assert np.mean((x - v) * h) == pytest.approx(SIGMA**2 * noise.slope[0], abs=2e-5)  # Stein
+    assert np.mean(h * h) - noise.excess[0] == pytest.approx(max(v, 0) ** 2, abs=0.15 * SIGMA**2)
+
+
+def test_corrected_moments_are_those_of_the_clean_states():
+    class Two:  # 0 -> 1 and an autapse of 1
+        n_neurons, senders, receivers = 2, np.array([0, 1]), np.array([1, 1])
+
+    rng, n, dt, sigma = np.random.default_rng(0), 400_000, 0.02, 0.2
+    v = 0.4 + rng.normal(size=(2, n)) * np.array([[0.5], [0.4]])
+    rate, noise, later = rng.normal(size=(2, n)) + v, *(sigma * rng.normal(size=(2, 2, n)))
+    x, y = v + noise, rate + (later - noise) / dt
+    for sign in (1.0, -1.0):
+        clean = accumulate(Two, [(np.maximum(v, 0), [(sign * v,)], rate)], n_own=1).moments[1]
+        raw = accumulate(Two, [(unbent(x, sigma), [(sign * x,)], y)], n_own=1)
+        mended = corrected(raw, Two, sigma, dt, unbent_noise(x.T, sigma), sign).moments[1]
+        bias, left = np.abs(raw.moments[1] - clean), np.abs(mended - clean)
+        for entry in ((0, 0), (1, 1), (2, 2), (1, 2), (1, 4), (2, 4), (4, 4)):  # rows: source, autapse, leak, 1, target
+            assert left[entry] < 0.12 * bias[entry], (sign, entry)
+        assert np.allclose(mended, mended.T)
+
+
+def test_of_a_source_that_is_noise_alone_nothing_is_made():
+    class Two:
+        n_neurons, senders, receivers = 2, np.array([0]), np.array([1])
+
+    rng, n, sigma = np.random.default_rng(1), 2000, 0.2
+    v = np.stack([np.full(n, -0.1), 0.5 + 0.5 * rng.normal(size=n)])
+    noise, later = sigma * rng.normal(size=(2, 2, n))
+    x, y = v + noise, -v / 0.05 + (later - noise) / 0.02
+    raw = accumulate(Two, [(unbent(x, sigma), [(x,)], y)], n_own=1)
+    found = solve(corrected(raw, Two, sigma, 0.02, unbent_noise(x.T, sigma), 1.0))
+    assert found.own[1, 0] == pytest.approx(-20, rel=0.15) and abs(found.source[0]) < 15
+
+
+def test_slopes_come_back_and_what_can_be_told_does_not_depend_on_the_measurement(clean, noisy):
+    free, found = closed_form(clean), closed_form(noisy)
+    assert (free.edges == found.edges).mean() > 0.995 and (free.neurons == found.neurons).mean() > 0.995
+    m = found.metrics
+    for name in ("connectivity_R2", "tau_R2"):
+        raw, mended = (m[f"{name}_ceiling{k}_identifiable_slope"] for k in ("", "_corrected"))
+        assert raw < 0.7 and abs(1 - mended) < 0.5 * abs(1 - raw), name
+    for name in ("tau_R2", "V_rest_R2"):
+        assert m[f"{name}_ceiling_corrected_identifiable"] > 0.99 > m[f"{name}_ceiling_identifiable"]
+    assert "connectivity_R2_ceiling_corrected" not in free.metrics
+
+
+def test_the_refit_is_corrected_beside_the_plain_one(clean, noisy):
+    learner = TrueLearner(noisy.connectome)
+    params = learner.params(noisy)
+    found = refit(learner, params, noisy, extract(learner, params, noisy))
+    told = closed_form(noisy)
+    scores = [circuit_metrics(x, noisy, "", told.edges, told.neurons).values for x in (found, found.corrected)]
+    assert scores[0]["connectivity_R2_slope"] < 0.65 < 0.75 < scores[1]["connectivity_R2_slope"] < 1.1
+    assert scores[0]["tau_R2_slope"] < 0.7 < 0.95 < scores[1]["tau_R2_slope"] < 1.05
+    assert scores[1]["tau_R2"] > 0.995 > scores[0]["tau_R2"] and scores[1]["V_rest_R2"] > 0.98 > scores[0]["V_rest_R2"]
+    assert refit(learner, params, clean, extract(learner, params, clean)).corrected is None
+
+
+def test_differences_of_the_recorded_voltages(clean, tmp_path):
+    rec = recorded(target="difference", store_derivative=True)
+    np.testing.assert_array_equal(rec.voltage, clean.voltage)
+    states = np.concatenate([rec.voltage, rec.final[None]])
+    np.testing.assert_allclose(rec.derivative, np.diff(states, axis=0) / np.float32(rec.dt), rtol=1e-6)
+    np.testing.assert_allclose(rec.pairs(np.array([11_999, 5]))[2], rec.derivative[[11_999, 5]])
+    # Process noise is in them, and nothing else beside the right-hand side.
+    assert np.std(rec.derivative - clean.derivative) == pytest.approx(0.05 / rec.dt, rel=0.01)
+    assert target_noise(rec) == pytest.approx(0.05 / rec.dt) and not computes_target(rec)
+    rec.save(tmp_path / "a")
+    np.testing.assert_array_equal(load_recording(tmp_path / "a").derivative, rec.derivative)
+    test = recorded("test", target="difference")
+    np.testing.assert_array_equal(test.derivative, recorded("test").derivative)
+    with pytest.raises(UserError, match="n_recordings"):
+        recorded(target="difference", n_recordings=2)
+    with pytest.raises(UserError, match="joined"):
+        concatenate([rec, dataclasses.replace(rec)])
+
+
+def test_the_closed_form_of_differences_is_unbiased():
+    found = closed_form(recorded(target="difference"))
+    m = found.metrics
+    assert 0.6 < m["connectivity_R2_ceiling_identifiable"] < 0.9999  # most weights of this circuit are small
+    assert abs(m["tau_R2_ceiling_identifiable_slope"] - 1) < 0.1 and abs(m["V_rest_R2_ceiling_identifiable_slope"] - 1) < 0.1
+
+
+def test_choices_with_and_without_the_truth():
+    networks = {
+        1: {"connectivity_R2": 0.9, "test_R2": 0.8, "final_loss": 3.0},
+        2: {"connectivity_R2": 0.5, "test_R2": 0.99, "final_loss": 2.0},
+        3: {"connectivity_R2": 0.7, "test_R2": None, "final_loss": 1.0},
+        4: {"connectivity_R2": None, "test_R2": 1.0, "final_loss": 0.1},
+    }
+    truth_, test, loss = selection(networks)
+    assert (truth_["chosen"], truth_["lost"], truth_["rank"], truth_["spearman"]) == (1, 0.0, 1, pytest.approx(1.0))
+    assert (test["chosen"], test["of"], test["spearman"]) == (2, 2, None) and test["lost"] == pytest.approx(0.4)
+    assert (loss["chosen"], loss["rank"], loss["of"]) == (3, 2, 3) and loss["spearman"] == pytest.approx(-0.5)
+    assert selection({1: {"connectivity_R2": None}}) == []
