@@ -155,18 +155,20 @@ SCRIPT = """
 import sys, time
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from test_search_loop import SMALL, evaluate, experiment, go
+run, events = __import__("pathlib").Path(sys.argv[1]), int(sys.argv[2])
 def slow(plan):
-    time.sleep(0.05)
+    # From there on it waits for its signal, however late that comes on a busy machine.
+    time.sleep(60 if (run / "journal.jsonl").read_bytes().count(b"\\n") >= events else 0.05)
     return evaluate(plan)
 print("ready", flush=True)
-go(__import__("pathlib").Path(sys.argv[1]), experiment(**SMALL), trainer=slow)
+go(run, experiment(**SMALL), trainer=slow)
 """
 
 
 def test_a_real_kill_and_an_interrupt_leave_a_resumable_run(whole, tmp_path):
     code = SCRIPT.format(root=str(ROOT))
     for sent, events in ((signal.SIGKILL, 5), (signal.SIGINT, 14)):
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(events)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         path = tmp_path / "journal.jsonl"
         while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < events):
             pass

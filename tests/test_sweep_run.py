@@ -159,7 +159,7 @@ def test_checkpoints_are_bounded_and_whole_or_passed_over_aloud(tmp_path, caplog
 
 
 def test_a_dry_run_at_full_scale_needs_no_data(root):
-    experiment = load_experiment(root / "experiments" / "full_scale.yaml", ["sweep.n_random=16"])
+    experiment = load_experiment(root / "experiments" / "full_scale.yaml", ["sweep.n_random=16", "search.max_disk_gb=20"])
     text = describe(experiment, sweep_candidates(experiment), 40.0)
     assert "13,741 neurons, 434,112 edges" in text and "3.57 GB each while it trains" in text
     assert "16 noise levels" in text and "more than search.max_disk_gb=20" in text and "does not fit" not in text
