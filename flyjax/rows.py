@@ -35,7 +35,7 @@ QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 #: Kept of every seed: these for each quantity ...
 SUFFIXES = (
     "", "_slope", "_identifiable", "_data", "_data_identifiable", "_refit", "_refit_slope", "_refit_identifiable",
-    "_ceiling", "_ceiling_identifiable",
+    "_ceiling", "_ceiling_identifiable", "_refit_corrected", "_refit_corrected_slope", "_refit_corrected_identifiable", "_ceiling_corrected_identifiable",
 )  # fmt: skip
 #: ... and these.
 OTHERS = (
@@ -234,6 +234,10 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         parts.append(_markdown(head if published else head[:-1], plain if published else [p[:-1] for p in plain]) + "\n")
         parts.append(_markdown(["at real frames", *heads, *(f"{h}, identifiable" for h in heads)], read) + "\n")
         parts.append(_markdown(["refit", *heads, *(f"{h}, identifiable" for h in heads), *(f"{h}, closed form" for h in heads)], refitted) + "\n")
+        noisy = [[row.name, *_cells(e, "_refit_corrected"), *_cells(e, "_refit_corrected_identifiable"), _spread(over_seeds(e, "connectivity_R2_refit_corrected_slope"))]
+                 for row, e in done if len(over_seeds(e, "connectivity_R2_refit_corrected"))]  # fmt: skip
+        if noisy:
+            parts.append(_markdown(["refit, measurement noise taken out", *heads, *(f"{h}, identifiable" for h in heads), "slope of W"], noisy) + "\n")
         head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters [true]", "clusters 65 [true]", "free run, lesioned", "training / steps"]
         parts.append(_markdown(head, around) + "\n")
     return "\n".join(parts)
