@@ -16,8 +16,8 @@ import numpy as np
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.model import losses, make_learner
-from flyjax.training import sweep, train
-from flyjax.training.planning import gflop_per_frame
+from flyjax.training import programs, train
+from flyjax.training.planning import CHUNK, gflop_per_frame
 from flyjax.training.train import numbers_of, stack_recordings, static_of
 
 
@@ -72,11 +72,11 @@ def train_row(
     lanes = candidates * seeds
     n_devices = min(jax.local_device_count(), lanes)
     padded = -(-lanes // n_devices) * n_devices
-    init, chunk, by_lane, everywhere = sweep._programs(learner, static_of(training), n_devices)
-    numbers = jax.device_put(sweep._stack([numbers_of(training, n_frames, 0)] * padded), by_lane)
+    init, chunk, by_lane, everywhere = programs.compiled(learner, static_of(training), n_devices)
+    numbers = jax.device_put(programs.stack_numbers([numbers_of(training, n_frames, 0)] * padded), by_lane)
     data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), everywhere)
     start = time.perf_counter()
-    state = jax.block_until_ready(init(numbers, jax.device_put(sweep._keys(list(range(padded))), by_lane)))
+    state = jax.block_until_ready(init(numbers, jax.device_put(programs.keys_of(list(range(padded))), by_lane)))
     compiled = chunk.lower(numbers, data, state).compile()
     compile_s = time.perf_counter() - start
     best = np.inf
@@ -86,7 +86,7 @@ def train_row(
         best = min(best, time.perf_counter() - start)
     if not np.isfinite(np.asarray(losses)).any():
         raise RuntimeError("the benchmarked training diverged")
-    rate = lanes * batch_size * sweep.CHUNK / best
+    rate = lanes * batch_size * CHUNK / best
     work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
     peak = peak or matmul_gflops()
     return {
@@ -97,7 +97,7 @@ def train_row(
         "width": width,
         "regularisers": True,
         "frames_per_s": rate,
-        "ms_per_step": 1e3 * best / sweep.CHUNK,
+        "ms_per_step": 1e3 * best / CHUNK,
         "gflop_per_frame": work,
         "matmul_gflops": peak,
         "share_of_peak": rate * work / peak,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training_fixtures import numpy_network
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training, parse_experiment
@@ -36,14 +37,6 @@ def batch(circuit):
     }
 
 
-def mlp(state, inputs):
-    kernel = np.concatenate([state["signals"], state["embedded"]["kernel"]])
-    hidden = np.maximum(inputs @ kernel + state["embedded"]["bias"], 0)
-    for layer in state["hidden"].values():
-        hidden = np.maximum(hidden @ layer["kernel"] + layer["bias"], 0)
-    return (hidden @ state["readout"]["kernel"] + state["readout"]["bias"])[:, 0]
-
-
 def written_out(variant, circuit, p, voltage, luminance):
     """dv/dt of one frame, edge by edge."""
     seen = np.zeros(circuit.n_neurons)
@@ -51,13 +44,13 @@ def written_out(variant, circuit, p, voltage, luminance):
     s, r = circuit.senders, circuit.receivers
     if variant == "B":
         a = p["embedding"]
-        sent = mlp(p["message_network"], np.column_stack([voltage[s], voltage[r], a[s], a[r]])) ** 2
+        sent = numpy_network(p["message_network"], np.column_stack([voltage[s], voltage[r], a[s], a[r]])) ** 2
     else:
         sent = np.maximum(voltage[s], 0)
     msg = np.zeros(circuit.n_neurons)
     np.add.at(msg, r, p["W"] * sent)
     if variant == "B":
-        return mlp(p["update_network"], np.column_stack([voltage, msg, seen, p["embedding"]]))
+        return numpy_network(p["update_network"], np.column_stack([voltage, msg, seen, p["embedding"]]))
     h = np.tanh(msg) if variant == "known_ode_tanh" else msg
     return (-voltage + p["v_rest"] + h + seen) / np.exp(p["log_tau"])
 
@@ -116,7 +109,7 @@ def test_regularisers_of_pairs_probe_one_edge_of_each_source(circuit, batch):
     partner = [first.get(j, j) for j in range(circuit.n_neurons)]
     p = exact(params)
     a = p["embedding"]
-    far = mlp(p["message_network"], np.column_stack([np.full_like(voltage, 2 * x), voltage[partner], a, a[partner]])) ** 2
+    far = numpy_network(p["message_network"], np.column_stack([np.full_like(voltage, 2 * x), voltage[partner], a, a[partner]])) ** 2
     assert float(got) == pytest.approx(np.linalg.norm(far - 2 * x), rel=1e-4)
 
 

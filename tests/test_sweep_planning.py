@@ -5,25 +5,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from training_fixtures import Noise
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
 from flyjax.errors import UserError
 from flyjax.model import make_learner
-from flyjax.training import planning, sweep, train_sweep
+from flyjax.training import planning, programs, sweep, train_sweep
 from flyjax.training.planning import CHUNK, Limits, Memory, Sizes
 from flyjax.training.train import Static, numbers_of, stack_recordings
-
-
-class Noise:
-    """A recording of random numbers: enough to train on, with nothing to simulate."""
-
-    def __init__(self, connectome, seed, n_frames=64):
-        rng = np.random.default_rng(seed)
-        self.voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
-        self.derivative = rng.normal(size=self.voltage.shape).astype(np.float32)
-        self.luminance = rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32)
-        self.fingerprint = f"noise-{seed}-{n_frames}"
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +43,10 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit):
     batch, n_frames = 8, 32
     sizes = planning.sizes_of(learner, n_frames)
     assert sizes.n_params == sum(leaf.size for leaf in jax.tree.leaves(learner.init(jax.random.key(0))))
-    init, chunk, by_lane, everywhere = sweep._programs(learner, Static(batch, "constant"), 1)
-    numbers = jax.device_put(sweep._stack([numbers_of(Training(batch_size=batch), n_frames, 0)]), by_lane)
+    init, chunk, by_lane, everywhere = programs.compiled(learner, Static(batch, "constant"), 1)
+    numbers = jax.device_put(programs.stack_numbers([numbers_of(Training(batch_size=batch), n_frames, 0)]), by_lane)
     data = jax.device_put(stack_recordings([Noise(circuit, 0, n_frames)]), everywhere)
-    state = init(numbers, sweep._keys([0]))
+    state = init(numbers, programs.keys_of([0]))
     measured = chunk.lower(numbers, data, state).compile().memory_analysis()
     told = planning.lane_bytes(sizes, model, batch)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
@@ -167,7 +157,7 @@ def held_recordings(circuit):
 
 
 def test_programs_split_by_memory_give_the_same_and_hold_one_level(circuit, learner, recordings, together, monkeypatch):
-    monkeypatch.setattr(sweep, "SPARE_BYTES", 0)
+    monkeypatch.setattr(programs, "SPARE_BYTES", 0)
     sizes = planning.sizes_of(learner, 64)
     lane = sum(planning.lane_bytes(sizes, learner.config, 1).values())
     memory = Memory(int((2 * lane + planning.level_bytes(sizes)) / planning.SHARE) + 1, "given", False)
@@ -196,7 +186,7 @@ def test_narrower_programs_give_the_same(learner, recordings, together, monkeypa
 
 
 def test_the_number_of_noise_levels_compiles_nothing_anew(learner, recordings, together):
-    compiled = sweep._programs(learner, Static(1, "constant"), 1)[1]
+    compiled = programs.compiled(learner, Static(1, "constant"), 1)[1]
     before = compiled._cache_size()
     one_level = [c.model_copy(update={"noise_model_level": 0.05}) for c in CANDIDATES]
     alone = train_sweep(learner, one_level, SEEDS, recordings, n_devices=1)

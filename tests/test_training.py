@@ -4,23 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from training_fixtures import Noise, numpy_network
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.model import losses, make_learner, parameter_groups
-from flyjax.training import load_params, n_steps, plan, save_params, sweep, train_sweep
+from flyjax.training import load_params, n_steps, plan, programs, save_params, train_sweep
 from flyjax.training.train import make_optimizer, numbers_of, pack, unpack
-
-
-class Noise:
-    """A recording of random numbers: enough to train on, with nothing to simulate."""
-
-    def __init__(self, connectome, seed, n_frames=64):
-        rng = np.random.default_rng(seed)
-        self.voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
-        self.derivative = rng.normal(size=self.voltage.shape).astype(np.float32)
-        self.luminance = rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32)
-        self.fingerprint = f"noise-{seed}-{n_frames}"
 
 
 @pytest.fixture(scope="module")
@@ -43,15 +33,6 @@ def random_params(learner, seed=0):
     params = learner.init(jax.random.key(seed))
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda x: x + jnp.asarray(0.3 * rng.normal(size=x.shape), jnp.float32), params)
-
-
-def numpy_network(state, inputs):
-    """The MLP written out, layer by layer on the concatenated input."""
-    kernel = np.concatenate([state["signals"], state["embedded"]["kernel"]])
-    hidden = np.maximum(inputs @ kernel + state["embedded"]["bias"], 0)
-    for layer in state["hidden"].values():
-        hidden = np.maximum(hidden @ layer["kernel"] + layer["bias"], 0)
-    return (hidden @ state["readout"]["kernel"] + state["readout"]["bias"])[:, 0]
 
 
 def numpy_message(params, voltage, embedding):
@@ -233,7 +214,7 @@ def test_loss_falls_and_seeds_differ(together):
 
 
 def test_one_program_per_signature(learner, recordings, together):
-    compiled = sweep._programs(learner, plan(CANDIDATES, SEEDS, 64)[0].static, 1)[1]
+    compiled = programs.compiled(learner, plan(CANDIDATES, SEEDS, 64)[0].static, 1)[1]
     before = compiled._cache_size()
     others = [c.model_copy(update={"learning_rate_W_start": 3e-3, "coeff_edge_norm": 2.0}) for c in CANDIDATES]
     train_sweep(learner, others, SEEDS, recordings, n_devices=1)

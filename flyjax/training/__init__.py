@@ -3,7 +3,8 @@
 from flyjax.training.checkpoint import load_params, save_params
 from flyjax.training.halving import Halving
 from flyjax.training.planning import Group, Lane, plan
-from flyjax.training.sweep import LaneProgress, Progress, Trained, train_sweep
+from flyjax.training.progress import LaneProgress, Progress
+from flyjax.training.sweep import Trained, train_sweep
 from flyjax.training.train import n_steps
 
 __all__ = [

@@ -314,7 +314,9 @@ def train_step(
         # Short at first, so that the start is soon forgotten.
         t = state.step.astype(jnp.float32)
         decay = jnp.minimum(numbers["average_decay"], (1.0 + t) / (10.0 + t))
-        kept = keep(jax.tree.map(lambda old, new: decay * old + (1.0 - decay) * new, kept, params), kept)
+        # Units are given: averaging them would only round.
+        average = {g: decay * kept[g] + (1.0 - decay) * params[g] if g in RATES else params[g] for g in params}
+        kept = keep(average, kept)
     state = TrainState(
         params=keep(params, state.params),
         optimizer=keep(moments, state.optimizer),
