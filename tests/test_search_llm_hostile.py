@@ -13,7 +13,7 @@ import anthropic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from messages_api_server import KEY, USAGE, MessagesServer, Player, error, message, raw, text, tool_use
+from messages_api_server import KEY, MessagesServer, Player, error, message, raw, text, tool_use
 from search_contexts import PROTOCOL, context, experiment
 
 from flyjax.search import protocol
