@@ -127,10 +127,10 @@ def profile_rows(extent: int, batch_size: int, width: int, repeats: int = 7) -> 
         return jax.ops.segment_sum(weight[:, None] * sent[senders], receivers, connectome.n_neurons, indices_are_sorted=True)
 
     def total(params):
-        return losses.loss(learner, params, numbers, batch, jnp.float32(1.0))[0]
+        return losses.loss(learner, params, numbers, batch, jnp.float32(1.0), static.bends)[0]
 
     def regularisers(params):
-        return sum(losses.regularisers(learner, params, numbers, batch["voltage"][0], jnp.float32(1.0)).values())
+        return sum(losses.regularisers(learner, params, numbers, batch, jnp.float32(1.0), static.bends).values())
 
     def adam(state):
         return train.make_optimizer(numbers, static.schedule).update(state.params, state.optimizer, state.params)

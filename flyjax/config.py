@@ -103,6 +103,8 @@ class Training(_Strict):
     coeff_message_L2: float = Field(0.0, ge=0)
     coeff_update_L1: float = Field(0.0, ge=0)
     coeff_update_L2: float = Field(0.0, ge=0)
+    coeff_edge_bend: float = Field(0.0, ge=0, description="messages start at 0 and are straight on either side of it; 10 works")
+    coeff_update_bend: float = Field(0.0, ge=0, description="the update does not bend between what was seen and no input; 1 works")
     validation_fraction: float = Field(0.0, ge=0, le=0.5, description="last part of the training recording that is never trained on")
     select: Literal["last", "best", "average"] = Field(
         "last", description="parameters kept: of the last step, of the best validation loss, or an exponential average over steps"
@@ -134,6 +136,8 @@ TUNABLE = (
     "coeff_message_L2",
     "coeff_update_L1",
     "coeff_update_L2",
+    "coeff_edge_bend",
+    "coeff_update_bend",
 )
 #: Simulation parameters a search may vary, at block borders only.
 SIMULATION_TUNABLE = ("visual_input_type", "n_frames", "delta_t")

@@ -102,7 +102,7 @@ def test_regularisers_of_pairs_probe_one_edge_of_each_source(circuit, batch):
     learner, params = learner_and_params(circuit, "B")
     only = {name: np.float32(name == "coeff_edge_norm") for name in losses.COEFFICIENTS}
     voltage, x = batch["voltage"][0], 1.3
-    got = losses.regularisers(learner, params, only, voltage, jnp.float32(x))["coeff_edge_norm"]
+    got = losses.regularisers(learner, params, only, batch, jnp.float32(x))["coeff_edge_norm"]
     first = {}
     for s, r in zip(circuit.senders, circuit.receivers):
         first.setdefault(int(s), int(r))

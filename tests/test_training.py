@@ -10,7 +10,7 @@ from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.model import losses, make_learner, parameter_groups
 from flyjax.training import load_params, n_steps, plan, programs, save_params, train_sweep
-from flyjax.training.train import make_optimizer, numbers_of, pack, unpack
+from flyjax.training.train import make_optimizer, numbers_of, pack, static_of, unpack
 
 
 @pytest.fixture(scope="module")
@@ -39,19 +39,28 @@ def numpy_message(params, voltage, embedding):
     return numpy_network(params["message_network"], np.column_stack([voltage, embedding])) ** 2
 
 
-def numpy_derivative(circuit, params, voltage, luminance):
-    """dv/dt of one frame by the equations, the message computed anew on every edge."""
+def numpy_inputs(circuit, params, voltage, luminance):
+    """What arrives at every neuron in one frame, the message computed anew on every edge, and what it sees."""
     seen = np.zeros(circuit.n_neurons)
     for neuron, column in zip(circuit.inputs, circuit.input_column):
         seen[neuron] = luminance[column]
-    a = params["embedding"]
     msg = np.zeros(circuit.n_neurons)
-    per_edge = params["W"] * numpy_message(params, voltage[circuit.senders], a[circuit.senders])
+    per_edge = params["W"] * numpy_message(params, voltage[circuit.senders], params["embedding"][circuit.senders])
     np.add.at(msg, circuit.receivers, per_edge)
-    return numpy_network(params["update_network"], np.column_stack([voltage, msg, seen, a]))
+    return msg, seen
 
 
-def numpy_loss(circuit, params, c, batch, x):
+def numpy_update(params, voltage, msg, seen):
+    return numpy_network(params["update_network"], np.column_stack([voltage, msg, seen, params["embedding"]]))
+
+
+def numpy_derivative(circuit, params, voltage, luminance):
+    """dv/dt of one frame by the equations."""
+    return numpy_update(params, voltage, *numpy_inputs(circuit, params, voltage, luminance))
+
+
+def numpy_loss(circuit, params, c, batch, x, inputs=None):
+    """`inputs`: what arrives and is seen where the update's bend is asked, if not what the parameters say."""
     prediction = np.stack([numpy_derivative(circuit, params, v, s) for v, s in zip(batch["voltage"], batch["luminance"])])
     v, a = batch["voltage"][0], params["embedding"]
     rise = numpy_message(params, v, a) - numpy_message(params, v + 0.05 * x, a)
@@ -60,6 +69,12 @@ def numpy_loss(circuit, params, c, batch, x):
     total = data + c["coeff_W_L1"] * np.abs(params["W"]).sum()
     total += c["coeff_edge_diff"] * np.linalg.norm(np.maximum(rise, 0))
     total += c["coeff_edge_norm"] * np.linalg.norm(far - 2 * x)
+    total += c["coeff_edge_bend"] * np.linalg.norm(numpy_message(params, v, a) - 2 * numpy_message(params, v / 2, a))
+    msg, seen = inputs or numpy_inputs(circuit, params, v, batch["luminance"][0])
+    last, nothing = batch["voltage"][-1], np.zeros_like(v)
+    middle = numpy_update(params, (v + last) / 2, msg / 2, seen / 2)
+    ends = numpy_update(params, v, msg, seen) + numpy_update(params, last, nothing, nothing)
+    total += c["coeff_update_bend"] * np.linalg.norm(ends - 2 * middle)
     for name in ("message", "update"):
         for matrix in (leaf for leaf in jax.tree.leaves(params[f"{name}_network"]) if leaf.ndim == 2):
             total += c[f"coeff_{name}_L1"] * np.abs(matrix).sum() + c[f"coeff_{name}_L2"] * (matrix**2).sum()
@@ -105,8 +120,10 @@ def test_gradient_is_the_finite_difference(circuit, learner, problem):
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), in_float64(params))
     direction["embedding"] = np.zeros_like(direction["embedding"])
     exact, h = in_float64(params), 1e-6
+    # The update's bend is asked at messages as they are: they are given, not moved.
+    inputs = numpy_inputs(circuit, exact, in_float64(batch)["voltage"][0], batch["luminance"][0])
     up, down = (
-        numpy_loss(circuit, jax.tree.map(lambda p, d: p + s * d, exact, direction), coefficients, in_float64(batch), 1.3)[0]
+        numpy_loss(circuit, jax.tree.map(lambda p, d: p + s * d, exact, direction), coefficients, in_float64(batch), 1.3, inputs)[0]
         for s in (h, -h)
     )
     along = sum(float(np.sum(np.asarray(g, np.float64) * d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction))))
@@ -115,10 +132,33 @@ def test_gradient_is_the_finite_difference(circuit, learner, problem):
 
 def test_regularisers_leave_embeddings_alone(learner, problem):
     params, coefficients, batch = problem
-    terms = lambda p: sum(losses.regularisers(learner, p, coefficients, batch["voltage"][0], jnp.float32(1.3)).values())  # noqa: E731
+    terms = lambda p: sum(losses.regularisers(learner, p, coefficients, batch, jnp.float32(1.3)).values())  # noqa: E731
     gradient = jax.grad(terms)(params)
     assert not np.any(gradient["embedding"])
     assert np.any(gradient["message_network"]["signals"])
+
+
+def test_bends_are_left_out_where_no_candidate_asks(learner, problem):
+    params, coefficients, batch = problem
+    free = coefficients | dict.fromkeys(losses.BENDS, np.float32(0))
+    every = losses.loss(learner, params, free, batch, jnp.float32(1.3))
+    np.testing.assert_array_equal(every, losses.loss(learner, params, free, batch, jnp.float32(1.3), bends=False))
+    assert not static_of(Training()).bends
+    assert static_of(Training(coeff_edge_bend=1e-3)).bends and static_of(Training(coeff_update_bend=1e-3)).bends
+
+
+@pytest.mark.parametrize("variant", ["A", "B"])
+def test_straight_functions_have_no_bend(circuit, problem, variant):
+    """An update without hidden kinks (biases 0, all units positive or all negative) costs nothing; one with them does."""
+    learner = make_learner(circuit, Model(width=8, variant=variant))
+    params, batch = learner.init(jax.random.key(1)), problem[2]
+    only = dict.fromkeys(losses.COEFFICIENTS, np.float32(0)) | {"coeff_update_bend": np.float32(1)}
+    bend = lambda p: float(losses.regularisers(learner, p, only, batch, jnp.float32(1.3))["coeff_update_bend"])  # noqa: E731
+    assert bend(params) > 1e-3
+    network = params["update_network"]
+    network["signals"], network["embedded"]["bias"] = jnp.abs(network["signals"]) * 0.01, network["embedded"]["bias"] + 100.0
+    network["hidden"] = jax.tree.map(jnp.abs, network["hidden"])
+    assert bend(params) < 1e-3 * float(jnp.abs(network["readout"]["kernel"]).sum())
 
 
 def test_packing_loses_nothing(learner):

@@ -156,26 +156,13 @@ class GNN(nnx.Module):
         f, state = updater(self.update_network, self._units)
         return f(state, (voltage, msg, stimulus), embedding)
 
-    def __call__(self, graph: jraph.GraphsTuple):
-        """dv/dt of every neuron, (N, B).
-
-        `graph.nodes` holds `voltage` and `stimulus`, each (N, B); `graph.receivers` is sorted. With a
-        `target` (N, B) among them the sum of squares of prediction - target instead, whose gradient
-        needs no stored activations (`pieces.square_sum`).
-        """
-        embedding = self.embedding[...]
+    def _pass(self, graph: jraph.GraphsTuple, integrate):
+        """The message-passing network with this update of nodes."""
         message, message_state = sender(self.message_network, self._units)
-        f, update_state = updater(self.update_network, self._units)
+        embedding = self.embedding[...]
 
         def g(state, rows):
             return message(state, *rows)
-
-        def predict(state, rows):
-            return f(state, *rows)
-
-        def error(state, rows):
-            rows, target = rows
-            return predict(state, rows) - target
 
         def send(nodes):
             cut = pieces.n_pieces(nodes["voltage"].size)
@@ -184,6 +171,26 @@ class GNN(nnx.Module):
         def weigh(weight, sent, received, globals_):
             return weight[:, None] * sent["message"]
 
+        graph = jraph.GraphMapFeatures(embed_node_fn=send)(graph)
+        return graph_network(weigh, integrate)(graph._replace(edges=self.W[...])).nodes
+
+    def __call__(self, graph: jraph.GraphsTuple):
+        """dv/dt of every neuron, (N, B).
+
+        `graph.nodes` holds `voltage` and `stimulus`, each (N, B); `graph.receivers` is sorted. With a
+        `target` (N, B) among them the sum of squares of prediction - target instead, whose gradient
+        needs no stored activations (`pieces.square_sum`).
+        """
+        embedding = self.embedding[...]
+        f, update_state = updater(self.update_network, self._units)
+
+        def predict(state, rows):
+            return f(state, *rows)
+
+        def error(state, rows):
+            rows, target = rows
+            return predict(state, rows) - target
+
         def integrate(nodes, sent_sum, received_sum, globals_):
             rows = (nodes["voltage"], received_sum, nodes["stimulus"]), embedding
             cut = pieces.n_pieces(nodes["voltage"].size)
@@ -191,8 +198,15 @@ class GNN(nnx.Module):
                 return pieces.square_sum(error, cut, update_state, rows, nodes["target"])
             return pieces.mapped(predict, cut, update_state, rows)
 
-        graph = jraph.GraphMapFeatures(embed_node_fn=send)(graph)
-        return graph_network(weigh, integrate)(graph._replace(edges=self.W[...])).nodes
+        return self._pass(graph, integrate)
+
+    def incoming(self, graph: jraph.GraphsTuple) -> Float[Array, "N B"]:
+        """What arrives at every neuron: msg."""
+        return self._pass(graph, lambda nodes, sent_sum, received_sum, globals_: received_sum)
+
+    def update_probes(self):
+        """f as a function of (its state, (voltage, msg, stimulus), embedding), its state, and the embedding."""
+        return *updater(self.update_network, self._units), self.embedding[...]
 
     def probes(self, voltage: Float[Array, " N"], connectome: Connectome):
         """What the regularisers on messages vary: a function of (state, voltages of the source (n, P), rows),
@@ -223,28 +237,17 @@ class PairGNN(GNN):
             "recover a circuit (training, prediction and rollouts work with B)"
         )
 
-    def __call__(self, graph: jraph.GraphsTuple):
+    def _pass(self, graph: jraph.GraphsTuple, integrate):
         """As `GNN`; the message network is the edge update."""
         message, message_state = sender(self.message_network, self._units)
-        f, update_state = updater(self.update_network, self._units)
 
         def g(state, rows):
             return message(state, *rows)
-
-        def error(state, rows):
-            return f(state, *rows[0]) - rows[1]
 
         def weigh(weight, sent, received, globals_):
             both = jnp.concatenate([sent["embedding"], received["embedding"]], axis=1)
             rows = (sent["voltage"], received["voltage"]), both
             return weight[:, None] * pieces.mapped(g, pieces.n_pieces(sent["voltage"].size), message_state, rows)
-
-        def integrate(nodes, sent_sum, received_sum, globals_):
-            rows = (nodes["voltage"], received_sum, nodes["stimulus"]), nodes["embedding"]
-            cut = pieces.n_pieces(nodes["voltage"].size)
-            if "target" in nodes:
-                return pieces.square_sum(error, cut, update_state, rows, nodes["target"])
-            return pieces.mapped(lambda state, rows: f(state, *rows), cut, update_state, rows)
 
         nodes = {**graph.nodes, "embedding": self.embedding[...]}
         return graph_network(weigh, integrate)(graph._replace(nodes=nodes, edges=self.W[...])).nodes

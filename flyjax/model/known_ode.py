@@ -65,3 +65,7 @@ class KnownODE(nnx.Module):
     def probes(self, voltage, connectome: Connectome):
         """Messages are given: there is nothing to regularise."""
         return None
+
+    def update_probes(self):
+        """The update is given too."""
+        return None

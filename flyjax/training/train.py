@@ -31,7 +31,7 @@ from flyjax.config import Training
 from flyjax.errors import UserError
 from flyjax.frames import differenced, measured
 from flyjax.model import Learner, loss, rollout_loss, stimulus_of_neurons
-from flyjax.model.losses import COEFFICIENTS
+from flyjax.model.losses import BENDS, COEFFICIENTS
 from flyjax.model.learner import group_of
 from flyjax.model.pieces import n_pieces
 from flyjax.recording import Recording
@@ -58,6 +58,7 @@ class Static(NamedTuple):
     select: str = "last"
     validates: bool = False
     rollout_steps: int = 1
+    bends: bool = False
 
 
 class TrainState(NamedTuple):
@@ -79,7 +80,14 @@ def n_steps(training: Training, n_frames: int) -> int:
 
 def static_of(training: Training) -> Static:
     """The static signature of a candidate."""
-    return Static(training.batch_size, training.schedule, training.select, training.validation_fraction > 0, training.rollout_steps)
+    return Static(
+        training.batch_size,
+        training.schedule,
+        training.select,
+        training.validation_fraction > 0,
+        training.rollout_steps,
+        any(getattr(training, name) > 0 for name in BENDS),
+    )
 
 
 def validation_frames(training: Training, n_frames: int) -> tuple[int, int]:
@@ -290,12 +298,12 @@ def train_step(
     def total(packed):
         params = unpack(learner, packed)
         if static.rollout_steps == 1:
-            return loss(learner, params, numbers, batch_of(learner, data, level, frames), x_norm)
+            return loss(learner, params, numbers, batch_of(learner, data, level, frames), x_norm, static.bends)
         # Starts from which all steps lie in one part of the recording.
         starts = jnp.minimum(frames, data["last"][level, frames] - (static.rollout_steps - 1))
         batch = batch_of(learner, data, level, (starts[:, None] + jnp.arange(static.rollout_steps)[None, :]).reshape(-1))
         batch = {name: x.reshape(-1, static.rollout_steps, x.shape[-1]) for name, x in batch.items()}
-        return rollout_loss(learner, params, numbers, batch, x_norm, data["dt"][level])
+        return rollout_loss(learner, params, numbers, batch, x_norm, data["dt"][level], static.bends)
 
     (value, data_term), gradient = jax.value_and_grad(total, has_aux=True)(state.params)
     optimizer = make_optimizer(numbers, static.schedule)
