@@ -78,6 +78,15 @@ def test_true_values_stand_beside_and_are_computed_once(train):
     assert true_cluster_metrics(train) is true_cluster_metrics(train)
 
 
+def test_a_refitted_circuit_is_clustered_as_the_true_one(train):
+    p = train.parameters
+    found = SimpleNamespace(weight=np.zeros(8174), tau=true_tau(train), v_rest=np.asarray(p.v_rest))
+    right = SimpleNamespace(weight=np.asarray(p.weight), tau=true_tau(train), v_rest=np.asarray(p.v_rest))
+    m = all_cluster_metrics(found, np.random.default_rng(0).normal(size=(443, 8)), train, seed=0, refitted=right).values
+    for name in ("cluster_accuracy", "cluster_accuracy_65", "ARI"):
+        assert m[f"{name}_refit"] == m[f"{name}_true"] > m[name]
+
+
 def test_what_cannot_be_clustered_is_none_with_a_reason(train):
     p = train.parameters
     weight = np.array(p.weight)

@@ -122,11 +122,16 @@ def true_cluster_metrics(recording: Recording) -> Metrics:
     return cluster_metrics(x, recording.connectome.cell_type, suffix="_true")
 
 
-def all_cluster_metrics(found, embedding, recording: Recording, seed: int = 0) -> Metrics:
-    """Learned and, beside them, true values. `found` has weight, tau and v_rest."""
+def all_cluster_metrics(found, embedding, recording: Recording, seed: int = 0, refitted=None) -> Metrics:
+    """Learned and, beside them, true values. `found` has weight, tau and v_rest.
+
+    `refitted` is clustered by the features of the true parameters, without embedding (names end in _refit).
+    """
     c = recording.connectome
     x = features(c, found.weight, found.tau, found.v_rest, embedding)
     n_embedding = 0 if embedding is None else np.shape(embedding)[1]
     metrics = cluster_metrics(x, c.cell_type, seed, n_embedding)
     metrics.update(true_cluster_metrics(recording))
+    if refitted is not None:
+        metrics.update(cluster_metrics(features(c, refitted.weight, refitted.tau, refitted.v_rest), c.cell_type, seed, suffix="_refit"))
     return metrics

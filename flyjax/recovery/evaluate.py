@@ -143,7 +143,7 @@ def evaluate(
             if refitted.corrected is not None:
                 metrics.update(identifiable_metrics(refitted.corrected, train_recording, "_refit_corrected"))
     metrics.update(input_metrics(learner, params, test_recording))
-    metrics.update(all_cluster_metrics(found, embedding, train_recording, seed))
+    metrics.update(all_cluster_metrics(found, embedding, train_recording, seed, refitted))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
         metrics.put(name, value, "the training reported none" if value is None else None)
     summary = activity(train_recording, run)
