@@ -204,7 +204,48 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
 
     Values are R2 over the seeds: mean (minimum, coefficient of variation).
     """
-    parts = ["# What is recovered, and what is not\n", PREAMBLE = """Made by `scripts/recovery.py` from `recovery.jsonl` beside it; nothing here is typed by hand.
+    parts = ["# What is recovered, and what is not\n", PREAMBLE]
+    for table, found in tables:
+        events = [(row, found.get(row.name)) for row in table.rows]
+        done = [(row, event) for row, event in events if event]
+        parts.append(f"## {table.title}\n\n{table.text.strip()}\n" if table.text else f"## {table.title}\n")
+        missing = [row.name for row, event in events if not event]
+        if missing:
+            parts.append(f"Not run: {', '.join(missing)}.\n")
+        if not done:
+            continue
+        first = done[0][1]
+        parts.append(f"`experiments/{table.name}.yaml`; {first['hardware']}, {first['device']}, JAX {first['jax']}, {first['date']}.\n")
+        plain, read, refitted, around = [], [], [], []
+        for row, e in done:
+            seeds = f"{len(e['per_seed'])}" + (f" ({e['diverged']} diverged)" if e["diverged"] else "")
+            plain.append([row.name, seeds, *_cells(e, ""), *_cells(e, "_identifiable"), _spread(over_seeds(e, "test_R2")), row.published or ""])
+            read.append([row.name, *_cells(e, "_data"), *_cells(e, "_data_identifiable")])
+            refitted.append([row.name, *_cells(e, "_refit"), *_cells(e, "_refit_identifiable"), *_cells({"per_seed": e["per_seed"][:1]}, "_ceiling")])
+            clusters = [_spread(over_seeds(e, n)) for n in ("cluster_accuracy", "cluster_accuracy_65")]
+            again = [_spread(over_seeds(e, n)) for n in ("cluster_accuracy_refit", "cluster_accuracy_65_refit")]
+            truth = [_spread(over_seeds(e, n)[:1]) for n in ("cluster_accuracy_true", "cluster_accuracy_65_true")]
+            slopes = [_spread(over_seeds(e, f"connectivity_R2{s}_slope")) for s in ("", "_refit")]
+            coverage = " / ".join(_share(e, f"identifiable_{n}") for n in ("edges", "neurons", "weight_variance"))
+            lesion = [_spread(over_seeds(e, "lesion_R2"))] if row.lesion else ["–"]
+            time_ = f"{e['train_s']:.0f} s / {e['n_steps']:,}"
+            around.append([row.name, coverage, *slopes, *(f"{a} / {r} [{b}]" for a, r, b in zip(clusters, again, truth)), *lesion, time_])
+        heads = list(QUANTITIES.values())
+        published = any(row.published for row, _ in done)
+        head = ["plain", "seeds", *heads, *(f"{h}, identifiable" for h in heads), "free run", "published (DAVIS, not the same data)"]
+        parts.append(_markdown(head if published else head[:-1], plain if published else [p[:-1] for p in plain]) + "\n")
+        parts.append(_markdown(["at real frames", *heads, *(f"{h}, identifiable" for h in heads)], read) + "\n")
+        parts.append(_markdown(["refit", *heads, *(f"{h}, identifiable" for h in heads), *(f"{h}, closed form" for h in heads)], refitted) + "\n")
+        noisy = [[row.name, *_cells(e, "_refit_corrected"), *_cells(e, "_refit_corrected_identifiable"), _spread(over_seeds(e, "connectivity_R2_refit_corrected_slope"))]
+                 for row, e in done if len(over_seeds(e, "connectivity_R2_refit_corrected"))]  # fmt: skip
+        if noisy:
+            parts.append(_markdown(["refit, measurement noise taken out", *heads, *(f"{h}, identifiable" for h in heads), "slope of W"], noisy) + "\n")
+        head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters / refit [true]", "clusters 65 / refit [true]", "free run, lesioned", "training / steps"]
+        parts.append(_markdown(head, around) + "\n")
+    return "\n".join(parts)
+
+
+PREAMBLE = """Made by `scripts/recovery.py` from `recovery.jsonl` beside it; nothing here is typed by hand.
 
 R2 is the squared Pearson correlation of true and learned values. Cells are the mean over seeds (minimum, coefficient of
 variation). *Plain* is the published read-out of the trained network, *at real frames* the same network linearised where the
