@@ -173,7 +173,8 @@ def group_bytes(sizes: Sizes, model: Model, group: Group, memory: Memory) -> int
     return group.width // group.n_devices * lane + len(group.levels) * level
 
 
-#: Operations that take as long as the message sum, forward and backward, of one edge where nothing else is left.
+#: Operations that take as long as an edge's message sum, forward and backward, and its share of Adam where nothing else
+#: is left: a known_ode step at extent 6, batch 1, took 0.24 of the CPU time of variant A's (width 32) where this says 0.26.
 EDGE_WORK = 300
 
 
