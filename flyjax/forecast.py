@@ -86,11 +86,11 @@ def forecast(
     groups = planning.plan(candidates, seeds, sizes.n_frames, limits_of)
     seconds = []
     for group in groups:
-        frame = planning.gflop_per_frame(sizes.n_neurons, model, group.static.batch_size)
+        frame = planning.gflop_per_frame(sizes.n_neurons, model, group.static.batch_size, n_edges=sizes.n_edges)
         seconds.append(max(group.n_steps) * group.width * group.static.batch_size * frame / rate.gflops)
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
-    lane = planning.lane_bytes(sizes, model, max(c.batch_size for c in candidates))
+    lane = planning.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
     stored = 4 * sizes.n_frames * (sizes.n_neurons + sizes.n_columns)
     if simulation.voltage_dtype == "float16":
         stored -= 2 * sizes.n_frames * sizes.n_neurons

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import yaml
+from pydantic import ValidationError
 
 from flyjax import nodes
-from flyjax.config import Model, Simulation, Training, parse_experiment, read_yaml
+from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
 from flyjax.errors import UserError
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.lesion import lesion_metrics
@@ -61,10 +63,35 @@ def _folder(where: Path, node: int) -> Path:
     return max(folders, key=quality)
 
 
+def _recordings(folder: Path, simulation: Simulation) -> tuple[nodes.Recordings, str]:
+    """The recordings of a node from its run's cache, under its run's limit; of a folder that was taken out of its run,
+    from a cache inside it. **Returns:** them, and a line on where they are where it is not the run's."""
+    whole = folder.resolve()
+    if not (whole.parent.name == "nodes" and whole.name.isdigit()):
+        return nodes.Recordings(simulation, folder / "recordings"), f"{folder} is in no run (nodes/NNNN of one): its recordings are made in {folder / 'recordings'}"
+    run = whole.parent.parent
+    limit = Search.model_fields["max_disk_gb"].default
+    try:
+        limit = Search(max_disk_gb=read_yaml((run / "config.yaml").read_text())["search"]["max_disk_gb"]).max_disk_gb
+    except FileNotFoundError:  # of runs and notebooks that wrote none
+        pass
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(f"{run / 'config.yaml'} says no valid search.max_disk_gb: repair it, or its recordings might be dropped") from None
+    return nodes.Recordings(simulation, run / "recordings", limit), ""
+
+
 def node_selection(where: Path) -> list[dict]:
-    """Over all nodes of a run: which one each criterion chooses, and what choosing without the truth costs."""
-    found = {int(p.parent.name): json.loads(p.read_text()) for p in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json"))}
-    return selection(found) if len(found) > 1 else []
+    """Among the nodes of each simulation of a run (a block's): which one each criterion chooses, and what choosing
+    without the truth costs. `among` says which nodes."""
+    groups: dict[str, dict[int, dict]] = {}
+    for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
+        simulation = read_yaml((path.parent / "config.yaml").read_text())["simulation"]
+        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(path.read_text())
+    rows = []
+    for found in groups.values():
+        among = f"{min(found)}-{max(found)}" if len(found) == max(found) - min(found) + 1 else f"{len(found)} nodes from {min(found)}"
+        rows += [{"among": among, **row} for row in selection(found)] if len(found) > 1 else []
+    return rows
 
 
 def recovery_table(metrics: Mapping) -> list[dict]:
@@ -158,7 +185,9 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     simulation: Simulation = experiment.simulation
     training: Training = experiment.training
     model: Model = experiment.model
-    recordings = nodes.Recordings(simulation, folder.parent.parent / "recordings")
+    recordings, elsewhere = _recordings(folder, simulation)
+    if elsewhere:
+        console.say(elsewhere)
     learner = nodes.learner_for(simulation, model)
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
@@ -193,6 +222,6 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     console.table(_short(types), list(TYPE_COLUMNS.values()))
     _write(folder, title, judged, best, types)
     if choices := node_selection(where):
-        console.say("choosing among the run's nodes, on the truth and without it (value, lost: connectivity_R2 there, and against the best)")
+        console.say("choosing among the nodes of a block, on the truth and without it (value, lost: connectivity_R2 there, and against the best)")
         console.table(choices, list(choices[0]))
     console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

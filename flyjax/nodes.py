@@ -26,6 +26,7 @@ from flyjax.recovery import Evaluation, evaluate, extract
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report import figures
 from flyjax.training import Halving, Progress, Trained, planning, save_params, train_sweep
+from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.watching import Watcher
 
 
@@ -173,7 +174,9 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
         result = evaluate(
             learner, one.params, train, test, final_loss=one.final_loss, final_loss_total=one.final_loss_total
         )
-        per_seed.append({**result.metrics, **cost})
+        # Losses of other batch sizes and noise levels do not compare; this does, and needs no ground truth.
+        error = relative_error(one.final_loss, spec.training, train.connectome.n_neurons, target_spread(train))
+        per_seed.append({**result.metrics, "final_error": error, **cost})
         # Figures show the seed with the lowest training loss: a choice that needs no ground truth.
         if best is None or one.final_loss < best[0]:
             best = (one.final_loss, result)

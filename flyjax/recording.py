@@ -391,7 +391,10 @@ def cached_recording(
         try:
             recording = load_recording(path)
             storage.touch(path)
-            return dataclasses.replace(recording, simulation=simulation)
+            out = dataclasses.replace(recording, simulation=simulation)
+            if "derivative" in vars(recording):  # no field: a copy would compute what was stored again
+                vars(out)["derivative"] = recording.derivative
+            return out
         except UserError as error:
             log.warning("%s; it is recorded again", error)
             shutil.rmtree(path, ignore_errors=True)

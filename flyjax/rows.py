@@ -14,21 +14,24 @@ configuration is already there is not trained again, and the table is drawn from
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flyjax import nodes
 from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
-from flyjax.errors import UserError
+from flyjax.errors import UserError, nearest
+from flyjax.lines import open_lines, write_line
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.training import train_sweep
+from flyjax.truth import checkpoint_file
 
 #: The three recovered quantities, by metric and heading.
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
@@ -56,6 +59,10 @@ class Row(BaseModel):
     lesion: float = Field(0.0, ge=0, lt=1, description="share of synapses cut in fly and network for one more free run")
 
 
+#: Of an experiment, what a table may set.
+SECTIONS = ("simulation", "model", "training", "search")
+
+
 class Table(BaseModel):
     """Rows against a base."""
 
@@ -63,20 +70,39 @@ class Table(BaseModel):
     name: str = Field(min_length=1)
     title: str
     text: str = Field("", description="a paragraph above the table")
-    base: dict[str, Any]
+    base: dict[str, dict[str, Any]]
     rows: tuple[Row, ...]
+
+    @field_validator("base")
+    @classmethod
+    def _known_sections(cls, base):
+        for section in base:
+            if section not in SECTIONS:
+                raise ValueError(f"no section {section!r}.{nearest(section, SECTIONS)} There are {', '.join(SECTIONS)}.")
+        return base
+
+    @field_validator("rows")
+    @classmethod
+    def _one_of_each(cls, rows):
+        names = [row.name for row in rows]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"two rows are called {twice[0]!r}: rename one")
+        return rows
 
     def experiment(self, row: Row, overrides: Mapping[str, Any] = {}) -> Experiment:
         """The experiment of a row. **Raises:** `UserError` for an unknown key or value, naming the row."""
+        where = f"{self.name}, row {row.name!r}"
         data = json.loads(json.dumps({**self.base, "name": self.name}))
         # Rows are no proposals: the protocol's ranges do not bind them.
         data["search"] = {**data.get("search", {}), "ranges": {}, "simulation_ranges": {}}
         for key, value in {**row.set, **overrides}.items():
             section, _, name = key.partition(".")
             if not name:
-                raise UserError(f"{self.name}, row {row.name!r}: {key!r} is not section.key")
+                raise UserError(f"{where}: {key!r} is not section.key")
+            if section not in SECTIONS:
+                raise UserError(f"{where}: {key!r}: no section {section!r}.{nearest(section, SECTIONS)} There are {', '.join(SECTIONS)}.")
             data.setdefault(section, {})[name] = value
-        return parse_experiment(data, f"{self.name}, row {row.name!r}")
+        return parse_experiment(data, where)
 
 
 def load_table(path: Path) -> Table:
@@ -84,10 +110,31 @@ def load_table(path: Path) -> Table:
     if not Path(path).is_file():
         raise UserError(f"no table {path}")
     try:
-        return Table.model_validate(read_yaml(Path(path).read_text()))
+        content = read_yaml(Path(path).read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a table is a mapping with {', '.join(Table.model_fields)}; this is a {type(content).__name__}")
+    try:
+        return Table.model_validate(content)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        known = Row.model_fields if first["loc"][0] == "rows" else Table.model_fields
+        hint = f".{nearest(first['loc'][-1], known)} Known: {', '.join(known)}." if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}{hint}") from None
+
+
+def chosen(tables: Sequence[Table], parts: Sequence[str]) -> list[tuple[Table, Row]]:
+    """Rows whose name contains one of `parts`, all without any.
+
+    **Raises:** `UserError` for a part that is in no row's name, naming the rows.
+    """
+    every = [(table, row) for table in tables for row in table.rows]
+    for part in parts:
+        if not any(part in row.name for _, row in every):
+            names = list(dict.fromkeys(row.name for _, row in every))
+            raise UserError(f"--row {part!r}: no row of {', '.join(t.name for t in tables)} has that in its name.{nearest(part, names)} Rows: {'; '.join(names)}")
+    return [(table, row) for table, row in every if not parts or any(part in row.name for part in parts)]
 
 
 def identity(experiment: Experiment, row: Row) -> str:
@@ -104,24 +151,41 @@ def read_journal(path: Path) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-        except json.JSONDecodeError:
+            identity = event["identity"]
+        except (ValueError, KeyError, TypeError):
             if number == len(lines):
                 break
-            raise UserError(f"{path}, line {number} is not JSON: repair or remove that line") from None
-        rows[event["identity"]] = event
+            raise UserError(f"{path}, line {number} is not a finished row: repair or remove that line") from None
+        rows.pop(identity, None)
+        rows[identity] = event
     return list(rows.values())
 
 
 def run_row(table: Table, row: Row, experiment: Experiment, work: Path, machine: dict, on_progress: Callable | None = None) -> dict:
-    """Record, train and judge one row. **Returns:** its line of the journal."""
+    """Record, train and judge one row.
+
+    `machine`: what it runs on and the commit of the code, kept as they are.
+
+    **Returns:** its line of the journal.
+    """
     begin, cpu = time.perf_counter(), time.process_time()
     training, seeds = experiment.training, tuple(range(experiment.training.n_seeds))
     recordings = nodes.Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
     train, test = recordings.train(training.noise_model_level), recordings.test
     learner = nodes.learner_for(experiment.simulation, experiment.model)
+    start = time.perf_counter()
     trained = train_sweep(
-        learner, [training], [seeds], {training.noise_model_level: train}, checkpoint_dir=nodes.checkpoints(work), on_progress=on_progress
+        learner,
+        [training],
+        [seeds],
+        {training.noise_model_level: train},
+        checkpoint_dir=nodes.checkpoints(work),
+        checkpoint_every=training.checkpoint_every,
+        on_progress=on_progress,
     )[0]
+    # Of a training that went on from a checkpoint the clock saw the end alone; its programs know of the beginning. Lanes
+    # of one program have the same seconds, programs run one after the other.
+    train_s = max(time.perf_counter() - start, sum({one.wall_s for one in trained}))
     per_seed, _ = nodes.judge(learner, nodes.NodeSpec(0, training, seeds), trained, recordings)
     if row.lesion:
         for metrics, one in zip(per_seed, trained, strict=True):
@@ -131,6 +195,8 @@ def run_row(table: Table, row: Row, experiment: Experiment, work: Path, machine:
     nodes.drop_checkpoints(work)
     names = [q + s for q in QUANTITIES for s in SUFFIXES] + list(OTHERS)
     kept = [{n: float(f"{m[n]:.6g}") for n in names if m.get(n) is not None} for m in per_seed]
+    parameters = experiment.simulation.parameters
+    read = {} if parameters == "sampled" else {"parameters_sha256": hashlib.sha256(checkpoint_file(parameters).read_bytes()).hexdigest()[:16]}
     return {
         "schema": 1,
         "event": "row_finished",
@@ -141,21 +207,23 @@ def run_row(table: Table, row: Row, experiment: Experiment, work: Path, machine:
         "per_seed": kept,
         "diverged": sum(one.diverged_at is not None for one in trained),
         "n_steps": trained[0].n_steps,
-        "train_s": round(trained[0].wall_s, 1),
+        "train_s": round(train_s, 1),
         "wall_s": round(time.perf_counter() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
+        **read,
         **machine,
     }
 
 
 def append(path: Path, event: dict) -> None:
-    """One line, on disk before this returns."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
-        file.write(json.dumps(event, allow_nan=False, default=str) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """One line, on disk before this returns; what a kill left of the line before is cut off."""
+    with open_lines(path) as file:
+        write_line(file, event, sync=True)
+
+
+def found(tables: Sequence[Table], done: Mapping[str, dict]) -> list[tuple[Table, dict[str, dict]]]:
+    """What `render` takes: each table with the finished rows (`identity -> event`) that are its own."""
+    return [(t, {row.name: done[key] for row in t.rows if (key := identity(t.experiment(row), row)) in done}) for t in tables]
 
 
 def over_seeds(event: dict, name: str) -> np.ndarray:
@@ -199,6 +267,26 @@ def line(event: dict) -> str:
     return "; ".join(cells) + f"; {event['train_s']:.0f} s"
 
 
+def _made_with(event: dict) -> str:
+    """Hardware, versions, date and commit of a row in one line."""
+    parts = [event["hardware"], event["device"], f"JAX {event['jax']}", event["date"]]
+    parts.append(f"commit {event['commit']}" if "commit" in event else "of a commit that was not kept")
+    if "parameters_sha256" in event:
+        parts.append(f"parameters from a file of SHA-256 {event['parameters_sha256']}…")
+    return ", ".join(parts)
+
+
+def _provenance(table: Table, done: Sequence[tuple[Row, dict]]) -> str:
+    """What the rows were made with: once where it is the same for all, else the rows of each."""
+    groups: dict[str, list[str]] = {}
+    for row, event in done:
+        groups.setdefault(_made_with(event), []).append(row.name)
+    head = f"`experiments/{table.name}.yaml`"
+    if len(groups) == 1:
+        return f"{head}; {next(iter(groups))}.\n"
+    return "\n".join([f"{head}; its rows were made with", "", *(f"- {made}: {'; '.join(names)}" for made, names in groups.items()), ""])
+
+
 def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
     """recovery.md: every table with the rows found for it (`row name -> event`), missing ones named as such.
 
@@ -214,8 +302,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
             parts.append(f"Not run: {', '.join(missing)}.\n")
         if not done:
             continue
-        first = done[0][1]
-        parts.append(f"`experiments/{table.name}.yaml`; {first['hardware']}, {first['device']}, JAX {first['jax']}, {first['date']}.\n")
+        parts.append(_provenance(table, done))
         plain, read, refitted, around = [], [], [], []
         for row, e in done:
             seeds = f"{len(e['per_seed'])}" + (f" ({e['diverged']} diverged)" if e["diverged"] else "")

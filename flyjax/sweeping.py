@@ -101,7 +101,6 @@ def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path,
             )
     finally:
         watcher.close()
-    nodes.drop_checkpoints(run_dir)
     names = varied(candidates)
     rows = [_row(spec, results[spec.id], names) for spec in specs]
     # The best first: by what was recovered, without which by number.
@@ -131,6 +130,7 @@ def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path,
     ]
     # More than three settings would wrap into a tower.
     console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
+    nodes.drop_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
     console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 

@@ -6,11 +6,28 @@ import hashlib
 import logging
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+
+def commit() -> str:
+    """The git commit of the code, with -dirty where flyjax/ or scripts/ differ from it; 'unknown' outside a checkout."""
+
+    def git(*what: str) -> subprocess.CompletedProcess:
+        return subprocess.run(["git", "-C", str(ROOT), *what], capture_output=True, text=True)
+
+    try:
+        asked = git("rev-parse", "--short=12", "HEAD")
+        if asked.returncode != 0:
+            return "unknown"
+        changed = git("status", "--porcelain", "--", "flyjax", "scripts").stdout.strip()
+    except OSError:  # no git
+        return "unknown"
+    return asked.stdout.strip() + ("-dirty" if changed else "")
 
 
 def compiled_folder() -> Path:

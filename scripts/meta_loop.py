@@ -19,7 +19,8 @@ Examples:
   python scripts/meta_loop.py --proposer rules             without a language model even where ANTHROPIC_API_KEY is set\n
   python scripts/meta_loop.py experiments/full_scale.yaml --run runs/davis --set search.max_usd=20\n
   python scripts/meta_loop.py --set search.n_blocks=1 --set search.n_candidates=2 --run runs/short\n
-  python scripts/meta_loop.py --dry-run                    the plan, the cost and the first prompt; trains nothing\n
+  python scripts/meta_loop.py --dry-run                    the plan, programs, memory and time; trains nothing\n
+  python scripts/meta_loop.py --dry-run --proposer llm     and its cost and first prompt, without a key\n
   python scripts/meta_loop.py --run runs/short --revert-protocol    take the newest edit of the run's protocol back
 
 The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
@@ -42,7 +43,7 @@ def main(
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
     approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration.")] = False,
     viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and the prompt, train nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing.")] = False,
     memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
     revert: Annotated[bool, typer.Option("--revert-protocol", help="Take back the newest edit of the run's protocol, then stop.")] = False,
 ):  # fmt: skip

@@ -341,3 +341,12 @@ def test_the_drawn_fly_is_lively_under_the_scenes(tmp_path):
     assert crosses.mean() >= 0.95
     assert rec.connectome is known_circuit(simulation)[0] is build_truth(simulation)[0]
     assert same(rec, cached_recording(simulation, 0.0, cache_dir=tmp_path))
+
+
+def test_a_stored_derivative_is_read_from_the_cache_and_not_computed_again(tmp_path, monkeypatch):
+    wanted = sim(store_derivative=True)
+    made = cached_recording(wanted, 0.05, cache_dir=tmp_path)
+    monkeypatch.setattr(recording, "target_of", lambda *arguments: pytest.fail("computed"))
+    again = cached_recording(wanted, 0.05, cache_dir=tmp_path)
+    np.testing.assert_array_equal(again.derivative, made.derivative)
+    np.testing.assert_array_equal(again.pairs(slice(3, 9))[2], made.derivative[3:9])

@@ -8,9 +8,10 @@ import pytest
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
+from flyjax.errors import UserError
 from flyjax.model import make_learner
 from flyjax.training import Halving, train_sweep
-from flyjax.training.halving import lost, rungs, spread
+from flyjax.training.halving import check_comparable, lost, rungs, spread
 from flyjax.training.planning import CHUNK
 
 
@@ -44,6 +45,16 @@ def test_the_worst_stop_and_the_finished_cannot():
 def test_spread_is_the_error_of_the_mean():
     target = np.random.default_rng(0).normal(size=(4000, 7)) * 30 + np.arange(7)
     assert spread(target) == pytest.approx(np.std(target, axis=0).mean(), rel=1e-2) == pytest.approx(30, rel=2e-2)
+
+
+def test_losses_of_other_rollouts_are_not_ranked(problem):
+    learner, recordings = problem
+    mixed = [Training(rollout_steps=1), Training(rollout_steps=4)]
+    with pytest.raises(UserError, match="set validation_fraction") as error:
+        train_sweep(learner, mixed, [[1], [2]], recordings, halving=HALVING)
+    assert "\n" not in str(error.value)
+    check_comparable([c.model_copy(update={"validation_fraction": 0.1}) for c in mixed])  # held-out errors are of one step
+    check_comparable([Training(rollout_steps=4)] * 2)
 
 
 HALVING = Halving(2, 2)

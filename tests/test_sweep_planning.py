@@ -1,6 +1,9 @@
 """Plans fit into memory, and what a training comes to does not depend on them."""
 
+from types import SimpleNamespace
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,8 @@ from flyjax.errors import UserError
 from flyjax.model import make_learner
 from flyjax.training import planning, programs, sweep, train_sweep
 from flyjax.training.planning import CHUNK, Limits, Memory, Sizes
-from flyjax.training.train import Static, numbers_of, stack_recordings
+from flyjax.training.progress import Reporter
+from flyjax.training.train import Static, make_optimizer, numbers_of, stack_recordings
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +41,9 @@ def test_a_full_scale_recording_is_as_large_as_its_arrays():
     assert planning.gb(planning.level_bytes(FULL._replace(keeps_target=False))) == "3.57 GB"
 
 
-def test_lane_memory_is_what_the_compiler_reserves(circuit):
-    model = Model(width=64)
+@pytest.mark.parametrize("variant", ["A", "B", "known_ode"])
+def test_lane_memory_is_what_the_compiler_reserves(circuit, variant):
+    model = Model(width=64, variant=variant)
     learner = make_learner(circuit, model)
     batch, n_frames = 8, 32
     sizes = planning.sizes_of(learner, n_frames)
@@ -48,12 +53,25 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit):
     data = jax.device_put(stack_recordings([Noise(circuit, 0, n_frames)]), everywhere)
     state = init(numbers, programs.keys_of([0]))
     measured = chunk.lower(numbers, data, state).compile().memory_analysis()
-    told = planning.lane_bytes(sizes, model, batch)
+    told = planning.lane_bytes(sizes, model, batch, shared=True)
     held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
     assert told["params"] + told["adam"] == pytest.approx(held, rel=0.01)
     # An upper estimate: never too small, and not so large that memory would lie idle.
     assert 0.8 < (told["step"] + told["activations"]) / measured.temp_size_in_bytes < 8
     assert planning.level_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(data)) - 4
+
+
+def test_work_follows_the_variant():
+    """Of an extent-8 frame: B evaluates a network on 434,112 edges, a known equation none."""
+    n, e = FULL.n_neurons, FULL.n_edges
+    work = {v: planning.gflop_per_frame(n, Model(variant=v), 1, False, e) for v in ("A", "B", "known_ode", "known_ode_tanh")}
+    message_a, message_b, update = (signals * 80 + 80 * 80 + 80 for signals in (3, 6, 5))
+    assert work["A"] == pytest.approx(6e-9 * n * (message_a + update))
+    assert work["B"] == pytest.approx(6e-9 * (e * message_b + n * update)) and work["B"] / work["A"] > 15
+    assert work["known_ode"] == work["known_ode_tanh"] < work["A"]
+    held = {v: planning.lane_bytes(FULL, Model(variant=v), 4)["activations"] for v in work}
+    assert held["B"] > 5 * held["A"] and held["known_ode"] < held["A"] / 5
+    assert planning.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < held["B"] / 3
 
 
 @settings(max_examples=60, deadline=None)
@@ -177,6 +195,49 @@ def test_programs_split_by_memory_give_the_same_and_hold_one_level(circuit, lear
     assert_same(split, together, rtol=5e-3, atol=5e-4)
 
 
+class Killed(Exception):
+    pass
+
+
+def test_less_memory_at_resume_loses_no_checkpoint(learner, recordings, together, tmp_path, monkeypatch, caplog):
+    sizes = planning.sizes_of(learner, 64)
+    lane, level = sum(planning.lane_bytes(sizes, learner.config, 1).values()), planning.level_bytes(sizes)
+    free = [Memory(int((9 * lane + 3 * level) / planning.SHARE), "available RAM", False)]
+    monkeypatch.setattr(planning, "device_memory", lambda: free[0])
+    options = dict(checkpoint_dir=tmp_path, checkpoint_every=CHUNK, n_devices=1)
+
+    def kill(progress):
+        if progress.lanes[2].step >= 3 * CHUNK:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=kill, **options)
+    free[0] = free[0]._replace(free=int((2 * lane + level) / planning.SHARE) + 1)
+    seen = []
+    again = train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=seen.append, **options)
+    assert seen[0].n_groups == 1 and seen[0].lanes[2].step == 3 * CHUNK, "began anew"
+    (line,) = caplog.messages
+    assert "free memory, or remove that folder" in line and str(tmp_path) in line and "available RAM" in line
+    assert_same(again, together, rtol=0, atol=0)
+    # Other work in the same folder is planned for what there is now.
+    other = train_sweep(learner, CANDIDATES[:2], [[5], [6]], recordings, on_progress=seen.append, **options)
+    assert len(other) == 2 and seen[-1].n_groups == 2 and len(caplog.messages) == 1
+
+
+def test_a_plan_is_kept_from_the_first_checkpoint_on(tmp_path):
+    large, small = Memory(100, "a", True), Memory(50, "b", True)
+    assert planning.kept_memory(None, "x", large) is large
+    assert planning.kept_memory(tmp_path, "x", large) is large
+    assert planning.kept_memory(tmp_path, "x", small) is small  # nothing is lost
+    assert planning.kept_memory(tmp_path, "x", large) is large
+    (tmp_path / "program" / "4").mkdir(parents=True)
+    assert planning.kept_memory(tmp_path, "x", small) == large and planning.kept_memory(tmp_path, "y", small) is small
+    accelerator = small._replace(shared=False)
+    assert planning.kept_memory(tmp_path, "x", accelerator) is accelerator
+    (tmp_path / "planned_x.json").write_text('{"free": 1')
+    assert planning.kept_memory(tmp_path, "x", small) is small
+
+
 def test_narrower_programs_give_the_same(learner, recordings, together, monkeypatch):
     monkeypatch.setattr(sweep, "WORTH", {"cpu": 0.0})
     widths = []
@@ -204,6 +265,49 @@ def test_progress_counts_every_step_once(learner, recordings):
     assert first.step == CHUNK and first.values["total"] > first.values["loss"] > 0 and first.values["W"] == 480
     assert [lane.status for lane in seen[-1].lanes] == ["finished"] * 4
     assert seen[0].loss == pytest.approx(np.mean([lane.values["loss"] for lane in seen[0].lanes]))
+
+
+def test_every_program_is_read_along_the_way():
+    """Four programs one after the other, a reading takes as long as a chunk: each gets its share of the budget."""
+    now, read = [0.0], []
+
+    def watch(lane, params):
+        now[0] += 1.0
+        read.append(lane.candidate)
+        return {}
+
+    reporter = Reporter(lambda progress: None, watch, 4 * 100 * CHUNK, clock=lambda: now[0])
+    newest = np.ones((CHUNK, 1, 3))
+    for k in range(4):
+        lanes = (planning.Lane(k, 0, 1),)
+        group = planning.Group(Static(k + 1, "constant"), lanes, (100 * CHUNK,), (0.05,))
+        for done in range(1, 101):
+            now[0] += 1.0
+            state = SimpleNamespace(alive=np.array([True]), step=np.array([done * CHUNK]))
+            run = SimpleNamespace(lane=lanes[0], n_steps=100 * CHUNK)
+            reporter(SimpleNamespace(state=state, group=group, runs=[run], n_lanes=1, params=lambda i: None, rates=lambda i, step: {}), done, newest)
+    times = [read.count(k) for k in range(4)]
+    assert min(times) >= 4 and max(times) <= 7  # 5 % of 100 chunks each
+    assert len(read) <= 0.05 * now[0] + 1
+
+
+@pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
+def test_the_rates_told_are_those_of_the_steps(schedule, learner, recordings):
+    """Under a constant gradient of 1 a step of Adam is its rate."""
+    training = Training(schedule=schedule, warmup_fraction=0.2, data_augmentation_loop=25)  # 320 steps
+    numbers = numbers_of(training, 64, 0)
+    optimizer = make_optimizer(numbers, schedule)
+    ones = {group: jnp.ones(1) for group in ("W", "networks", "embedding")}
+    update, state, taken = jax.jit(optimizer.update), optimizer.init(ones), []
+    for _ in range(320):
+        step, state = update(ones, state, ones)
+        taken.append({group: -float(value[0]) for group, value in step.items()})
+    told = {}
+    train_sweep(learner, [training], [[1]], recordings, n_devices=1, on_progress=lambda p: told.update({p.lanes[0].step: p.lanes[0].values}))
+    assert sorted(told) == [250, 320]
+    for step, values in told.items():
+        assert {g: values[f"rate_{g}"] for g in ones} == pytest.approx(taken[step - 1], rel=1e-4, abs=1e-9)
+    assert programs.scheduled(numbers, 0) < 1e-3 and programs.scheduled(numbers, 64) == pytest.approx(0.5 * (1 + np.cos(0.2 * np.pi)))
 
 
 def test_no_limits_one_program():

@@ -3,16 +3,20 @@
 import csv
 import logging
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
 
+from flyjax import sweeping
 from flyjax.config import Range, load_experiment, parse_experiment
 from flyjax.console import Console, LaneTable
 from flyjax.errors import UserError
@@ -79,6 +83,27 @@ def test_the_history_ends_where_the_metrics_are(made):
             assert lines[-1]["connectivity_R2"] == pytest.approx(results[node]["metrics"]["connectivity_R2"], rel=1e-4)
     assert any("connectivity_R2" in line for lines in history.values() for line in lines)
     assert len(list((run_dir / "tensorboard").rglob("events*"))) == 4
+
+
+def test_a_sweep_killed_while_its_tables_are_written_finds_its_trainings_again(tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    few = {**TINY, "sweep": {"candidates": TINY["sweep"]["candidates"][:2]}}
+    experiment = parse_experiment(few)
+
+    def train(experiment, specs, run_dir, **options):
+        (run_dir / "checkpoints" / "x").mkdir(parents=True, exist_ok=True)
+        return {spec.id: {"metrics": {"connectivity_R2": 0.5}, "per_seed": [{}], "reason": ""} for spec in specs}
+
+    monkeypatch.setattr(sweeping.nodes, "train_nodes", train)
+    with monkeypatch.context() as then:
+        then.setattr(sweeping, "parallel_figure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_sweep(experiment, sweep_candidates(experiment), tmp_path / "run", Console())
+    assert (tmp_path / "run" / "checkpoints" / "x").is_dir()
+    run_sweep(experiment, sweep_candidates(experiment), tmp_path / "run", Console())
+    assert (tmp_path / "run" / "results.md").is_file() and not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_another_configuration_is_refused_before_anything_is_touched(made):
@@ -155,6 +180,36 @@ def test_checkpoints_are_bounded_and_whole_or_passed_over_aloud(tmp_path, caplog
     store.close()
 
 
+def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):
+    """Saving returns before the checkpoint is whole; what is then on disk is what a kill would leave."""
+    tree = {"x": np.arange(1000, dtype=np.float32)}
+    store = checkpoint.Store(tmp_path / "store")
+    store.save(1, tree)
+    store.close()
+    written, rename, go_on = threading.Event(), os.rename, threading.Event()
+
+    def stopped(source, target, **options):
+        if Path(target).name == "2":
+            written.set()
+            assert go_on.wait(60)
+        return rename(source, target, **options)
+
+    monkeypatch.setattr(os, "rename", stopped)
+    store = checkpoint.Store(tmp_path / "store")
+    later = {"x": tree["x"] + 1}
+    store.save(2, later)  # asynchronous: it would never return
+    assert written.wait(60)
+    shutil.copytree(tmp_path / "store", tmp_path / "killed")
+    go_on.set()
+    store.close()
+    for folder, number, wanted in (("killed", 1, tree), ("store", 2, later)):
+        store = checkpoint.Store(tmp_path / folder)
+        found, values = store.restore_latest(tree)
+        store.close()
+        assert found == number
+        np.testing.assert_array_equal(values["x"], wanted["x"])
+
+
 # -- before and beside -----------------------------------------------------------------------------
 
 
@@ -171,6 +226,17 @@ def test_time_is_work_over_rate():
     experiment = parse_experiment(TINY)
     told = [forecast(experiment.simulation, experiment.model, [experiment.training] * k, [[0]] * k, Rate(2.0, "given"), given_memory(1)).seconds for k in (4, 8)]
     assert told[1] == pytest.approx(2 * told[0]) and told[0] > 0
+
+
+def test_a_forecast_sees_the_variant():
+    experiment = parse_experiment(TINY)
+    told = {}
+    for variant in ("A", "B", "known_ode"):
+        model = experiment.model.model_copy(update={"variant": variant, "width": 80})
+        told[variant] = forecast(experiment.simulation, model, [experiment.training], [[0]], Rate(0.001, "given"), given_memory(1))
+    assert told["B"].seconds > 2 * told["A"].seconds > 4 * told["known_ode"].seconds > 0
+    held = {v: next(line for line in f.text.splitlines() if "activations" in line) for v, f in told.items()}
+    assert len(set(held.values())) == 3
 
 
 def test_the_live_table_counts_down():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from flyjax.frames import measured
 from flyjax.recording import Recording
 from flyjax.recovery.extract import moments, per_recording
 from flyjax.recovery.metrics import true_tau
@@ -52,18 +53,20 @@ def describe(voltage: np.ndarray) -> dict:
 
 
 def signal_to_noise(recording: Recording) -> float | None:
-    """Median over neurons of (variance of v / variance that the noise alone gives its leak) - 1.
+    """Median over neurons of (variance of the state / variance that the process noise alone gives its leak) - 1.
 
-    A leak 1 - dt/tau* turns noise of variance sigma^2 per step into sigma^2 / (1 - (1 - dt/tau*)^2).
-    None for a noise-free recording.
+    A leak 1 - dt/tau* turns noise of variance sigma^2 per step into sigma^2 / (1 - (1 - dt/tau*)^2). The variance
+    of the state is that of the recorded voltage less what measuring added. Needs the true tau*.
+    None for a recording without process noise.
     """
     sigma = recording.noise_model_level
     if not sigma > 0:
         return None
     _, std = moments(recording.voltage)
+    added = recording.simulation.measurement_noise_level if measured(recording.simulation, recording.split) else 0.0
     leak = 1.0 - recording.simulation.delta_t / true_tau(recording).astype(np.float64)
     by_noise = sigma**2 / np.maximum(1.0 - leak**2, 1e-12)
-    return float(max(np.median(std**2 / by_noise) - 1.0, 0.0))
+    return float(max(np.median((std**2 - added**2) / by_noise) - 1.0, 0.0))
 
 
 @per_recording
@@ -87,7 +90,7 @@ def activity(train_recording: Recording, run) -> dict:
 
 
 def activity_line(content: dict) -> str:
-    """One line for the log's `Activity:` entry."""
+    """One line for the log's `Activity:` entry, of the voltages alone: a search without the truth is shown it too."""
 
     def of(part):
         shown = "none" if part["rank"] is None else part["rank"]
@@ -97,8 +100,6 @@ def activity_line(content: dict) -> str:
         )
 
     text = of(content["recording"])
-    if content["recording"]["snr"] is not None:
-        text += f", SNR {content['recording']['snr']:.2g}"
     if content["divergence_frame"] is not None:
         return f"{text}; the rollout diverged at frame {content['divergence_frame']}"
     return f"{text}; rollout {of(content['rollout'])}"

@@ -1,7 +1,9 @@
 """Which of several networks would have been chosen without the truth, and what that costs.
 
 A real recording has no W to compare with: held-out prediction and the loss are all there is. Published searches choose
-on the ground truth; this says how much of their result is that choice.
+on the ground truth; this says how much of their result is that choice. Only networks of one simulation compare: another
+stimulus is easier or harder to predict. The loss itself is a norm over batch and neurons and grows with the noise of the
+recording, so it is taken as `final_error` (`flyjax.training.halving.relative_error`, which halving ranks by).
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Hashable, Mapping
 import numpy as np
 
 #: What can be seen without the truth, and whether more is better.
-BLIND = {"test_R2": True, "one_step_R2": True, "final_loss": False}
+BLIND = {"test_R2": True, "one_step_R2": True, "final_error": False}
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
@@ -27,7 +29,7 @@ def selection(networks: Mapping[Hashable, Mapping], target: str = "connectivity_
     """Rows: chosen on the truth, then on each blind metric.
 
     Args:
-        networks: metrics by the name of a node or seed; those without `target` are left out.
+        networks: metrics by the name of a node or seed, of one simulation; those without `target` are left out.
         target: the metric of the truth.
 
     **Returns:** per row `chosen_on`, `chosen`, `value` of `target` there, `lost` against the best, `rank` by

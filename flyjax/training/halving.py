@@ -3,17 +3,23 @@
 At each rung, a number of steps that all lanes have taken or finished at, the candidates are ranked and
 only the best 1/factor of them go on (Jamieson & Talwalkar, 2016; rungs as in Hyperband). The ranking
 needs no ground truth: it is the mean over a candidate's seeds of the root mean square error, on held-out
-frames where there are some, else in the last training steps, in units of `spread`, so that noise levels
-compare.
+frames where there are some, else in the last training steps, in units of the targets' spread, so that batch
+sizes and noise levels compare (`relative_error`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from flyjax.config import Training
+from flyjax.errors import UserError
+
+#: Frames, spread evenly, that the spread of a recording's targets is measured on.
+SPREAD_FRAMES = 256
 
 
 class Halving(NamedTuple):
@@ -34,6 +40,31 @@ def rungs(n_chunks: int, halving: Halving | None) -> list[int]:
 def spread(target: np.ndarray) -> float:
     """Root mean square error of the best constant prediction per neuron; `target` (T, N) in 1/s."""
     return float(np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64))))
+
+
+def target_spread(recording) -> float:
+    """`spread` of a recording's targets."""
+    frames = np.linspace(0, len(recording.voltage) - 1, SPREAD_FRAMES).round().astype(int)
+    return spread(recording.pairs(frames)[2])
+
+
+def relative_error(loss: float, training: Training, n_neurons: int, spread: float) -> float:
+    """Root mean square error of a data term of the loss, over the spread of the targets; below 1 something was learned.
+
+    The data term is a norm over batch, steps of the rollout and neurons, in 1/s: it grows with each of them, and with
+    the noise level of the recording. This can be compared between trainings of one simulation that are followed for
+    equally many `rollout_steps`.
+    """
+    return loss / math.sqrt(training.batch_size * training.rollout_steps * n_neurons) / spread
+
+
+def check_comparable(candidates: Sequence[Training]) -> None:
+    """**Raises:** `UserError` for candidates whose losses are of rollouts of other lengths: neither is worse."""
+    if len({c.rollout_steps for c in candidates}) > 1 and not all(c.validation_fraction for c in candidates):
+        raise UserError(
+            "successive halving compares one-step errors, and losses of other rollout_steps are none: set validation_fraction (for example "
+            "0.1) for all candidates, or one rollout_steps"
+        )
 
 
 def lost(scores: Mapping[int, float], finished: set[int], factor: float) -> set[int]:

@@ -2,12 +2,18 @@
 
 Lanes of one static signature share a program while their state, activations and recordings fit the
 device: every distinct noise_model_level is a recording of its own, 3.5 GB at full scale (twice that where
-targets are kept on the device). Beyond that they are dealt into several programs, one after the
-other; a lane's result does not depend on how.
+targets are kept on the device). Beyond that they are dealt into several programs, one after the other.
+
+How they are dealt changes a lane's numbers by rounding alone: every lane draws the same frames from the same start,
+but kernels of another width sum in another order. Trainings amplify that, short ones by little, thousands of steps to
+about what another seed of rounding would give: R2 of .583 against .588 was seen. So a training that goes on keeps
+its plan (`kept_memory`).
 """
 
 from __future__ import annotations
 
+import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -19,7 +25,10 @@ import jax
 
 from flyjax.config import Model, Simulation, Training
 from flyjax.errors import UserError
+from flyjax.model.pieces import ACCELERATOR_ROWS, CPU_ROWS
 from flyjax.training.train import TARGET_BYTES, Static, n_steps, static_of
+
+log = logging.getLogger(__name__)
 
 #: Steps of one scan: the host is asked in between, often enough for a progress bar.
 CHUNK = 250
@@ -127,16 +136,27 @@ def level_bytes(sizes: Sizes) -> int:
     return 4 * sizes.n_frames * ((1 + sizes.keeps_target) * sizes.n_neurons + sizes.n_columns)
 
 
-def lane_bytes(sizes: Sizes, model: Model, batch_size: int) -> dict[str, int]:
+def has_networks(model: Model) -> bool:
+    """Whether a variant learns functions, not only numbers of a known equation."""
+    return not model.variant.startswith("known_ode")
+
+
+def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False) -> dict[str, int]:
     """Device memory of one lane by what it is for; activations are an upper estimate.
 
     `params` the parameters, `adam` both moments, `step` the gradient and the new values of all three
     while a step is taken, `activations` what the backward pass keeps: two arrays per hidden layer of
-    the rows of the batch in both networks and of the regularisers' three voltages, and messages.
+    the rows of the batch in both networks and of the regularisers' three voltages, and messages. Variant B
+    evaluates the message network on edges, a piece at a time (smaller pieces on a CPU, whose memory is
+    `shared`), and keeps what its edges see; a known equation has messages alone.
     """
     rows = (2 * batch_size + 3) * sizes.n_neurons
-    hidden = 2 * rows * model.width * (model.n_layers - 1)
     messages = 2 * batch_size * sizes.n_edges
+    if model.variant == "B":
+        rows += min(batch_size * sizes.n_edges, 2 * (CPU_ROWS if shared else ACCELERATOR_ROWS))
+        # Of every edge: two voltages, the message and their gradients, both embeddings and theirs.
+        messages += sizes.n_edges * (6 * batch_size + 6 * model.embedding_size)
+    hidden = 2 * rows * model.width * (model.n_layers - 1) if has_networks(model) else 8 * batch_size * sizes.n_neurons
     return {
         "params": 4 * sizes.n_params,
         "adam": 8 * sizes.n_params,
@@ -147,25 +167,35 @@ def lane_bytes(sizes: Sizes, model: Model, batch_size: int) -> dict[str, int]:
 
 def group_bytes(sizes: Sizes, model: Model, group: Group, memory: Memory) -> int:
     """What a program takes of `memory.free`."""
-    lane, level = sum(lane_bytes(sizes, model, group.static.batch_size).values()), level_bytes(sizes)
+    lane, level = sum(lane_bytes(sizes, model, group.static.batch_size, memory.shared).values()), level_bytes(sizes)
     if memory.shared:  # a copy on every device, and the recording as it was read
         return group.width * lane + len(group.levels) * level * (group.n_devices + 1)
     return group.width // group.n_devices * lane + len(group.levels) * level
 
 
-def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True) -> float:
+#: Operations that take as long as an edge's message sum, forward and backward, and its share of Adam where nothing else
+#: is left: a known_ode step at extent 6, batch 1, took 0.24 of the CPU time of variant A's (width 32) where this says 0.26.
+EDGE_WORK = 300
+
+
+def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True, n_edges: int = 0) -> float:
     """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
 
-    The message sum is left out: 3 x 2 x 434,112 operations at extent 8, a quarter of a percent.
+    In variant B the message network is evaluated on each of `n_edges`, not of the neurons. The message sum is
+    left out: 3 x 2 x 434,112 operations at extent 8, a quarter of a percent of A's. A known equation consists of
+    it; it waits for memory, so `EDGE_WORK` counts for an edge.
     """
 
-    def multiply_adds(n_signals: int) -> int:
-        return (n_signals + model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
+    def multiply_adds(n_signals: int, n_embedded: int = 1) -> int:
+        return (n_signals + n_embedded * model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
 
-    per_neuron = multiply_adds(1) + multiply_adds(3)
+    if not has_networks(model):
+        return EDGE_WORK * n_edges / 1e9
+    message = multiply_adds(2, 2) if model.variant == "B" else multiply_adds(1)
+    total = n_neurons * multiply_adds(3) + (n_edges if model.variant == "B" else n_neurons) * message
     if regularisers:  # three voltages of one frame of the batch
-        per_neuron += 3 * multiply_adds(1) / batch_size
-    return 6 * n_neurons * per_neuron / 1e9
+        total += 3 * n_neurons * message / batch_size
+    return 6 * total / 1e9
 
 
 class Limits(NamedTuple):
@@ -181,7 +211,7 @@ def limits(sizes: Sizes, model: Model, batch_size: int, n_lanes: int, n_levels: 
 
     **Raises:** `UserError` if not even one training on one recording fits.
     """
-    lane, level = sum(lane_bytes(sizes, model, batch_size).values()), level_bytes(sizes)
+    lane, level = sum(lane_bytes(sizes, model, batch_size, memory.shared).values()), level_bytes(sizes)
     for devices in range(min(n_devices, n_lanes), 0, -1):
         best = None
         copies = devices + 1 if memory.shared else 1
@@ -201,6 +231,40 @@ def limits(sizes: Sizes, model: Model, batch_size: int, n_lanes: int, n_levels: 
         f"one training takes about {gb(lane + copies * level)} ({gb(copies * level)} of it its recording), and "
         f"{gb(memory.free)} are {memory.source}: reduce simulation.n_frames, training.batch_size or model.width"
     )
+
+
+def kept_memory(folder: Path | None, key: str, now: Memory) -> Memory:
+    """The memory that trainings whose checkpoints are in `folder` were planned for, or `now`, which is then kept there.
+
+    Another plan has other programs, and theirs are other checkpoints: what was trained would be lost.
+
+    **Arguments:** `key`: a name of the trainings, as they are asked for.
+    """
+    if folder is None:
+        return now
+    path = Path(folder) / f"planned_{key}.json"
+    try:
+        kept = Memory(**json.loads(path.read_text()))
+        # Nothing is lost where no checkpoint is whole yet, or on another kind of device.
+        if kept.shared == now.shared and any(Path(folder).glob("*/[0-9]*")):
+            return kept
+    except (OSError, ValueError, TypeError):  # none, or torn
+        pass
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(now._asdict()))
+    part.replace(path)
+    return now
+
+
+def warn_if_too_large(groups: Sequence[Group], sizes: Sizes, model: Model, kept: Memory, now: Memory, folder: Path) -> None:
+    """One line where a kept plan takes more than there is now."""
+    needed = max(group_bytes(sizes, model, group, kept) for group in groups)
+    if needed > now.free:
+        log.warning(
+            "going on with the programs of %s takes about %s, and %s are %s: free memory, or remove that folder to begin anew with smaller ones",
+            folder, gb(needed), gb(now.free), now.source,
+        )  # fmt: skip
 
 
 def plan(
@@ -296,7 +360,7 @@ def rows(groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, se
             "batch": str(group.static.batch_size),
             "lanes": str(len(group.lanes)) + (f" (+{filling})" if filling else ""),
             "steps": str(max(group.n_steps)) if len(set(group.n_steps)) == 1 else f"{min(group.n_steps)}-{max(group.n_steps)}",
-            "per lane": gb(sum(lane_bytes(sizes, model, group.static.batch_size).values())),
+            "per lane": gb(sum(lane_bytes(sizes, model, group.static.batch_size, memory.shared).values())),
             "noise levels": str(len(group.levels)),
             "recordings": gb(len(group.levels) * level_bytes(sizes)),
             "memory": gb(group_bytes(sizes, model, group, memory)),

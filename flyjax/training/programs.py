@@ -7,6 +7,7 @@ devices; between programs each is a `Run` of its own, so that the next program m
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from flyjax.model import Learner
 from flyjax.recording import Recording
 from flyjax.training import checkpoint
 from flyjax.training.planning import CHUNK, Group, Lane
-from flyjax.training.train import Static, TrainState, init_state, stack_recordings, train_lanes, unpack
+from flyjax.training.train import RATES, Static, TrainState, init_state, stack_recordings, train_lanes, unpack
 
 #: Unused recordings are added until there are as many as lanes while they are smaller than this together:
 #: then the number of noise levels does not shape the program.
@@ -140,6 +141,7 @@ class Piece:
         self.learner, self.group, self.runs, self.data, self.folder = learner, group, runs, data, folder
         init, self.chunk, by_lane, _ = compiled(learner, group.static, group.n_devices)
         # Lanes that only fill up a device take no step and touch nobody.
+        self.own_numbers = numbers
         numbers = [*numbers, *[numbers[-1] | {"n_steps": np.int32(0)}] * filling]
         self.numbers = jax.device_put(stack_numbers(numbers), by_lane)
         if runs[0].state is None:
@@ -169,7 +171,7 @@ class Piece:
                 newest = np.asarray(chunk_losses).swapaxes(0, 1)
                 losses[(done - begin) * CHUNK : (done - begin + 1) * CHUNK] = newest
                 done += 1
-                report(self, done, newest[:, : self.n_lanes], time.perf_counter() - start)
+                report(self, done, newest[:, : self.n_lanes])
                 if store is not None and (done == end or done * CHUNK % max(CHUNK, checkpoint_every // CHUNK * CHUNK) == 0):
                     total = spent + time.perf_counter() - start
                     # A copy: it is written while the next chunk fills the original.
@@ -190,3 +192,16 @@ class Piece:
     def params(self, i: int):
         """Parameters of a lane as they are now."""
         return unpacked(self.learner)({k: v[i] for k, v in self.state.params.items()})
+
+    def rates(self, i: int, step: int) -> dict[str, float]:
+        """The learning rates that a lane's step number `step` (from 1) was taken at, by parameter group."""
+        numbers = self.own_numbers[i]
+        share = 1.0 if self.group.static.schedule == "constant" else scheduled(numbers, step - 1)
+        return {group: float(numbers[name]) * share for group, name in RATES.items() if name in numbers}
+
+
+def scheduled(numbers, count: int) -> float:
+    """`warmup_cosine` after so many steps, as a share of the rate: what `train.make_optimizer` traces."""
+    progress = count / int(numbers["n_steps"])
+    warm = min(1.0, (progress + 1e-6) / (float(numbers["warmup_fraction"]) + 1e-6))
+    return warm * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))

@@ -21,7 +21,7 @@ class LaneProgress:
     lane: Lane
     step: int
     n_steps: int
-    values: dict[str, float]  #: loss and total over the chunk, validation if there is one, and what `watch` read, if it did
+    values: dict[str, float]  #: loss and total over the chunk, rate_* of its last step, validation if there is one, and what `watch` read
     status: str  #: training, finished, diverged or stopped
 
 
@@ -39,14 +39,14 @@ class Progress:
 
 
 class Reporter:
-    """Turns chunks into `Progress`, and asks `watch` now and then."""
+    """Turns chunks into `Progress`, and asks `watch` now and then: over all programs, for `WATCH_SHARE` of the time."""
 
-    def __init__(self, on_progress, watch, total: int):
+    def __init__(self, on_progress, watch, total: int, clock=time.perf_counter):
         self.on_progress, self.watch, self.total, self.before = on_progress, watch, total, 0
-        self.watched_s = 0.0
+        self.clock, self.began, self.watched_s = clock, clock(), 0.0
         self.group = self.n_groups = 0
 
-    def __call__(self, piece: Piece, done: int, newest: np.ndarray, elapsed: float) -> None:
+    def __call__(self, piece: Piece, done: int, newest: np.ndarray) -> None:
         if self.on_progress is None:
             return
         state = piece.state
@@ -57,16 +57,18 @@ class Reporter:
             validation = np.nansum(newest[..., 2], axis=0)  # one value in a chunk
         every = max(1, piece.group.n_chunks // 10)
         due = self.watch is not None and (done % every == 0 or done == piece.group.n_chunks)
-        due = due and self.watched_s <= WATCH_SHARE * elapsed
+        due = due and self.watched_s <= WATCH_SHARE * (self.clock() - self.began)
         lanes = []
         for i, run in enumerate(piece.runs):
             values = {"loss": float(means[i, 0]), "total": float(means[i, 1])} if counts[i] else {}
+            if counts[i]:
+                values |= {f"rate_{group}": rate for group, rate in piece.rates(i, int(steps[i])).items()}
             if np.isfinite(newest[:, i, 2]).any():
                 values["validation"] = float(validation[i])
             if due and counts[i]:
-                start = time.perf_counter()
+                start = self.clock()
                 values |= self.watch(run.lane, piece.params(i))
-                self.watched_s += time.perf_counter() - start
+                self.watched_s += self.clock() - start
             status = "diverged" if not alive[i] else "finished" if steps[i] >= run.n_steps else "training"
             lanes.append(LaneProgress(run.lane, int(steps[i]), run.n_steps, values, status))
         known = [lane.values["loss"] for lane in lanes if "loss" in lane.values]

@@ -8,7 +8,6 @@ local devices (`programs`). The host looks in between chunks: progress, checkpoi
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from flyjax.config import Training, content_hash
 from flyjax.model import Learner
 from flyjax.recording import Recording
 from flyjax.training import planning
-from flyjax.training.halving import Halving, lost, rungs, spread
+from flyjax.training.halving import Halving, check_comparable, lost, relative_error, rungs, target_spread
 from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
 from flyjax.training.programs import Data, Piece, Run, compiled, unpacked
 from flyjax.training.progress import Progress, Reporter
@@ -93,15 +92,17 @@ def train_sweep(
     - `candidates`: K settings; `seeds`: for each of them its seeds (any number).
     - `recordings`: a training recording for each distinct `noise_model_level`, or a function that gets
       them, asked for the levels of one program at a time; all of one length.
-    - `checkpoint_dir`: where to keep checkpoints; the same call finds them there and goes on.
+    - `checkpoint_dir`: where to keep checkpoints; the same call finds them there and goes on, with the programs
+      that it began with even where less memory is free (it then says so).
     - `watch`: reads numbers off a lane's parameters at some chunk borders (about ten in a training, fewer
       where that would take more than 5 % of the time); they are in `Progress.lanes`.
     - `halving`: stop candidates that are behind; by default none is stopped.
     - `memory`: what programs and their recordings must fit into; by default what is free.
     - `n_devices`: how many local devices share the lanes; by default all.
 
-    **Returns:** `results[k][s]`, a `Trained`. A diverging lane stops alone and says where. Results depend
-    neither on memory nor on devices (but for the last bits, which sums of other widths round otherwise).
+    **Returns:** `results[k][s]`, a `Trained`. A diverging lane stops alone and says where. Memory and devices
+    change how lanes share programs, and by that nothing but the rounding of sums; long trainings amplify it, so that
+    a lane's result depends on its neighbours as on another seed of rounding (`planning`).
 
     **Raises:** `UserError` if not even one training fits into memory.
     """
@@ -112,15 +113,23 @@ def train_sweep(
             raise ValueError(f"no recording for noise_model_level {missing}")
         recordings = recordings.__getitem__
     n_frames = len(recordings(levels[0]).voltage)
+    if halving is not None:
+        check_comparable(candidates)
     check_rollouts(candidates, recordings(levels[0]))
     memory, config = memory or planning.device_memory(), learner.config
     sizes = planning.sizes_of(learner, n_frames, not computes_target(recordings(levels[0])))
     n_devices = n_devices or jax.local_device_count()
 
+    # Recordings of other levels are not asked for here: reading them only to name the work would take minutes.
+    work = content_hash([c.model_dump() for c in candidates], [list(own) for own in seeds], recordings(levels[0]).fingerprint, config.model_dump())
+    planned = planning.kept_memory(checkpoint_dir, work, memory)
+
     def limits_of(static, n_lanes, n_levels):
-        return planning.limits(sizes, config, static.batch_size, n_lanes, n_levels, memory, n_devices)
+        return planning.limits(sizes, config, static.batch_size, n_lanes, n_levels, planned, n_devices)
 
     groups = plan(candidates, seeds, n_frames, limits_of)
+    if planned is not memory:
+        planning.warn_if_too_large(groups, sizes, config, planned, memory, checkpoint_dir)
     worth = WORTH.get(jax.local_devices()[0].platform, WORTH_ELSEWHERE)
     runs = {lane: Run(lane, n) for group in groups for lane, n in zip(group.lanes, group.n_steps, strict=True)}
     data = Data(recordings)
@@ -130,7 +139,7 @@ def train_sweep(
     for end in ends:
         reporter.n_groups = len(groups)
         for reporter.group, group in enumerate(groups):
-            gflop = planning.gflop_per_frame(sizes.n_neurons, config, group.static.batch_size) * group.static.batch_size
+            gflop = planning.gflop_per_frame(sizes.n_neurons, config, group.static.batch_size, n_edges=sizes.n_edges) * group.static.batch_size
             for part, first, last in planning.narrowed(group, begin, end, gflop, worth):
                 own = [runs[lane] for lane in part.lanes]
                 reporter.before = sum(run.step for run in runs.values()) - sum(run.step for run in own)
@@ -167,26 +176,25 @@ def _stopped(candidates, runs: Mapping[Lane, Run], recordings, halving: Halving)
         if run.stopped_at is None:
             racing.setdefault(run.lane.candidate, []).append(run)
     scores = {}
-    targets: dict[float, np.ndarray] = {}
+    spreads: dict[float, float] = {}
     for k, own in racing.items():
         candidate, level = candidates[k], candidates[k].noise_model_level
-        if level not in targets:
-            recording = recordings(level)
-            frames = np.linspace(0, len(recording.voltage) - 1, 256).round().astype(int)
-            targets[level] = recording.pairs(frames)[2]
-        errors = [_newest_error(run, candidate.batch_size, targets[level].shape[1]) if run.alive else np.inf for run in own]
-        scores[k] = float(np.mean(errors)) / spread(targets[level])
+        recording = recordings(level)
+        if level not in spreads:
+            spreads[level] = target_spread(recording)
+        errors = [_newest_error(run, candidate, recording.voltage.shape[1], spreads[level]) if run.alive else np.inf for run in own]
+        scores[k] = float(np.mean(errors))
     gone = lost(scores, {k for k, own in racing.items() if all(run.done for run in own)}, halving.factor)
     return [run.lane for k in gone for run in racing[k] if not run.done]
 
 
-def _newest_error(run: Run, batch_size: int, n_neurons: int) -> float:
-    """Root mean square error (1/s) of a lane as it is: on held-out frames, else of its last chunk of steps."""
+def _newest_error(run: Run, candidate: Training, n_neurons: int, spread: float) -> float:
+    """Relative error of a lane as it is: on held-out frames, else of its last chunk of steps."""
     losses = np.concatenate(run.losses)[-CHUNK:]
     held_out = losses[np.isfinite(losses[:, 2]), 2]
     if len(held_out):
-        return float(held_out[-1])
-    return float(np.mean(losses[:, 0], dtype=np.float64)) / math.sqrt(batch_size * n_neurons)
+        return float(held_out[-1]) / spread
+    return relative_error(float(np.mean(losses[:, 0], dtype=np.float64)), candidate, n_neurons, spread)
 
 
 def _going_on(group: Group, runs: Mapping[Lane, Run]) -> Group | None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flyjax.errors import UserError, nearest
+from flyjax.lines import open_lines, write_line
 
 HISTORY = "history.jsonl"
 
@@ -44,16 +45,11 @@ class History:
 
     def start(self, lanes) -> None:
         if self._file is None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-            self._file = self.path.open("a", encoding="utf-8")
-            if torn and self._file.tell():  # the process before was killed in the middle of a line
-                self._file.write("\n")
+            self._file = open_lines(self.path)
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
         known = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
-        self._file.write(json.dumps({"lane": lane, "step": step, **known}) + "\n")
-        self._file.flush()
+        write_line(self._file, {"lane": lane, "step": step, **known})
 
     def close(self) -> None:
         if self._file is not None:
@@ -104,20 +100,27 @@ class TensorBoard:
 
 
 class Tracker:
-    """Weights & Biases or trackio, which share these calls: one run, every training's curves in it by name.
+    """Weights & Biases or trackio, which share these calls: one run, every training's curves and settings in it by name.
 
     Each training has a step of its own, logged beside its numbers.
     """
 
     def __init__(self, module: str, project: str):
         self._tracker, self._project, self._running = _package(module, module), project, False
+        self._run, self._known = None, set()
 
     def start(self, lanes) -> None:
-        settings = {lane: dict(config) for lane, config in lanes.items()}
+        settings = {lane: dict(config) for lane, config in lanes.items() if lane not in self._known}
+        self._known |= set(settings)
         if not self._running:
-            self._tracker.init(project=self._project, config=settings)
+            self._run = self._tracker.init(project=self._project, config=settings)
             self._running = True
-        for lane in lanes:
+        elif settings:
+            self._run.config.update(settings)
+            if isinstance(self._run.config, dict):  # trackio's goes out with the first numbers and not again
+                for lane, config in settings.items():
+                    self._tracker.log({f"{lane}/{k}": v for k, v in config.items() if isinstance(v, (int, float))})
+        for lane in settings:
             if hasattr(self._tracker, "define_metric"):
                 self._tracker.define_metric(f"{lane}/*", step_metric=f"{lane}/step")
 
