@@ -112,7 +112,7 @@ def test_the_grammar_of_rows_that_is_told_is_the_parser_s():
 def test_the_noise_is_told_with_what_it_rests_on(tmp_path):
     ctx = context(tmp_path, iterations=2)
     assert "Noise floor of the reward: not measured yet" in told(ctx)
-    root = {**finished(1), "metrics": metrics(0.9), "per_seed": [metrics(0.95), metrics(0.85)]}
+    root = {**finished(1), "metrics": metrics(0.94), "per_seed": [metrics(0.99), metrics(0.89)]}
     rough = context(tmp_path, iterations=2, more=[root])
     line = next(x for x in told(rough).splitlines() if x.startswith("Noise floor"))
     assert "from 1 repetition, a rough figure" in line and "R2 ends at 1" in line and "Repeated" not in line

@@ -113,12 +113,14 @@ def space_text(context: Context) -> str:
     for name, span in search.ranges.items():
         whole = ", whole numbers" if span.scale == "int" else ""
         lines.append(f"- {name}: {span.describe()}{whole}; root {shown(getattr(root, name))}; {_kind(name, span)}")
-    lines.append("Simulation parameters (change at block ends only, one simulation per block):")
-    simulation = context.experiment.simulation
-    for name, span in search.simulation_ranges.items():
-        whole = ", whole numbers" if span.scale == "int" else ""
-        lines.append(f"- {name}: {span.describe()}{whole}; first block {shown(getattr(simulation, name))}")
-    lines.append(f"Stimuli for the next block, of those on this machine: {', '.join(map(str, available_visuals(context)))}")
+    if search.simulation_ranges:
+        lines.append("Simulation parameters (change at block ends only, one simulation per block):")
+        simulation = context.experiment.simulation
+        for name, span in search.simulation_ranges.items():
+            whole = ", whole numbers" if span.scale == "int" else ""
+            lines.append(f"- {name}: {span.describe()}{whole}; first block {shown(getattr(simulation, name))}")
+    if "visual_input_type" in search.simulation_ranges:
+        lines.append(f"Stimuli for the next block, of those on this machine: {', '.join(map(str, available_visuals(context)))}")
     lines.append(f"Objective: {search.objective}. Seeds are set by the program and are not part of the space.")
     return "\n".join(lines)
 
@@ -133,7 +135,7 @@ def _noise_line(context: Context) -> str:
     if repeated := _repetitions(context):
         told += f". Repeated: {repeated} (good configurations may spread less than the root)"
     best = tree.best_node(state, block)
-    if best is not None and best.reward + 2 * floor > 1:
+    if best is not None and best.reward > 0.9 and best.reward + 2 * floor > 1:
         told += f". R2 ends at 1, so no single node can be clearly better than node {best.id}: what repeats well is"
     return told
 
@@ -200,6 +202,8 @@ def request_text(context: Context) -> str:
         first = min((n.id for n in state.block_nodes(context.block)), default=None)
         if k and not context.next_opens_block:
             lines.append(f"Parents: trained nodes of block {context.block}; its root is node {first}.")
+    if not k and context.new_nodes and not context.next_opens_block:
+        lines.append("The run ends with this answer: no proposals. A later run can start from the protocol as you leave it.")
     if context.next_opens_block:
         beside = "trained beside your proposals" if k else "trained alone"
         lines.append(f'The next iteration opens a block: the root configuration is {beside}; every parent is "{ROOT}".')
