@@ -13,6 +13,7 @@ from test_search_llm_hostile import Canned, bad_answers
 
 from flyjax.config import load_experiment
 from flyjax.errors import UserError
+from flyjax.report.runs import run_figure
 from flyjax.search import protocol
 from flyjax.search.interface import Paused
 from flyjax.search.journal import read_journal
@@ -263,6 +264,8 @@ def test_the_recorded_quickstart_is_the_run_it_says(tmp_path, root, monkeypatch)
     assert [e["by"] for e in state.edits] == ["replay"] * 2
     assert {n.block for n in state.nodes.values() if n.strategy == "force-branch"} == {2}
     assert not re.search(r"/(tmp|home|work|root)/|sk-ant", path.read_text())
+    picture = run_figure(tmp_path / "tree.png", tmp_path / "run").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and 15_000 < len(picture) < 120_000
 
 
 def test_a_transcript_has_to_be_one_and_to_reach(tmp_path, root):
