@@ -18,10 +18,12 @@ from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.errors import UserError
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import circuit_metrics
+from flyjax.search.journal import read_journal
 from flyjax.search.landscapes import REAL, make_landscape
 from flyjax.search.loop import run_loop
 from flyjax.search.plan import IterationPlan
 from flyjax.search.proposers import make_proposer
+from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.state import State
 from flyjax.search.tree import score
 from flyjax.training import train_sweep
@@ -105,8 +107,26 @@ def curve_of(state: State, quality: Callable[[Any], float]) -> list[float]:
     return out
 
 
-def one_row(landscape: str, seed: int, proposer: str, experiment: Experiment, real: RealTrainings | None, folder: Path, template: Path) -> Row:
-    """Run one search to its end and read its curve."""
+PAID = ("llm", "hybrid")  # proposers whose answers cost money, and can be recorded
+
+
+def transcript_of(folder: Path | None, landscape: str, seed: int, proposer: str) -> Path | None:
+    """The recorded answers of a search, where `folder` has them: LANDSCAPE_SEED_PROPOSER.jsonl."""
+    path = folder / f"{landscape}_{seed}_{proposer}.jsonl" if folder is not None and proposer in PAID else None
+    return path if path is not None and path.is_file() else None
+
+
+def one_row(
+    landscape: str,
+    seed: int,
+    proposer: str,
+    experiment: Experiment,
+    real: RealTrainings | None,
+    folder: Path,
+    template: Path,
+    transcript: Path | None = None,
+) -> Row:
+    """Run one search to its end and read its curve; with a transcript its answers are played again."""
     data = experiment.model_dump(mode="json")
     data["search"] |= {"seed": seed, "proposer": proposer}
     experiment = parse_experiment(data, "comparison")
@@ -117,13 +137,19 @@ def one_row(landscape: str, seed: int, proposer: str, experiment: Experiment, re
         evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
     run_dir, start = folder / f"{landscape}_{seed}_{proposer}", time.monotonic()
     shutil.rmtree(run_dir, ignore_errors=True)
-    outcome = run_loop(experiment, run_dir, evaluate, make_proposer(proposer, experiment, run_dir), protocol_template=template)
+    if transcript is not None:
+        asked = ReplayProposer(experiment, run_dir, transcript)
+    else:
+        asked = make_proposer(proposer, experiment, run_dir)
+    outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
     state = outcome.state
     if outcome.status != "finished":
         raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {outcome.reason}")
     row = {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": len(state.nodes), "wall_s": time.monotonic() - start}
     row |= {"root": quality(state.nodes[1]), "curve": curve_of(state, quality)}
-    if proposer not in ("llm", "hybrid"):  # what was paid for is kept
+    if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
+        row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
+    if proposer not in PAID or transcript is not None:  # what was paid for is kept
         shutil.rmtree(run_dir, ignore_errors=True)
     return row
 
@@ -136,9 +162,14 @@ def compare(
     template: Path,
     real: RealTrainings | None = None,
     say: Callable[[str], None] = lambda line: None,
+    transcripts: Path | None = None,
 ) -> list[Row]:
     """The rows of all (landscape, seed) x proposers, those of earlier calls included; seed by seed, so that pairs
-    are complete early. Ends early, with what is done, when `real` runs out of time."""
+    are complete early. Ends early, with what is done, when `real` runs out of time.
+
+    **Arguments:** `transcripts` is a folder of recorded answers (see `transcript_of`), which are played again; with it,
+    searches of llm and hybrid that it does not hold are left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     known: dict[str, Row] = {}
@@ -149,16 +180,25 @@ def compare(
     for landscape, seed in cases:
         for proposer in proposers:
             experiment = experiment_of(landscape)
-            key = content_hash(landscape, seed, proposer, experiment.simulation, experiment.model, experiment.training, experiment.search)
+            played = transcript_of(transcripts, landscape, seed, proposer)
+            if transcripts is not None and proposer in PAID and played is None:
+                say(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
+                continue
+            told = [experiment.simulation, experiment.model, experiment.training, experiment.search]
+            key = content_hash(landscape, seed, proposer, *told, *([played.read_text("utf-8")] if played else []))
             if key not in known:
                 try:
-                    known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template)
+                    known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)
                 except OutOfTime:
                     say(f"out of time at {landscape}, seed {seed}, {proposer}; the same command goes on")
                     return out
                 with open(path, "a") as file:
                     file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
             row = known[key]
-            say(f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f} ({row['nodes']} nodes, {row['wall_s']:.1f} s)")
+            mended = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
+            say(
+                f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f} "
+                f"({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
+            )
             out.append(row)
     return out

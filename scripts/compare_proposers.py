@@ -20,14 +20,16 @@ Examples:
   python scripts/compare_proposers.py --landscape trainings --minutes 15   real trainings, as far as the time goes\n
   python scripts/compare_proposers.py --landscape valley --proposer rules --proposer tpe --seeds 5\n
   python scripts/compare_proposers.py --proposer llm --proposer rules --landscape hills --set search.max_usd=2\n
+  python scripts/compare_proposers.py --landscape trainings --seeds 5 --transcripts experiments/transcripts   recorded answers, no key\n
 
 llm and hybrid need ANTHROPIC_API_KEY, replay needs --set search.transcript=FILE (the journal of a run of the same
-size); without them they are left out, and the table says so. Rows and trainings that are done are kept in --cache:
+size), or recorded answers of all (--transcripts, files LANDSCAPE_SEED_PROPOSER.jsonl as scripts/report.py --transcript
+writes them); without them they are left out, and the table says so. Rows and trainings that are done are kept in --cache:
 the same command goes on, other proposers and landscapes join. Remove the folder after a change of a proposer.
 """
 
 
-def chosen_proposers(named: list[str] | None, transcript: str | None) -> tuple[list[str], list[str]]:
+def chosen_proposers(named: list[str] | None, transcript: str | None, recorded: Path | None) -> tuple[list[str], list[str]]:
     """(proposers to run, why others are left out)."""
     from flyjax.errors import UserError, nearest
     from flyjax.search.proposers import NAMES
@@ -36,6 +38,11 @@ def chosen_proposers(named: list[str] | None, transcript: str | None) -> tuple[l
         if name not in NAMES:
             raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
     left_out = {} if os.environ.get("ANTHROPIC_API_KEY", "").strip() else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
+    if recorded is not None:
+        held = [name for name in ("llm", "hybrid") if any(recorded.glob(f"*_{name}.jsonl"))]
+        if not held:
+            raise UserError(f"{recorded} holds no recorded answers (LANDSCAPE_SEED_llm.jsonl); see scripts/report.py --transcript")
+        left_out = {name: f"no answers in {recorded.name}" for name in ("llm", "hybrid") if name not in held}
     if transcript is None:
         left_out["replay"] = "no search.transcript"
     if named:
@@ -66,6 +73,7 @@ def main(
     config: Annotated[Path, typer.Option(help="Experiment file of the real trainings.", show_default="experiments/proposers.yaml")] = ROOT / "experiments" / "proposers.yaml",
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. search.max_usd=2; repeatable.")] = None,
     minutes: Annotated[float, typer.Option(help="No real training begins after so many minutes.")] = 15.0,
+    transcripts: Annotated[Optional[Path], typer.Option(help="Folder of recorded answers of llm and hybrid, played instead of asking.")] = None,
     cache: Annotated[Path, typer.Option(help="Finished rows and trainings.")] = Path("runs/proposers"),
     out: Annotated[Path, typer.Option(help="Where proposers.md, .csv and .png go.")] = Path("runs/proposers"),
 ):  # fmt: skip
@@ -84,7 +92,7 @@ def main(
         if name not in (*FAMILIES, REAL):
             raise UserError(f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up.{nearest(name, (*FAMILIES, REAL))}")
     transcript = apply_overrides({}, settings).get("search", {}).get("transcript")
-    names, left_out = chosen_proposers(proposers, transcript)
+    names, left_out = chosen_proposers(proposers, transcript, transcripts)
     # From here on it takes seconds to load.
     from flyjax import comparing
     from flyjax.console import Console
@@ -104,6 +112,7 @@ def main(
         ROOT / "protocol.md",
         real,
         console.say,
+        transcripts,
     )
     complete = with_regret(rows)
     if not complete:
@@ -124,6 +133,8 @@ def main(
             f"{len({r['seed'] for r in done})} seeds complete for all; regret 0 is the best single training that any "
             f"search found. Here the protocol's first moves, which `rules` follows, are knowledge of the problem."
         )
+    if transcripts is not None:
+        about.append(f"- llm and hybrid: recorded answers, see the README in {transcripts.name}.")
     if left_out:
         about.append(f"- Left out: {', '.join(left_out)}.")
     path = write(out, rows, "\n".join(about))

@@ -19,6 +19,9 @@ EPILOG = """
 `python scripts/report.py runs/quickstart --open`
 
 `python scripts/report.py runs/quickstart --csv nodes.csv --markdown nodes.md`
+
+`python scripts/report.py runs/quickstart --transcript answers.jsonl`  then, without a key:
+`python scripts/meta_loop.py --proposer replay --set search.transcript=answers.jsonl --run runs/again`
 """
 
 
@@ -28,12 +31,16 @@ def main(
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
     csv: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as CSV")] = None,
     markdown: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as Markdown")] = None,
+    transcript: Annotated[Optional[Path], typer.Option(help="also write the answers of the run's proposer, for --proposer replay")] = None,
+    tree: Annotated[Optional[Path], typer.Option(help="also draw the tree and the edits of the protocol as PNG")] = None,
 ) -> None:
     """Write RUN_DIR/report.html from the run's journal and figures; a run in progress is not disturbed."""
     from flyjax.errors import UserError
     from flyjax.report import tables
     from flyjax.report.html import write_report
+    from flyjax.report.runs import run_figure
     from flyjax.search.journal import fold, read_journal
+    from flyjax.search.proposers.replay import write_transcript
 
     written = [write_report(run_dir)]
     rows = tables.nodes_table(fold(read_journal(run_dir)))
@@ -45,6 +52,10 @@ def main(
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; name a file in an existing folder") from None
         written.append(path)
+    if transcript is not None:
+        written.append(write_transcript(run_dir, transcript))
+    if tree is not None:
+        written.append(run_figure(tree, run_dir))
     for path in written:
         typer.echo(f"wrote {path}")
     if open_ and not webbrowser.open(written[0].resolve().as_uri()):

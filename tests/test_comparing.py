@@ -81,6 +81,32 @@ def test_a_replayed_run_has_the_regret_of_the_run_it_replays(tmp_path):
     assert rows[0]["curve"] == rows[1]["curve"]
 
 
+def test_recorded_answers_stand_in_for_a_key(tmp_path, monkeypatch):
+    from flyjax.search.loop import run_loop
+    from flyjax.search.proposers import make_proposer
+    from flyjax.search.proposers.replay import write_transcript
+
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    exp, landscape, folder = comparing.made_up_experiment(4, 3), None, tmp_path / "transcripts"
+    for seed in (0, 1):
+        landscape = make_landscape("bowl", seed, exp)
+        run_loop(exp, tmp_path / f"played{seed}", landscape.evaluate, make_proposer("tpe", exp), protocol_template=TEMPLATE)
+        write_transcript(tmp_path / f"played{seed}", folder / f"bowl_{seed}_llm.jsonl")
+    said = []
+    cases = [("bowl", seed) for seed in (0, 1, 2)]
+    rows = comparing.compare(
+        cases, ["rules", "llm"], lambda name: exp, tmp_path / "cache", TEMPLATE, say=said.append, transcripts=folder
+    )
+    played = [r for r in rows if r["proposer"] == "llm"]
+    assert [r["seed"] for r in played] == [0, 1] and not any("fallbacks" in r for r in rows)
+    assert any("bowl, seed 2, llm: left out, " in line for line in said)
+    assert {r["seed"] for r in with_regret(rows)} == {0, 1}, "only seeds that all have are compared"
+    # The answers belong to the row's key: others are played anew. Here they do not fit, and the row says so.
+    short = comparing.made_up_experiment(3, 3)
+    kept = comparing.compare(cases[:1], ["llm"], lambda name: short, tmp_path / "cache", TEMPLATE, say=said.append, transcripts=folder)
+    assert kept[0]["fallbacks"] and "the rules answered where the transcript did not fit" in said[-1]
+
+
 def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path):
     exp = load_experiment(
         ROOT / "experiments" / "proposers.yaml",
@@ -105,6 +131,7 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path):
     [
         (["--landscape", "bowls"], "no landscape 'bowls'; there are: bowl,"),
         (["--proposer", "llm"], "cannot run llm (no ANTHROPIC_API_KEY)"),
+        (["--transcripts", "."], "holds no recorded answers"),
     ],
 )
 def test_the_command_refuses_in_one_line(tmp_path, options, says):

@@ -42,8 +42,10 @@ class Command:
 
     def __init__(self, folder: Path, run_dir: Path, *more: str):
         self.run_dir, self.output = run_dir, folder / f"output_{time.monotonic_ns()}"
-        # What is compiled once need not be compiled by every process.
+        # What is compiled once need not be compiled by every process: diffrax's checks of its arguments would call
+        # back into Python, and such programs are not kept.
         cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        cache["EQX_ON_ERROR"] = "nan"
         env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "ANTHROPIC_API_KEY")} | cache | {"JAX_PLATFORMS": "cpu"}
         env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
         command = [sys.executable, str(ROOT / "scripts" / "meta_loop.py"), str(folder / "tiny.yaml"), "--run", str(run_dir), *more]
@@ -114,7 +116,7 @@ def folder(tmp_path_factory):
 
 def test_three_kills_and_an_interrupt_in_real_trainings_leave_the_tree_as_it_would_be(folder):
     whole, run_dir = folder / "whole", folder / "run"
-    reference = Command(folder, whole)  # beside the others, undisturbed
+    reference = Command(folder, whole).until(checkpoints)  # goes on beside the others, undisturbed; they find its programs
     seed = int.from_bytes(os.urandom(4), "big")
     print(f"moments drawn with seed {seed}")
     rng = random.Random(seed)

@@ -24,4 +24,5 @@ def test_quickstart_notebook_runs(root, monkeypatch):
     assert "finished: 1 blocks done" in text
     assert text.count("Parent rule:") >= 2
     pictures = [o for o in outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 4
+    assert "branching was 0 %" in text.lower() and "16,000" in text, "the recorded run tells its edit"
+    assert len(pictures) == 5

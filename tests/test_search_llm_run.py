@@ -11,14 +11,16 @@ from messages_api_server import KEY, MessagesServer, Player, error, prompt_text,
 from search_contexts import experiment, metrics
 from test_search_llm_hostile import Canned, bad_answers
 
+from flyjax.config import load_experiment
 from flyjax.errors import UserError
+from flyjax.report.runs import run_figure
 from flyjax.search import protocol
 from flyjax.search.interface import Paused
 from flyjax.search.journal import read_journal
 from flyjax.search.loop import run_loop
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.llm import KEY_NAME, LLMProposer
-from flyjax.search.proposers.replay import ReplayProposer
+from flyjax.search.proposers.replay import ReplayProposer, recorded_results, write_transcript
 from flyjax.search.state import fold
 
 DEFAULT_ROW = "| Default | **exploit** | Use highest UCB node, try new mutation |"
@@ -195,6 +197,75 @@ def test_a_recorded_run_plays_again_without_a_key(play, monkeypatch, tmp_path, r
     # A run of the rules has no raw answers: it is played as it was carried out.
     rules = again(make_proposer("rules", exp), "rules")
     assert _tree(again(ReplayProposer(exp, transcript=tmp_path / "rules"), "rules again")) == _tree(rules)
+
+
+def _hybrid(exp, monkeypatch, player, run, root):
+    with MessagesServer(player) as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        return run_loop(exp, run, evaluate, make_proposer("hybrid", exp, run), protocol_template=root / "protocol.md").state
+
+
+def test_a_transcript_file_plays_again_whoever_proposed(play, monkeypatch, tmp_path, root):
+    """The small file, not the journal: the same tree, nothing left to the rules, nothing private in it."""
+
+    def again(path, name):
+        exp = experiment(n_iter_block=4, transcript=str(path))
+        run_loop(exp, tmp_path / name, evaluate, make_proposer("replay", exp), protocol_template=root / "protocol.md")
+        events = read_journal(tmp_path / name)
+        assert not any(e["fallbacks"] for e in events if e["event"] == "proposal")
+        return fold(events)
+
+    edit = (DEFAULT_ROW, f"{DEFAULT_ROW}\n{BRANCH_ROW}", "branching was 0 %")
+
+    def stumble(arguments, number):
+        return text("Let me think.") if number == 2 else None
+
+    llm, _, run = play(Player(edit=edit, edit_in={1}, spoil=stumble), "by llm")
+    path = write_transcript(run, tmp_path / "kept" / "llm.jsonl")
+    words = path.read_text()
+    assert "thinking" not in words and str(tmp_path) not in words and KEY not in words
+    assert json.loads(words.splitlines()[0])["proposer"] == "llm"
+    played = again(path, "llm again")
+    assert _tree(played) == _tree(llm) and played.protocol == llm.protocol and BRANCH_ROW in played.protocol
+
+    hybrid = _hybrid(experiment(n_iter_block=4), monkeypatch, Player(edit=edit, edit_in={1}), tmp_path / "by hybrid", root)
+    monkeypatch.delenv(KEY_NAME)
+    played = again(write_transcript(tmp_path / "by hybrid", tmp_path / "hybrid.jsonl"), "hybrid again")
+    assert _tree(played) == _tree(hybrid) and played.protocol == hybrid.protocol and played.spent.calls == 0
+
+    # What it scored is in the file: shown again without a training, and refused for anything else.
+    exp = experiment(n_iter_block=4, transcript=str(path))
+    stored = recorded_results(path)
+    shown = run_loop(exp, tmp_path / "shown", stored, make_proposer("replay", exp), protocol_template=root / "protocol.md").state
+    assert [n.reward for n in shown.nodes.values()] == [n.reward for n in llm.nodes.values()]
+    with pytest.raises(UserError, match="no result for node 2 as it is proposed now"):
+        run_loop(exp, tmp_path / "other", stored, make_proposer("rules", exp), protocol_template=root / "protocol.md")
+
+
+def test_the_recorded_quickstart_is_the_run_it_says(tmp_path, root, monkeypatch):
+    """The committed transcript under the real experiment: every node as it was, no slot left to the rules."""
+    monkeypatch.delenv(KEY_NAME)
+    path = root / "experiments" / "transcripts" / "quickstart_llm.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    results = {e["node"]: e for e in lines if e["event"] == "result"}
+    exp = load_experiment(root / "experiments" / "quickstart.yaml", [f"search.transcript={path}"])
+    state = run_loop(
+        exp, tmp_path / "run", recorded_results(path), make_proposer("replay", exp), protocol_template=root / "protocol.md"
+    ).state
+    events = read_journal(tmp_path / "run")
+    assert state.finished and len(state.nodes) == lines[0]["nodes"] == len(results) == 24
+    assert not any(e["fallbacks"] for e in events if e["event"] == "proposal")
+    for node in state.nodes.values():
+        kept = results[node.id]
+        assert [node.parent, node.strategy, list(node.seeds)] == [kept["parent"], kept["strategy"], kept["seeds"]]
+        assert {k: node.config[k] for k in kept["config"]} == kept["config"]
+        assert node.reward == kept["metrics"]["connectivity_R2"]
+    # The model edited its protocol at both block ends, and the row it added was dealt in the second block.
+    assert [e["by"] for e in state.edits] == ["replay"] * 2
+    assert {n.block for n in state.nodes.values() if n.strategy == "force-branch"} == {2}
+    assert not re.search(r"/(tmp|home|work|root)/|sk-ant", path.read_text())
+    picture = run_figure(tmp_path / "tree.png", tmp_path / "run").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" and 15_000 < len(picture) < 120_000
 
 
 def test_a_transcript_has_to_be_one_and_to_reach(tmp_path, root):

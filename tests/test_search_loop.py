@@ -491,8 +491,9 @@ def test_a_reversion_mismatch_goes_back_once_then_the_parent_is_set_and_recorded
     )
     state = go(tmp_path, experiment(**{**SMALL, "n_candidates": 3}, max_nodes=6), proposer).state
     assert proposer.contexts[2].feedback == (
-        "proposal 1: reversion check: batch_size=2 is node 2's value, so use parent=2 instead of 3 "
-        "(the configuration stays as proposed)",
+        "proposal 1: reversion check: batch_size=2 is node 2's value, so use parent=2 instead of 3; for the same "
+        "configuration the changes are then noise_model_level=0.1. Or take another value. An answer that leaves it as it "
+        "was is accepted: the program sets this parent, the configuration stays",
     )
     node = state.nodes[4]
     assert node.parent == 2 and node.changes == {"noise_model_level": 0.1} and node.config["batch_size"] == 2

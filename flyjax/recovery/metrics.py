@@ -16,7 +16,7 @@ import numpy as np
 
 from flyjax.errors import UserError
 from flyjax.recording import Recording
-from flyjax.recovery.extract import Recovered, canonical, incoming, per_recording
+from flyjax.recovery.extract import canonical, incoming, per_recording
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
 MAX_WEIGHT_ERROR = 5.0

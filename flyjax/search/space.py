@@ -54,11 +54,14 @@ class Reversion:
     parent: int
     parameter: str
     value: Any
+    changes: dict[str, Any]  # of the same configuration, against that parent
 
     def __str__(self) -> str:
+        told = ", ".join(f"{k}={v}" for k, v in self.changes.items()) or "none"
         return (
             f"proposal {self.slot + 1}: reversion check: {self.parameter}={self.value} is node {self.parent}'s value, so use "
-            f"parent={self.parent} instead of {self.named} (the configuration stays as proposed)"
+            f"parent={self.parent} instead of {self.named}; for the same configuration the changes are then {told}. Or take "
+            "another value. An answer that leaves it as it was is accepted: the program sets this parent, the configuration stays"
         )
 
 
@@ -313,6 +316,11 @@ def _previous_with_value(context: Context, parent: int, config: dict[str, Any]) 
     return min(same, key=lambda n: (differences(n), -n.id)).id if same else None
 
 
+def _against(context: Context, parent: int, config: dict[str, Any]) -> dict[str, Any]:
+    start = context.state.nodes[parent].config
+    return {k: v for k, v in config.items() if v != start[k]}
+
+
 def reversions(context: Context, step: Step) -> list[Reversion]:
     """Proposals of a valid step whose parent the reversion check replaces."""
     out = []
@@ -321,7 +329,8 @@ def reversions(context: Context, step: Step) -> list[Reversion]:
         parent = reversion_parent(context, candidate)
         if parent is not None:
             ((name, value),) = candidate.changes.items()
-            out.append(Reversion(slot, proposal.parent, parent, name, value))
+            changes = _against(context, parent, candidate.config)
+            out.append(Reversion(slot, proposal.parent, parent, name, value, changes))
     return out
 
 
@@ -332,8 +341,7 @@ def resolve(context: Context, step: Step) -> tuple[Candidate, ...]:
         candidate = _candidate(context, proposal)
         parent = reversion_parent(context, candidate)
         if parent is not None:
-            start = context.state.nodes[parent].config
-            changes = {k: v for k, v in candidate.config.items() if v != start[k]}
+            changes = _against(context, parent, candidate.config)
             candidate = Candidate(parent, changes, candidate.config, candidate.strategy, candidate.hypothesis)
         out.append(candidate)
     return tuple(out)

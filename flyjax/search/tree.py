@@ -224,10 +224,14 @@ def reruns(state: State, node: Node) -> list[Node]:
 
 
 def noise_floor(state: State, block: int) -> float | None:
-    """Standard deviation of the reward over repetitions of one configuration of the block.
+    """Standard deviation of the reward over repetitions of one configuration of the block; None where none ran twice."""
+    return noise_estimate(state, block)[0]
 
-    Pooled over all configurations that ran more than once (the root's seeds, others', robustness-tests);
-    None where none did. An improvement below twice this value is noise (`clear_gain`). Nodes that lost
+
+def noise_estimate(state: State, block: int) -> tuple[float | None, int]:
+    """(noise floor, degrees of freedom behind it).
+
+    Pooled over all configurations that ran more than once (the root's seeds, others', robustness-tests). An improvement below twice this value is noise (`clear_gain`). Nodes that lost
     a seed are left out: how often a configuration fails says nothing on the spread of the others.
     """
     squares, freedom, twins = 0.0, 0, {}
@@ -243,4 +247,4 @@ def noise_floor(state: State, block: int) -> float | None:
         mean = sum(values) / len(values)
         squares += sum((v - mean) ** 2 for v in values)
         freedom += len(values) - 1
-    return math.sqrt(squares / freedom) if freedom else None
+    return (math.sqrt(squares / freedom) if freedom else None), freedom
