@@ -44,7 +44,8 @@ def light_figure(path, evaluation: Evaluation, first_frame: int = 0) -> Path:
     columns = shown_columns(c.columns)
 
     figure = _figure(9.6, 1.15 * len(columns) + 1.0)
-    top, bottom, height = 0.88, 0.45 / figure.get_figheight(), figure.get_figheight()
+    height = figure.get_figheight()
+    top, bottom = 1 - 0.45 / height, 0.45 / height
     each = (top - bottom) / len(columns)
     for k, column in enumerate(columns):
         axes = figure.add_axes([0.06, top - (k + 1) * each + 0.12 * each, 0.56, 0.82 * each])
@@ -59,8 +60,8 @@ def light_figure(path, evaluation: Evaluation, first_frame: int = 0) -> Path:
             axes.set_xticklabels([])
     axes.set_xlabel("time (s)")
     figure.text(0.06, 1 - 0.25 / height, "Light that was never given", fontweight="bold", fontsize=10)
-    figure.text(0.29, 1 - 0.25 / height, "true", color=TRUE, fontweight="bold")
-    figure.text(0.325, 1 - 0.25 / height, "learned field", color=LEARNED, fontweight="bold")
+    figure.text(0.28, 1 - 0.25 / height, "true", color=TRUE, fontweight="bold")
+    figure.text(0.318, 1 - 0.25 / height, "learned field", color=LEARNED, fontweight="bold")
     figure.text(0.42, 1 - 0.25 / height, "its frames held out", color=ACCENT, fontweight="bold")
 
     side = 0.9 * min(0.29 * 9.6, (top - bottom) * height)
