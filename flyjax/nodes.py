@@ -177,7 +177,8 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
             cost["stopped_at"] = one.stopped_at  # by successive halving; its metrics are those it had by then
         if one.diverged_at is not None:
             why = f"the training diverged at step {one.diverged_at}"
-            per_seed.append(mark | {"connectivity_R2": None, "final_loss": None, **cost, "reasons": {"connectivity_R2": why, "final_loss": why}})
+            reasons = {"connectivity_R2": why, "final_loss": why}
+            per_seed.append({**mark, "connectivity_R2": None, "final_loss": None, **cost, "reasons": reasons})
             continue
         result = evaluate(
             learner, one.params, train, test, final_loss=one.final_loss, final_loss_total=one.final_loss_total, held_out=held_out

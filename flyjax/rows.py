@@ -245,7 +245,8 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         unknown = [[row.name, *(_spread(over_seeds(e, f"external_input_R2{s}")) for s in ("", "_training", "_inverted"))]
                    for row, e in done if e["config"]["model"].get("stimulus") == "field"]  # fmt: skip
         if unknown:
-            parts.append(_markdown(["stimulus unknown: field, against the light", "frames held out", "frames trained on", "other movie, by inverting f"], unknown) + "\n")
+            head = ["stimulus unknown: light of the field", "frames held out", "frames trained on", "another movie, by inverting f"]
+            parts.append(_markdown(head, unknown) + "\n")
         head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters / refit [true]", "clusters 65 / refit [true]", "free run, lesioned", "training / steps"]
         parts.append(_markdown(head, around) + "\n")
     return "\n".join(parts)
