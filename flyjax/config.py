@@ -79,10 +79,26 @@ class Model(_Strict):
         "bfloat16 rounds the factors and sums in float32",
     )
 
+    stimulus: Literal["given", "field"] = Field(
+        "given",
+        description="of the training frames: given to the learner, or field: unknown to it, a neural field over (x, y, t) trained jointly",
+    )
+    field_frames: int = Field(8_192, ge=16, le=1_048_576, description="frames that the field spans, at least those of the recording")
+    field_spacing: int = Field(2, ge=1, le=64, description="frames between the nodes of its finest grid over time; on each further one, twice as many")
+    field_levels: int = Field(5, ge=1, le=16, description="grids over time")
+    field_features: int = Field(4, ge=1, le=64, description="numbers learned per node of a grid")
+    field_width: int = Field(48, ge=2, le=1024, description="of the network that turns them and the place into luminance")
+
     @field_validator("variant", mode="before")
     @classmethod
     def _alias(cls, variant):
         return "A" if variant == "gnn" else variant  # its name in earlier versions
+
+    @model_validator(mode="after")
+    def _field_needs_networks(self):
+        if self.stimulus == "field" and self.variant.startswith("known_ode"):
+            raise ValueError(f"model.stimulus: field is trained with variant A or B, not {self.variant}: choose one of them, or stimulus: given")
+        return self
 
 
 class Training(_Strict):
@@ -91,6 +107,7 @@ class Training(_Strict):
     learning_rate_W_start: float = Field(1e-3, gt=0)
     learning_rate_start: float = Field(5e-4, gt=0)
     learning_rate_embedding_start: float = Field(1e-3, gt=0)
+    learning_rate_field_start: float = Field(5e-3, gt=0, description="of the neural field, where model.stimulus is field")
     coeff_W_L1: float = Field(5e-5, ge=0)
     coeff_edge_diff: float = Field(500.0, ge=0)
     coeff_edge_norm: float = Field(1.0, ge=0)
@@ -105,7 +122,11 @@ class Training(_Strict):
     coeff_update_L2: float = Field(0.0, ge=0)
     coeff_edge_bend: float = Field(0.0, ge=0, description="messages start at 0 and are straight on either side of it; 10 works")
     coeff_update_bend: float = Field(0.0, ge=0, description="the update does not bend between what was seen and no input; 1 works")
-    validation_fraction: float = Field(0.0, ge=0, le=0.5, description="last part of the training recording that is never trained on")
+    coeff_light_diff: float = Field(100.0, ge=0, description="where model.stimulus is field: brighter light should not slow the neurons that see")
+    validation_fraction: float = Field(
+        0.0, ge=0, le=0.5,
+        description="of the training recording that is never trained on: its last part; with model.stimulus field every so many-th frame",
+    )  # fmt: skip
     select: Literal["last", "best", "average"] = Field(
         "last", description="parameters kept: of the last step, of the best validation loss, or an exponential average over steps"
     )
@@ -119,6 +140,19 @@ class Training(_Strict):
         if self.select == "best" and not self.validation_fraction:
             raise ValueError("select: best needs frames to select on: set validation_fraction, for example to 0.1")
         return self
+
+
+def field_problem(model: Model, training: Training, n_frames: int) -> str | None:
+    """Why a stimulus cannot be learned as a field with these settings, with the remedy; None where it can, or is given."""
+    if model.stimulus == "given":
+        return None
+    if training.rollout_steps > 1:
+        return f"model.stimulus: field is trained one step at a time, not with rollout_steps={training.rollout_steps}: set rollout_steps to 1"
+    if not training.validation_fraction:
+        return "model.stimulus: field is judged on frames that were not trained on: set training.validation_fraction, for example to 0.1"
+    if n_frames > model.field_frames:
+        return f"model.field_frames={model.field_frames} is less than the recording's {n_frames} frames: set it to at least {n_frames}"
+    return None
 
 
 #: Training parameters a search may vary; the first nine are the protocol's.
@@ -138,6 +172,8 @@ TUNABLE = (
     "coeff_update_L2",
     "coeff_edge_bend",
     "coeff_update_bend",
+    "learning_rate_field_start",
+    "coeff_light_diff",
 )
 #: Simulation parameters a search may vary, at block borders only.
 SIMULATION_TUNABLE = ("visual_input_type", "n_frames", "delta_t")
@@ -309,6 +345,15 @@ class Experiment(_Strict):
     training: Training = Training()
     search: Search = Search()
     sweep: Sweep = Sweep()
+
+    @model_validator(mode="after")
+    def _stimulus_can_be_learned(self):
+        problem = field_problem(self.model, self.training, self.simulation.n_frames)
+        if problem:
+            raise ValueError(problem)
+        if self.model.stimulus == "field" and self.search.objective == "blind":
+            raise ValueError("search.objective: blind is prediction of a held-out movie, whose light no field knows: choose another objective")
+        return self
 
     @model_validator(mode="after")
     def _root_in_ranges(self):

@@ -21,6 +21,7 @@ from flyjax.recovery.spectrum import spectrum, spectrum_metrics
 from flyjax.report import circuit_figures
 from flyjax.report.tables import csv, markdown_table
 from flyjax.training import load_params
+from flyjax.training.train import held_out_of_field
 from flyjax.variations import lesioned
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
@@ -189,6 +190,9 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     if elsewhere:
         console.say(elsewhere)
     learner = nodes.learner_for(simulation, model)
+    unknown = learner.learns_stimulus
+    if lesion and unknown:
+        raise UserError("--lesion runs the network on another movie, and its stimulus was learned as a field: leave --lesion out")
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
     title = f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}"
@@ -201,12 +205,13 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     if not finished:
         return
     best = min(finished, key=lambda seed: told[seed]["final_loss"])  # a choice that needs no ground truth
+    held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     cut = lesioned(train, lesion) if lesion else None
     judged, types = {}, []
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
         losses = {k: told[seed].get(k) for k in ("final_loss", "final_loss_total")}
-        result = evaluate(learner, params, train, test, **losses)
+        result = evaluate(learner, params, train, test, **losses, held_out=held_out)
         metrics = dict(result.metrics)
         further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
         if seed == best:

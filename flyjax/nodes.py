@@ -23,10 +23,13 @@ from flyjax.errors import UserError
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
 from flyjax.recovery import Evaluation, evaluate, extract
+from flyjax.recovery.light import as_learned
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report import figures
+from flyjax.report.light import light_figure
 from flyjax.training import Halving, Progress, Trained, planning, save_params, train_sweep
 from flyjax.training.halving import relative_error, target_spread
+from flyjax.training.train import held_out_of_field
 from flyjax.training.watching import Watcher
 
 
@@ -148,6 +151,9 @@ def pool(per_seed: Sequence[dict]) -> dict:
     names = dict.fromkeys(name for metrics in per_seed for name in metrics if name != "reasons")
     for name in names:
         values = [m.get(name) for m in per_seed]
+        if name == "stimulus":  # a mark, the same for all
+            out[name] = next(v for v in values if v is not None)
+            continue
         known = [v for v in values if v is not None]
         out[name] = float(np.mean(known)) if known else None
         why = [m.get("reasons", {}).get(name) for m in per_seed if m.get("reasons", {}).get(name)]
@@ -161,6 +167,9 @@ def pool(per_seed: Sequence[dict]) -> dict:
 def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recordings):
     """(per-seed metrics, evaluation of the best seed by final loss)."""
     train, test = recordings.train(spec.training.noise_model_level), recordings.test
+    unknown = learner.learns_stimulus
+    mark = {"stimulus": "field"} if unknown else {}
+    held_out = held_out_of_field(spec.training, len(train.voltage)) if unknown else None
     per_seed: list[dict] = []
     best: tuple[float, Evaluation] | None = None
     for one in trained:
@@ -169,10 +178,11 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
             cost["stopped_at"] = one.stopped_at  # by successive halving; its metrics are those it had by then
         if one.diverged_at is not None:
             why = f"the training diverged at step {one.diverged_at}"
-            per_seed.append({"connectivity_R2": None, "final_loss": None, **cost, "reasons": {"connectivity_R2": why, "final_loss": why}})
+            reasons = {"connectivity_R2": why, "final_loss": why}
+            per_seed.append({**mark, "connectivity_R2": None, "final_loss": None, **cost, "reasons": reasons})
             continue
         result = evaluate(
-            learner, one.params, train, test, final_loss=one.final_loss, final_loss_total=one.final_loss_total
+            learner, one.params, train, test, final_loss=one.final_loss, final_loss_total=one.final_loss_total, held_out=held_out
         )
         # Losses of other batch sizes and noise levels do not compare; this does, and needs no ground truth.
         error = relative_error(one.final_loss, spec.training, train.connectome.n_neurons, target_spread(train))
@@ -184,8 +194,11 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
 
 
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
-    """The four pictures of a node."""
-    figures.activity_figure(folder / "activity.png", evaluation, test)
+    """The four pictures of a node; where the stimulus was unknown, the learned light in the place of a free run."""
+    if evaluation.rollout is None:
+        light_figure(folder / "light.png", evaluation)
+    else:
+        figures.activity_figure(folder / "activity.png", evaluation, test)
     figures.recovery_figure(folder / "recovery.png", evaluation, train)
     if evaluation.embedding is not None:  # known_ode has none
         figures.embedding_figure(folder / "embedding.png", evaluation, train)
@@ -256,7 +269,7 @@ def train_nodes(
     def read(lane, params) -> dict[str, float]:
         """The published read-out of a network in training."""
         recording = recordings.train(specs[lane.candidate].training.noise_model_level)
-        found = circuit_metrics(extract(learner, params, recording), recording).as_dict()
+        found = circuit_metrics(extract(learner, params, as_learned(learner, params, recording)), recording).as_dict()
         return {} if found["connectivity_R2"] is None else {"connectivity_R2": found["connectivity_R2"]}
 
     def tell(progress: Progress) -> None:

@@ -45,7 +45,7 @@ OTHERS = (
     "cluster_accuracy", "cluster_accuracy_65", "cluster_accuracy_true", "cluster_accuracy_65_true", "cluster_accuracy_refit",
     "cluster_accuracy_65_refit", "ARI", "test_R2", "test_pearson",
     "one_step_R2", "external_input_R2", "final_loss", "identifiable_edges", "identifiable_neurons", "identifiable_weight_variance",
-    "lesion_R2", "lesion_pearson",
+    "lesion_R2", "lesion_pearson", "external_input_R2_training", "external_input_R2_inverted",
 )  # fmt: skip
 
 
@@ -170,6 +170,8 @@ def run_row(table: Table, row: Row, experiment: Experiment, work: Path, machine:
     """
     begin, cpu = time.perf_counter(), time.process_time()
     training, seeds = experiment.training, tuple(range(experiment.training.n_seeds))
+    if row.lesion and experiment.model.stimulus == "field":
+        raise UserError(f"{table.name}, row {row.name!r}: a free run after a lesion needs a stimulus that is given: set lesion to 0")
     recordings = nodes.Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
     train, test = recordings.train(training.noise_model_level), recordings.test
     learner = nodes.learner_for(experiment.simulation, experiment.model)
@@ -327,6 +329,11 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
                  for row, e in done if len(over_seeds(e, "connectivity_R2_refit_corrected"))]  # fmt: skip
         if noisy:
             parts.append(_markdown(["refit, measurement noise taken out", *heads, *(f"{h}, identifiable" for h in heads), "slope of W"], noisy) + "\n")
+        unknown = [[row.name, *(_spread(over_seeds(e, f"external_input_R2{s}")) for s in ("", "_training", "_inverted"))]
+                   for row, e in done if e["config"]["model"].get("stimulus") == "field"]  # fmt: skip
+        if unknown:
+            head = ["stimulus unknown: light of the field", "frames held out", "frames trained on", "another movie, by inverting f"]
+            parts.append(_markdown(head, unknown) + "\n")
         head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters / refit [true]", "clusters 65 / refit [true]", "free run, lesioned", "training / steps"]
         parts.append(_markdown(head, around) + "\n")
     return "\n".join(parts)
@@ -340,5 +347,6 @@ recording is instead of without input, *refit* least squares on its learned mess
 what the closed form, which knows the equations, can tell from the same recording; *closed form* is its own result over
 everything. *Clusters*: accuracy of the plain read-out with its embedding / of the refitted circuit [of the true parameters].
 Published figures are of natural video (DAVIS) at extent 8: not the same data, and never a win or a loss here. Training time
-is that of all seeds together.
+is that of all seeds together. Where the *stimulus* is *unknown*, a field learned it: its light stands in for the true one in
+every read-out, there is no free run on another movie, and the closed form is of a recording with the light known.
 """

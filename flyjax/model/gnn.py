@@ -32,6 +32,7 @@ from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.errors import UserError
 from flyjax.model import pieces
+from flyjax.model.field import Field
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,
@@ -127,6 +128,7 @@ class GNN(nnx.Module):
         embedding: (N, d) initialised to ones.
         message_network, update_network: phi and f.
         units: None, or (2,) standard deviation of voltages and of derivatives (1/s), given and not trained.
+        field: None, or the `Field` that stands for a stimulus that is not given.
     """
 
     def __init__(self, n_neurons: int, n_edges: int, config: Model, rngs: nnx.Rngs):
@@ -135,6 +137,7 @@ class GNN(nnx.Module):
         self.message_network = Network(1, config, rngs)
         self.update_network = Network(3, config, rngs)
         self.units = nnx.Param(jnp.ones((2,))) if config.units == "data" else None
+        self.field = Field(config, rngs) if config.stimulus == "field" else None
 
     @property
     def _units(self):

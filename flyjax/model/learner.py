@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from flyjax.circuit import Connectome
 from flyjax.config import Model
@@ -51,6 +51,15 @@ class Learner:
         seen = stimulus_of_neurons(self.connectome, luminance)
         return self.bind(params)(make_graph(self.connectome, voltage=voltage.T, stimulus=seen, target=target.T))
 
+    @property
+    def learns_stimulus(self) -> bool:
+        """Whether the light of the training frames is unknown, a field among the parameters."""
+        return self.config.stimulus == "field"
+
+    def luminance(self, params, frames: Int[Array, " B"]) -> Float[Array, "B n_col"]:
+        """What the learned field says that the columns saw at some frames of the training recording."""
+        return self.bind(params).field(frames, self.connectome.columns)
+
     def message(self, params, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
         """g(v_j, a_j) at B voltages per neuron."""
         model = self.bind(params)
@@ -63,10 +72,11 @@ class Learner:
 
 
 def group_of(path) -> str:
-    """Learning-rate group of a parameter: 'W', 'embedding' (all that a neuron has for itself), 'units' (given,
-    never trained) or 'networks'."""
+    """Learning-rate group of a parameter: 'W', 'embedding' (all that a neuron has for itself), 'field' (the unknown
+    stimulus), 'units' (given, never trained) or 'networks'."""
     first = str(getattr(path[0], "key", path[0]))
-    return {"W": "W", "embedding": "embedding", "log_tau": "embedding", "v_rest": "embedding", "units": "units"}.get(first, "networks")
+    own = {"W": "W", "embedding": "embedding", "log_tau": "embedding", "v_rest": "embedding", "field": "field", "units": "units"}
+    return own.get(first, "networks")
 
 
 def parameter_groups(params):

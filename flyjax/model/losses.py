@@ -15,6 +15,13 @@ first frame of the batch, their inputs detached (so the embeddings get no gradie
 The last two say nothing where the data are decisive. They settle what the data leave open: which constant
 g sends (g and V_rest share it) and what f answers without input, where the published read-out asks. They
 are priors of simplicity, true of a circuit of rectified messages; their default is 0.
+
+Where the stimulus is unknown, a field among the parameters, with I its light at the first frame:
+
+    coeff_light_diff   c || relu(f(I) - f(I + 0.1)) ||_2   over the neurons that see: brighter light does not slow them
+
+Without it a field may fold: f is free to undo any map of the light, and some trainings end with bright and dark
+told apart by a light that rises and falls again, or with one upside down.
 """
 
 from __future__ import annotations
@@ -39,6 +46,9 @@ COEFFICIENTS = (
     "coeff_edge_bend",
     "coeff_update_bend",
 )
+#: The same where the stimulus is unknown, and how much brighter its light is then.
+FIELD_COEFFICIENTS = ("coeff_light_diff",)
+BRIGHTER = 0.1
 #: Those whose probes cost as much as a frame or two: left out of a program in which they are 0.
 BENDS = ("coeff_edge_bend", "coeff_update_bend")
 
@@ -112,6 +122,19 @@ def _update_bend(learner: Learner, model, batch) -> Float[Array, ""]:
     return safe_root(pieces.square_sum(bend, pieces.n_pieces(3 * voltage.size), state, None, fixed))
 
 
+def light_regularisers(learner: Learner, params, coefficients, batch) -> dict:
+    """Those of an unknown stimulus, weighted, by name; `luminance` of the batch is what the field says."""
+    model, seeing = learner.bind(params), jnp.asarray(learner.connectome.inputs)
+    voltage, seen = batch["voltage"][:1].T, stimulus_of_neurons(learner.connectome, batch["luminance"][:1])
+    msg = model.incoming(make_graph(learner.connectome, voltage=voltage, stimulus=seen))
+    f, state, embedding = model.update_probes()
+    # Only f's own parameters get a gradient.
+    v, msg, light, embedding = jax.lax.stop_gradient(tuple(x[seeing] for x in (voltage, msg, seen, embedding)))
+    now, brighter = f(state, (v, msg, light), embedding), f(state, (v, msg, light + BRIGHTER), embedding)
+    falls = safe_root(jnp.sum(jnp.square(jax.nn.relu(now - brighter))))
+    return {"coeff_light_diff": coefficients["coeff_light_diff"] * falls}
+
+
 def loss(learner: Learner, params, coefficients, batch, x_norm, bends: bool = True):
     """Total loss and its data term.
 
@@ -121,6 +144,8 @@ def loss(learner: Learner, params, coefficients, batch, x_norm, bends: bool = Tr
     """
     data = safe_root(learner.square_error(params, batch["voltage"], batch["luminance"], batch["target"]))
     terms = regularisers(learner, params, coefficients, batch, x_norm, bends)
+    if learner.learns_stimulus:
+        terms |= light_regularisers(learner, params, coefficients, batch)
     return data + sum(terms.values()), data
 
 

@@ -79,8 +79,10 @@ def activity(train_recording: Recording, run) -> dict:
     """activity.json: the driving recording, the rolled-out network and where it diverged.
 
     `run` is a `Rollout`; the states from its divergence on are left out, and None stands for the
-    network's activity where fewer than two frames are left.
+    network's activity where fewer than two frames are left, or where there is no run (an unknown stimulus).
     """
+    if run is None:
+        return {"recording": recording_activity(train_recording), "rollout": None, "divergence_frame": None}
     end = len(run.voltage) if run.divergence_frame is None else run.divergence_frame
     return {
         "recording": recording_activity(train_recording),
@@ -102,4 +104,6 @@ def activity_line(content: dict) -> str:
     text = of(content["recording"])
     if content["divergence_frame"] is not None:
         return f"{text}; the rollout diverged at frame {content['divergence_frame']}"
+    if content["rollout"] is None:
+        return f"{text}; no rollout, the stimulus is unknown"
     return f"{text}; rollout {of(content['rollout'])}"

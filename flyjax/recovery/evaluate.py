@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from flyjax.errors import UserError
 from flyjax.recording import Recording
@@ -16,6 +16,7 @@ from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.ceiling import closed_form, identifiable_metrics
 from flyjax.recovery.clusters import all_cluster_metrics
 from flyjax.recovery.extract import MIN_STD, Probe, Recovered, canonical, extract, probe
+from flyjax.recovery.light import NO_LIGHT, as_learned, learns_stimulus, light_metrics
 from flyjax.recovery.linearise import OnData, on_data
 from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, per_type, true_tau
 from flyjax.recovery.refit import Refitted, refit
@@ -44,11 +45,13 @@ class Evaluation:
     embedding: Float[np.ndarray, "N d"] | None
     on_data: OnData  #: the read-out at training frames
     refitted: Refitted | None
-    rollout: Rollout
+    rollout: Rollout | None  #: None where the light of the held-out movie is unknown
     curves: Curves
     activity: dict  #: activity.json
     activity_line: str  #: the log's Activity: entry
     per_type: list[dict]
+    seen: Recording  #: the training recording with the light that the network was given, or has learned
+    held_out: Int[np.ndarray, " frames"] | None = None  #: where it was learned, the frames that it was not trained on
 
 
 def representatives(connectome) -> np.ndarray:
@@ -90,6 +93,7 @@ def evaluate(
     final_loss_total: float | None = None,
     with_refit: bool = True,
     with_ceiling: bool = True,
+    held_out: Int[np.ndarray, " frames"] | None = None,
 ) -> Evaluation:
     """Every metric and array of one trained network.
 
@@ -104,10 +108,15 @@ def evaluate(
         final_loss, final_loss_total: passed through to the metrics.
         with_refit: also the least-squares refit on the learned messages, names ending in `_refit`.
         with_ceiling: also the closed form of the training recording (`_ceiling`; computed once per
-            recording, minutes at full scale) and every score over what it can tell (`_identifiable`).
+            recording, minutes at full scale) and every score over what it can tell (`_identifiable`). It
+            knows the light, also where the network does not.
+        held_out: where the stimulus was learned as a field, the frames of the training recording that it was
+            not trained on. Such metrics have `stimulus: field`: read-outs at training frames, refit and one-step
+            errors (on the frames held out) take the field's light, a free run on another movie is not available,
+            external_input_R2 is the field's and `external_input_R2_inverted` that of inverting f on the test recording.
 
-    **Raises:** `UserError` if recordings and learner are of different circuits, or the test
-    recording is noisy.
+    **Raises:** `UserError` if recordings and learner are of different circuits, the test
+    recording is noisy, or a field comes without frames held out.
     """
     c = train_recording.connectome
     if c.n_edges != len(params["W"][...]) or test_recording.connectome.n_neurons != c.n_neurons:
@@ -117,18 +126,28 @@ def evaluate(
         )
     if test_recording.noise_model_level > 0:
         raise UserError("the test recording is noisy; only a noise-free one is informative: record split='test'")
-    found = extract(learner, params, train_recording)
+    unknown = learns_stimulus(learner)
+    if unknown and held_out is None:
+        raise UserError("the stimulus was learned as a field: say which training frames were held out (held_out)")
+    seen = as_learned(learner, params, train_recording)
+    found = extract(learner, params, seen)
     embedding = np.asarray(params["embedding"][...]) if "embedding" in params else None
-    run = rollout(learner, params, test_recording)
+    run = None if unknown else rollout(learner, params, test_recording)
 
     metrics = Metrics()
-    metrics.update(rollout_metrics(run, test_recording))
-    metrics.update(one_step_metrics(learner, params, test_recording))
+    if run is None:
+        for name in ("test_frames", "test_R2", "test_pearson", "test_rmse"):
+            metrics.put(name, None, NO_LIGHT)
+        metrics.update(one_step_metrics(learner, params, seen, held_out))
+        metrics.update(light_metrics(seen, held_out))
+    else:
+        metrics.update(rollout_metrics(run, test_recording))
+        metrics.update(one_step_metrics(learner, params, test_recording))
     metrics.update(circuit_metrics(found, train_recording))
-    at_frames = on_data(learner, params, train_recording)
+    at_frames = on_data(learner, params, seen)
     metrics.update(circuit_metrics(at_frames, train_recording, "_data"))
     metrics.put("update_affine_R2_data", 1.0 - np.median(at_frames.bend))
-    refitted = refit(learner, params, train_recording, found) if with_refit else None
+    refitted = refit(learner, params, seen, found) if with_refit else None
     if refitted is not None:
         metrics.update(circuit_metrics(refitted, train_recording, "_refit"))
         if refitted.corrected is not None:
@@ -142,21 +161,23 @@ def evaluate(
             metrics.update(identifiable_metrics(refitted, train_recording, "_refit"))
             if refitted.corrected is not None:
                 metrics.update(identifiable_metrics(refitted.corrected, train_recording, "_refit_corrected"))
-    metrics.update(input_metrics(learner, params, test_recording))
+    metrics.update(input_metrics(learner, params, test_recording, "_inverted" if unknown else ""))
     metrics.update(all_cluster_metrics(found, embedding, train_recording, seed, refitted))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
         metrics.put(name, value, "the training reported none" if value is None else None)
     summary = activity(train_recording, run)
     return Evaluation(
-        metrics=metrics.as_dict(),
+        metrics=({"stimulus": "field"} if unknown else {}) | metrics.as_dict(),
         found=found,
         raw_weight=np.asarray(params["W"][...]),
         embedding=embedding,
         on_data=at_frames,
         refitted=refitted,
         rollout=run,
-        curves=curves(learner, params, found, train_recording),
+        curves=curves(learner, params, found, seen),
         activity=summary,
         activity_line=activity_line(summary),
         per_type=per_type(train_recording, found),
+        seen=seen,
+        held_out=held_out if unknown else None,
     )

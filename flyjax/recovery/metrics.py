@@ -151,24 +151,33 @@ def evaluation_pairs(recording: Recording, n_frames: int = N_EVALUATION_FRAMES):
     return recording.pairs(frames)
 
 
-def input_metrics(learner, params, recording: Recording) -> Metrics:
+def input_metrics(learner, params, recording: Recording, suffix: str = "") -> Metrics:
     """external_input_R2: the luminance that explains dv/dt at the input neurons, against the true one.
 
     At held-out frames f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5,
-    which is exact for an f that is affine in I. Squared Pearson over frames and input neurons.
+    which is exact for an f that is affine in I. Squared Pearson over frames and input neurons. Where the
+    stimulus was learned as a field that name is the field's (`light.light_metrics`), this one ends in `_inverted`.
     """
     c = recording.connectome
     voltage, luminance, derivative = evaluation_pairs(recording)
     solved = np.asarray(_solve_input(canonical(learner), params, voltage, derivative))
     metrics = Metrics()
-    put_fit(metrics, "external_input_R2", luminance[:, c.input_column], solved)
-    metrics.put("external_input_frames", len(voltage))
+    put_fit(metrics, f"external_input_R2{suffix}", luminance[:, c.input_column], solved)
+    metrics.put(f"external_input_frames{suffix}", len(voltage))
     return metrics
 
 
-def one_step_metrics(learner, params, recording: Recording) -> Metrics:
-    """one_step_R2 = 1 - SSE/SST of dv/dt at the true states of held-out frames, pooled over neurons."""
-    voltage, luminance, derivative = evaluation_pairs(recording)
+def one_step_metrics(learner, params, recording: Recording, among=None) -> Metrics:
+    """one_step_R2 = 1 - SSE/SST of dv/dt at the true states of held-out frames, pooled over neurons.
+
+    Args:
+        among: the held-out frames of a recording that is not all held out.
+    """
+    if among is None:
+        voltage, luminance, derivative = evaluation_pairs(recording)
+    else:
+        spread = np.unique(np.linspace(0, len(among) - 1, N_EVALUATION_FRAMES).round().astype(int))
+        voltage, luminance, derivative = recording.pairs(among[spread])
     predicted = _one_step(canonical(learner), params, voltage, luminance)
     metrics = Metrics()
     metrics.put("one_step_R2", *explained(derivative, predicted))

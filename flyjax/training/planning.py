@@ -125,6 +125,8 @@ def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
 
     connectome = build_connectome(simulation.extent)
     exact = not simulation.measurement_noise_level and simulation.target == "exact"
+    # An unknown stimulus leaves nothing to compute targets from.
+    exact = exact and model.stimulus == "given"
     large = exact and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
     told = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
     edges = round(told.n_edges * (1 - simulation.removed_edges) + told.n_edges * simulation.null_edges)

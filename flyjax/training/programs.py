@@ -99,10 +99,11 @@ def keys_of(seeds):
 
 
 class Data:
-    """The recordings of one program on the devices; those of the one before make room first."""
+    """The recordings of one program on the devices, without luminance where a `field` is learned for it; those of
+    the one before make room first."""
 
-    def __init__(self, recording_of: Callable[[float], Recording]):
-        self._recording_of, self._key, self._data = recording_of, None, None
+    def __init__(self, recording_of: Callable[[float], Recording], field: bool = False):
+        self._recording_of, self._field, self._key, self._data = recording_of, field, None, None
 
     def at(self, levels: tuple[float, ...], width: int, sharding):
         """Trees of `stack_recordings`, one index per level."""
@@ -113,7 +114,7 @@ class Data:
         for slot, level in enumerate(levels):
             recording = self._recording_of(level)
             had = "derivative" in vars(recording)
-            one = jax.device_put(stack_recordings([recording]), sharding)
+            one = jax.device_put(stack_recordings([recording], self._field), sharding)
             if not had:
                 vars(recording).pop("derivative", None)  # as large as the voltages, and now on the device
             n = sum(leaf.nbytes for leaf in jax.tree.leaves(one))

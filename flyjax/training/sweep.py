@@ -24,7 +24,7 @@ from flyjax.training.halving import Halving, check_comparable, lost, relative_er
 from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
 from flyjax.training.programs import Data, Piece, Run, compiled, unpacked
 from flyjax.training.progress import Progress, Reporter
-from flyjax.training.train import check_rollouts, computes_target, numbers_of, selected, units_of
+from flyjax.training.train import check_field, check_rollouts, computes_target, numbers_of, selected, units_of
 
 #: GFLOP that a narrower program must save to be compiled: about ten seconds.
 WORTH = {"cpu": 300.0}
@@ -104,7 +104,8 @@ def train_sweep(
     change how lanes share programs, and by that nothing but the rounding of sums; long trainings amplify it, so that
     a lane's result depends on its neighbours as on another seed of rounding (`planning`).
 
-    **Raises:** `UserError` if not even one training fits into memory.
+    **Raises:** `UserError` if not even one training fits into memory, or a candidate cannot be trained with an
+    unknown stimulus.
     """
     levels = sorted({c.noise_model_level for c in candidates})
     if not callable(recordings):
@@ -116,8 +117,10 @@ def train_sweep(
     if halving is not None:
         check_comparable(candidates)
     check_rollouts(candidates, recordings(levels[0]))
+    check_field(learner, candidates, n_frames)
+    field = learner.learns_stimulus
     memory, config = memory or planning.device_memory(), learner.config
-    sizes = planning.sizes_of(learner, n_frames, not computes_target(recordings(levels[0])))
+    sizes = planning.sizes_of(learner, n_frames, field or not computes_target(recordings(levels[0])))
     n_devices = n_devices or jax.local_device_count()
 
     # Recordings of other levels are not asked for here: reading them only to name the work would take minutes.
@@ -132,7 +135,7 @@ def train_sweep(
         planning.warn_if_too_large(groups, sizes, config, planned, memory, checkpoint_dir)
     worth = WORTH.get(jax.local_devices()[0].platform, WORTH_ELSEWHERE)
     runs = {lane: Run(lane, n) for group in groups for lane, n in zip(group.lanes, group.n_steps, strict=True)}
-    data = Data(recordings)
+    data = Data(recordings, field)
     units = functools.cache(lambda level: units_of(recordings(level)) if config.units == "data" else (1.0, 1.0))
     reporter = Reporter(on_progress, watch, sum(run.n_steps for run in runs.values()))
     begin, ends = 0, rungs(max(group.n_chunks for group in groups), halving)
@@ -147,7 +150,7 @@ def train_sweep(
                 for lane in part.lanes:
                     training = candidates[lane.candidate]
                     level = training.noise_model_level
-                    numbers.append(numbers_of(training, n_frames, part.levels.index(level), units(level)))
+                    numbers.append(numbers_of(training, n_frames, part.levels.index(level), units(level), field))
                 folder = None
                 if checkpoint_dir is not None:
                     identity = content_hash(

@@ -7,6 +7,11 @@ number; only what shapes the program is static (`Static`).
 `GAP` frames before it: frames next to each other are near copies. At the end of every chunk the
 one-step error on `VALIDATION_FRAMES` frames spread evenly over it is measured.
 
+**Unknown stimulus.** Where the learner has a field for it (`model.stimulus: field`), batches carry frame
+numbers and no luminance, which is not even on the device. A field over time cannot know frames after
+the end of its movie, so those held out are then every k-th of the recording, k = 1 / `validation_fraction`:
+their voltages and targets enter no loss.
+
 **Several steps.** With `rollout_steps` R > 1 the learner is followed from the recorded state v_t for R
 Euler steps under the recorded light, u_0 = v_t, u_{s+1} = u_s + dt f(u_s, I_{t+s}), and the error of step s
 is (u_{s+1} - w_{s+1}) / dt against w_{s+1} = v_{t+s} + dt y_{t+s}, the recorded state before the noise of
@@ -27,11 +32,11 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flyjax.circuit import messages
-from flyjax.config import Training
+from flyjax.config import Training, field_problem
 from flyjax.errors import UserError
 from flyjax.frames import differenced, measured
 from flyjax.model import Learner, loss, rollout_loss, stimulus_of_neurons
-from flyjax.model.losses import BENDS, COEFFICIENTS
+from flyjax.model.losses import BENDS, COEFFICIENTS, FIELD_COEFFICIENTS
 from flyjax.model.learner import group_of
 from flyjax.model.pieces import n_pieces
 from flyjax.recording import Recording
@@ -45,6 +50,7 @@ RATES = {
     "W": "learning_rate_W_start",
     "networks": "learning_rate_start",
     "embedding": "learning_rate_embedding_start",
+    "field": "learning_rate_field_start",  # only where the stimulus is unknown
 }
 #: Parameters are packed by these; units are given and never change.
 GROUPS = (*RATES, "units")
@@ -90,11 +96,32 @@ def static_of(training: Training) -> Static:
     )
 
 
-def validation_frames(training: Training, n_frames: int) -> tuple[int, int]:
-    """(number of frames to train on, number of frames held out at the end).
+def held_every(training: Training) -> int:
+    """k, where every k-th frame is held out of the training of a field: k - 1, 2 k - 1, …"""
+    return round(1 / training.validation_fraction)
+
+
+def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:
+    """The frames on which a field was not trained."""
+    every = held_every(training)
+    return np.arange(every - 1, n_frames, every)
+
+
+def check_field(learner: Learner, candidates: Sequence[Training], n_frames: int) -> None:
+    """**Raises:** `UserError` where a candidate cannot be trained with an unknown stimulus."""
+    for problem in (field_problem(learner.config, training, n_frames) for training in candidates):
+        if problem:
+            raise UserError(problem)
+
+
+def validation_frames(training: Training, n_frames: int, field: bool = False) -> tuple[int, int]:
+    """(number of frames to train on, number of frames held out: at the end, with a field every k-th).
 
     **Raises:** `UserError` where too few are left of either.
     """
+    if field:
+        held = len(held_out_of_field(training, n_frames))
+        return n_frames - held, held
     held = int(n_frames * training.validation_fraction)
     used = n_frames - held - min(GAP, held // 4)
     if used < training.rollout_steps or (training.validation_fraction and not held):
@@ -105,13 +132,20 @@ def validation_frames(training: Training, n_frames: int) -> tuple[int, int]:
     return used, held
 
 
-def numbers_of(training: Training, n_frames: int, level: int, units: tuple[float, float] = (1.0, 1.0)) -> dict[str, np.ndarray]:
+def numbers_of(
+    training: Training, n_frames: int, level: int, units: tuple[float, float] = (1.0, 1.0), field: bool = False
+) -> dict[str, np.ndarray]:
     """The traced numbers of a candidate.
 
-    **Arguments:** `level`: its recording's index in `stack_recordings`; `units`: `units_of` that recording.
+    **Arguments:** `level`: its recording's index in `stack_recordings`; `units`: `units_of` that recording;
+    `field`: whether the stimulus is unknown.
     """
-    numbers = {name: np.float32(getattr(training, name)) for name in (*RATES.values(), *COEFFICIENTS)}
-    used, held = validation_frames(training, n_frames)
+    rates = [name for group, name in RATES.items() if field or group != "field"]
+    names = (*rates, *COEFFICIENTS, *(FIELD_COEFFICIENTS if field else ()))
+    numbers = {name: np.float32(getattr(training, name)) for name in names}
+    used, held = validation_frames(training, n_frames, field)
+    if field:
+        numbers["held_every"] = np.int32(held_every(training))
     return numbers | {
         "warmup_fraction": np.float32(training.warmup_fraction),
         "average_decay": np.float32(training.average_decay),
@@ -149,8 +183,8 @@ def check_rollouts(candidates: Sequence[Training], recording) -> None:
         raise UserError(f"rollout_steps={steps}, but a part of the recording has {shortest} frames: lower rollout_steps or n_recordings")
 
 
-def stack_recordings(recordings: list[Recording]) -> dict[str, Any]:
-    """Training data on the device, one leading index per noise level.
+def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[str, Any]:
+    """Training data on the device, one leading index per noise level; no luminance where a `field` is learned for it.
 
     Returns `voltage` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v), and either `target`
     (L, T, N) or, where `computes_target`, `truth`: the circuit they are computed from. Real recordings also
@@ -158,10 +192,10 @@ def stack_recordings(recordings: list[Recording]) -> dict[str, Any]:
     """
     data: dict[str, Any] = {
         "voltage": jnp.stack([jnp.asarray(r.voltage) for r in recordings]),
-        "luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings]),
+        **({} if field else {"luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings])}),
         "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
     }
-    if all(map(computes_target, recordings)):
+    if not field and all(map(computes_target, recordings)):
         truths = [_truth(r) for r in recordings]
         data["truth"] = {name: jnp.stack([t[name] for t in truths]) for name in truths[0]}
     else:
@@ -195,12 +229,22 @@ def _target(connectome, truth, voltage: Float[Array, "B N"], luminance: Float[Ar
 
 
 def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
-    """Voltage, luminance and target of some frames of a recording."""
+    """Voltage, luminance and target of some frames of a recording; their numbers in the place of an unknown luminance."""
+    if learner.learns_stimulus:
+        return {"voltage": data["voltage"][level, frames], "frame": frames, "target": data["target"][level, frames]}
     batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
     if "target" in data:
         return batch | {"target": data["target"][level, frames]}
     truth = jax.tree.map(lambda x: x[level], data["truth"])
     return batch | {"target": _target(learner.connectome, truth, **batch)}
+
+
+def lit(learner: Learner, params, batch) -> dict[str, Array]:
+    """A batch as the loss takes it: with the luminance that it carries, or that the learned field says."""
+    if not learner.learns_stimulus:
+        return batch
+    light = learner.luminance(params, batch["frame"])
+    return {"voltage": batch["voltage"], "luminance": light, "target": batch["target"]}
 
 
 def pack(params) -> dict[str, Array]:
@@ -243,7 +287,7 @@ def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
         return constant if schedule == "constant" else lambda count: constant * unit(count)
 
     inner = optax.multi_transform(
-        {group: optax.adam(rate(name)) for group, name in RATES.items()} | {"units": optax.set_to_zero()},
+        {group: optax.adam(rate(name)) for group, name in RATES.items() if name in numbers} | {"units": optax.set_to_zero()},
         lambda packed: {group: group for group in packed},
     )
 
@@ -298,7 +342,8 @@ def train_step(
     def total(packed):
         params = unpack(learner, packed)
         if static.rollout_steps == 1:
-            return loss(learner, params, numbers, batch_of(learner, data, level, frames), x_norm, static.bends)
+            batch = lit(learner, params, batch_of(learner, data, level, frames))
+            return loss(learner, params, numbers, batch, x_norm, static.bends)
         # Starts from which all steps lie in one part of the recording.
         starts = jnp.minimum(frames, data["last"][level, frames] - (static.rollout_steps - 1))
         batch = batch_of(learner, data, level, (starts[:, None] + jnp.arange(static.rollout_steps)[None, :]).reshape(-1))
@@ -343,11 +388,12 @@ def validation_loss(learner: Learner, static: Static, numbers, data, packed) -> 
     groups = -(-VALIDATION_FRAMES // static.batch_size)
     count = groups * static.batch_size
     position = (jnp.arange(count, dtype=jnp.float32) + 0.5) / count
-    held = numbers["n_held"].astype(jnp.float32)
-    frames = n_frames - 1 - jnp.floor(position * held).astype(jnp.int32)
+    held = jnp.floor(position * numbers["n_held"].astype(jnp.float32)).astype(jnp.int32)
+    frames = (held + 1) * numbers["held_every"] - 1 if learner.learns_stimulus else n_frames - 1 - held
     params = unpack(learner, packed)
     errors = jax.lax.map(
-        lambda own: learner.square_error(params, **batch_of(learner, data, numbers["level"], own)), frames.reshape(groups, -1)
+        lambda own: learner.square_error(params, **lit(learner, params, batch_of(learner, data, numbers["level"], own))),
+        frames.reshape(groups, -1),
     )
     return jnp.sqrt(jnp.sum(errors) / (count * data["voltage"].shape[2]))
 
@@ -361,6 +407,9 @@ def train_chunk(
     last step taken, and there too without validation.
     """
     frames = draw_frames(static, numbers["n_starts"], state, length)
+    if learner.learns_stimulus:
+        # Of every k frames the first k - 1 are trained on.
+        frames = frames + frames // (numbers["held_every"] - 1)
 
     def body(carry, frames):
         return train_step(learner, static, numbers, data, carry, frames)
