@@ -135,7 +135,9 @@ def test_slopes_come_back_and_what_can_be_told_does_not_depend_on_the_measuremen
     m = found.metrics
     for name in ("connectivity_R2", "tau_R2"):
         raw, mended = (m[f"{name}_ceiling{k}_identifiable_slope"] for k in ("", "_corrected"))
-        assert raw < 0.7 and abs(1 - mended) < 0.5 * abs(1 - raw), name
+        # Most weights of this circuit are small: what the noise leaves open of them, the prior takes.
+        assert raw < 0.7 and abs(1 - mended) < 0.6 * abs(1 - raw), name
+    assert m["connectivity_R2_ceiling_corrected_identifiable"] > m["connectivity_R2_ceiling_identifiable"] + 0.03
     for name in ("tau_R2", "V_rest_R2"):
         assert m[f"{name}_ceiling_corrected_identifiable"] > 0.99 > m[f"{name}_ceiling_identifiable"]
     assert "connectivity_R2_ceiling_corrected" not in free.metrics
@@ -156,8 +158,8 @@ def test_the_refit_is_corrected_beside_the_plain_one(clean, noisy, kind):
     found = refit(learner, params, noisy, extract(learner, params, noisy))
     told = closed_form(noisy)
     scores = [circuit_metrics(x, noisy, "", told.edges, told.neurons).values for x in (found, found.corrected)]
-    print(scores)
-    assert scores[0]["connectivity_R2_slope"] < 0.65 < 0.75 < scores[1]["connectivity_R2_slope"] < 1.1
+    assert scores[0]["connectivity_R2_slope"] < 0.65 < 0.72 < scores[1]["connectivity_R2_slope"] < 1.1
+    assert scores[1]["connectivity_R2"] > scores[0]["connectivity_R2"] + 0.03
     assert scores[0]["tau_R2_slope"] < 0.7 < 0.95 < scores[1]["tau_R2_slope"] < 1.05
     assert scores[1]["tau_R2"] > 0.995 > scores[0]["tau_R2"] and scores[1]["V_rest_R2"] > 0.98 > scores[0]["V_rest_R2"]
     assert refit(learner, params, clean, extract(learner, params, clean)).corrected is None
@@ -168,7 +170,7 @@ def test_no_window_where_targets_hold_the_process_noise(noisy):
     differenced = SIMULATION.model_copy(update={"target": "difference"})
     assert window_of(differenced, "train") == 0.0 < window_of(differenced, "test")
     m = closed_form(recorded(measurement_noise_level=SIGMA, target="difference")).metrics
-    assert abs(m["tau_R2_ceiling_corrected_identifiable_slope"] - 1) < 0.2
+    assert abs(m["tau_R2_ceiling_corrected_identifiable_slope"] - 1) < 0.1
 
 
 def test_differences_of_the_recorded_voltages(clean, tmp_path):

@@ -201,7 +201,7 @@ def _weighed(noisy: np.ndarray, bias: np.ndarray) -> np.ndarray:
     half = np.linalg.solve(root, bias[:-1, :-1] / scale[:, None]) / scale
     # In directions in which the data have unit variance: how much of it is not noise.
     share, turn = np.linalg.eigh(np.linalg.solve(root, half.T))
-    kept = np.clip(1.0 - share, 0.0, None)
+    kept = np.clip(1.0 - share, 0.0, 1.0)  # what rounding makes of a direction without data counts neither way
     target = turn.T @ np.linalg.solve(root, (noisy[:-1, -1] - bias[:-1, -1]) / scale)
     back = scale[:, None] * (root @ turn)
     out = np.empty_like(noisy)
