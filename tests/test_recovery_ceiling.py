@@ -10,6 +10,7 @@ from true_learner import TrueLearner
 from flyjax.recovery import ceiling as ceiling_module
 from flyjax.recovery import closed_form, compare, evaluate, extract, refit
 from flyjax.recovery.equations import RIDGE, accumulate, solve
+from flyjax.recovery.extract import probe
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.neighbours import groups
 
@@ -140,6 +141,21 @@ def test_refit_undoes_an_offset_of_the_message_that_spoils_v_rest(train, ceiling
     refitted = refit(learner, params, train, plain)
     assert compare(true[told], plain.v_rest[told]).R2 < 0.98
     assert compare(true[told], refitted.v_rest[told]).R2 > 0.999
+
+
+def test_the_scale_of_messages_does_not_matter_to_the_refit(train):
+    """Sources that are rarely above zero included: the published read-out gives their messages the slope 1."""
+    c, true, told = train.connectome, np.asarray(train.parameters.weight), closed_form(train)
+    data = probe(train)
+    rare = (np.asarray(data.mean) + np.asarray(data.std) <= 0)[c.senders] & (told.source_alone > 5e-3)
+    assert np.sum(rare & told.edges) > 20
+    found = []
+    for scale in (1.0, 3.0):
+        learner = TrueLearner(c, scale=np.full(c.n_neurons, scale, np.float32))
+        params = learner.params(train)
+        found.append(refit(learner, params, train, extract(learner, params, train)).weight)
+    assert compare(true[rare], found[1][rare]).slope == pytest.approx(compare(true[rare], found[0][rare]).slope, rel=1e-3)
+    assert compare(true[rare], found[1][rare]).slope == pytest.approx(1.0, abs=0.05)
 
 
 def test_a_broken_network_gives_none_with_reasons(train):

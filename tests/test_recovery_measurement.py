@@ -4,9 +4,12 @@ import dataclasses
 import json
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from recovery_fixtures import SIMULATION, truth
+from scipy.signal import lfilter
+from scipy.stats import norm
 from true_learner import TrueLearner
 
 from flyjax.config import Training
@@ -16,7 +19,7 @@ from flyjax.recording import load_recording, record
 from flyjax.recovery import closed_form, extract, refit
 from flyjax.recovery.activity import signal_to_noise
 from flyjax.recovery.equations import accumulate, solve, target_noise
-from flyjax.recovery.measurement import corrected, unbent, unbent_noise
+from flyjax.recovery.measurement import START, Table, biases, corrected, laid, sent_noise, table_range, unbent, unbent_noise, window_of
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.recovery.selection import selection
 from flyjax.training.halving import relative_error, target_spread
@@ -53,22 +56,69 @@ def test_unbent_is_relu_on_average(v):
     assert np.mean(h * h) - noise.excess[0] == pytest.approx(max(v, 0) ** 2, abs=0.15 * SIGMA**2)
 
 
-def test_corrected_moments_are_those_of_the_clean_states():
+def test_a_table_is_unbent_as_relu_is():
+    x = np.random.default_rng(1).uniform(-0.5, 0.7, size=(4000, 2))
+    points = table_range(x, SIGMA)
+    table = Table(points, np.stack([np.maximum(points, 0), 0.3 * points - 1]))
+    unbent_too = table.unbent(SIGMA)(x)
+    assert np.allclose(table(x), np.stack([np.maximum(x[:, 0], 0), 0.3 * x[:, 1] - 1], 1), atol=2.5e-3)
+    assert np.allclose(unbent_too[:, 0], unbent(x[:, 0], SIGMA), atol=2.5e-3)
+    assert np.allclose(unbent_too[:, 1], 0.3 * x[:, 1] - 1, atol=1e-6)  # what is straight stays
+    ours, exact = sent_noise(table, x, SIGMA), unbent_noise(x, SIGMA)
+    assert ours.slope == pytest.approx([exact.slope[0], 0.3], abs=0.01)
+    assert ours.excess == pytest.approx([exact.excess[0], (0.3 * SIGMA) ** 2], rel=0.05)
+
+
+def softly(x, width):
+    """relu averaged over noise of std `width`: what a network trained on noisy voltages learns in place of relu."""
+    z = x / width
+    return x * norm.cdf(z) + width * norm.pdf(z)
+
+
+@pytest.mark.parametrize("width", [0.0, 0.15])  # of the kink of the messages
+@pytest.mark.parametrize("decay", [0.0, 0.8])
+def test_moments_without_bias_are_those_of_the_clean_states(decay, width):
     class Two:  # 0 -> 1 and an autapse of 1
         n_neurons, senders, receivers = 2, np.array([0, 1]), np.array([1, 1])
 
     rng, n, dt, sigma = np.random.default_rng(0), 400_000, 0.02, 0.2
-    v = 0.4 + rng.normal(size=(2, n)) * np.array([[0.5], [0.4]])
-    rate, noise, later = rng.normal(size=(2, n)) + v, *(sigma * rng.normal(size=(2, 2, n)))
-    x, y = v + noise, rate + (later - noise) / dt
+    v = 0.4 + lfilter([1], [1, -0.8], rng.normal(size=(2, n)), axis=1) * np.array([[0.3], [0.25]])
+    noise = sigma * rng.normal(size=(2, n + 1))
+    rate = rng.normal(size=(2, n)) + v
+    x, y = v + noise[:, :-1], rate + np.diff(noise) / dt
+    if width:
+        points = table_range(x, sigma)
+        table = Table(points, np.stack([softly(points, width)] * 2))
+        clean_sent, sent, of_sent = softly(v, width), table.unbent(sigma)(x.T).T, sent_noise(table, x.T, sigma)
+    else:
+        clean_sent, sent, of_sent = np.maximum(v, 0), unbent(x, sigma), unbent_noise(x.T, sigma)
     for sign in (1.0, -1.0):
-        clean = accumulate(Two, [(np.maximum(v, 0), [(sign * v,)], rate)], n_own=1).moments[1]
-        raw = accumulate(Two, [(unbent(x, sigma), [(sign * x,)], y)], n_own=1)
-        mended = corrected(raw, Two, sigma, dt, unbent_noise(x.T, sigma), sign).moments[1]
+        # In two pieces, the second going on where the first ends.
+        pieces = lambda s, own, target: [(s[:, a], [(own[:, a],)], target[:, a]) for a in (slice(0, n // 3), slice(n // 3, n))]
+        clean = accumulate(Two, laid(pieces(clean_sent, sign * v, rate), decay), n_own=1).moments[1]
+        raw = accumulate(Two, laid(pieces(sent, sign * x, y), decay), n_own=1)
+        mended = raw.moments[1] - list(biases(raw, Two, sigma, dt, of_sent, sign, decay))[1]
         bias, left = np.abs(raw.moments[1] - clean), np.abs(mended - clean)
         for entry in ((0, 0), (1, 1), (2, 2), (1, 2), (1, 4), (2, 4), (4, 4)):  # rows: source, autapse, leak, 1, target
-            assert left[entry] < 0.12 * bias[entry], (sign, entry)
-        assert np.allclose(mended, mended.T)
+            assert left[entry] < 0.12 * bias[entry] + 1e-5, (sign, entry)
+
+
+def test_the_window_keeps_the_equation_and_starts_anew_where_asked():
+    rng = np.random.default_rng(3)
+    sent, own, other = rng.normal(size=(3, 2, 300))
+    target = 3 * sent - 2 * own + 0.5 * other + 1
+    whole = list(laid([(sent, [(own, other)], target)], 0.8))[0]
+    assert whole[0].shape == (2, 300 - START) and len(whole[1]) == 1
+    one, two = [[sent, [(own,), (other,)], target]], [slice(0, 100), slice(100, 300)]
+    for joined in (True, False):
+        cut = [(sent[:, a], [(own[:, a],), (other[:, a],)], target[:, a]) for a in two]
+        for s, ((a,), (b,)), y in laid(cut, 0.8, joined):
+            assert np.allclose(y, 3 * s - 2 * a + 0.5 * b + 1)  # the constant stays what it is
+        second = list(laid(cut, 0.8, joined))[1][0]
+        straight = list(laid(one, 0.8))[0][0]
+        assert second.shape[1] == (200 if joined else 200 - START)
+        assert np.allclose(second[:, :1], straight[:, 100 - START :][:, :1]) == joined
+    assert np.allclose(list(laid(one, 0.0))[0][2], target)
 
 
 def test_of_a_source_that_is_noise_alone_nothing_is_made():
@@ -80,7 +130,8 @@ def test_of_a_source_that_is_noise_alone_nothing_is_made():
     noise, later = sigma * rng.normal(size=(2, 2, n))
     x, y = v + noise, -v / 0.05 + (later - noise) / 0.02
     raw = accumulate(Two, [(unbent(x, sigma), [(x,)], y)], n_own=1)
-    found = solve(corrected(raw, Two, sigma, 0.02, unbent_noise(x.T, sigma), 1.0))
+    clean, ridge = corrected(raw, Two, sigma, 0.02, unbent_noise(x.T, sigma), 1.0)
+    found = solve(clean, ridge)
     assert found.own[1, 0] == pytest.approx(-20, rel=0.15) and abs(found.source[0]) < 15
 
 
@@ -90,22 +141,42 @@ def test_slopes_come_back_and_what_can_be_told_does_not_depend_on_the_measuremen
     m = found.metrics
     for name in ("connectivity_R2", "tau_R2"):
         raw, mended = (m[f"{name}_ceiling{k}_identifiable_slope"] for k in ("", "_corrected"))
-        assert raw < 0.7 and abs(1 - mended) < 0.5 * abs(1 - raw), name
+        # Most weights of this circuit are small: what the noise leaves open of them, the prior takes.
+        assert raw < 0.7 and abs(1 - mended) < 0.6 * abs(1 - raw), name
+    assert m["connectivity_R2_ceiling_corrected_identifiable"] > m["connectivity_R2_ceiling_identifiable"] + 0.03
     for name in ("tau_R2", "V_rest_R2"):
         assert m[f"{name}_ceiling_corrected_identifiable"] > 0.99 > m[f"{name}_ceiling_identifiable"]
     assert "connectivity_R2_ceiling_corrected" not in free.metrics
 
 
-def test_the_refit_is_corrected_beside_the_plain_one(clean, noisy):
-    learner = TrueLearner(noisy.connectome)
+class Bent(TrueLearner):
+    """Messages as a network learns them from noisy voltages: without a kink."""
+
+    def message(self, params, voltage):
+        z = voltage / (1.5 * SIGMA)
+        return voltage * jax.scipy.stats.norm.cdf(z) + 1.5 * SIGMA * jax.scipy.stats.norm.pdf(z)
+
+
+@pytest.mark.parametrize("kind", [TrueLearner, Bent])
+def test_the_refit_is_corrected_beside_the_plain_one(clean, noisy, kind):
+    learner = kind(noisy.connectome)
     params = learner.params(noisy)
     found = refit(learner, params, noisy, extract(learner, params, noisy))
     told = closed_form(noisy)
     scores = [circuit_metrics(x, noisy, "", told.edges, told.neurons).values for x in (found, found.corrected)]
-    assert scores[0]["connectivity_R2_slope"] < 0.65 < 0.75 < scores[1]["connectivity_R2_slope"] < 1.1
+    assert scores[0]["connectivity_R2_slope"] < 0.65 < 0.72 < scores[1]["connectivity_R2_slope"] < 1.1
+    assert scores[1]["connectivity_R2"] > scores[0]["connectivity_R2"] + 0.03
     assert scores[0]["tau_R2_slope"] < 0.7 < 0.95 < scores[1]["tau_R2_slope"] < 1.05
     assert scores[1]["tau_R2"] > 0.995 > scores[0]["tau_R2"] and scores[1]["V_rest_R2"] > 0.98 > scores[0]["V_rest_R2"]
     assert refit(learner, params, clean, extract(learner, params, clean)).corrected is None
+
+
+def test_no_window_where_targets_hold_the_process_noise(noisy):
+    assert window_of(noisy.simulation, "train") > 0.5
+    differenced = SIMULATION.model_copy(update={"target": "difference"})
+    assert window_of(differenced, "train") == 0.0 < window_of(differenced, "test")
+    m = closed_form(recorded(measurement_noise_level=SIGMA, target="difference")).metrics
+    assert abs(m["tau_R2_ceiling_corrected_identifiable_slope"] - 1) < 0.1
 
 
 def test_differences_of_the_recorded_voltages(clean, tmp_path):

@@ -1,8 +1,12 @@
-r"""The ceiling: what any method could recover from a recording, given the form of the equations.
+r"""The ceiling: what the closed form recovers from a recording, given the form of the equations and all its synapses.
 
 With messages relu(v_j) known, tau dv/dt = -v + V_rest + sum_j W_ij relu(v_j) + I is linear in
 (1/tau, V_rest/tau, W/tau), so every neuron is one small least-squares problem without noise in its
-target. What it cannot tell, nothing can: synapses of sources that never rise above zero, autapses
+target. Where the equations are the true ones and the voltages exact, no method does better; where
+synapses are not told, or voltages are noisy, it is no bound (a learned message may make up for what
+is missing, and least squares is not the best use of noisy data), only the same problem without a learner.
+
+What exact voltages do not tell the closed form, they tell nobody: synapses of sources that never rise above zero, autapses
 of neurons that are always above it (one and the same signal as their leak, which then takes tau,
 V_rest and all incoming weights along), and inputs that move together.
 
@@ -12,7 +16,8 @@ units of the voltage) is left after all others of the same neuron are regressed 
 
 Where voltages are measured with noise or targets are differenced, what can be told is still judged on the states
 behind the measurement; the closed form itself is given the noisy data, as a learner is, and stands twice:
-`_ceiling`, attenuated by the noise in its regressors, and `_ceiling_corrected` (see `measurement`).
+`_ceiling`, attenuated by the noise in its regressors, and `_ceiling_corrected`, in the integral form and without
+that bias (see `measurement`).
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from flyjax.frames import measured
 from flyjax.recording import Recording
 from flyjax.recovery.equations import RIDGE, accumulate, prior, solve, target_noise, target_of
 from flyjax.recovery.extract import per_recording, stimulus_rows
-from flyjax.recovery.measurement import corrected, unbent, unbent_noise
+from flyjax.recovery.measurement import corrected, laid, unbent, unbent_noise, window_of
 from flyjax.recovery.metrics import Metrics, circuit_metrics
 
 THRESHOLD = 3e-4
@@ -99,9 +104,11 @@ def closed_form(recording: Recording) -> Ceiling:
     result = _circuit(solution, c) | masks
     metrics = _metrics(recording, **result)
     if sigma:
-        normal = accumulate(c, _pieces(recording, sigma=sigma), n_own=1)
-        clean = corrected(normal, c, sigma, recording.dt, unbent_noise(recording.voltage, sigma), leak_sign=-1.0)
-        found = _Found(**_circuit(solve(clean, prior(clean, c.receivers, clean.n_frames, noise, already_out=True)), c, slowest=1.0))
+        decay = window_of(recording.simulation, recording.split)
+        normal = accumulate(c, laid(_pieces(recording, sigma=sigma), decay), n_own=1)
+        sent = unbent_noise(recording.voltage, sigma)
+        clean, ridge = corrected(normal, c, sigma, recording.dt, sent, leak_sign=-1.0, decay=decay)
+        found = _Found(**_circuit(solve(clean, ridge), c, slowest=1.0))
         metrics.update(circuit_metrics(found, recording, "_ceiling_corrected"))
         metrics.update(circuit_metrics(found, recording, "_ceiling_corrected_identifiable", masks["edges"], masks["neurons"]))
     return Ceiling(

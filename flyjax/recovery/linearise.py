@@ -110,6 +110,18 @@ def _line(v: np.ndarray, g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return slope, mean_g - slope * mean_v
 
 
+@partial(jax.jit, static_argnums=0)
+def _sent(learner, params, voltage, grid):
+    return jax.lax.map(lambda v: learner.message(params, v[:, None])[:, 0], voltage), learner.message(params, grid.T).T
+
+
+def message_lines(learner, params, recording: Recording, n_frames: int = N_FRAMES) -> tuple[np.ndarray, np.ndarray]:
+    """Slope and offset (N,) of the learned messages where v > 0, as `on_data` lays them; slope 0 where that never is."""
+    voltage, _, grid = _frames(recording, n_frames)
+    g, g_grid = (np.asarray(a) for a in _sent(canonical(learner), params, voltage, grid))
+    return _lines(voltage, g, grid, g_grid)
+
+
 def on_data(learner, params, recording: Recording, n_frames: int = N_FRAMES) -> OnData:
     """W, tau and V_rest from planes through the learned functions at training frames.
 

@@ -7,13 +7,15 @@ Training leaves W, g and f compromises of each other. With the learned messages 
 s_g and o_g being slope and offset of the line through g over the positive voltages that j visits
 (so that g* lies on the identity there: that fixes the constant which W and V_rest otherwise share,
 and where the network was trained; pinning g at 0, where many neurons never are, left V_rest at
-R2 .60 instead of .99), and the update taken as affine (which the learned f can be asked), each neuron is one small
-least-squares problem on [v_i, 1, I_i, g*_j(v_j)] -> dv_i/dt, from which
+R2 .60 instead of .99), each neuron is one small least-squares problem on [v_i, 1, I_i, g*_j(v_j)] -> dv_i/dt,
+from which
 
     tau = clip(-1 / b_v, 0, 1),    V_rest = -b_1 / b_v,    W*_ij = -c_ij / b_v.
 
-No part of the dynamics is assumed that the closed form knows and the network did not learn: the
-shape of g is the network's own. Estimates of this kind are always named `_refit`.
+Of the network only g is used, and of g only its shape: the learned W and f are not asked. That the update is affine
+- a leak, an additive input, messages that add up - is assumed here, as the closed form assumes it, not learned; only
+the shape of relu is not. So a network that predicts badly may be refitted well, as long as its messages are usable:
+read one_step_R2 beside these estimates. Their names always end in `_refit`.
 """
 
 from __future__ import annotations
@@ -29,9 +31,10 @@ from jaxtyping import Float
 
 from flyjax.frames import measured
 from flyjax.recording import Recording
-from flyjax.recovery.equations import Normal, accumulate, prior, solve, target_noise, target_of
-from flyjax.recovery.extract import ROWS, Recovered, canonical, stimulus_rows
-from flyjax.recovery.measurement import SentNoise, corrected
+from flyjax.recovery.equations import accumulate, prior, solve, target_noise, target_of
+from flyjax.recovery.extract import ROWS, Recovered, canonical, probe, stimulus_rows
+from flyjax.recovery.linearise import message_lines
+from flyjax.recovery.measurement import Table, corrected, laid, sent_noise, table_range, window_of
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
 MAX_FRAMES = 4000
@@ -51,7 +54,7 @@ class Refitted:
     tau: Float[np.ndarray, " N"]  #: s
     v_rest: Float[np.ndarray, " N"]
     residual: Float[np.ndarray, " N"]  #: root mean square of the unexplained dv/dt, 1/s
-    corrected: Refitted | None = None  #: of measured voltages: without the noise in the regressors
+    corrected: Refitted | None = None  #: of measured voltages: without the bias that their noise brings
 
 
 @partial(jax.jit, static_argnums=0)
@@ -72,11 +75,26 @@ def _blocks(n_frames: int, max_frames: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
+def _scale(learner, params, recording: Recording, found: Recovered) -> tuple[np.ndarray, np.ndarray]:
+    """Offset and slope of g*.
+
+    The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its messages;
+    its synapses can be told all the same, and are measured in that slope.
+    """
+    offset, slope, data = np.array(found.offset_g), np.array(found.slope_g), probe(recording)
+    rare = np.asarray(data.mean) + np.asarray(data.std) <= 0
+    if rare.any():
+        tilt, at_zero = message_lines(learner, params, recording)
+        heard = rare & (tilt != 0)
+        offset[heard], slope[heard] = at_zero[heard], tilt[heard]
+    return offset, slope
+
+
 def refit(learner, params, recording: Recording, found: Recovered, max_frames: int | None = None) -> Refitted:
     """Least squares per neuron on the learned messages of a training recording.
 
-    Where voltages are measured with noise, its std being known from calibration, `corrected` has the estimates without
-    the attenuation (see `measurement`; the learned messages are taken as what they are fitted to, lines above zero).
+    Where voltages are measured with noise, its std being known from calibration, `corrected` has the estimates in the
+    integral form and without the attenuation (see `measurement`).
 
     Args:
         found: `extract` of the same learner, parameters and recording.
@@ -84,34 +102,40 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
             are noisy.
     """
     learner, c = canonical(learner), recording.connectome
-    offset, slope = np.asarray(found.offset_g), np.asarray(found.slope_g)
+    offset, slope = _scale(learner, params, recording, found)
     noise, sigma = target_noise(recording), measured(recording.simulation, recording.split)
     blocks = _blocks(len(recording.voltage), max_frames or (MAX_NOISY_FRAMES if noise else MAX_FRAMES))
 
-    def pieces():
+    def messages(voltage):
+        return (np.asarray(_messages(learner, params, voltage)) - offset) / slope
+
+    def pieces(message):
         for frames in blocks:
             voltage = np.asarray(recording.voltage[frames])
-            sent = (np.asarray(_messages(learner, params, voltage)) - offset) / slope
             seen = stimulus_rows(c, recording.luminance[frames])
-            yield sent.T, [(voltage.T,), (seen,)], target_of(recording, frames).T
+            yield message(voltage).T, [(voltage.T,), (seen,)], target_of(recording, frames).T
 
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
         nothing = np.full(c.n_neurons, np.nan, np.float32)
         lost = Refitted(np.full(c.n_edges, np.nan, np.float32), nothing, nothing, nothing)
         return dataclasses.replace(lost, corrected=lost) if sigma else lost
-    normal = accumulate(c, pieces(), n_own=2)
-    plain = _solved(normal, c, noise)
+    normal = accumulate(c, pieces(messages), n_own=2)
+    plain = _circuit(solve(normal, prior(normal, c.receivers, INDEPENDENT_FRAMES, noise)), c)
     if not sigma:
         return plain
-    active = np.mean([np.mean(recording.voltage[frames] > 0, axis=0, dtype=np.float64) for frames in blocks], axis=0)
-    clean = corrected(normal, c, sigma, recording.dt, SentNoise(active, sigma**2 * active), leak_sign=1.0)
-    # The noise of the targets is out of their squares, and as large as before in every sum.
-    return dataclasses.replace(plain, corrected=_solved(clean, c, noise, already_out=True))
+    voltage = np.concatenate([recording.voltage[frames] for frames in blocks])
+    points = table_range(voltage, sigma).astype(np.float32)
+    table = Table(points, messages(np.repeat(points[:, None], c.n_neurons, axis=1)).T.astype(np.float64))
+    decay = window_of(recording.simulation, recording.split)
+    normal = accumulate(c, laid(pieces(table.unbent(sigma)), decay, joined=False), n_own=2)
+    sent = sent_noise(table, voltage, sigma)
+    clean, ridge = corrected(normal, c, sigma, recording.dt, sent, leak_sign=1.0, decay=decay)
+    return dataclasses.replace(plain, corrected=_circuit(solve(clean, ridge), c, slowest=1.0))
 
 
-def _solved(normal: Normal, c, noise: float, already_out: bool = False) -> Refitted:
-    solution = solve(normal, prior(normal, c.receivers, INDEPENDENT_FRAMES, noise, already_out))
-    leak = solution.own[:, 0]
+def _circuit(solution, c, slowest: float = np.inf) -> Refitted:
+    """W, tau and V_rest; a leak slower than that of `slowest` (s), or none, counts as that."""
+    leak = solution.own[:, 0] if np.isinf(slowest) else np.minimum(solution.own[:, 0], -1.0 / slowest)
     with np.errstate(divide="ignore", invalid="ignore"):
         weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak
         tau = np.clip(-1.0 / leak, 0.0, 1.0)
