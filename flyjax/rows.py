@@ -330,7 +330,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         if noisy:
             parts.append(_markdown(["refit, measurement noise taken out", *heads, *(f"{h}, identifiable" for h in heads), "slope of W"], noisy) + "\n")
         unknown = [[row.name, *(_spread(over_seeds(e, f"external_input_R2{s}")) for s in ("", "_training", "_inverted"))]
-                   for row, e in done if e["config"]["model"].get("stimulus") == "field"]  # fmt: skip
+                   for row, e in done if len(over_seeds(e, "external_input_R2_training"))]  # fmt: skip
         if unknown:
             head = ["stimulus unknown: light of the field", "frames held out", "frames trained on", "another movie, by inverting f"]
             parts.append(_markdown(head, unknown) + "\n")

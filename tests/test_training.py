@@ -310,7 +310,7 @@ def test_damaged_checkpoint_falls_back(learner, recordings, tmp_path, caplog):
     arguments = dict(checkpoint_dir=tmp_path, checkpoint_every=250, n_devices=1)
     with pytest.raises(Killed):
         train_sweep(learner, [candidate], [[7]], recordings, on_progress=kill, **arguments)
-    newest = max((int(p.name), p) for p in next(tmp_path.iterdir()).iterdir() if p.name.isdigit())
+    newest = max((int(p.name), p) for p in next(p for p in tmp_path.iterdir() if p.is_dir()).iterdir() if p.name.isdigit())
     for file in newest[1].rglob("*"):
         if file.is_file():
             file.write_bytes(b"damaged")
