@@ -124,10 +124,11 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
     if not sigma:
         return plain
     voltage = np.concatenate([recording.voltage[frames] for frames in blocks])
-    points = table_range(voltage, sigma).astype(np.float32)
-    table = Table(points, messages(np.repeat(points[:, None], c.n_neurons, axis=1)).T.astype(np.float64))
+    points = table_range(voltage, sigma)
+    table = Table(points, messages(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1)).T.astype(np.float64))
+    table = table.unbent(sigma)
     decay = window_of(recording.simulation, recording.split)
-    normal = accumulate(c, laid(pieces(table.unbent(sigma)), decay, joined=False), n_own=2)
+    normal = accumulate(c, laid(pieces(table), decay, joined=False), n_own=2)
     sent = sent_noise(table, voltage, sigma)
     clean, ridge = corrected(normal, c, sigma, recording.dt, sent, leak_sign=1.0, decay=decay)
     return dataclasses.replace(plain, corrected=_circuit(solve(clean, ridge), c, slowest=1.0))
