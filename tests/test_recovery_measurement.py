@@ -19,7 +19,8 @@ from flyjax.recording import load_recording, record
 from flyjax.recovery import closed_form, extract, refit
 from flyjax.recovery.activity import signal_to_noise
 from flyjax.recovery.equations import accumulate, solve, target_noise
-from flyjax.recovery.measurement import START, Table, biases, corrected, laid, sent_noise, table_range, unbent, unbent_noise, window_of
+from flyjax.recovery.measurement import START, Table, biases, corrected, laid, sent_noise, table_range
+from flyjax.recovery.measurement import unbent, unbent_noise, window_of
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.recovery.selection import selection
 from flyjax.training.halving import relative_error, target_spread
