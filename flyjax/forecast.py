@@ -86,7 +86,9 @@ def forecast(
     groups = planning.plan(candidates, seeds, sizes.n_frames, limits_of)
     seconds = []
     for group in groups:
-        frame = planning.gflop_per_frame(sizes.n_neurons, model, group.static.batch_size, n_edges=sizes.n_edges)
+        frame = planning.gflop_per_frame(
+            sizes.n_neurons, model, group.static.batch_size, n_edges=sizes.n_edges, bends=group.static.bends
+        )
         seconds.append(max(group.n_steps) * group.width * group.static.batch_size * frame / rate.gflops)
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)

@@ -74,6 +74,13 @@ def test_work_follows_the_variant():
     assert planning.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < held["B"] / 3
 
 
+def test_bends_are_work_on_one_frame_of_the_batch():
+    more = [planning.gflop_per_frame(443, Model(), b, bends=True) - planning.gflop_per_frame(443, Model(), b) for b in (1, 4)]
+    assert more[0] > 0 and more[0] == pytest.approx(4 * more[1])
+    # With both bends a step of one frame is about twice the work.
+    assert 1.5 < 1 + more[0] / planning.gflop_per_frame(443, Model(), 1) < 2.2
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     free=st.floats(15e9, 400e9),

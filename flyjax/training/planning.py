@@ -180,7 +180,7 @@ def group_bytes(sizes: Sizes, model: Model, group: Group, memory: Memory) -> int
 EDGE_WORK = 300
 
 
-def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True, n_edges: int = 0) -> float:
+def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True, n_edges: int = 0, bends: bool = False) -> float:
     """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
 
     In variant B the message network is evaluated on each of `n_edges`, not of the neurons. The message sum is
@@ -197,6 +197,9 @@ def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers:
     total = n_neurons * multiply_adds(3) + (n_edges if model.variant == "B" else n_neurons) * message
     if regularisers:  # three voltages of one frame of the batch
         total += 3 * n_neurons * message / batch_size
+    if bends:  # two more of g, three of f, and what arrives, forward alone
+        senders = n_edges if model.variant == "B" else n_neurons
+        total += (2 * n_neurons * message + 3 * n_neurons * multiply_adds(3) + senders * message / 3) / batch_size
     return 6 * total / 1e9
 
 

@@ -142,7 +142,10 @@ def train_sweep(
     for end in ends:
         reporter.n_groups = len(groups)
         for reporter.group, group in enumerate(groups):
-            gflop = planning.gflop_per_frame(sizes.n_neurons, config, group.static.batch_size, n_edges=sizes.n_edges) * group.static.batch_size
+            static = group.static
+            gflop = static.batch_size * planning.gflop_per_frame(
+                sizes.n_neurons, config, static.batch_size, n_edges=sizes.n_edges, bends=static.bends
+            )
             for part, first, last in planning.narrowed(group, begin, end, gflop, worth):
                 own = [runs[lane] for lane in part.lanes]
                 reporter.before = sum(run.step for run in runs.values()) - sum(run.step for run in own)
