@@ -60,9 +60,9 @@ def light_figure(path, evaluation: Evaluation, first_frame: int = 0) -> Path:
             axes.set_xticklabels([])
     axes.set_xlabel("time (s)")
     figure.text(0.06, 1 - 0.25 / height, "Light that was never given", fontweight="bold", fontsize=10)
-    figure.text(0.28, 1 - 0.25 / height, "true", color=TRUE, fontweight="bold")
-    figure.text(0.318, 1 - 0.25 / height, "learned field", color=LEARNED, fontweight="bold")
-    figure.text(0.42, 1 - 0.25 / height, "its frames held out", color=ACCENT, fontweight="bold")
+    figure.text(0.30, 1 - 0.25 / height, "true", color=TRUE, fontweight="bold")
+    figure.text(0.338, 1 - 0.25 / height, "learned field", color=LEARNED, fontweight="bold")
+    figure.text(0.44, 1 - 0.25 / height, "its frames held out", color=ACCENT, fontweight="bold")
 
     side = 0.9 * min(0.29 * 9.6, (top - bottom) * height)
     axes = figure.add_axes([0.715, bottom + 0.12 * each, side / 9.6, side / height])
