@@ -355,5 +355,5 @@ def test_a_row_of_the_table_names_the_light_and_refuses_lesions(tmp_path):
         "n_steps": 1, "train_s": 1.0, "hardware": "h", "device": "cpu", "jax": "j", "date": "d", "config": {"model": {"stimulus": "field"}},
     }  # fmt: skip
     assert "| kept | .900 | .970 | .950 |" in rows.render([(table, {"kept": event})])
-    event["config"]["model"]["stimulus"] = "given"
+    event["per_seed"] = [{"external_input_R2": 0.9}]  # of a stimulus that was given
     assert "by inverting f" not in rows.render([(table, {"kept": event})])

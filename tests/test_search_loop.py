@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -155,23 +156,28 @@ SCRIPT = """
 import sys, time
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from test_search_loop import SMALL, evaluate, experiment, go
-run, events = __import__("pathlib").Path(sys.argv[1]), int(sys.argv[2])
+from pathlib import Path
+run, events, waiting = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 def slow(plan):
-    # From there on it waits for its signal, however late that comes on a busy machine.
-    time.sleep(60 if (run / "journal.jsonl").read_bytes().count(b"\\n") >= events else 0.05)
+    # From there on it says so and waits for its signal, however late that comes on a busy machine.
+    if (run / "journal.jsonl").read_bytes().count(b"\\n") >= events:
+        waiting.touch()
+        time.sleep(600)
     return evaluate(plan)
 print("ready", flush=True)
 go(run, experiment(**SMALL), trainer=slow)
 """
 
 
-def test_a_real_kill_and_an_interrupt_leave_a_resumable_run(whole, tmp_path):
-    code = SCRIPT.format(root=str(ROOT))
+def test_a_real_kill_and_an_interrupt_leave_a_resumable_run(whole, tmp_path_factory):
+    code, tmp_path = SCRIPT.format(root=str(ROOT)), tmp_path_factory.mktemp("run")
     for sent, events in ((signal.SIGKILL, 5), (signal.SIGINT, 14)):
-        process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(events)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        path = tmp_path / "journal.jsonl"
-        while process.poll() is None and (not path.exists() or path.read_bytes().count(b"\n") < events):
-            pass
+        waiting = tmp_path_factory.mktemp("waiting") / "here"
+        call = [sys.executable, "-c", code, str(tmp_path), str(events), str(waiting)]
+        process = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        while process.poll() is None and not waiting.exists():
+            time.sleep(0.01)
+        time.sleep(0.2)  # asleep by then
         os.kill(process.pid, sent)
         error = process.communicate(timeout=60)[1].decode()
         assert process.returncode in (-signal.SIGKILL, -signal.SIGINT, 1, 130), error
