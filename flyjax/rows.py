@@ -30,6 +30,7 @@ from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
 from flyjax.errors import UserError, nearest
 from flyjax.lines import open_lines, write_line
 from flyjax.recovery.lesion import lesion_metrics
+from flyjax.recovery.selection import selection
 from flyjax.training import train_sweep
 from flyjax.truth import checkpoint_file
 
@@ -258,6 +259,34 @@ def _share(event: dict, name: str) -> str:
     return f"{values[0]:.1%}" if len(values) else "–"
 
 
+def blind_choices(done: Sequence[tuple[Row, dict]]) -> list[list[str]]:
+    """What choosing among the networks of one simulation costs where the truth is not known, W R2: cells of a table.
+
+    All seeds of all rows on one simulation compete, if there are at least three.
+    """
+    groups: dict[str, list[tuple[str, dict]]] = {}
+    for row, event in done:
+        config = event.get("config", {})
+        training = config.get("training", {})
+        frames = training.get("batch_size", 1) * training.get("rollout_steps", 1)
+        key = content_hash(config.get("simulation", {}), training.get("noise_model_level"))
+        for seed in event["per_seed"]:
+            # A loss is a norm over frames and neurons; of one simulation, only the frames differ.
+            known = {"final_error": seed["final_loss"] / np.sqrt(frames)} if "final_loss" in seed else {}
+            groups.setdefault(key, []).append((row.name, seed | known))
+    cells = []
+    for networks in groups.values():
+        found = {r["chosen_on"]: r for r in selection(dict(enumerate(m for _, m in networks)))}
+        truth = found.pop("connectivity_R2", None)
+        if truth is None or truth["of"] < 3:
+            continue
+        names = list(dict.fromkeys(name for name, _ in networks))
+        label = names[0] + (f" and {len(names) - 1} more rows" if len(names) > 1 else "")
+        picked = (found.get(criterion) for criterion in ("test_R2", "one_step_R2", "final_error"))
+        cells.append([label, str(truth["of"]), _short(truth["value"]), *(f"{_short(r['value'])} (rank {r['rank']})" if r else "–" for r in picked)])
+    return cells
+
+
 def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
     return "\n".join(lines)
@@ -334,6 +363,10 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         if unknown:
             head = ["stimulus unknown: light of the field", "frames held out", "frames trained on", "another movie, by inverting f"]
             parts.append(_markdown(head, unknown) + "\n")
+        blind = blind_choices(done)
+        if blind:
+            head = ["W of the network chosen", "networks", "on the truth", "by the free run", "by one-step prediction", "by the training loss"]
+            parts.append(_markdown(head, blind) + "\n")
         head = ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters / refit [true]", "clusters 65 / refit [true]", "free run, lesioned", "training / steps"]
         parts.append(_markdown(head, around) + "\n")
     return "\n".join(parts)

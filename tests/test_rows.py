@@ -183,3 +183,17 @@ def test_the_tables_are_always_drawn_whole(root, tmp_path):
     assert "| one | 2 |" in text and "Not run: one" not in text
     wrong = recovery("own.yaml", "--row", "nonsense")
     assert wrong.returncode == 2 and "Rows: one" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
+
+
+def test_networks_of_one_simulation_are_chosen_blind():
+    def event(batch, seeds, extent=1):
+        names = ("connectivity_R2", "test_R2", "one_step_R2", "final_loss")
+        config = {"simulation": {"extent": extent}, "training": {"batch_size": batch, "noise_model_level": 0.05}}
+        return {"config": config, "per_seed": [dict(zip(names, seed, strict=True)) for seed in seeds]}
+
+    # The loss of four frames is twice as large: by the error of a frame the first row's second seed is the best.
+    a = rows.Row(name="a"), event(4, [(0.9, 0.5, 0.6, 8.0), (0.8, 0.9, 0.5, 3.0)])
+    b = rows.Row(name="b"), event(1, [(0.7, 0.6, 0.9, 2.0)])
+    other = rows.Row(name="c"), event(1, [(0.99, 0.99, 0.99, 0.1)], extent=2)
+    assert rows.blind_choices([a, b, other]) == [["a and 1 more rows", "3", ".900", ".800 (rank 2)", ".700 (rank 3)", ".800 (rank 2)"]]
+    assert rows.blind_choices([b, other]) == []
