@@ -153,7 +153,8 @@ def test_any_torn_byte_of_a_whole_journal(whole, tmp_path):
 
 
 SCRIPT = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born deaf to it
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 from test_search_loop import SMALL, evaluate, experiment, go
 from pathlib import Path
