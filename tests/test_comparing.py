@@ -11,7 +11,7 @@ from search_landscape import ROOT, TEMPLATE
 
 from flyjax import comparing
 from flyjax.config import load_experiment
-from flyjax.report.proposers import holm, p_value, summary, table, with_regret, write
+from flyjax.report.proposers import figure, holm, p_value, summary, table, with_regret, write
 from flyjax.search.landscapes import REAL, make_landscape
 from flyjax.search.space import root_config
 
@@ -43,6 +43,17 @@ def test_pairs_are_tested_not_means():
     assert p_value(np.zeros(5)) == 1.0
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
     assert "| rules | 12 |" in table(with_regret(rows)) and "< 0.001" in table(with_regret(rows))
+
+
+@pytest.mark.parametrize("others", [[], ["cliff"]])
+def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
+    drawn = []
+    monkeypatch.setattr("flyjax.report.proposers._save", lambda fig, path: drawn.append(fig))
+    rows = [row(name, 0, who, 0.1, 0.5, 0.6) for name in ["bowl", "hills", *others] for who in ("rules", "tpe")]
+    rows += [row(REAL, 0, who, 0.1, 0.5, 0.7) for who in ("rules", "llm")]
+    figure(tmp_path / "f.png", with_regret(rows))
+    texts = [t.get_text() for ax in drawn[0].axes if ax.get_legend() for t in ax.get_legend().get_texts()]
+    assert sorted(texts) == ["llm", "rules", "tpe"]
 
 
 def test_equal_budgets_from_the_same_root_and_rows_are_kept(tmp_path):

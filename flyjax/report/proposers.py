@@ -22,7 +22,6 @@ Row = dict[str, Any]
 COLOURS = dict(zip(("rules", "random", "tpe", "cmaes", "llm", "hybrid", "replay"), ("C3", "0.55", "C0", "C2", "C4", "C1", "C5")))
 
 
-
 def with_regret(rows: Sequence[Row]) -> list[Row]:
     """Complete rows with `regret`: 0 at the best, 1 at the root.
 
@@ -130,13 +129,16 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
         ax.tick_params(labelsize=8)
         ax.spines[["top", "right"]].set_visible(False)
     for ax in axes.flat[len(groups) :]:
-        ax.set_visible(False)
+        ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel("normalised regret", fontsize=8)
     for k, ax in enumerate(axes.flat[: len(groups)]):
         if k + columns >= len(groups):
             ax.set_xlabel("nodes trained", fontsize=8)
-    axes[0, 0].legend(fontsize=8, frameon=False)
+    # Not every proposer plays on every landscape: the legend names those of all panels.
+    seen = {label: line for ax in axes.flat for line, label in zip(*ax.get_legend_handles_labels())}
+    room = axes.flat[len(groups)] if len(groups) < axes.size else axes[0, 0]
+    room.legend(seen.values(), seen.keys(), fontsize=8, frameon=False, loc="upper left" if room is not axes[0, 0] else "best")
     _save(fig, path)
 
 
