@@ -16,6 +16,7 @@ from typing import Any
 from flyjax import nodes
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.errors import UserError
+from flyjax.lines import open_lines
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.search.journal import read_journal
@@ -136,7 +137,8 @@ def one_row(
         made_up = make_landscape(landscape, seed, experiment)
         evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
     run_dir, start = folder / f"{landscape}_{seed}_{proposer}", time.monotonic()
-    shutil.rmtree(run_dir, ignore_errors=True)
+    if proposer not in PAID or transcript is not None:  # what was paid for goes on
+        shutil.rmtree(run_dir, ignore_errors=True)
     if transcript is not None:
         asked = ReplayProposer(experiment, run_dir, transcript)
     else:
@@ -144,7 +146,7 @@ def one_row(
     outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
     state = outcome.state
     if outcome.status != "finished":
-        raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {outcome.reason}")
+        raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {outcome.reason}; the same command goes on with {run_dir}")
     row = {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": len(state.nodes), "wall_s": time.monotonic() - start}
     row |= {"root": quality(state.nodes[1]), "curve": curve_of(state, quality)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
@@ -173,7 +175,8 @@ def compare(
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "rows.jsonl"
     known: dict[str, Row] = {}
-    for line in path.read_text().splitlines() if path.is_file() else ():
+    open_lines(path).close()  # what a kill left half-written is cut off
+    for line in path.read_text().splitlines():
         entry = json.loads(line)
         known[entry["key"]] = entry["row"]
     out = []

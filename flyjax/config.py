@@ -259,7 +259,7 @@ class LLM(_Strict):
     max_tokens: int = Field(16_000, ge=256, le=64_000, description="per answer, thinking included")
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(None, description="by default the model's")
     timeout_s: float = Field(600, gt=0)
-    max_retries: int = Field(4, ge=0, le=100, description="of a call that failed in transport, with backoff")
+    max_retries: int = Field(6, ge=0, le=100, description="of a call that failed in transport, with backoff")
     images: bool = Field(True, description="send the new nodes' figures")
     prices: TokenPrices | None = Field(None, description="instead of the dated table of flyjax.search.prices")
 

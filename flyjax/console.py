@@ -278,8 +278,9 @@ class Console:
         for node in plan.nodes:
             self.say(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
         try:
-            answer = self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ")
-        except EOFError:  # nobody there to ask
+            answer = self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ", markup=False)
+        except (EOFError, RuntimeError):  # nobody there to ask
+            self.say("nobody answered: --approve needs a terminal; without it the run goes on by itself")
             return False
         return answer.strip().lower() in ("y", "yes")
 

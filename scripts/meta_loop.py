@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from _cli import ROOT, prepare_devices, run
+from _cli import ROOT, commit, prepare_devices, run
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -25,12 +24,6 @@ Examples:
 
 The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
 """
-
-
-def commit() -> str:
-    """The git commit of the code, 'unknown' outside a checkout."""
-    asked = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return asked.stdout.strip() if asked.returncode == 0 else "unknown"
 
 
 @app.command(epilog=EXAMPLES)

@@ -31,6 +31,8 @@ def key(monkeypatch):
 def ask(monkeypatch):
     """ask(answers, context): (step or exception, requests) of one step through the real client."""
 
+    monkeypatch.setattr(llm, "BACKOFF_S", 0.01)
+
     def one(answers, ctx):
         with MessagesServer(answers) as server:
             monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
@@ -311,10 +313,20 @@ def test_a_slow_service_times_out_and_may_have_been_paid(ask, tmp_path):
     assert caught.usage["calls"] == 2 == len(requests) and caught.usage["usd"] > 0
 
 
+def test_retries_are_paid_for_and_checked_against_the_budgets(ask, tmp_path):
+    late = replace(text("late"), delay=0.6)
+    caught, requests = ask(late, context(tmp_path / "a", experiment(max_calls=1, llm={"timeout_s": 0.2, "max_retries": 4})))
+    assert isinstance(caught, Paused) and "max_calls" in str(caught) and len(requests) == 1 == caught.usage["calls"]
+    ctx = context(tmp_path / "b", experiment(max_usd=0.5, llm={"timeout_s": 0.2, "max_retries": 9}))
+    caught, requests = ask(late, ctx)
+    assert isinstance(caught, Paused) and "max_usd" in str(caught)
+    assert 0 < caught.usage["usd"] <= 0.5 and caught.usage["calls"] == len(requests) < 10
+
+
 def test_a_cut_connection_and_a_closed_port_pause(ask, tmp_path, monkeypatch):
     ctx = context(tmp_path, experiment(llm={"max_retries": 1}))
     caught, _ = ask(replace(text("never whole"), cut=20), ctx)
-    assert isinstance(caught, Paused) and "cannot be reached" in str(caught)
+    assert isinstance(caught, Paused) and "cut off, 2 tries (they may be billed)" in str(caught) and caught.usage["calls"] == 2
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
     with pytest.raises(Paused, match="cannot be reached"):
         llm.LLMProposer(ctx.experiment).step(ctx)

@@ -18,6 +18,7 @@ from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
 from flyjax.search.preview import plan_text
+from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.tree import noise_floor, scores
 
@@ -620,10 +621,10 @@ def test_an_instruction_survives_a_kill_between_journal_and_file(tmp_path, monke
     tmp_path.joinpath("user_input.md").write_text("Hello.")
     acknowledge = loop_module.acknowledge
     with monkeypatch.context() as patch:
-        def dying(run_dir, state):
+        def dying(run_dir, state, just_read=""):
             if state.acknowledged:
                 raise Killed
-            acknowledge(run_dir, state)
+            acknowledge(run_dir, state, just_read)
 
         patch.setattr(loop_module, "acknowledge", dying)
         with pytest.raises(Killed):
@@ -631,6 +632,92 @@ def test_an_instruction_survives_a_kill_between_journal_and_file(tmp_path, monke
     go(tmp_path, exp, Reading())
     assert [s for s in seen if s] == ["Hello."]
     assert "- iteration 0: Hello." in (tmp_path / "user_input.md").read_text()
+
+
+def test_a_file_of_instructions_written_anew_is_read_whole(tmp_path):
+    exp, seen = experiment(**SMALL), []
+    texts = ["Try more noise.", "Try more noise. But never with batch_size 4.", "Try more noise."]
+
+    class Reading(Scripted):
+        def step(self, context):
+            seen.append(context.user_input)
+            return super().step(context)
+
+    def writing(state, number):
+        if number <= len(texts):
+            (tmp_path / "user_input.md").write_text(texts[number - 1])
+
+    go(tmp_path, exp, Reading(), on_iteration=writing)
+    assert [s for s in seen if s] == texts[: len([s for s in seen if s])] and len([s for s in seen if s]) >= 2
+    assert (tmp_path / "user_input.md").read_text().count("- iteration") == len([s for s in seen if s])
+
+
+@pytest.mark.parametrize("name", ["rules", "random"])
+def test_what_nobody_can_read_stays_pending(tmp_path, name):
+    exp, warned = experiment(**SMALL), []
+    (tmp_path / "user_input.md").write_text("Hello.")
+    go(tmp_path, exp, make_proposer(name, exp), warn=warned.append)
+    assert "- iteration" not in (tmp_path / "user_input.md").read_text() and "Hello." in (tmp_path / "user_input.md").read_text()
+    assert any("stays pending" in line for line in warned)
+
+
+def test_a_pasted_key_reaches_no_file_but_its_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-ant-secret-of-a-test")
+    (tmp_path / "user_input.md").write_text("My key is sk-ant-secret-of-a-test, use it.")
+    exp, seen = experiment(**SMALL), []
+
+    class Reading(Scripted):
+        def step(self, context):
+            seen.append(context.user_input)
+            return super().step(context)
+
+    go(tmp_path, exp, Reading())
+    assert [s for s in seen if s] == ["My key is [redacted], use it."]
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and b"sk-ant-secret" in p.read_bytes()]
+
+
+def test_an_earlier_version_put_back_by_hand_counts(tmp_path):
+    exp = experiment(**SMALL)
+
+    def editing(state, number):
+        path = tmp_path / "protocol.md"
+        if number == 1:
+            path.write_text(path.read_text().replace("### First moves", ROW + "\n\n### First moves"))
+        if number == 2:
+            assert len(state.protocols) == 2
+            path.write_text(state.protocols[0])
+
+    state = go(tmp_path, exp, Scripted(), on_iteration=editing).state
+    assert [e["by"] for e in state.edits][:2] == ["user", "user"] and state.protocols[2] == state.protocols[0]
+
+
+def test_an_edit_outside_the_markers_stops_no_block_end(tmp_path):
+    exp, warned = experiment(**SMALL), []
+
+    def editing(state, number):
+        path = tmp_path / "protocol.md"
+        path.write_text(path.read_text() + "\nA remark.\n")
+
+    outcome = go(tmp_path, exp, Scripted(), on_iteration=editing, warn=warned.append)
+    assert outcome.status == "finished" and any("outside the markers" in line for line in warned)
+
+
+def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch):
+    exp, whole = experiment(**SMALL), go(tmp_path / "whole", experiment(**SMALL), Scripted()).state
+    real = loop_module.render.write
+
+    def full(run_dir, state):
+        if len(state.nodes) > 3:
+            raise OSError(28, "No space left on device", str(run_dir / "analysis.md"))
+        real(run_dir, state)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.render, "write", full)
+        with pytest.raises(UserError, match="No space left on device.*nothing is lost") as caught:
+            go(tmp_path / "run", exp, Scripted())
+    assert "\n" not in str(caught.value)
+    again = go(tmp_path / "run", exp, Scripted()).state
+    assert {i: (n.parent, n.config, n.reward) for i, n in again.nodes.items()} == {i: (n.parent, n.config, n.reward) for i, n in whole.nodes.items()}
 
 
 ROW = "| 1+ consecutive successes (R2 >= 0.1) | **force-branch** | one of the top 3 UCB |"

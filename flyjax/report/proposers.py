@@ -67,7 +67,8 @@ def holm(p: dict[Any, float]) -> dict[Any, float]:
 def summary(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules")) -> list[Row]:
     """One line per proposer: regret, and the paired tests of its mean regret against each baseline."""
     names = list(dict.fromkeys(r["proposer"] for r in rows))
-    tests = {(a, b): p_value(pairs(rows, a, b, "mean_regret")) for b in baselines if b in names for a in names if a != b}
+    # A pair is one hypothesis, whichever of the two is the baseline.
+    tests = {frozenset((a, b)): p_value(pairs(rows, a, b, "mean_regret")) for b in baselines if b in names for a in names if a != b}
     tests, out = holm(tests), []
     for name in names:
         own = [r for r in rows if r["proposer"] == name]
@@ -75,7 +76,7 @@ def summary(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules"))
         for measure, value in MEASURES.items():
             got = [value(r) for r in own]
             line[measure], line[f"{measure}_sd"] = float(np.mean(got)), float(np.std(got, ddof=1)) if len(got) > 1 else None
-        line |= {f"p_{b}": tests.get((name, b)) for b in baselines}
+        line |= {f"p_{b}": tests.get(frozenset((name, b))) for b in baselines}
         out.append(line)
     return sorted(out, key=lambda line: line["mean_regret"])
 

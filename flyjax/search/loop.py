@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,17 @@ def run_loop(
         try:
             while loop.outcome is None:
                 loop.advance()
-        except KeyboardInterrupt:
-            loop.pause("interrupted")
+        except KeyboardInterrupt as interrupt:
+            loop.pause("interrupted", getattr(interrupt, "usage", {}))
             raise
         except UserError as error:
             loop.pause(str(error), getattr(error, "usage", {}))
             raise
+        except OSError as error:
+            where = f" {error.filename}" if error.filename else ""
+            told = f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
+            loop.pause(told)
+            raise UserError(told) from None
         return loop.outcome
 
 
@@ -112,6 +117,9 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict) and f"{prefix}{key}" not in CHANGEABLE and value
         out.update(_flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
     return out
+
+
+EXHAUSTED = "every configuration of the space was tried"
 
 
 class _Loop:
@@ -158,6 +166,8 @@ class _Loop:
                         f"{now.get(key)}; restore it, or choose another --run"
                     )
             limit, why = self.next_nodes()
+            if self.state.finished == EXHAUSTED and was == now:
+                limit = 0  # the same space holds nothing more
             if self.state.finished and not limit:
                 self.outcome = Outcome(self.state, "finished", why or self.state.finished)
             else:
@@ -165,7 +175,8 @@ class _Loop:
                 changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
                 self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed)
         if self.outcome is None:
-            self.take_protocol_edit()
+            # A crash may have left an earlier version of the run's own: that is no edit.
+            self.take_protocol_edit(self.state.protocols)
         if self.outcome is None or not (self.run_dir / "protocol.md").is_file():
             write_text(self.run_dir / "protocol.md", self.state.protocol)
         acknowledge(self.run_dir, self.state)
@@ -173,13 +184,20 @@ class _Loop:
         for line in rules(self.state.protocol).problems:
             self.warn(f"protocol.md: {line}; it is left to readers")
 
-    def take_protocol_edit(self) -> None:
-        text = edited_protocol(self.run_dir, self.state)
+    def take_protocol_edit(self, own: tuple[str, ...] = ()) -> None:
+        text = edited_protocol(self.run_dir, self.state, own)
         if text is not None:
             self.record(
                 "protocol_edited", block=self.state.iteration.block if self.state.iteration else 0, by="user",
                 reason="edited by hand", protocol=text, diff=diff(self.state.protocol, text),
             )  # fmt: skip
+
+    def try_protocol_edit(self) -> None:
+        try:
+            self.take_protocol_edit()
+        except UserError as error:
+            # Perhaps still being written: a weekend's run does not stop for it.
+            self.warn(f"{error}; going on with the run's own version")
 
     # --- what comes next ---
 
@@ -280,11 +298,7 @@ class _Loop:
 
     def step(self) -> None:
         """Ask the proposer and journal its step, validated."""
-        try:
-            self.take_protocol_edit()
-        except UserError as error:
-            # Perhaps still being written: a weekend's run does not stop for it.
-            self.warn(f"{error}; going on with the run's own version")
+        self.try_protocol_edit()
         state, search, newest = self.state, self.experiment.search, self.state.iteration
         limit, why = self.next_nodes()
         opens = newest is None or self.at_block_end()
@@ -312,18 +326,22 @@ class _Loop:
         answer = ask(context, self.proposer, lambda: self.state, self.record, silent=nothing_to_decide)
         n_next = len(answer.proposals) + (1 if context.next_opens_block else 0)
         if not n_next and limit:
-            why = "every configuration of the space was tried"
+            why = EXHAUSTED
         self.reopened = False
-        self.record("proposal", **_proposal_event(context, answer, n_next, why))
-        if context.user_input:
-            acknowledge(self.run_dir, self.state)
+        # Read by whom? An answer of the rules, or of a sampler, has heard nobody: the instruction stays pending.
+        heard = context.user_input and not (nothing_to_decide or answer.by == "rules" or getattr(self.proposer, "deaf", False))
+        if context.user_input and not heard and not nothing_to_decide:
+            self.warn(f"user_input.md stays pending: {answer.by} cannot read it, only a language model can")
+        self.record("proposal", **_proposal_event(replace(context, user_input=context.user_input if heard else ""), answer, n_next, why))
+        if heard:
+            acknowledge(self.run_dir, self.state, just_read=context.user_input)
 
     def end_block(self, step: dict[str, Any]) -> None:
         """The block-end duties that code does: the edit, the measures, the summary."""
-        self.take_protocol_edit()  # what people wrote is not lost under the edit below
+        self.try_protocol_edit()  # what people wrote is not lost under the edit below
         state, block, edit = self.state, step["block"], step["protocol_edit"]
         made = ProtocolEdit(edit["old"], edit["new"], edit["reason"])
-        if made.is_edit and not any(e["block"] == block and e["by"] != "user" for e in state.edits):
+        if made.is_edit and not any(e["block"] == block and (e.get("old"), e.get("new")) == (made.old, made.new) for e in state.edits):
             try:
                 text = apply_edit(state.protocol, made)
             except EditRefused as error:

@@ -60,7 +60,7 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
 def preview(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...], proposer: str) -> str:
     """The plan, the cost where a language model proposes, and the next prompt. Trains and calls nothing."""
     parts = [plan_text(experiment, proposer)]
-    if proposer == "llm":
+    if proposer in ("llm", "hybrid"):
         from flyjax.search.proposers.llm import announce
         from flyjax.search.proposers.prompt import render_prompt
 

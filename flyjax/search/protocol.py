@@ -91,8 +91,14 @@ def with_body(text: str, new: str) -> str:
         raise EditRefused("the markers cannot be written by an edit")
     if re.search(r"^ {0,3}#{1,2}(\s|$)", new, re.M):
         raise EditRefused("headings of level 1 and 2 are refused between the markers; use ### or deeper")
-    if new.count("```") % 2:
-        raise EditRefused("a code fence is left open")
+    if re.search(r"^ {0,3}\S[^\n]*\n {0,3}(=+|-{2,})[ \t]*$", new, re.M):
+        raise EditRefused("underlined headings are refused between the markers; use ### or deeper")
+    if re.search(r"<(!--|/?[a-zA-Z][^<>\n]*>)", new):
+        raise EditRefused("HTML is refused between the markers")
+    if new.count("```") % 2 or re.search(r"^ {0,3}~~~", new, re.M):
+        raise EditRefused("a code fence is left open, or made of ~")
+    if _FENCE.search(new):
+        raise EditRefused("listings of parameters are stated outside the markers only")
     if not any(r.is_default and r.strategy == "exploit" for r in parse_rules(new)):
         raise EditRefused("the strategy table has to keep its Default row with the strategy exploit")
     result = head + (new if new.endswith("\n") else new + "\n") + tail

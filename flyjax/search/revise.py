@@ -19,7 +19,7 @@ _ACTION = "**force-branch** | Select random node from top 3 UCB, not the sequent
 BRANCH_ROW = f"| Branching rate < 20% in last block | {_ACTION}"
 PLATEAU_ROW = f"| Plateau (+/-0.05) for 3+ iterations | {_ACTION}"
 _R2 = re.compile(r"(R(?:2|²)\s*(?:>=|≥|>)\s*)(\d*\.?\d+)")
-_COUNT = re.compile(r"(\d+)(\s*\+?\s+consecutive)")
+_COUNT = re.compile(r"(?<![\d/])(\d+)(\s*\+?\s+consecutive)")  # not the divisor of n_iter_block/4
 
 
 def _raise_threshold(line: str) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from typing import Any
@@ -34,6 +35,7 @@ MAX_ANSWER_BYTES = 4_000_000  # far above any answer of max_tokens
 MAX_WAIT_S = 120  # a service that asks for a longer wait before the next try pauses the run
 CONNECT_S = 10  # an answer may take minutes, a connection may not
 TRIES = 3  # calls per step at most: an answer and two corrections
+BACKOFF_S, LONGEST_S = 2.0, 60.0  # before the first retry in transport; four times as long before each next, up to
 
 
 def api_key() -> str:
@@ -77,21 +79,57 @@ def _seconds(headers) -> float | None:
         return None
 
 
-def _refuse_long_waits(response) -> None:
-    # The client would sleep for as long as it is told to, hours included, without a word.
-    wait = _seconds(response.headers)
-    if response.status_code >= 400 and wait is not None and not 0 <= wait <= MAX_WAIT_S:
-        response.headers["x-should-retry"] = "false"
+def wait_before_retry(error, tries: int) -> float | None:
+    """Seconds until a failed call is worth another try, None where it is not; `tries` were made."""
+    import anthropic
+
+    wait = min(LONGEST_S, BACKOFF_S * 4.0 ** (tries - 1))
+    if isinstance(error, anthropic.APIStatusError):
+        headers = error.response.headers
+        told, asked = headers.get("x-should-retry"), _seconds(headers)
+        if told == "false" or (told != "true" and error.status_code not in (408, 409, 429) and error.status_code < 500):
+            return None
+        if asked is not None:
+            # Hours would be slept away without a word.
+            return max(0.0, asked) if asked <= MAX_WAIT_S else None
+        return wait
+    return wait if isinstance(error, anthropic.APIConnectionError) else None
+
+
+def may_be_billed(error) -> bool:
+    """Whether a call that failed had reached the service: its answer was late, or was cut off."""
+    import anthropic
+
+    cause = type(error.__cause__).__name__
+    return isinstance(error, anthropic.APIConnectionError) and cause not in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
+
+
+def _plus(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
+    """Two usages as one."""
+    if not a or not b:
+        return {**a, **b}
+    out = {**a, **b}
+    for key in ("calls", "input_tokens", "output_tokens"):
+        out[key] = a.get(key, 0) + b.get(key, 0)
+    out["usd"] = NOT_REPORTED if NOT_REPORTED in (a["usd"], b["usd"]) else a["usd"] + b["usd"]
+    return out
 
 
 def make_client(experiment: Experiment, key: str):
-    """The SDK's client: it retries failures of transport with backoff, and obeys ANTHROPIC_BASE_URL."""
+    """The SDK's client; it obeys ANTHROPIC_BASE_URL. Retries are ours: each is checked against the budgets.
+
+    **Raises:** `UserError` where ANTHROPIC_BASE_URL is no address.
+    """
     import anthropic
 
     llm = experiment.search.llm
     timeout = anthropic.Timeout(llm.timeout_s, connect=min(CONNECT_S, llm.timeout_s))
-    http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [_refuse_long_waits]})
-    return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=llm.max_retries, http_client=http)
+    try:
+        return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=0)
+    except Exception as error:  # httpx reads the address
+        if type(error).__name__ == "InvalidURL":
+            raise UserError("ANTHROPIC_BASE_URL is no address: set it again, or unset it for the service itself") from None
+        raise
 
 
 def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any]:
@@ -130,12 +168,12 @@ def _at_most(experiment: Experiment, prompt: Prompt, calls: int) -> dict[str, An
     }
 
 
-def check_budget(context: Context, prompt: Prompt) -> None:
-    """Whether the next call fits into what is left, at the most it can use.
+def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None = None) -> None:
+    """Whether the next call fits into what is left, at the most it can use; `paid` is not journaled yet.
 
     **Raises:** `Paused`, naming the budget and how to raise it.
     """
-    search, spent = context.experiment.search, context.state.spent
+    search, spent = context.experiment.search, context.state.spent.plus(paid or {})
     llm = search.llm
     if search.max_calls is not None and spent.calls + 1 > search.max_calls:
         raise Paused(
@@ -156,6 +194,11 @@ def check_budget(context: Context, prompt: Prompt) -> None:
                 f"search.max_usd={search.max_usd:g} cannot be kept: no price is known for model {llm.model!r}; "
                 f"set search.llm.prices, or drop the limit with --set search.max_usd=null, or {FREE}"
             )
+        if spent.unpriced_calls:
+            raise Paused(
+                f"search.max_usd={search.max_usd:g} cannot be kept: what {spent.unpriced_calls} calls of this run cost is "
+                f"{NOT_REPORTED}; limit it with search.max_tokens or max_calls and --set search.max_usd=null, or {FREE}"
+            )
         if spent.usd + ahead_usd > search.max_usd:
             raise Paused(
                 f"{dollars(spent.usd)} of search.max_usd={search.max_usd:g} are spent and the next call may cost "
@@ -163,10 +206,11 @@ def check_budget(context: Context, prompt: Prompt) -> None:
             )
 
 
-def _status_message(error) -> str:
+def _status_message(error, secret: str) -> str:
     """One line for an HTTP error, with its remedy."""
     status = error.status_code
     told = error.api_message if isinstance(getattr(error, "api_message", None), str) else ""
+    told = scrub(told, secret)  # before it is cut: a part of a key is a leak as well
     told = f" ({' '.join(told.split())[:200]})" if told else ""
     if status in (401, 403):
         return f"the service refused the key, HTTP {status}{told}: set a valid {KEY_NAME}, {RESUME}, or {FREE}"
@@ -202,41 +246,59 @@ class LLMProposer:
     def __repr__(self) -> str:
         return "LLMProposer()"  # never the key
 
-    def _call(self, experiment: Experiment, prompt: Prompt) -> bytes:
-        """The body of the answer.
+    def _call(self, context: Context, prompt: Prompt) -> tuple[bytes, dict[str, Any]]:
+        """(body of the answer, what tries before it may have cost).
 
-        **Raises:** `Paused` for whatever the client could not mend by trying again.
+        **Raises:** `Paused` for whatever trying again could not mend, with what it may have cost.
         """
         import anthropic
 
-        llm = experiment.search.llm
+        llm, paid = context.experiment.search.llm, {}
+        once = _at_most(context.experiment, prompt, 1) | {"model": llm.model}
         more = {"output_config": {"effort": llm.effort}} if llm.effort else {}
-        try:
-            # The raw response: its bytes are untrusted and read with bounds below. No tool_choice: a
-            # forced tool is refused by models that think.
-            answer = self._client.messages.with_raw_response.create(
-                model=llm.model,
-                max_tokens=llm.max_tokens,
-                system=scrub(prompt.system, self._key),
-                tools=prompt.tools,
-                messages=scrub(prompt.messages, self._key),
-                **more,
-            )
-            return answer.http_response.content
-        except anthropic.APITimeoutError as error:
-            if type(error.__cause__).__name__ == "ConnectTimeout":  # never connected, nothing to pay
-                raise Paused(UNREACHABLE) from None
-            # What was cut off may be billed, every try.
-            tries = 1 + llm.max_retries
-            paid = _at_most(experiment, prompt, tries) | {"model": llm.model}
-            message = f"no answer within {llm.timeout_s:g} s, {tries} tries (they may be billed)"
-            raise Paused(f"{message}: wait, or raise search.llm.timeout_s, {RESUME}, or {FREE}", paid) from None
-        except anthropic.APIStatusError as error:
-            raise Paused(scrub(_status_message(error), self._key)) from None
-        except anthropic.APIConnectionError:
-            raise Paused(UNREACHABLE) from None
-        except anthropic.AnthropicError as error:
-            raise Paused(f"the client stopped with {type(error).__name__}: {RESUME}, or {FREE}") from None
+        for tries in range(1, 2 + llm.max_retries):
+            try:
+                check_budget(context, prompt, paid)
+            except Paused as over:
+                raise Paused(str(over), paid) from None
+            try:
+                # The raw response: its bytes are untrusted and read with bounds below. No tool_choice: a
+                # forced tool is refused by models that think.
+                answer = self._client.messages.with_raw_response.create(
+                    model=llm.model,
+                    max_tokens=llm.max_tokens,
+                    system=scrub(prompt.system, self._key),
+                    tools=prompt.tools,
+                    messages=scrub(prompt.messages, self._key),
+                    **more,
+                )
+                return answer.http_response.content, paid
+            except KeyboardInterrupt as interrupt:
+                interrupt.usage = _plus(paid, once)  # on its way: the loop journals it
+                raise
+            except anthropic.AnthropicError as error:
+                paid = _plus(paid, once) if may_be_billed(error) else paid
+                wait = wait_before_retry(error, tries)
+                if wait is None or tries > llm.max_retries:
+                    raise Paused(self._why(error, llm, tries, bool(paid)), paid) from None
+            try:
+                time.sleep(wait)
+            except KeyboardInterrupt as interrupt:
+                interrupt.usage = paid
+                raise
+        raise AssertionError("the last try returns or raises")
+
+    def _why(self, error, llm, tries: int, billed: bool) -> str:
+        import anthropic
+
+        told = f", {tries} tries" + (" (they may be billed)" if billed else "")
+        if isinstance(error, anthropic.APITimeoutError) and may_be_billed(error):
+            return f"no answer within {llm.timeout_s:g} s{told}: wait, or raise search.llm.timeout_s, {RESUME}, or {FREE}"
+        if isinstance(error, anthropic.APIStatusError):
+            return _status_message(error, self._key)
+        if isinstance(error, anthropic.APIConnectionError):
+            return f"the answer was cut off{told}: check the network, {RESUME}, or {FREE}" if may_be_billed(error) else UNREACHABLE
+        return f"the client stopped with {type(error).__name__}: {RESUME}, or {FREE}"
 
     def step(self, context: Context) -> Step:
         """One call, read.
@@ -249,11 +311,10 @@ class LLMProposer:
         where = (context.block, context.iter_in_block)
         previous = self._previous[1] if context.feedback and self._previous and self._previous[0] == where else ""
         prompt = build(context, previous)
-        check_budget(context, prompt)
-        body = self._call(context.experiment, prompt)
-        data = self._decode(body, context, prompt)
-        usage = usage_of(data, context.experiment, prompt)
-        kept = keepable({k: data.get(k) for k in ("model", "stop_reason", "stop_details", "content")})
+        body, paid = self._call(context, prompt)
+        data = self._decode(body, context, prompt, paid)
+        usage = _plus(paid, usage_of(data, context.experiment, prompt))
+        kept = keepable({k: data.get(k) for k in ("model", "stop_reason", "stop_details")} | {"content": _said(data.get("content"))})
         self._previous = (where, compact(kept.get("content")))
         try:
             step = complete(read(data, context), context)
@@ -261,10 +322,11 @@ class LLMProposer:
             raise BadAnswer(error.errors, kept, usage) from None
         return replace(step, usage=usage, raw=kept)
 
-    def _decode(self, body: bytes, context: Context, prompt: Prompt) -> dict[str, Any]:
+    def _decode(self, body: bytes, context: Context, prompt: Prompt, paid: dict[str, Any]) -> dict[str, Any]:
         def unreadable(why):
-            shown = scrub(body[:2_000].decode("utf-8", "replace"), self._key)
-            return BadAnswer([why], keepable({"unreadable": shown}), usage_of(None, context.experiment, prompt))
+            # Scrubbed before it is cut: a part of a key is a leak as well.
+            shown = scrub(body.decode("utf-8", "replace"), self._key)[:2_000]
+            return BadAnswer([why], keepable({"unreadable": shown}), _plus(paid, usage_of(None, context.experiment, prompt)))
 
         if len(body) > MAX_ANSWER_BYTES:
             raise unreadable(f"the answer was {len(body) / 1e6:.1f} MB; keep every text short")
@@ -275,6 +337,13 @@ class LLMProposer:
         if not isinstance(data, dict):
             raise unreadable("the answer was not a message")
         return data
+
+
+def _said(content: Any) -> Any:
+    """An answer without its thoughts: they are long, signed, and nothing reads them again."""
+    if not isinstance(content, list):
+        return content
+    return [b for b in content if not (isinstance(b, dict) and b.get("type") in ("thinking", "redacted_thinking"))]
 
 
 def missing_entries(step: Step, context: Context) -> list[str]:

@@ -269,7 +269,8 @@ def figures(context: Context) -> list[tuple[str, bytes, tuple[int, int]]]:
 
 def build(context: Context, previous: str = "") -> Prompt:
     """The call for one step; `previous` is the refused answer that `context.feedback` is about."""
-    notes = f"Memory notes:\n{context.state.notes or 'none yet'}"
+    # Marked line by line: notes are the model's own, and no instructions of people.
+    notes = "Memory notes:\n" + "\n".join(f"| {line}" for line in (context.state.notes or "none yet").splitlines())
     people = f"Instructions of people, pending:\n{context.user_input.strip()}" if context.user_input.strip() else ""
     first = [block_line(context), setting_text(context), space_text(context), history_text(context), notes, people, new_nodes_text(context)]
     scores = tree.ucb_lines(context.state, context.experiment.search.ucb_c)

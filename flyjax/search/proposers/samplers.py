@@ -36,6 +36,8 @@ def _missing(name: str, package: str) -> UserError:
 class SamplerProposer:
     """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
 
+    deaf = True  # reads no instructions of people
+
     name = "sampler"
 
     def __init__(self, experiment: Experiment, run_dir=None):
