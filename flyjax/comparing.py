@@ -188,7 +188,7 @@ def compare(
                 say(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
                 continue
             told = [experiment.simulation, experiment.model, experiment.training, experiment.search]
-            key = content_hash(landscape, seed, proposer, *told, *([played.read_text("utf-8")] if played else []))
+            key = content_hash(landscape, seed, proposer, *told, Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else []))
             if key not in known:
                 try:
                     known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)

@@ -102,6 +102,9 @@ def main(
         apply_overrides(comparing.made_up_experiment(candidates, iterations).model_dump(mode="json"), settings), "--set"
     )
     trainings = load_experiment(config, settings)
+    for name in ("target", "patience", "max_nodes", "max_wall_s"):
+        if getattr(made_up.search, name) is not None or (REAL in wanted and getattr(trainings.search, name) is not None):
+            raise UserError(f"search.{name} ends searches at different lengths: a comparison has equal budgets; leave it out")
     console, began = Console(), time.monotonic()
     real = comparing.RealTrainings(trainings, cache / "trainings", began + 60 * minutes) if REAL in wanted else None
     rows = comparing.compare(

@@ -64,12 +64,17 @@ def main(
 
         experiment = parse_experiment(data, "--proposer")
     from flyjax.console import Console, with_stand_ins
+    from flyjax.errors import UserError
 
     console = Console()
     experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     run_dir = run_dir or Path("runs") / experiment.name
+    if protocol is not None and not protocol.is_file():
+        raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
+    if protocol is not None and (run_dir / "journal.jsonl").is_file():
+        console.say(f"--protocol has no effect: {run_dir} has begun and goes on with its own; choose another --run to start from it")
     name = resolve_name(experiment.search.proposer)
     if dry_run:
         from flyjax.forecast import forecast_search, given_memory

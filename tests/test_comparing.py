@@ -11,8 +11,11 @@ from search_landscape import ROOT, TEMPLATE
 
 from flyjax import comparing
 from flyjax.config import load_experiment
-from flyjax.report.proposers import figure, holm, p_value, summary, table, with_regret, write
+from flyjax.errors import UserError
+from flyjax.report.proposers import figure, holm, p_value, pairs, summary, table, with_regret, write
+from flyjax.search.interface import Paused
 from flyjax.search.landscapes import REAL, make_landscape
+from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.space import root_config
 
 
@@ -54,6 +57,40 @@ def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     figure(tmp_path / "f.png", with_regret(rows))
     texts = [t.get_text() for ax in drawn[0].axes if ax.get_legend() for t in ax.get_legend().get_texts()]
     assert sorted(texts) == ["llm", "rules", "tpe"]
+
+
+def test_a_pair_is_one_hypothesis_and_nobody_above_the_root_is_no_regret():
+    rng = np.random.default_rng(1)
+    rows = [row("hills", s, who, 0.0, 0.5 + 0.1 * rng.random() + (who == "rules") * 0.02) for s in range(8) for who in ("rules", "random")]
+    lines = {line["proposer"]: line for line in summary(with_regret(rows))}
+    raw = p_value(pairs(with_regret(rows), "rules", "random", "mean_regret"))
+    assert lines["rules"]["p_random"] == lines["random"]["p_rules"] == pytest.approx(raw)
+    assert with_regret([row(REAL, 0, "rules", 0.5, 0.5), row(REAL, 0, "tpe", 0.5, 0.5)])[0]["regret"] == [0.0]
+    # A proposer that plays on one landscape alone is compared there.
+    some = [row(name, s, "rules", 0.1, 0.5) for name in ("bowl", "hills") for s in range(2)] + [row("bowl", s, "llm", 0.1, 0.6) for s in range(2)]
+    assert len(pairs(with_regret(some), "llm", "rules", "mean_regret")) == 2 and summary(with_regret(some))
+
+
+def test_what_was_paid_for_goes_on(tmp_path, monkeypatch):
+    """A search of llm that pauses is taken up by the same call, not begun again."""
+    exp, asked = comparing.made_up_experiment(2, 3), []
+
+    class Paying(RulesProposer):
+        name = "llm"
+
+        def step(self, context):
+            asked.append(context.iter_in_block)
+            if len(asked) == 3:
+                raise Paused("the service is down")
+            return super().step(context)
+
+    monkeypatch.setattr(comparing, "make_proposer", lambda name, e, run_dir: Paying(e))
+    with pytest.raises(UserError, match="the service is down"):
+        comparing.compare([("bowl", 0)], ["llm"], lambda _: exp, tmp_path, TEMPLATE)
+    with open(tmp_path / "rows.jsonl", "a") as file:
+        file.write('{"key": "torn')
+    rows = comparing.compare([("bowl", 0)], ["llm"], lambda _: exp, tmp_path, TEMPLATE)
+    assert len(rows) == 1 and asked == [0, 1, 2, 2, 3]
 
 
 def test_equal_budgets_from_the_same_root_and_rows_are_kept(tmp_path):

@@ -332,6 +332,14 @@ def test_a_cut_connection_and_a_closed_port_pause(ask, tmp_path, monkeypatch):
         llm.LLMProposer(ctx.experiment).step(ctx)
 
 
+def test_a_key_is_taken_out_before_a_text_is_cut(ask, tmp_path):
+    long = Reply(b"x" * (2_000 - len(KEY) // 2) + KEY.encode() + b"y" * 50, 200, {})
+    caught, _ = ask(long, context(tmp_path / "a"))
+    assert KEY[: len(KEY) // 2] not in json.dumps(caught.raw)
+    caught, _ = ask(error(400, "invalid_request_error", "x" * (200 - len(KEY) // 2) + KEY), context(tmp_path / "b"))
+    assert KEY[: len(KEY) // 2] not in str(caught)
+
+
 # --- the key ------------------------------------------------------------------------------------
 
 

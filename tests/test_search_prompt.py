@@ -106,7 +106,8 @@ def test_the_grammar_of_rows_that_is_told_is_the_parser_s():
         row = parse_row(f"| {condition} and Branching rate < 20% in last block | **explore** | Do |")
         assert not row.problem, row.problem
     for name in re.findall(r"exploit|failure-probe|explore|robustness-test|force-branch", prompt.GRAMMAR):
-        assert not parse_row(f"| Default | **{name}** | Do |").problem
+        condition = "Default" if name == "exploit" else "Plateau for 3+ iterations"
+        assert not parse_row(f"| {condition} | **{name}** | Do |").problem
 
 
 def test_the_noise_is_told_with_what_it_rests_on(tmp_path):

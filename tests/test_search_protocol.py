@@ -246,8 +246,8 @@ def test_rows_that_code_cannot_read_are_kept_and_reported(template):
     rules = protocol.rules(text)
     assert len(rules.rows) == 6 and len(rules.usable) == 4
     assert "'When the moon is full'" in rules.problems[0] and "'dance'" in rules.problems[1]
-    assert parse_row("|---|---|---|") is None and parse_row("| a | b |") is None
-    assert "no probe" in parse_row("| Default | failure-probe | 1x |").problem
+    assert parse_row("|---|---|---|") is None and "three cells" in parse_row("| a | b |").problem
+    assert "no probe" in parse_row("| Plateau for 3+ iterations | failure-probe | 1x |").problem
     assert parse_row("| Best R2 > 0.5 and 2+ consecutive successes | failure-probe | 0.2x |").factor == 5.0
 
 
@@ -288,3 +288,20 @@ def test_revisions_stay_within_reason(template):
     for _ in range(12):
         text = apply_edit(text, revise(text, measures(improvement=0.9)))
     assert [c.count for r in protocol.rules(text).rows for c in r.conditions if r.strategy == "failure-probe"] == [1]
+
+
+@pytest.mark.parametrize(
+    "passage",
+    ["Goal\n====", "Metrics\n-----", "~~~\nopen", "<!-- the rest", "<h1>Goal</h1>", "<script>x</script>",
+     "```yaml\ntraining:\n  noise_model_level: 1  # noise, range: 0 to 50\n```"],
+)  # fmt: skip
+def test_what_would_look_like_a_locked_part_is_refused(template, passage):
+    with pytest.raises(EditRefused):
+        apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n\n{passage}\n"))
+
+
+def test_the_divisor_of_a_window_is_no_count(template):
+    """Above 80 % improving, probes come one success earlier; a quarter of the block stays a quarter."""
+    rows = "| 3+ consecutive successes (R2 >= 0.9) | **failure-probe** | 10x |\n| n_iter_block/4 consecutive successes | **failure-probe** | 10x |"
+    made = revise(apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{rows}")), measures(improvement=0.9))
+    assert "2+ consecutive" in made.new and "n_iter_block/3" not in made.new and "n_iter_block/4 consecutive" in made.new

@@ -150,3 +150,30 @@ def test_the_template_deals_as_the_table_of_the_tests(root):
     state = fold(events(path(0.3, 0.91, 0.92, 0.95)))
     dealt = deal(known, state, 1, 4, n_iter_block=12, ucb_c=1.414, rng=np.random.default_rng(0))
     assert [s.strategy for s in dealt] == ["robustness-test", "failure-probe", "explore", "exploit"]
+
+
+@pytest.mark.parametrize(
+    "row, problem",
+    [
+        ("| Plateau for 3+ iterations | **force-branch** |", "three cells"),
+        ("| Otherwise | robustness-test | Run the best again |", "exploit"),
+        ("| Default | explore | Use an older node |", "exploit"),
+        ("| 3+ consecutive successes (R2 >= 90) | failure-probe | 10x |", "never above 1"),
+        ("| 3+ consecutive successes | failure-probe | by 5 magnitudes |", "write it as 10x"),
+        ("| Plateau for 3+ iterations | force-branch | node 12 |", "write it as top 3"),
+    ],
+)
+def test_rows_that_code_cannot_follow_say_so(row, problem):
+    assert problem in parse_row(row).problem
+
+
+@pytest.mark.parametrize("action", ["by a factor of 5", "5x", "5 x", "5×", "x5", "×5", "5 times", "0.2x"])
+def test_factors_are_read_as_people_write_them(action):
+    rule = parse_row(f"| 3+ consecutive successes | failure-probe | Push one parameter {action} |")
+    assert rule.problem == "" and rule.factor == pytest.approx(5)
+
+
+@pytest.mark.parametrize("action", ["one of the top 5 UCB", "a node of the top-5", "one of the 5 best", "one of the best 5"])
+def test_choices_are_read_as_people_write_them(action):
+    rule = parse_row(f"| Plateau for 3+ iterations | force-branch | Select {action} |")
+    assert rule.problem == "" and rule.top == 5

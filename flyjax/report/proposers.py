@@ -34,7 +34,8 @@ def with_regret(rows: Sequence[Row]) -> list[Row]:
         n = len({r["proposer"] for r in here})
         here = [r for r in here if sum(o["seed"] == r["seed"] for o in here) == n]
         best = 1.0 if landscape != REAL else max((max(r["curve"]) for r in here), default=1.0)
-        out += [{**r, "regret": [(best - q) / (best - r["root"]) for q in r["curve"]]} for r in here]
+        # Where nobody passes the root there is nothing to regret.
+        out += [{**r, "regret": [(best - q) / (best - r["root"]) if best > r["root"] else 0.0 for q in r["curve"]]} for r in here]
     return out
 
 
@@ -42,10 +43,10 @@ MEASURES = {"mean_regret": lambda r: float(np.mean(r["regret"])), "final_regret"
 
 
 def pairs(rows: Sequence[Row], a: str, b: str, measure: str) -> np.ndarray:
-    """measure(a) - measure(b) for each (landscape, seed)."""
+    """measure(a) - measure(b) for each (landscape, seed) that both have played."""
     value = {(r["landscape"], r["seed"], r["proposer"]): MEASURES[measure](r) for r in rows}
     cases = dict.fromkeys((r["landscape"], r["seed"]) for r in rows)
-    return np.array([value[(*c, a)] - value[(*c, b)] for c in cases])
+    return np.array([value[(*c, a)] - value[(*c, b)] for c in cases if (*c, a) in value and (*c, b) in value])
 
 
 def p_value(differences: np.ndarray) -> float:

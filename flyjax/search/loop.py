@@ -136,8 +136,12 @@ class _Loop:
 
     def record(self, event: str, **fields) -> None:
         written = self.journal.append(event, **fields)
+        known = () if event != "protocol_edited" else rules(self.state.protocol).problems
         self.state = apply(self.state, written)
         self.on_event(written, self.state)
+        for line in rules(self.state.protocol).problems if event == "protocol_edited" else ():
+            if line not in known:
+                self.warn(f"protocol.md: {line}; it is left to readers")
 
     def pause(self, reason: str, usage: dict[str, Any] | None = None) -> None:
         try:

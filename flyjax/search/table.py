@@ -119,14 +119,18 @@ def _condition(kind: str, found: dict) -> Condition:
     divisor = None if found.get("divisor") is None else int(found["divisor"])
     if divisor == 0 or count == 0:
         raise ValueError("a count of zero iterations has no meaning")
+    if number is not None and number > 1:
+        raise ValueError(f"R2 is never above 1, and the row asks for {number:g}")
     return Condition(kind, op, 0.9 if number is None else number, count, divisor)
 
 
 def parse_row(line: str) -> Rule | None:
-    """A rule from a table line; None for a line that is no row of three cells or more."""
+    """A rule from a table line; None for the line under a heading."""
     cells = [c.strip() for c in line.strip().strip("|").split("|")]
-    if len(cells) < 3 or all(re.fullmatch(r":?-+:?", c) for c in cells if c):
+    if all(re.fullmatch(r":?-+:?", c) for c in cells if c):
         return None
+    if len(cells) < 3:
+        return Rule(line, plain(cells[-1]).lower(), problem="a row has three cells: condition, strategy, action")
     strategy, action = plain(cells[1]).lower(), plain(cells[2])
     if strategy not in ACTIONS:
         return Rule(line, strategy, problem=f"strategy {strategy!r} is not one of {', '.join(ACTIONS)}")
@@ -134,12 +138,19 @@ def parse_row(line: str) -> Rule | None:
         conditions = parse_condition(cells[0])
     except ValueError as error:
         return Rule(line, strategy, problem=str(error))
-    factor, top = re.search(r"(\d+(?:\.\d+)?)\s*x\b", action), re.search(r"\btop\s+(\d+)", action, re.I)
-    size = float(factor[1][:20]) if factor else 10.0
+    if strategy != "exploit" and any(c.kind == "default" for c in conditions):
+        return Rule(line, strategy, problem="what is done by default is exploit; another strategy needs a condition")
+    factor = re.search(r"(\d+(?:\.\d+)?)\s*(?:x\b|×|times\b)|\bfactor\s+(?:of\s+)?(\d+(?:\.\d+)?)|(?:\bx|×)\s*(\d+(?:\.\d+)?)", action, re.I)
+    top = re.search(r"\b(?:top|best)[\s-]+(\d+)|(\d+)\s+(?:best|top|highest)\b", action, re.I)
+    wanted = {"failure-probe": (factor, "10x"), "force-branch": (top, "top 3")}.get(strategy)
+    if wanted and wanted[0] is None and re.search(r"\d", re.sub(r"R2|\bUCB\b", "", action)):
+        return Rule(line, strategy, problem=f"the number in its action is not understood; write it as {wanted[1]}")
+    factor, top = (m and [g for g in m.groups() if g] for m in (factor, top))
+    size = float(factor[0][:20]) if factor else 10.0
     size = 1 / size if 0 < size < 1 else size  # 0.1x and 10x are the same probe, in either direction
     if not 1 < size < 1e6:
         return Rule(line, strategy, problem=f"a probe by a factor of {size:g} is no probe; give one above 1, say 10x")
-    return Rule(line, strategy, conditions, size, max(1, int(top[1][:6])) if top else 3)
+    return Rule(line, strategy, conditions, size, max(1, int(top[0][:6])) if top else 3)
 
 
 def _tables(body: str, first: str) -> list[str]:
