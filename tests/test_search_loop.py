@@ -17,7 +17,7 @@ from flyjax.search import loop as loop_module
 from flyjax.search.interface import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
-from flyjax.search.preview import plan_text
+from flyjax.search.preview import next_context, plan_text, preview
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.tree import noise_floor, scores
@@ -808,3 +808,41 @@ def test_edits_are_taken_back_one_by_one(tmp_path):
         loop_module.revert_protocol(tmp_path / "elsewhere")
     go(tmp_path, exp)
     assert (tmp_path / "protocol.md").read_text() == versions[0]
+
+
+# --- a run that goes on after its end ---
+
+
+def test_an_edit_asked_for_at_a_second_end_is_made(tmp_path):
+    """One block more: the last step is taken again, and what it says of the protocol is not lost."""
+    one = experiment(**{**SMALL, "n_blocks": 1, "simulations": ()})
+    assert go(tmp_path, one, Scripted()).reason == "1 blocks done"
+    row = "| Plateau for 3+ iterations | **explore** | Use an older node |"
+
+    def with_row(step):
+        old = next(line for line in fold(read_journal(tmp_path)).protocol.splitlines() if line.startswith("| Default"))
+        return replace(step, protocol_edit=ProtocolEdit(old, f"{old}\n{row}", "older nodes are forgotten"))
+
+    state = go(tmp_path, experiment(**{**SMALL, "simulations": ()}), Scripted(with_row)).state
+    assert state.finished == "2 blocks done" and row in state.protocol
+    assert [e["reason"] for e in state.edits].count("older nodes are forgotten") == 1
+
+
+def test_a_limit_raised_after_a_kill_before_the_last_line_counts(tmp_path):
+    short = experiment(**SMALL, max_nodes=5)
+    assert len(go(tmp_path, short).state.nodes) == 5
+    journal = tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines(True)
+    assert '"event": "run_finished"' in lines[-1]
+    journal.write_text("".join(lines[:-1]))
+    assert len(go(tmp_path, experiment(**SMALL, max_nodes=9)).state.nodes) == 9
+
+
+def test_the_preview_asks_what_the_run_would_ask(tmp_path):
+    exp, asked = experiment(**SMALL, max_nodes=5), Scripted()
+    first = next_context(exp, tmp_path, TEMPLATE, ("DAVIS",))
+    go(tmp_path, exp, asked)
+    assert (first.n_proposals, first.next_opens_block) == (asked.contexts[0].n_proposals, asked.contexts[0].next_opens_block)
+    last = next_context(exp, tmp_path, TEMPLATE, ("DAVIS",))
+    assert (last.n_proposals, last.next_opens_block) == (asked.contexts[-1].n_proposals, asked.contexts[-1].next_opens_block) == (0, False)
+    assert "is finished" in preview(exp, tmp_path, TEMPLATE, ("DAVIS",), "llm")

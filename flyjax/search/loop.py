@@ -19,12 +19,12 @@ from flyjax.search.asking import Accepted, ask
 from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
 from flyjax.search.journal import Journal, read_journal
 from flyjax.search.people import acknowledge, edited_protocol, pending_input, write_text
-from flyjax.search.plan import IterationPlan, plan_of, seeds_of
+from flyjax.search.plan import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
 from flyjax.search.protocol import EditRefused, apply_edit, body, carry_over, diff, instantiate, rules, with_body
 from flyjax.search.ranges import derive_seed
 from flyjax.search.space import block_simulation, root_config
 from flyjax.search.state import State, apply, fold
-from flyjax.search.tree import best_node, measure, stale
+from flyjax.search.tree import measure
 
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
 
@@ -119,9 +119,6 @@ def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-EXHAUSTED = "every configuration of the space was tried"
-
-
 class _Loop:
     """One session. `state` is always the fold of the journal."""
 
@@ -175,7 +172,9 @@ class _Loop:
             if self.state.finished and not limit:
                 self.outcome = Outcome(self.state, "finished", why or self.state.finished)
             else:
-                self.reopened = bool(self.state.finished)
+                step = self.state.step  # the end was decided, and a kill came before it was written down
+                ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not self.state.pending
+                self.reopened = bool(limit) and (bool(self.state.finished) or (ending and step["why_none"] != EXHAUSTED))
                 changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
                 self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed)
         if self.outcome is None:
@@ -210,28 +209,12 @@ class _Loop:
         return self.state.iteration.number if self.state.iteration else 0
 
     def at_block_end(self) -> bool:
-        newest = self.state.iteration
-        return newest is not None and newest.iter_in_block >= self.experiment.search.n_iter_block
+        return at_block_end(self.experiment, self.state)
 
     def next_nodes(self) -> tuple[int, str]:
-        """How many nodes the next iteration may have, and why none where it may not."""
-        search, newest = self.experiment.search, self.state.iteration
-        if self.at_block_end() and newest.block >= search.n_blocks:
-            return 0, f"{search.n_blocks} blocks done"
         # Since the last event, but not the pause before this session.
-        worked = self.state.wall_s + max(0.0, self.clock() - max(self.state.last_time, self.began))
-        if search.max_wall_s is not None and worked >= search.max_wall_s:
-            return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
-        best = best_node(self.state)
-        if search.target is not None and best is not None and best.reward >= search.target:
-            return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
-        idle = stale(self.state)
-        if search.patience is not None and idle >= search.patience:
-            return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
-        left = search.n_candidates
-        if search.max_nodes is not None:
-            left = min(left, search.max_nodes - len(self.state.nodes))
-        return (left, "") if left > 0 else (0, f"search.max_nodes={search.max_nodes} reached")
+        now = max(0.0, self.clock() - max(self.state.last_time, self.began))
+        return next_nodes(self.experiment, self.state, self.state.wall_s + now)
 
     def advance(self) -> None:
         """One thing: train, step, or write down one consequence of the newest step."""
@@ -249,6 +232,8 @@ class _Loop:
             return self.on_iteration(self.state, self.number)
         if self.at_block_end() and state.blocks[step["block"]].ended is None:
             self.end_block(step)
+            return render.write(self.run_dir, self.state)
+        if self.at_block_end() and self.late_edit(step):
             return render.write(self.run_dir, self.state)
         if not step["n_next"]:
             if state.finished is None:
@@ -343,25 +328,47 @@ class _Loop:
     def end_block(self, step: dict[str, Any]) -> None:
         """The block-end duties that code does: the edit, the measures, the summary."""
         self.try_protocol_edit()  # what people wrote is not lost under the edit below
-        state, block, edit = self.state, step["block"], step["protocol_edit"]
-        made = ProtocolEdit(edit["old"], edit["new"], edit["reason"])
-        if made.is_edit and not any(e["block"] == block and (e.get("old"), e.get("new")) == (made.old, made.new) for e in state.edits):
-            try:
-                text = apply_edit(state.protocol, made)
-            except EditRefused as error:
-                # Somebody edited the same passage between the step and now.
-                edit = {"old": "", "new": "", "reason": f"the edit could not be made ({error})"}
-            else:
-                self.record(
-                    "protocol_edited", block=block, by=step["by"], old=made.old, new=made.new, reason=made.reason,
-                    protocol=text, diff=diff(state.protocol, text),
-                )  # fmt: skip
-                write_text(self.run_dir / "protocol.md", text)
+        block, edit = step["block"], step["protocol_edit"]
+        if self.is_left(edit, block):
+            edit = self.make_edit(step)
         measures = measure(self.state, block)
         self.record(
-            "block_ended", block=block, nodes=list(state.blocks[block].nodes), summary=step["block_summary"],
+            "block_ended", block=block, nodes=list(self.state.blocks[block].nodes), summary=step["block_summary"],
             edit=edit, measures={**vars(measures), "text": measures.describe()}, next_simulation=step["simulation"],
         )  # fmt: skip
+
+    def is_left(self, edit: dict[str, Any], block: int) -> bool:
+        """Whether this edit of the protocol is one, and is not made yet."""
+        made = [(e.get("old"), e.get("new")) for e in self.state.edits if e["block"] == block and e["by"] != "user"]
+        return ProtocolEdit(edit["old"], edit["new"], edit["reason"]).is_edit and (edit["old"], edit["new"]) not in made
+
+    def make_edit(self, step: dict[str, Any]) -> dict[str, Any]:
+        """Edit the run's protocol as a step says; gives the edit that was made."""
+        state, edit = self.state, step["protocol_edit"]
+        try:
+            text = apply_edit(state.protocol, ProtocolEdit(edit["old"], edit["new"], edit["reason"]))
+        except EditRefused as error:
+            # Somebody edited the same passage between the step and now.
+            return {"old": "", "new": "", "reason": f"the edit could not be made ({error})"}
+        self.record(
+            "protocol_edited", block=step["block"], by=step["by"], old=edit["old"], new=edit["new"], reason=edit["reason"],
+            protocol=text, diff=diff(state.protocol, text),
+        )  # fmt: skip
+        write_text(self.run_dir / "protocol.md", text)
+        return edit
+
+    def late_edit(self, step: dict[str, Any]) -> bool:
+        """The edit of a step that was taken once more, because the run goes on after its end; True where it was made.
+
+        The block has ended then and keeps its summary. The rules would ask for the same again and are left out.
+        """
+        edit = step["protocol_edit"]
+        if step["by"] == "rules" or not edit or not self.is_left(edit, step["block"]):
+            return False
+        made = self.make_edit(step)
+        if made != edit:
+            self.warn(made["reason"])
+        return made == edit
 
 
 def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> dict[str, Any]:

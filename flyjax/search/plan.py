@@ -7,6 +7,7 @@ from typing import Any
 
 from flyjax.config import Experiment, parse_experiment
 from flyjax.search.state import Node, State
+from flyjax.search.tree import best_node, stale
 
 
 def seeds_of(experiment: Experiment, is_root: bool) -> int:
@@ -43,3 +44,32 @@ def plan_of(state: State) -> IterationPlan | None:
     nodes = tuple(state.nodes[i] for i in now.nodes)
     done = tuple(n.id for n in nodes if n.status != "running")
     return IterationPlan(now.number, now.block, now.iter_in_block, state.blocks[now.block].simulation, nodes, done)
+
+
+# --- how much comes next ---
+
+EXHAUSTED = "every configuration of the space was tried"
+
+
+def at_block_end(experiment: Experiment, state: State) -> bool:
+    newest = state.iteration
+    return newest is not None and newest.iter_in_block >= experiment.search.n_iter_block
+
+
+def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int, str]:
+    """How many nodes the next iteration may have after `wall_s` seconds of work, and why none where it may not."""
+    search = experiment.search
+    if at_block_end(experiment, state) and state.iteration.block >= search.n_blocks:
+        return 0, f"{search.n_blocks} blocks done"
+    if search.max_wall_s is not None and wall_s >= search.max_wall_s:
+        return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
+    best = best_node(state)
+    if search.target is not None and best is not None and best.reward >= search.target:
+        return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
+    idle = stale(state)
+    if search.patience is not None and idle >= search.patience:
+        return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
+    left = search.n_candidates
+    if search.max_nodes is not None:
+        left = min(left, search.max_nodes - len(state.nodes))
+    return (left, "") if left > 0 else (0, f"search.max_nodes={search.max_nodes} reached")

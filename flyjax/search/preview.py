@@ -9,7 +9,7 @@ from flyjax.search.interface import Context
 from flyjax.search.journal import NAME, fold, read_journal
 from flyjax.search.people import pending_input
 from flyjax.search.protocol import instantiate
-from flyjax.search.plan import seeds_of
+from flyjax.search.plan import at_block_end, next_nodes, seeds_of
 from flyjax.search.space import block_simulation
 from flyjax.search.state import State
 
@@ -23,7 +23,7 @@ def next_context(experiment: Experiment, run_dir: Path, template: Path, availabl
     state = fold(read_journal(run_dir)) if begun else State(experiment=experiment.model_dump(mode="json"))
     protocol = state.protocol or instantiate(Path(template).read_text(encoding="utf-8"), experiment)
     newest, search = state.iteration, experiment.search
-    opens = newest is None or newest.iter_in_block >= search.n_iter_block
+    opens, (limit, _) = newest is None or at_block_end(experiment, state), next_nodes(experiment, state, state.wall_s)
     return Context(
         experiment=experiment,
         state=state,
@@ -32,11 +32,11 @@ def next_context(experiment: Experiment, run_dir: Path, template: Path, availabl
         iter_in_block=newest.iter_in_block if newest else 0,
         n_iter_block=search.n_iter_block,
         new_nodes=newest.nodes if newest else (),
-        n_proposals=search.n_candidates - opens,
-        next_opens_block=opens,
+        n_proposals=max(0, limit - 1) if opens else limit,
+        next_opens_block=opens and limit > 0,
         available_stimuli=available,
         run_dir=Path(run_dir),
-        user_input=pending_input(Path(run_dir), state) if begun else "",
+        user_input=pending_input(Path(run_dir), state),
     )
 
 
@@ -64,7 +64,13 @@ def preview(experiment: Experiment, run_dir: Path, template: Path, available: tu
         from flyjax.search.proposers.llm import announce
         from flyjax.search.proposers.prompt import render_prompt
 
-        parts += [announce(experiment), "", render_prompt(next_context(experiment, run_dir, template, available))]
+        context = next_context(experiment, run_dir, template, available)
+        if context.state.finished and not next_nodes(experiment, context.state, context.state.wall_s)[0]:
+            return "\n".join([*parts, f"{run_dir} is finished ({context.state.finished}): nothing is asked and nothing is paid any more."])
+        parts += [announce(experiment), ""]
+        if context.state.pending:
+            parts.append(f"Iteration {context.state.iteration.number} is in training: the next prompt will hold its results, which are missing here.")
+        parts.append(render_prompt(context))
     else:
         parts.append(f"{proposer} asks no language model: no prompt, no cost. With --proposer llm the prompt is shown here.")
     return "\n".join(parts)
