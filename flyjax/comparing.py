@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from flyjax import nodes
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.errors import UserError
@@ -20,10 +22,12 @@ from flyjax.lines import open_lines
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.search.journal import read_journal
+from flyjax.search.interface import Paused
 from flyjax.search.landscapes import REAL, make_landscape
 from flyjax.search.loop import run_loop
 from flyjax.search.plan import IterationPlan
 from flyjax.search.proposers import make_proposer
+from flyjax.search.proposers.llm import FREE
 from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.state import State
 from flyjax.search.tree import score
@@ -117,6 +121,11 @@ def transcript_of(folder: Path | None, landscape: str, seed: int, proposer: str)
     return path if path is not None and path.is_file() else None
 
 
+def _without_rules(told: Any) -> str:
+    """A reason to pause without the advice to go on with other proposers: here they are what is compared."""
+    return str(told).removesuffix(f", or {FREE}")
+
+
 def one_row(
     landscape: str,
     seed: int,
@@ -146,7 +155,8 @@ def one_row(
     outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
     state = outcome.state
     if outcome.status != "finished":
-        raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {outcome.reason}; the same command goes on with {run_dir}")
+        told = _without_rules(outcome.reason)
+        raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {told}; the same command goes on with {run_dir}")
     row = {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": len(state.nodes), "wall_s": time.monotonic() - start}
     row |= {"root": quality(state.nodes[1]), "curve": curve_of(state, quality)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
@@ -173,6 +183,18 @@ def compare(
     searches of llm and hybrid that it does not hold are left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another comparison; wait for it, or choose another --cache") from None
+    try:
+        return _compare(cases, proposers, experiment_of, folder, template, real, say, transcripts)
+    finally:
+        lock.release()
+
+
+def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, say, transcripts) -> list[Row]:
     path = folder / "rows.jsonl"
     known: dict[str, Row] = {}
     open_lines(path).close()  # what a kill left half-written is cut off
@@ -195,6 +217,8 @@ def compare(
                 except OutOfTime:
                     say(f"out of time at {landscape}, seed {seed}, {proposer}; the same command goes on")
                     return out
+                except Paused as error:
+                    raise UserError(f"{proposer} on {landscape}, seed {seed}: {_without_rules(error)}; nothing is lost") from None
                 with open(path, "a") as file:
                     file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
             row = known[key]

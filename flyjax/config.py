@@ -259,6 +259,7 @@ class LLM(_Strict):
     max_tokens: int = Field(16_000, ge=256, le=64_000, description="per answer, thinking included")
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(None, description="by default the model's")
     timeout_s: float = Field(600, gt=0)
+    share: float = Field(0.5, gt=0, le=1, description="proposer hybrid: of the optimiser's slots, how many the model may override")
     max_retries: int = Field(6, ge=0, le=100, description="of a call that failed in transport, with backoff")
     images: bool = Field(True, description="send the new nodes' figures")
     prices: TokenPrices | None = Field(None, description="instead of the dated table of flyjax.search.prices")
@@ -268,7 +269,7 @@ class Search(_Strict):
     """The outer loop."""
 
     proposer: Literal["auto", "llm", "rules", "random", "tpe", "cmaes", "hybrid", "replay"] = Field(
-        "auto", description="'auto': llm where ANTHROPIC_API_KEY is set, else rules"
+        "auto", description="'auto': the run's own; of a new run llm where ANTHROPIC_API_KEY is set, else rules"
     )
     n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")
     n_iter_block: int = Field(12, ge=1, description="iterations per block")

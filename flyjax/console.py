@@ -1,4 +1,4 @@
-"""The terminal side of a run: progress bar, tables, the run's config.yaml, the last line."""
+"""The terminal side of a run: progress bar, tables, the last line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import yaml
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
@@ -250,7 +249,8 @@ class Console:
                 earlier_protocol=earlier,
                 available_stimuli=available,
                 stand_ins=stand_ins,
-                on_event=lambda event, state: self._on_event(event, experiment, run_dir, commit),
+                made_with={**nodes.devices(), "commit": commit},
+                on_event=lambda event, state: self._on_event(event),
                 on_iteration=on_iteration,
                 approve=self._approve if ask else None,
                 warn=lambda line: self.say(f"warning: {line}"),
@@ -261,12 +261,8 @@ class Console:
         self.say(f"{outcome.status}: {outcome.reason}. Report: {report}")
         return outcome
 
-    def _on_event(self, event, experiment, run_dir, commit) -> None:
-        if event["event"] in ("run_started", "run_resumed"):
-            made = {**nodes.devices(), "commit": commit}
-            content = {**experiment.model_dump(mode="json"), "made_with": made}
-            (run_dir / "config.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
-        elif event["event"] == "proposal":
+    def _on_event(self, event) -> None:
+        if event["event"] == "proposal":
             for line in event.get("fallbacks") or ():
                 self.say(f"  replaced by the rules: {line}")
         elif event["event"] == "block_ended":
@@ -275,6 +271,8 @@ class Console:
             self.say(f"block {event['block']} ended: {verb}. {edit.get('reason', '')}")
 
     def _approve(self, plan: IterationPlan) -> bool:
+        shown = plan.simulation
+        self.say(f"  simulation: {shown['visual_input_type']}, {shown['n_frames']} frames of {shown['delta_t']} s")
         for node in plan.nodes:
             self.say(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
         try:

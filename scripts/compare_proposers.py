@@ -97,6 +97,7 @@ def main(
     from flyjax import comparing
     from flyjax.console import Console
     from flyjax.report.proposers import with_regret, write
+    from flyjax.search.proposers.samplers import fits_cmaes
 
     made_up = parse_experiment(
         apply_overrides(comparing.made_up_experiment(candidates, iterations).model_dump(mode="json"), settings), "--set"
@@ -105,6 +106,10 @@ def main(
     for name in ("target", "patience", "max_nodes", "max_wall_s"):
         if getattr(made_up.search, name) is not None or (REAL in wanted and getattr(trainings.search, name) is not None):
             raise UserError(f"search.{name} ends searches at different lengths: a comparison has equal budgets; leave it out")
+    unfit = [e.name for e, used in ((made_up, wanted != [REAL]), (trainings, REAL in wanted)) if used and not fits_cmaes(e)]
+    if unfit and "cmaes" in names and not proposers:
+        names.remove("cmaes")
+        left_out.append("cmaes (it needs two or more parameters and four or more candidates)")
     console, began = Console(), time.monotonic()
     real = comparing.RealTrainings(trainings, cache / "trainings", began + 60 * minutes) if REAL in wanted else None
     rows = comparing.compare(

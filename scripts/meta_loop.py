@@ -30,7 +30,7 @@ The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
 def main(
     config: Annotated[Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
     run_dir: Annotated[Optional[Path], typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
-    proposer: Annotated[Optional[str], typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
+    proposer: Annotated[Optional[str], typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; of a new run llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
     protocol: Annotated[Optional[Path], typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
@@ -75,7 +75,7 @@ def main(
         raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
     if protocol is not None and (run_dir / "journal.jsonl").is_file():
         console.say(f"--protocol has no effect: {run_dir} has begun and goes on with its own; choose another --run to start from it")
-    name = resolve_name(experiment.search.proposer)
+    name = resolve_name(experiment.search.proposer, run_dir)
     if dry_run:
         from flyjax.forecast import forecast_search, given_memory
         from flyjax.search.preview import preview
@@ -83,7 +83,10 @@ def main(
         console.say(forecast_search(experiment, given_memory(memory)))
         console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
         return
-    if experiment.search.proposer == "auto" and name == "rules" and not os.environ.get("ANTHROPIC_API_KEY"):
+    has_key = bool(os.environ.get("ANTHROPIC_API_KEY", "").strip())
+    if experiment.search.proposer == "auto" and name == "rules" and has_key:
+        console.say(f"{run_dir} goes on with `rules`, as before; --proposer llm asks the language model from here on.")
+    elif experiment.search.proposer == "auto" and name == "rules":
         console.say("No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model.")
     if name in ("llm", "hybrid"):
         from flyjax.search.proposers.llm import announce

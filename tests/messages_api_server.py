@@ -166,7 +166,8 @@ class Player:
         return [int(n) for n in re.search(r"^New nodes: ([\d, ]+)$", prompt, re.M)[1].split(",")]
 
     def proposals(self, prompt) -> list[dict]:
-        wanted = int(re.search(r"Proposals wanted: (\d+)", prompt)[1])
+        drafted = re.search(r"Proposals wanted: 0 to (\d+)", prompt)
+        wanted = int((drafted or re.search(r"Proposals wanted: (\d+)", prompt))[1])
         known = len(re.findall(r"^\d+ \| ", prompt, re.M))
         opens = "The next iteration opens a block" in prompt or not known
         parent = "root" if opens else str(self.new_nodes(prompt)[-1])
@@ -176,6 +177,8 @@ class Player:
             value = 10 + (7 * known + 13 * slot) % 980
             changes = [{"name": "coeff_edge_diff", "value": value}]
             out.append({"parent": parent, "changes": changes, "strategy": "exploit", "hypothesis": f"edge_diff {value} helps"})
+            if drafted:
+                out[-1]["slot"] = slot + 1
         held = prompt.partition("Rows of the strategy table whose conditions hold now:")[2]
         scores = re.findall(r"^Node (\d+): UCB=", prompt, re.M)
         if "force-branch" in held.partition("UCB scores")[0] and scores and out:

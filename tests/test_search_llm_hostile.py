@@ -7,6 +7,7 @@ search space, parents of the block, the rules between the markers. Nothing else 
 import json
 import math
 from dataclasses import replace
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import anthropic
@@ -30,12 +31,17 @@ def key(monkeypatch):
     monkeypatch.setattr(anthropic._base_client, "INITIAL_RETRY_DELAY", 0.0)
 
 
+@contextmanager
+def answered(body: bytes):
+    """A response of that body, as the client streams it."""
+    yield SimpleNamespace(http_response=SimpleNamespace(request=None), iter_bytes=lambda: iter([body]))
+
+
 class Canned:
     """In place of the client: one body, no network."""
 
     def __init__(self, body: bytes):
-        answer = SimpleNamespace(http_response=SimpleNamespace(content=body))
-        self.messages = SimpleNamespace(with_raw_response=SimpleNamespace(create=lambda **request: answer))
+        self.messages = SimpleNamespace(with_streaming_response=SimpleNamespace(create=lambda **request: answered(body)))
 
 
 def inside_the_walls(ctx, step):
@@ -89,7 +95,7 @@ def carry_out(ctx, body: bytes):
     """The loop's step with a model that gives the same answer every time: what is accepted is lawful."""
     refused = []
     proposer = llm.LLMProposer(ctx.experiment, client=Canned(body))
-    accepted = ask(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(clean(fields)))
+    accepted = ask(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(clean(fields)) if event == "proposal_rejected" else None)
     inside_the_walls(ctx, accepted.step)
     assert len(refused) <= 2 and len(accepted.step.proposals) == ctx.n_proposals
     assert accepted.fallbacks or not refused or accepted.reversions, "what was refused and then replaced is recorded"

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from messages_api_server import KEY, MessagesServer, Player, error, prompt_text, text
 from search_contexts import experiment, metrics
-from test_search_llm_hostile import Canned, bad_answers
+from test_search_llm_hostile import Canned, answered, bad_answers
 
 from flyjax.config import load_experiment
 from flyjax.errors import UserError
@@ -290,16 +290,14 @@ class Stream(Canned):
 
     def __init__(self, bodies):
         super().__init__(b"")
-        bodies, answer = iter(bodies), self.messages.with_raw_response.create()
-        last = b""
+        bodies, last = iter(bodies), b""
 
         def create(**request):
             nonlocal last
             last = next(bodies, last)
-            answer.http_response.content = last
-            return answer
+            return answered(last)
 
-        self.messages.with_raw_response.create = create
+        self.messages.with_streaming_response.create = create
 
 
 @settings(max_examples=10, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck), database=None)

@@ -531,7 +531,7 @@ def test_texts_cannot_forge_the_log(tmp_path, hostile):
     log = (tmp_path / "analysis.md").read_text()
     heads = [line for line in log.split("\n") if line.startswith("## Iter ")]
     assert len(heads) == 12 and not any("99" in h for h in heads)
-    known = ".lock journal.jsonl analysis.md analysis.log ucb_scores.txt memory.md protocol.md protocol user_input.md"
+    known = ".lock journal.jsonl analysis.md analysis.log ucb_scores.txt memory.md protocol.md protocol user_input.md config.yaml"
     assert {p.name for p in tmp_path.iterdir()} == set(known.split())
 
 

@@ -1,7 +1,6 @@
 """The rules proposer: it climbs, stays lawful, and its randomness is (run seed, iteration)."""
 
 import statistics
-from dataclasses import replace
 
 import pytest
 from search_contexts import context
@@ -161,23 +160,3 @@ def test_missing_packages_and_unfit_settings_are_one_line(monkeypatch):
     pytest.importorskip("cmaes")
     with pytest.raises(UserError, match="n_candidates of 4 or more"):
         make_proposer("cmaes", experiment(n_candidates=3))
-
-
-def test_hybrid_gives_the_model_its_share(tmp_path, monkeypatch):
-    pytest.importorskip("cmaes")
-    from flyjax.search.proposers import llm
-
-    class Model:
-        def __init__(self, experiment, run_dir=None):
-            self.rules = RulesProposer(experiment)
-
-        def step(self, context):
-            step = self.rules.step(context)
-            return replace(step, proposals=tuple(replace(p, hypothesis="the model's") for p in step.proposals))
-
-    monkeypatch.setattr(llm, "LLMProposer", Model)
-    state = run(tmp_path, "hybrid", n_blocks=1)
-    assert state.finished == "1 blocks done" and not state.step["fallbacks"]
-    for number in (2, 3, 4):
-        told = [state.nodes[i].hypothesis for i in state.iterations[number].nodes]
-        assert told == ["the model's"] * 2 + [""] * 2

@@ -153,7 +153,7 @@ def test_block_ends(tmp_path):
     assert end(tmp_path, next_simulation={"visual_input_type": "scenes_flow", "n_frames": 3000, "delta_t": 0.01}) == []
     assert "summary" in end(tmp_path, block_summary=" ")[0]
     assert "a block end needs an edit" in end(tmp_path, protocol_edit=None)[0]
-    for reason in ("", "No changes needed.", " no change needed "):
+    for reason in ("", "No changes needed.", " no change needed ", "none", "No changes needed: ok."):
         assert "the reason is missing" in end(tmp_path, protocol_edit=ProtocolEdit("", "", reason))[0]
     assert "occurs 0 times" in end(tmp_path, protocol_edit=ProtocolEdit("## Goal", "x", "why"))[0]
     assert "1000 to 4000" in end(tmp_path, next_simulation={"n_frames": 64_000})[0]

@@ -265,6 +265,7 @@ class Run:
             "errors": "refused, asked again",
             "fallbacks": "replaced by the rules",
             "reversions": "parent set by the reversion check",
+            "demoted": "principles that name fewer than 3 nodes, kept as open questions",
         }
         return [
             {

@@ -14,14 +14,14 @@ from typing import Any
 
 from flyjax.search.interface import ROOT, BadAnswer, Context, Proposer, Step
 from flyjax.search.journal import clean
+from flyjax.search.memory import demote
 from flyjax.search.proposers.rules import RulesProposer
-from flyjax.search.space import Candidate, Problem, is_line, next_simulation, resolve, reversions, validate_step
+from flyjax.search.space import MAX_TEXT, Candidate, Problem, is_line, next_simulation, resolve, reversions, validate_step
 from flyjax.search.state import State
 from flyjax.search.tree import scores
 
 RETRIES = 2  # corrections a proposer may make
 MAX_RAW = 200_000  # characters of an answer that the journal keeps
-MAX_LINE = 1_000  # characters of a line of the log
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Accepted:
     simulation: dict[str, Any]  # of the next iteration
     fallbacks: tuple[str, ...] = ()
     reversions: tuple[str, ...] = ()
+    demoted: tuple[str, ...] = ()  # principles of too few nodes, which the notes keep as open questions
 
 
 def keep_raw(raw: Any) -> Any:
@@ -52,7 +53,7 @@ def keep_raw(raw: Any) -> Any:
 
 def one_line(text: str) -> str:
     """A text that fits into one line of the log."""
-    return " ".join(str(text).split())[:MAX_LINE]
+    return " ".join(str(text).split())[:MAX_TEXT]
 
 
 def ask(
@@ -67,11 +68,14 @@ def ask(
     """
     if silent:
         return _accept(context, Step(()), proposer.name, None, (), ())
-    feedback, told, step, problems = (), False, None, []
+    number = context.state.iteration.number if context.state.iteration else 0
+    context = replace(context, calling=lambda usage: record("call_started", iteration=number, by=proposer.name, usage=usage))
+    feedback, told, readable = (), False, None
     for attempt in range(1 + RETRIES):
         try:
             step = proposer.step(replace(context, state=state_now(), feedback=feedback))
             problems, error = validate_step(context, step), None
+            readable = step, problems
         except BadAnswer as bad:
             step, problems, error = None, [Problem("answer", e) for e in bad.errors], bad
         moved = reversions(context, step) if step is not None and not problems else []
@@ -82,18 +86,23 @@ def ask(
         if attempt < RETRIES:
             record(
                 "proposal_rejected",
-                iteration=context.state.iteration.number if context.state.iteration else 0,
+                iteration=number,
                 by=proposer.name,
                 errors=list(feedback),
                 raw=keep_raw(error.raw if error else step.raw),
                 usage=(error.usage if error else step.usage) or {},
             )
     usage, raw = (error.usage, error.raw) if error else (step.usage, step.raw)
+    earlier: tuple[str, ...] = ()
+    if step is None and readable is not None:
+        # What could be read before is worth more than nothing of the last answer.
+        earlier = (f"{problems[0]}; the answer before it counts",)
+        step, problems = readable
     mended, fallbacks = mend(context, step, problems)
     kept = replace(mended, usage=usage or {})
     context = replace(context, n_proposals=len(kept.proposals))
     by = proposer.name if step is not None else "rules"
-    fallbacks = (*(step.fallbacks if step else ()), *fallbacks)
+    fallbacks = (*earlier, *(step.fallbacks if step else ()), *fallbacks)
     return _accept(context, kept, by, raw, fallbacks, tuple(map(str, reversions(context, kept))))
 
 
@@ -101,7 +110,7 @@ def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[
     """The step with its bad parts replaced by the rules, and a line for each; fewer proposals only where
     the space holds no new configuration."""
     rules = RulesProposer(context.experiment)
-    reference, lines = rules.step(replace(context, feedback=())), tuple(f"{p}; replaced by the rules" for p in problems)
+    reference, lines = rules.step(replace(context, feedback=())), tuple(f"{p}; {_remedy(context, step, p)}" for p in problems)
     if step is None:
         return reference, lines
     bad, changes = {p.part for p in problems}, {}
@@ -114,7 +123,8 @@ def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[
         changes[part] = {**getattr(reference, part), **good}
     if bad & {"proposals", "next_simulation"}:
         base = replace(step, **changes, proposals=())
-        changes["proposals"] = _mended_proposals(context, rules, base, step, problems)
+        changes["proposals"], more = _mended_proposals(context, rules, base, step, problems)
+        lines += more
     out = replace(step, **changes)
     if validate_step(replace(context, n_proposals=len(out.proposals)), out):
         # The parts do not fit together: the rules answer as a whole.
@@ -122,21 +132,32 @@ def mend(context: Context, step: Step | None, problems: list[Problem]) -> tuple[
     return out, lines
 
 
+def _remedy(context: Context, step: Step | None, problem: Problem) -> str:
+    given = step.proposals if step is not None and isinstance(step.proposals, (tuple, list)) else ()
+    if problem.part == "proposals" and problem.slot is None and len(given) > context.n_proposals:
+        return "those beyond are left out"
+    return "replaced by the rules"
+
+
 def _mended_proposals(context, rules: RulesProposer, base: Step, step: Step, problems: list[Problem]):
-    """The good proposals where they stood, the rules' in the place of the others."""
+    """(the good proposals where they stood, the rules' in the place of the others; a line for each that was dropped unnamed)."""
+    lines: list[str] = []
     refused = {p.slot for p in problems if p.part == "proposals" and p.slot is not None}
     given = step.proposals if isinstance(step.proposals, (tuple, list)) else ()
     good = {k: p for k, p in enumerate(given[: context.n_proposals]) if k not in refused}
     # Another simulation, or text in the wrong place, may have made a slot bad that was not named.
     for slot in list(good):
         alone = replace(base, proposals=(good[slot],))
-        if any(p.part == "proposals" for p in validate_step(replace(context, n_proposals=1), alone)):
+        found = [p for p in validate_step(replace(context, n_proposals=1), alone) if p.part == "proposals"]
+        if found:
             del good[slot]
+            lines.append(f"proposal {slot + 1}: {found[0].message}; replaced by the rules")
     simulation = next_simulation(context, base)
     taken = [resolve(context, Step((p,)))[0].config for p in good.values()]
     fresh = iter(rules.propose(context, context.n_proposals - len(good), taken, simulation))
-    slots = (good[k] if k in good else next(fresh, None) for k in range(context.n_proposals))
-    return tuple(p for p in slots if p is not None)
+    slots = [good[k] if k in good else next(fresh, None) for k in range(context.n_proposals)]
+    lines += [f"proposal {k + 1}: the space holds nothing new for it; it is left out" for k, p in enumerate(slots) if p is None]
+    return tuple(p if k in good else replace(p, by="rules") for k, p in enumerate(slots) if p is not None), tuple(lines)
 
 
 def _accept(context: Context, step: Step, by: str, raw, fallbacks, reverted) -> Accepted:
@@ -144,7 +165,7 @@ def _accept(context: Context, step: Step, by: str, raw, fallbacks, reverted) -> 
     lines = {}
     for name in ("activity", "observation"):
         lines[name] = {n: one_line(t) for n, t in getattr(step, name).items() if n in context.new_nodes}
-    notes = "\n".join(line[:MAX_LINE] for line in step.notes.splitlines())
+    notes, demoted = demote("\n".join(line[:MAX_TEXT] for line in step.notes.splitlines()))
     tidy = replace(step, reason=one_line(step.reason), block_summary=one_line(step.block_summary), notes=notes, **lines)
     proposals = tuple(
         {
@@ -153,11 +174,12 @@ def _accept(context: Context, step: Step, by: str, raw, fallbacks, reverted) -> 
             "config": c.config,
             "strategy": c.strategy,
             "hypothesis": one_line(c.hypothesis),
+            "by": p.by or by,
             "parent_rule": _parent_rule(context, c, p.parent),
         }
         for c, p in zip(candidates, step.proposals)
     )
-    return Accepted(tidy, by, keep_raw(raw), proposals, next_simulation(context, step), tuple(fallbacks), reverted)
+    return Accepted(tidy, by, keep_raw(raw), proposals, next_simulation(context, step), tuple(fallbacks), reverted, demoted)
 
 
 def _parent_rule(context: Context, candidate: Candidate, named: int | str) -> str:

@@ -6,6 +6,7 @@ next K. The loop validates every step (`flyjax.search.space`), whoever made it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +30,8 @@ class Proposal:
     changes: dict[str, Any]
     strategy: str = "exploit"
     hypothesis: str = ""
+    by: str = ""  # who proposed it, where that is not the proposer of the whole step
+    slot: int | None = None  # of the draft that it replaces, from 1; None where there are no drafts
 
 
 class BadAnswer(Exception):
@@ -106,6 +109,10 @@ class Context:
     run_dir: Path
     user_input: str = ""  # pending instructions of people
     feedback: tuple[str, ...] = ()  # errors of the previous attempt at this step
+    drafts: tuple[Proposal, ...] | None = None  # of an optimiser (hybrid), of which the model may override some
+    overrides: int = 0  # how many of the drafts may be replaced
+    #: told before each paid call what this step may have cost at most when the call is over; the loop journals it
+    calling: Callable[[dict[str, Any]], None] = lambda usage: None
 
     @property
     def is_block_end(self) -> bool:

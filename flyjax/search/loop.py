@@ -55,6 +55,7 @@ def run_loop(
     earlier_protocol: str | Path | None = None,
     available_stimuli: tuple[str, ...] | None = None,
     stand_ins: dict[str, str] | None = None,
+    made_with: dict[str, Any] | None = None,
     on_event: Callable[[dict[str, Any], State], None] = lambda event, state: None,
     on_iteration: Callable[[State, int], None] = lambda state, iteration: None,
     approve: Callable[[IterationPlan], bool] | None = None,
@@ -68,7 +69,7 @@ def run_loop(
     two may be left out); called again with the same plan after a kill, it has to resume by itself.
     `protocol_template` is the path of protocol.md, `earlier_protocol` that of a run whose rules carry
     over. `available_stimuli`: names that this machine can show (default: all of the range);
-    `stand_ins`: missing stimuli and what replaces them, for the record.
+    `stand_ins`: missing stimuli and what replaces them, `made_with`: versions, devices, commit, for the record.
     `on_iteration(state, number)` is called when an iteration is trained and its step is taken;
     `approve(plan)` before an iteration begins, False pauses the run.
 
@@ -78,6 +79,7 @@ def run_loop(
     with Journal(run_dir, clock) as journal:
         loop = _Loop(experiment, Path(run_dir), evaluate, proposer, journal, clock)
         loop.available = _stimuli(experiment, available_stimuli)
+        loop.made_with = made_with or {}
         loop.on_event, loop.on_iteration, loop.approve, loop.warn = on_event, on_iteration, approve, warn
         for line in journal.warnings:
             warn(line)
@@ -156,7 +158,7 @@ class _Loop:
                 text = carry_over(_read_protocol(earlier), _read_protocol(template), self.experiment)
             self.record(
                 "run_started", name=self.experiment.name, experiment=own, protocol=text, proposer=self.proposer.name,
-                stand_ins=stand_ins,
+                stand_ins=stand_ins, made_with=self.made_with,
             )  # fmt: skip
         else:
             was, now = _flat(self.state.experiment), _flat(own)
@@ -176,7 +178,7 @@ class _Loop:
                 ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not self.state.pending
                 self.reopened = bool(limit) and (bool(self.state.finished) or (ending and step["why_none"] != EXHAUSTED))
                 changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
-                self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed)
+                self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed, made_with=self.made_with)
         if self.outcome is None:
             # A crash may have left an earlier version of the run's own: that is no edit.
             self.take_protocol_edit(self.state.protocols)
@@ -349,7 +351,7 @@ class _Loop:
             text = apply_edit(state.protocol, ProtocolEdit(edit["old"], edit["new"], edit["reason"]))
         except EditRefused as error:
             # Somebody edited the same passage between the step and now.
-            return {"old": "", "new": "", "reason": f"the edit could not be made ({error})"}
+            return {"old": "", "new": "", "reason": f"The edit could not be made ({error})", "refused": True}
         self.record(
             "protocol_edited", block=step["block"], by=step["by"], old=edit["old"], new=edit["new"], reason=edit["reason"],
             protocol=text, diff=diff(state.protocol, text),
@@ -436,6 +438,7 @@ def _proposal_event(context: Context, answer: Accepted, n_next: int, why: str) -
         "protocol_edit": vars(edit) if edit is not None else None,
         "fallbacks": list(answer.fallbacks),
         "reversions": list(answer.reversions),
+        "demoted": list(answer.demoted),
         "usage": step.usage,
         "cost": "not reported" if usd is None else usd,
         "user_input": context.user_input,

@@ -45,6 +45,31 @@ def write(notes: Notes) -> str:
     return "\n".join(parts)
 
 
+_LIST = re.compile(r"\bnodes?\s+(\d+(?:(?:\s*(?:,|;|and|to|-|–|&)\s*)+\d+)*)", re.I)
+
+
+def witnesses(line: str) -> int:
+    """How many nodes a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes"."""
+    named: set[int] = set()
+    for found in _LIST.findall(line):
+        numbers = [(int(n), lead) for lead, n in re.findall(r"(to|-|–)?\s*(\d+)", found)]
+        for (before, _), (number, lead) in zip([(0, "")] + numbers, numbers):
+            named.update(range(before, number + 1) if lead and 0 <= number - before < 10_000 else [number])
+    counted = max(map(int, re.findall(r"\b(\d{1,6}) nodes\b", line)), default=0)
+    return max(len(named), counted)
+
+
+def demote(text: str) -> tuple[str, tuple[str, ...]]:
+    """(the notes with every principle that names fewer than three nodes among the open questions, those lines)."""
+    notes = parse(text)
+    early = [line for line in notes[PRINCIPLES] if line.lstrip().startswith(("-", "*")) and witnesses(line) < ENOUGH]
+    if not early:
+        return text, ()
+    notes[PRINCIPLES] = [line for line in notes[PRINCIPLES] if line not in early]
+    notes[QUESTIONS] = [*early, *notes[QUESTIONS]]
+    return write(notes), tuple(line.strip() for line in early)
+
+
 def merge(text: str, found: Notes) -> str:
     """Notes with what was found added, each line once."""
     notes = parse(text)

@@ -65,6 +65,10 @@ def preview(experiment: Experiment, run_dir: Path, template: Path, available: tu
         from flyjax.search.proposers.prompt import render_prompt
 
         context = next_context(experiment, run_dir, template, available)
+        if proposer == "hybrid" and not context.state.pending:
+            from flyjax.search.proposers.samplers import with_drafts
+
+            context = with_drafts(context)
         if context.state.finished and not next_nodes(experiment, context.state, context.state.wall_s)[0]:
             return "\n".join([*parts, f"{run_dir} is finished ({context.state.finished}): nothing is asked and nothing is paid any more."])
         parts += [announce(experiment), ""]

@@ -2,6 +2,7 @@
 
     analysis.md         the log, in the protocol's format        analysis.log      the newest nodes' metrics
     ucb_scores.txt      empty at block boundaries                memory.md         notes kept by the proposer
+    config.yaml    the experiment, and the versions, devices and commit of the newest session
     protocol/block_NNN.md and .diff: the protocol after each block, and what changed
 
 protocol.md itself is written by the loop, which first takes in what people changed there.
@@ -12,7 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from flyjax.search.people import write_text
+from flyjax.search.protocol import rules
 from flyjax.search.state import Node, State, finite
 from flyjax.search.tree import best_node, noise_floor, scores, trained_iterations, ucb_lines
 
@@ -115,7 +119,10 @@ def block_summary(state: State, block: int) -> str:
         text += f"Changed: {made['reason']}\n```diff\n{made['diff']}```\n"
     else:
         reason = edit["reason"]
-        text += f"{reason}\n" if reason.lower().startswith("no changes needed") else f"No changes needed: {reason}\n"
+        text += f"{reason}\n" if edit.get("refused") or reason.lower().startswith("no changes needed") else f"No changes needed: {reason}\n"
+    unread = rules(made["protocol"] if made else _version_at(state, block)).problems
+    if unread:
+        text += "Rows that code cannot follow, left to readers:\n" + "".join(f"- {line}\n" for line in unread)
     after = state.blocks.get(block + 1)
     if after is not None:
         text += (
@@ -190,6 +197,7 @@ def write(run_dir: Path, state: State) -> None:
     """Bring every rendering up to date."""
     run_dir = Path(run_dir)
     files = {
+        "config.yaml": yaml.safe_dump({**state.experiment, "made_with": state.made_with}, sort_keys=False),
         "analysis.md": analysis_md(state),
         "analysis.log": analysis_log(state),
         "ucb_scores.txt": ucb_scores(state),

@@ -240,7 +240,8 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
     if not isinstance(edit, ProtocolEdit):
         return [*problems, Problem("protocol_edit", "a block end needs an edit, or an empty one with the reason")]
     # "No changes needed" by itself says what, not why.
-    if not isinstance(edit.reason, str) or not re.sub(r"no changes? (is |are )?needed|\W", "", edit.reason, flags=re.I):
+    told = re.sub(r"no changes? (is |are )?needed", "", edit.reason, flags=re.I) if isinstance(edit.reason, str) else ""
+    if len(re.findall(r"\w+", told)) < (1 if edit.is_edit else 2):
         problems.append(Problem("protocol_edit", "the reason is missing; it is needed for an edit and for no changes alike"))
     try:
         apply_edit(context.protocol, edit)
@@ -263,7 +264,7 @@ def _check_texts(step: Step) -> list[Problem]:
         lines = getattr(step, name)
         if not isinstance(lines, Mapping) or not all(map(is_line, lines.values())):
             problems.append(Problem(name, f"has to map nodes to texts of at most {MAX_TEXT} characters"))
-    if not isinstance(step.notes, str) or step.notes.count("\n") >= MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
+    if not isinstance(step.notes, str) or len(step.notes.splitlines()) > MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
         problems.append(Problem("notes", f"memory notes are a text of at most {MAX_NOTES} lines"))
     return problems
 

@@ -47,6 +47,7 @@ class Node:
     hypothesis: str
     seeds: tuple[int, ...]
     parent_rule: str = ""  # why this parent, for the log
+    by: str = field(default="", compare=False)  # who proposed it: the same tree may have been found by others
     status: str = "running"  # running | finished | failed
     metrics: dict[str, Any] | None = None
     reason: str = ""  # why it failed
@@ -124,6 +125,7 @@ class State:
 
     experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later budgets applied
     started: dict[str, Any] | None = None
+    made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit of the newest session
     protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first
     nodes: dict[int, Node] = field(default_factory=dict)
     iterations: dict[int, Iteration] = field(default_factory=dict)
@@ -134,6 +136,7 @@ class State:
     acknowledged: tuple[tuple[int, str], ...] = ()  # (iteration, instruction of people)
     edits: tuple[dict[str, Any], ...] = ()  # protocol_edited events
     spent: Spent = Spent()
+    in_flight: dict[str, Any] | None = None  # what the call that is being made may cost; settled by what comes of it
     finished: str | None = None  # reason of run_finished, while it is the last word
     wall_before: float = 0.0  # s, sessions before this one
     session_start: float | None = None
@@ -207,7 +210,7 @@ def _known_node(state: State, event) -> Node:
 
 
 def _run_started(state, event):
-    return replace(state, experiment=event["experiment"], started=event, protocols=(event["protocol"],))
+    return replace(state, experiment=event["experiment"], started=event, protocols=(event["protocol"],), made_with=event.get("made_with") or {})
 
 
 def _run_resumed(state, event):
@@ -215,7 +218,11 @@ def _run_resumed(state, event):
     begun = state.session_start if state.session_start is not None else state.last_time
     return replace(
         state,
+        # A call that nothing came of was cut off by a kill: nobody knows the bill, it counts as the most it can be.
+        spent=state.spent.plus(state.in_flight or {}),
+        in_flight=None,
         experiment=event.get("experiment", state.experiment),
+        made_with=event.get("made_with") or state.made_with,
         wall_before=state.wall_before + max(0.0, state.last_time - begun),
         session_start=event["time"],
     )
@@ -241,12 +248,18 @@ def _proposal(state, event):
         notes=event.get("notes") or state.notes,
         acknowledged=(*state.acknowledged, (event["iteration"], read)) if read else state.acknowledged,
         spent=state.spent.plus(event.get("usage") or {}),
+        in_flight=None,
         finished=None,
     )
 
 
+def _call_started(state, event):
+    # Of one step: the call and what failed tries before it may have cost.
+    return replace(state, in_flight=event.get("usage") or {})
+
+
 def _spending(state, event):
-    return replace(state, spent=state.spent.plus(event.get("usage") or {}))
+    return replace(state, spent=state.spent.plus(event.get("usage") or {}), in_flight=None)
 
 
 def _iteration_started(state, event):
@@ -264,6 +277,7 @@ def _iteration_started(state, event):
             hypothesis=n.get("hypothesis", ""),
             seeds=tuple(n["seeds"]),
             parent_rule=n.get("parent_rule", ""),
+            by=n.get("by", ""),
         )
         for n in event["nodes"]
     }
@@ -319,6 +333,7 @@ _FOLD = {
     "run_started": _run_started,
     "run_resumed": _run_resumed,
     "run_paused": _spending,
+    "call_started": _call_started,
     "protocol_edited": _protocol_edited,
     "proposal": _proposal,
     "proposal_rejected": _spending,

@@ -7,15 +7,30 @@ from pathlib import Path
 
 from flyjax.config import Experiment
 from flyjax.errors import UserError, nearest
+from flyjax.search.journal import NAME, read_journal
 
 SAMPLERS = {"random": "RandomProposer", "tpe": "TPEProposer", "cmaes": "CMAESProposer", "hybrid": "HybridProposer"}
 NAMES = ("llm", "rules", *SAMPLERS, "replay")
 
 
-def resolve_name(name: str) -> str:
-    """`auto` is llm where ANTHROPIC_API_KEY is set, else rules."""
+def last_proposer(run_dir: str | Path) -> str | None:
+    """Who proposes in a run that has begun, None where it has not."""
+    if not (Path(run_dir) / NAME).is_file():
+        return None
+    events = [e for e in read_journal(run_dir) if e["event"] in ("run_started", "run_resumed")]
+    return events[-1].get("proposer") if events else None
+
+
+def resolve_name(name: str, run_dir: str | Path | None = None) -> str:
+    """`auto` is whoever proposes in a run that has begun; else llm where ANTHROPIC_API_KEY is set, else rules.
+
+    So a key that comes or goes between two calls neither costs money nor changes a run unasked.
+    """
     if name != "auto":
         return name
+    known = last_proposer(run_dir) if run_dir is not None else None
+    if known in NAMES:
+        return known
     return "llm" if os.environ.get("ANTHROPIC_API_KEY", "").strip() else "rules"
 
 
@@ -24,7 +39,7 @@ def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None 
 
     **Raises:** `UserError` for an unknown name, or one whose key or package is missing.
     """
-    name = resolve_name(name)
+    name = resolve_name(name, run_dir)
     if name == "llm":
         # Imports the SDK, which the other proposers do without.
         from flyjax.search.proposers.llm import LLMProposer

@@ -21,6 +21,7 @@ from flyjax.config import Experiment
 from flyjax.errors import UserError
 from flyjax.search.interface import BadAnswer, Context, Paused, Step
 from flyjax.search.prices import BILLED, CHECKED, NOT_REPORTED, cost, dollars, most, price_of
+from flyjax.search.proposers.drafts import merge
 from flyjax.search.proposers.prompt import Prompt, build
 from flyjax.search.proposers.rules import activity_line, observe
 from flyjax.search.proposers.tools import compact, keepable, read
@@ -102,6 +103,32 @@ def may_be_billed(error) -> bool:
 
     cause = type(error.__cause__).__name__
     return isinstance(error, anthropic.APIConnectionError) and cause not in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol")
+
+
+def _body(answer, until: float) -> bytes:
+    """The bytes of an answer, at most one more piece than `MAX_ANSWER_BYTES`.
+
+    The client's own limit is on each piece: a service that drips would hold the run for ever.
+
+    **Raises:** what the client raises for an answer that is late (at time.monotonic() `until`) or cut off.
+    """
+    import anthropic
+
+    out, request = bytearray(), answer.http_response.request
+    try:
+        for piece in answer.iter_bytes():
+            out += piece
+            if time.monotonic() > until:
+                raise anthropic.APITimeoutError(request=request)
+            if len(out) > MAX_ANSWER_BYTES:
+                break
+    except anthropic.AnthropicError:
+        raise
+    except Exception as error:  # the transport's own, whose package differs between versions of the client
+        if "Timeout" in type(error).__name__:
+            raise anthropic.APITimeoutError(request=request) from error
+        raise anthropic.APIConnectionError(request=request) from error
+    return bytes(out)
 
 
 def _plus(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
@@ -261,18 +288,20 @@ class LLMProposer:
                 check_budget(context, prompt, paid)
             except Paused as over:
                 raise Paused(str(over), paid) from None
+            context.calling(_plus(paid, once))  # journaled first: a kill in the middle of the call loses no cost
             try:
-                # The raw response: its bytes are untrusted and read with bounds below. No tool_choice: a
-                # forced tool is refused by models that think.
-                answer = self._client.messages.with_raw_response.create(
+                # The response as bytes: they are untrusted and read with bounds. No tool_choice: a forced
+                # tool is refused by models that think.
+                began = time.monotonic()
+                with self._client.messages.with_streaming_response.create(
                     model=llm.model,
                     max_tokens=llm.max_tokens,
                     system=scrub(prompt.system, self._key),
                     tools=prompt.tools,
                     messages=scrub(prompt.messages, self._key),
                     **more,
-                )
-                return answer.http_response.content, paid
+                ) as answer:
+                    return _body(answer, began + llm.timeout_s), paid
             except KeyboardInterrupt as interrupt:
                 interrupt.usage = _plus(paid, once)  # on its way: the loop journals it
                 raise
@@ -317,7 +346,7 @@ class LLMProposer:
         kept = keepable({k: data.get(k) for k in ("model", "stop_reason", "stop_details")} | {"content": _said(data.get("content"))})
         self._previous = (where, compact(kept.get("content")))
         try:
-            step = complete(read(data, context), context)
+            step = complete(merge(read(data, context), context, self.name), context)
         except BadAnswer as error:
             raise BadAnswer(error.errors, kept, usage) from None
         return replace(step, usage=usage, raw=kept)
@@ -329,7 +358,7 @@ class LLMProposer:
             return BadAnswer([why], keepable({"unreadable": shown}), _plus(paid, usage_of(None, context.experiment, prompt)))
 
         if len(body) > MAX_ANSWER_BYTES:
-            raise unreadable(f"the answer was {len(body) / 1e6:.1f} MB; keep every text short")
+            raise unreadable(f"the answer was longer than {MAX_ANSWER_BYTES / 1e6:g} MB; keep every text short")
         try:
             data = scrub(json.loads(body), self._key)
         except (ValueError, RecursionError):

@@ -162,7 +162,7 @@ def accepted_step(event: dict[str, Any], context: Context) -> Step:
         spans = context.experiment.search.simulation_ranges
         return Step(
             proposals=tuple(
-                Proposal(p["parent"], dict(p["changes"]), line(p["strategy"]), line(p.get("hypothesis"))) for p in event["proposals"]
+                Proposal(p["parent"], dict(p["changes"]), line(p["strategy"]), line(p.get("hypothesis")), line(p.get("by"))) for p in event["proposals"]
             ),
             chosen=event["chosen"],
             reason=line(event["reason"]),
@@ -184,6 +184,7 @@ class ReplayProposer:
     """
 
     name = "replay"
+    deaf = True  # recorded words answer no new instruction
 
     def __init__(self, experiment: Experiment, run_dir=None, transcript: str | Path | None = None):
         source = transcript or experiment.search.transcript

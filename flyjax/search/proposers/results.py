@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flyjax.search.interface import Context
+from flyjax.search.interface import ROOT, Context
 from flyjax.search.proposers.rules import observe
 from flyjax.search.state import Node, finite
+from flyjax.search.tree import score
 
 #: What a search may look at when its objective is `blind`: nothing that needs the ground truth.
 BLIND_METRICS = ("test_R2", "test_pearson", "one_step_R2", "final_loss", "n_steps", "wall_s")
@@ -25,6 +26,7 @@ LEGEND = {
     "wall_s": "of the program that trained the node together with others, in s",
 }
 
+MAX_ROWS = 400  # nodes in the history: 64 candidates an iteration would fill a context window
 COURSE = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the steps
 
 
@@ -70,16 +72,38 @@ def _table_row(context: Context, node: Node) -> str:
     return f"{node.id} | {node.block}.{node.iter_in_block} | {node.parent} | {node.strategy} | {config} | {result}"
 
 
+def _kept(context: Context) -> set[int]:
+    """The nodes that the history has room for: the new ones, each block's root and best three, then this block's
+    best, then the best of all."""
+    state = context.state
+    if len(state.nodes) <= MAX_ROWS:
+        return set(state.nodes)
+
+    def best_first(nodes):
+        return sorted(nodes, key=lambda n: (-score(n), n.id))
+
+    first = [state.nodes[i] for i in context.new_nodes]
+    for block in state.blocks:
+        nodes = state.block_nodes(block)
+        first += [n for n in nodes if n.strategy == ROOT] + best_first(nodes)[:3]
+    order = [*first, *best_first(state.block_nodes(context.block)), *best_first(state.nodes.values())]
+    return set(list(dict.fromkeys(n.id for n in order))[:MAX_ROWS])
+
+
 def history_text(context: Context) -> str:
-    """Every node of the run, a line each."""
+    """Every node of the run, a line each; of a very large run those that matter most."""
     state = context.state
     if not state.nodes:
         return "History: no node yet."
-    lines = ["History of all nodes (id | block.iteration | parent | strategy | config against the root | result):"]
+    kept = _kept(context)
+    what = "all nodes" if len(kept) == len(state.nodes) else f"{len(kept)} of {len(state.nodes)} nodes, the best"
+    lines = [f"History of {what} (id | block.iteration | parent | strategy | config against the root | result):"]
     for block in state.blocks.values():
         simulation = {k: block.simulation[k] for k in context.experiment.search.simulation_ranges if k in block.simulation}
         lines.append(f"Block {block.number}, simulation: {pairs(simulation) or 'the only one'}")
-        lines += [_table_row(context, state.nodes[i]) for i in block.nodes]
+        lines += [_table_row(context, state.nodes[i]) for i in block.nodes if i in kept]
+        if left := sum(i not in kept for i in block.nodes):
+            lines.append(f"(and {left} of lower R2)")
         lines += [
             f"-> iteration {state.iterations[i].iter_in_block}: chosen node {state.choices[i].chosen}"
             for i in block.iterations

@@ -3,7 +3,7 @@
     random   uniform in the ranges, no learning: the baseline
     tpe      tree-structured Parzen estimator (Optuna)
     cmaes    covariance matrix adaptation (the package behind Optuna's sampler)
-    hybrid   a classical optimiser proposes, a language model takes a share of the slots
+    hybrid   CMA-ES (TPE where that cannot run) proposes, a language model may override a share of the slots
 
 Each is rebuilt from the block's results at every step and draws from (run seed, iteration), so a killed
 run goes on with the same draws.
@@ -21,12 +21,11 @@ import numpy as np
 from flyjax.config import Experiment, Range
 from flyjax.errors import UserError
 from flyjax.search.interface import ROOT, Context, Proposal, Step
+from flyjax.search.proposers.drafts import allowed
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.search.ranges import at, sample, unit
 from flyjax.search.space import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.tree import score
-
-SHARE = 0.5  # of the hybrid's slots, the language model's; at least one
 
 
 def _missing(name: str, package: str) -> UserError:
@@ -164,9 +163,22 @@ class CMAESProposer(SamplerProposer):
             yield {k: at(span, float(x)) for (k, span), x in zip(ranges.items(), optimiser.ask())}
 
 
+def _classical(experiment: Experiment) -> SamplerProposer:
+    return (CMAESProposer if fits_cmaes(experiment) else TPEProposer)(experiment)
+
+
+def with_drafts(context: Context, classical: SamplerProposer | None = None) -> Context:
+    """The context with an optimiser's drafts for every slot, of which `search.llm.share` may be overridden."""
+    n, classical = context.n_proposals, classical or _classical(context.experiment)
+    # At a block's end the model has yet to choose the next simulation; what it chooses has hardly a node yet.
+    drafts = classical.propose(context, n, [], next_simulation(context, Step(())))
+    share = allowed(context.experiment.search.llm.share, n) if n else 0
+    return replace(context, drafts=tuple(replace(p, by=classical.name) for p in drafts), overrides=share)
+
+
 class HybridProposer:
-    """The language model chooses, writes the log and edits the rules; it takes a share of the slots and
-    CMA-ES (TPE where that cannot run) fills the rest."""
+    """CMA-ES (TPE where that cannot run) drafts every slot; the language model sees the drafts and may override the
+    share `search.llm.share` of them. It chooses, writes the log and edits the rules as `llm` does."""
 
     name, spends = "hybrid", True
 
@@ -174,17 +186,7 @@ class HybridProposer:
         from flyjax.search.proposers.llm import LLMProposer
 
         self._llm = LLMProposer(experiment, run_dir)
-        self._classical = (CMAESProposer if fits_cmaes(experiment) else TPEProposer)(experiment)
+        self._classical = _classical(experiment)
 
     def step(self, context: Context) -> Step:
-        share = min(context.n_proposals, max(1, round(SHARE * context.n_proposals)))
-        step = self._llm.step(replace(context, n_proposals=share))
-        taken = []
-        for proposal in step.proposals:
-            try:
-                start = root_config(context.experiment) if proposal.parent == ROOT else context.state.nodes[proposal.parent].config
-                taken.append(child_config(context.experiment, start, proposal.changes)[1])
-            except (ValueError, KeyError, TypeError, AttributeError):
-                continue  # the loop will say what is wrong with it
-        rest = self._classical.propose(context, context.n_proposals - share, taken, next_simulation(context, step))
-        return replace(step, proposals=(*step.proposals[:share], *rest))
+        return self._llm.step(with_drafts(context, self._classical))

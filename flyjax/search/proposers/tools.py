@@ -48,8 +48,11 @@ def _json_type(span) -> str:
     return "integer" if span.scale == "int" else "number"
 
 
-def tools(experiment: Experiment) -> list[dict[str, Any]]:
-    """The three strict tools, the same bytes in every call of a run; the request says which to call."""
+def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]:
+    """The three strict tools, the same bytes in every call of a run; the request says which to call.
+
+    `drafted`: an optimiser fills the slots, a proposal names the one that it overrides.
+    """
     search = experiment.search
     change = {"name": {"type": "string", "enum": sorted(search.ranges)}, "value": {"type": "number"}}
     proposal = {
@@ -58,6 +61,8 @@ def tools(experiment: Experiment) -> list[dict[str, Any]]:
         "strategy": {"type": "string", "enum": [s for s in STRATEGIES if s != ROOT]},
         "hypothesis": {"type": "string", "description": "one line: what this should show"},
     }
+    if drafted:
+        proposal = {"slot": {"type": "integer", "description": "number of the draft that it overrides"}, **proposal}
     ask = {"proposals": _array(proposal), "notes": {"type": "string", "description": "memory notes, or empty"}}
     entry = {
         "node": {"type": "integer"},
@@ -146,6 +151,7 @@ def _proposal(item: dict[str, Any]) -> Proposal:
         changes=_changes(changes),
         strategy=line(item.get("strategy")),
         hypothesis=line(item.get("hypothesis")),
+        slot=_node(item.get("slot")),
     )
 
 
