@@ -24,12 +24,13 @@ USAGE = {"input_tokens": 900, "output_tokens": 300, "cache_creation_input_tokens
 
 @dataclass
 class Reply:
-    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up."""
+    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up; `drip` in s between two bytes."""
 
     body: bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    drip: float = 0.0  # s between two bytes
     cut: int | None = None
 
 
@@ -93,7 +94,12 @@ class MessagesServer:
                         self.send_header(key, value)
                     self.send_header("content-length", str(len(reply.body)))
                     self.end_headers()
-                    self.wfile.write(reply.body[: reply.cut])
+                    if reply.drip:
+                        for k in range(len(reply.body)):
+                            self.wfile.write(reply.body[k : k + 1])
+                            time.sleep(reply.drip)
+                    else:
+                        self.wfile.write(reply.body[: reply.cut])
                     if reply.cut is not None:
                         self.close_connection = True
                 except (BrokenPipeError, ConnectionResetError):

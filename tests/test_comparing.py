@@ -187,3 +187,14 @@ def test_the_command_refuses_in_one_line(tmp_path, options, says):
     command = [sys.executable, str(ROOT / "scripts" / "compare_proposers.py"), *options]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=env)
     assert done.returncode == 2 and says in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_second_comparison_on_one_cache_is_refused(tmp_path):
+    from filelock import FileLock
+    from flyjax.comparing import compare
+    from flyjax.errors import UserError
+
+    with FileLock(str(tmp_path / ".lock")):
+        with pytest.raises(UserError, match="in use by another comparison"):
+            compare([], [], lambda name: None, tmp_path, tmp_path / "protocol.md")
+    assert compare([], [], lambda name: None, tmp_path, tmp_path / "protocol.md") == []

@@ -146,3 +146,18 @@ def test_spending_is_summed_and_an_unknown_price_is_not_zero():
     ]
     spent = fold(events).spent
     assert (spent.calls, spent.input_tokens, spent.usd, spent.unpriced_calls) == (2, 15, 0.5, 1)
+
+
+def test_a_call_that_a_kill_cut_off_counts_at_what_it_may_have_cost():
+    started = {"event": "call_started", "time": 2.0, "usage": {"calls": 1, "output_tokens": 9, "usd": 0.5}}
+    answered = {"event": "proposal_rejected", "time": 3.0, "usage": {"calls": 1, "output_tokens": 2, "usd": 0.1}}
+    resumed = {"event": "run_resumed", "time": 9.0}
+    paused = {"event": "run_paused", "time": 3.0, "usage": {}}
+    assert fold([started]).in_flight["usd"] == 0.5 and fold([started]).spent.calls == 0
+    assert fold([started, answered, resumed]).spent.usd == 0.1, "the answer brought the bill"
+    assert fold([started, paused, resumed]).spent.calls == 0, "it never reached the service"
+    cut = fold([started, resumed])
+    assert cut.spent.usd == 0.5 and cut.spent.output_tokens == 9 and cut.in_flight is None
+    assert fold([started, resumed, resumed]).spent.calls == 1, "once"
+    more = {"event": "call_started", "time": 2.5, "usage": {"calls": 2, "output_tokens": 18, "usd": 1.0}}
+    assert fold([started, more, resumed]).spent.usd == 1.0, "a later try tells the sum"

@@ -313,6 +313,22 @@ def test_a_slow_service_times_out_and_may_have_been_paid(ask, tmp_path):
     assert caught.usage["calls"] == 2 == len(requests) and caught.usage["usd"] > 0
 
 
+def test_an_answer_that_drips_is_late_as_a_whole(ask, tmp_path):
+    start = time.monotonic()
+    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.3, "max_retries": 0}))
+    caught, requests = ask(replace(text("drop by drop"), drip=0.05), ctx)  # no single wait is long
+    assert isinstance(caught, Paused) and "no answer within 0.3 s, 1 tries" in str(caught) and caught.usage["usd"] > 0
+    assert len(requests) == 1 and time.monotonic() - start < 5
+
+
+def test_each_try_is_announced_with_what_the_step_may_cost_by_then(ask, tmp_path):
+    told = []
+    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), calling=told.append)
+    caught, requests = ask(replace(text("late"), delay=0.6), ctx)
+    assert [t["calls"] for t in told] == [1, 2] and told[1]["usd"] == pytest.approx(2 * told[0]["usd"]) == caught.usage["usd"]
+    assert len(requests) == 2
+
+
 def test_retries_are_paid_for_and_checked_against_the_budgets(ask, tmp_path):
     late = replace(text("late"), delay=0.6)
     caught, requests = ask(late, context(tmp_path / "a", experiment(max_calls=1, llm={"timeout_s": 0.2, "max_retries": 4})))

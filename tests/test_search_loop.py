@@ -846,3 +846,29 @@ def test_the_preview_asks_what_the_run_would_ask(tmp_path):
     last = next_context(exp, tmp_path, TEMPLATE, ("DAVIS",))
     assert (last.n_proposals, last.next_opens_block) == (asked.contexts[-1].n_proposals, asked.contexts[-1].next_opens_block) == (0, False)
     assert "is finished" in preview(exp, tmp_path, TEMPLATE, ("DAVIS",), "llm")
+
+
+def test_auto_stays_with_who_proposes_in_the_run(whole, tmp_path, monkeypatch):
+    from flyjax.search.proposers import resolve_name
+
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    assert resolve_name("auto", tmp_path / "new") == "llm" and resolve_name("auto") == "llm"
+    assert resolve_name("auto", whole) == "rules", "a key that appears costs nothing unasked"
+    assert resolve_name("llm", whole) == "llm"
+
+
+def test_an_answer_that_could_be_read_outlives_a_last_one_that_cannot(tmp_path):
+    """The second answer has one bad slot of four; the third is garbage: three slots are still the proposer's."""
+    seen = []
+
+    def spoiled(step):
+        bad = replace(step.proposals[0], changes={"noise_model_level": 7.0})
+        seen.append(step.proposals)
+        return replace(step, proposals=(bad, *step.proposals[1:]))
+
+    proposer = Scripted(spoiled, spoiled, BadAnswer(["gibberish"]))
+    go(tmp_path, experiment(**SMALL), proposer)
+    first = next(e for e in read_journal(tmp_path) if e["event"] == "proposal")
+    assert first["fallbacks"][0] == "answer: gibberish; the answer before it counts"
+    assert [p["by"] for p in first["proposals"]] == ["rules"] + ["scripted"] * (len(first["proposals"]) - 1)
+    assert [p["changes"] for p in first["proposals"][1:]] == [p.changes for p in seen[0][1:]]

@@ -2,7 +2,7 @@
 
 from search_landscape import experiment
 
-from flyjax.search.memory import FALSIFIED, MAX_NOTES, PRINCIPLES, QUESTIONS, learned, merge, parse
+from flyjax.search.memory import FALSIFIED, MAX_NOTES, PRINCIPLES, QUESTIONS, demote, learned, merge, parse, witnesses
 from flyjax.search.moves import Move
 
 RANGES = experiment().search.ranges
@@ -44,3 +44,13 @@ def test_five_hundred_lines_the_oldest_go():
     assert len(text.splitlines()) == MAX_NOTES == 500
     assert "- new" in text and "- 599" in text and "- 0" not in text.splitlines()
     assert len(parse(text)[QUESTIONS]) == 496
+
+
+def test_a_principle_has_to_name_three_nodes():
+    told = {"nodes 3, 5 and 9": 3, "node 2 and node 7": 2, "nodes 4-9": 6, "(+0.2, 12 nodes)": 12, "nodes 2, 5; 6": 3, "nodes 1, 2: 0.5, 3": 2, "": 0}
+    assert {line: witnesses(line) for line in told} == told
+    text = "## Established principles\n- a (nodes 1, 2, 3)\n- b (node 4)\n## Open questions\n- c\n## Falsified hypotheses\n- d (node 5)"
+    notes, early = demote(text)
+    assert early == ("- b (node 4)",)
+    assert parse(notes) == {"": [], PRINCIPLES: ["- a (nodes 1, 2, 3)"], QUESTIONS: ["- b (node 4)", "- c"], FALSIFIED: ["- d (node 5)"]}
+    assert demote(notes) == (notes, ())
