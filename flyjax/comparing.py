@@ -30,7 +30,7 @@ from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.llm import FREE
 from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.state import State
-from flyjax.search.tree import score
+from flyjax.search.tree import score, worths
 from flyjax.training import train_sweep
 
 Row = dict[str, Any]  # landscape, seed, proposer, nodes, wall_s, root, curve: see flyjax.report.proposers
@@ -103,10 +103,10 @@ class RealTrainings:
 
 def curve_of(state: State, quality: Callable[[Any], float]) -> list[float]:
     """After each iteration, the quality of the node that the search would report as its best (highest reward)."""
-    out, best = [], None
+    out, best, worth = [], None, worths(state.nodes.values())
     for number in sorted(state.iterations):
         for i in state.iterations[number].nodes:
-            if best is None or score(state.nodes[i]) > score(best):
+            if best is None or worth[i] > worth[best.id]:
                 best = state.nodes[i]
         out.append(quality(best))
     return out

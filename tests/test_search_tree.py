@@ -1,12 +1,14 @@
 """Visits, UCB and the measures of a block, against brute force and numbers worked by hand."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flyjax.search import tree
+from flyjax.search.moves import moves
 from flyjax.search.state import fold
 
 
@@ -41,6 +43,19 @@ def test_the_protocols_two_lines():
         "Node 1: UCB=1.766, parent=root, visits=2, R2=0.934",
     ]
     assert tree.ucb(0.934, 2, 2, c=math.sqrt(2)) == pytest.approx(1.7665, abs=1e-4)
+
+
+def test_no_result_is_never_better_than_a_bad_one():
+    state = fold(events([[("root", 0.3)], [(1, None), (1, -0.8)], [(2, -0.2)]]))
+    assert tree.worths(state.nodes.values()) == {1: 0.3, 2: -0.8, 3: -0.8, 4: -0.2}
+    assert tree.worths(chain(0.3, None).nodes.values()) == {1: 0.3, 2: 0.0} and tree.worths([]) == {}
+    assert [move.gain for move in moves(with_changes(state), 1)] == pytest.approx([0.6, -1.1, -1.1])
+
+
+def with_changes(state):
+    """The state with a change for every node, so that its gain counts as a move's."""
+    nodes = {i: replace(n, changes={"x": i}, strategy="root" if i == 1 else n.strategy) for i, n in state.nodes.items()}
+    return replace(state, nodes=nodes)
 
 
 TREES = st.lists(

@@ -21,7 +21,7 @@ from flyjax.search.state import State
 from flyjax.search.tree import scores
 
 RETRIES = 2  # corrections a proposer may make
-MAX_RAW = 200_000  # characters of an answer that the journal keeps
+MAX_RAW = 500_000  # characters of an answer that the journal keeps
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flyjax.config import Range
 from flyjax.search.ranges import at, extreme, perturb, unit
 from flyjax.search.state import Node, State
 from flyjax.search.table import Hint
-from flyjax.search.tree import score
+from flyjax.search.tree import score, worths
 
 #: Typical steps as shares of a range. Half of these lost clearly on made-up landscapes (scripts/compare_proposers.py).
 WIDE_STEP, STEP, FINE_STEP = 0.5, 0.3, 0.2
@@ -36,13 +36,14 @@ class Move:
 def moves(state: State, block: int) -> list[Move]:
     """Every change tried in a block, best first. Companions of the root are compared with the root."""
     nodes = state.block_nodes(block)
+    worth = worths(nodes)
     root = next((n for n in nodes if n.strategy == "root"), None)
     out = []
     for node in nodes:
         start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
-        if start is None or start is node or not node.changes:
+        if start is None or start.id not in worth or start is node or not node.changes:
             continue
-        out.append(Move(node.changes, score(node) - score(start), start.config))
+        out.append(Move(node.changes, worth[node.id] - worth[start.id], start.config))
     return sorted(out, key=lambda m: -m.gain)
 
 

@@ -7,6 +7,7 @@ R2 is the reward of the node its step chose (before the step: of its best node).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from flyjax.search.state import Node, State
@@ -17,6 +18,16 @@ UCB_FORMULA = "UCB = R2 + c * sqrt(ln(N_total) / visits)"
 def score(node: Node) -> float:
     """The reward as UCB counts it: 0 for a node that failed or has no finite objective."""
     return node.reward if node.reward is not None and math.isfinite(node.reward) else 0.0
+
+
+def worths(nodes: Iterable[Node]) -> dict[int, float]:
+    """Node id -> reward, for comparisons: a failed node's is 0 as in UCB, and never above the worst that has one.
+
+    An R2 can be negative (held-out prediction, say), and no result is not better than a bad one.
+    """
+    nodes = list(nodes)
+    failed = min([0.0, *(score(n) for n in nodes if n.reward is not None)])
+    return {n.id: failed if n.reward is None else score(n) for n in nodes}
 
 
 def ucb(r2: float, visits: int, n_total: int, c: float = 1.414) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from flyjax.search.interface import ROOT, Context
 from flyjax.search.proposers.rules import observe
 from flyjax.search.state import Node, finite
-from flyjax.search.tree import score
+from flyjax.search.tree import worths
 
 #: What a search may look at when its objective is `blind`: nothing that needs the ground truth.
 BLIND_METRICS = ("test_R2", "test_pearson", "one_step_R2", "final_loss", "n_steps", "wall_s")
@@ -79,8 +79,10 @@ def _kept(context: Context) -> set[int]:
     if len(state.nodes) <= MAX_ROWS:
         return set(state.nodes)
 
+    worth = worths(state.nodes.values())
+
     def best_first(nodes):
-        return sorted(nodes, key=lambda n: (-score(n), n.id))
+        return sorted(nodes, key=lambda n: (-worth[n.id], n.id))
 
     first = [state.nodes[i] for i in context.new_nodes]
     for block in state.blocks:

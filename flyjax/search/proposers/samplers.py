@@ -25,7 +25,7 @@ from flyjax.search.proposers.drafts import allowed
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.search.ranges import at, sample, unit
 from flyjax.search.space import child_config, highest_ucb, next_simulation, root_config
-from flyjax.search.tree import score
+from flyjax.search.tree import worths
 
 
 def _missing(name: str, package: str) -> UserError:
@@ -104,9 +104,11 @@ class TPEProposer(SamplerProposer):
                 seed=int(generator(context, stream=2).integers(2**31)), n_startup_trials=8, multivariate=True, constant_liar=True
             )
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        for node in context.state.block_nodes(context.block) if not context.next_opens_block else ():
+        nodes = context.state.block_nodes(context.block) if not context.next_opens_block else []
+        worth = worths(nodes)
+        for node in nodes:
             values = {k: _native(span, node.config[k]) for k, span in ranges.items()}
-            study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=score(node)))
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=worth[node.id]))
         while True:
             yield study.ask(spans).params
 
@@ -155,8 +157,9 @@ class CMAESProposer(SamplerProposer):
         bounds = np.tile([-0.01, 1.01], (len(ranges), 1))
         seed = int(generator(context, stream=3).integers(2**31))
         optimiser = self._cmaes.CMA(mean=root, sigma=0.25, bounds=bounds, seed=seed, population_size=population)
+        worth = worths(state.block_nodes(context.block)) if not context.next_opens_block else {}
         for number in state.blocks[context.block].iterations if not context.next_opens_block else ():
-            told = [(places(state.nodes[i].config), -score(state.nodes[i])) for i in state.iterations[number].nodes]
+            told = [(places(state.nodes[i].config), -worth[i]) for i in state.iterations[number].nodes]
             if len(told) == population:
                 optimiser.tell(told)
         while True:
