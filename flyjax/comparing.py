@@ -29,11 +29,14 @@ from flyjax.search.plan import IterationPlan
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.llm import FREE
 from flyjax.search.proposers.replay import ReplayProposer
-from flyjax.search.state import State
+from flyjax.search.state import Node, State
 from flyjax.search.tree import score, worths
 from flyjax.training import train_sweep
 
-Row = dict[str, Any]  # landscape, seed, proposer, nodes, wall_s, root, curve: see flyjax.report.proposers
+Row = dict[str, Any]  # landscape, seed, proposer, nodes, wall_s, root, curve, held, root_held: see flyjax.report.proposers
+
+#: Seeds that judge the configuration a search of trainings ends with. A run's own seeds are hashes, which are never that small.
+FRESH_SEEDS = tuple(range(10))
 
 
 class OutOfTime(Exception):
@@ -68,19 +71,30 @@ class RealTrainings:
 
         **Raises:** `OutOfTime`.
         """
-        wanted = {n.id: Training.model_validate(n.config) for n in plan.nodes}
-        missing = {n.id: [s for s in n.seeds if not self._path(wanted[n.id], s).is_file()] for n in plan.nodes}
-        missing = {i: seeds for i, seeds in missing.items() if seeds}
-        if missing and time.monotonic() > self.until:
-            raise OutOfTime
-        self._train([(wanted[i], tuple(seeds)) for i, seeds in missing.items()])
+        found = self._results([(Training.model_validate(n.config), tuple(n.seeds)) for n in plan.nodes])
         out = {}
-        for node in plan.nodes:
-            per_seed = [json.loads(self._path(wanted[node.id], seed).read_text()) for seed in node.seeds]
+        for node, per_seed in zip(plan.nodes, found, strict=True):
             metrics = nodes.pool(per_seed)
             reason = metrics["reasons"].get("connectivity_R2", "")
             out[node.id] = {"metrics": metrics if metrics["connectivity_R2"] is not None else None, "reason": reason, "per_seed": per_seed}
         return out
+
+    def again(self, config: dict[str, Any]) -> list[float]:
+        """connectivity_R2 of a configuration on `FRESH_SEEDS`; a training without one counts as 0.
+
+        **Raises:** `OutOfTime`.
+        """
+        (per_seed,) = self._results([(Training.model_validate(config), FRESH_SEEDS)])
+        return [one["connectivity_R2"] or 0.0 for one in per_seed]
+
+    def _results(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> list[list[dict[str, Any]]]:
+        """What is kept of each job's seeds; those that are missing are trained first."""
+        missing = [(training, tuple(s for s in seeds if not self._path(training, s).is_file())) for training, seeds in jobs]
+        missing = [(training, seeds) for training, seeds in missing if seeds]
+        if missing and time.monotonic() > self.until:
+            raise OutOfTime
+        self._train(missing)
+        return [[json.loads(self._path(training, seed).read_text()) for seed in seeds] for training, seeds in jobs]
 
     def _train(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> None:
         if not jobs:
@@ -101,14 +115,12 @@ class RealTrainings:
         self.seconds += time.monotonic() - start
 
 
-def curve_of(state: State, quality: Callable[[Any], float]) -> list[float]:
-    """After each iteration, the quality of the node that the search would report as its best (highest reward)."""
-    out, best, worth = [], None, worths(state.nodes.values())
+def reported(state: State) -> list[Node]:
+    """After each iteration, the node that the search would report as its best (highest reward; of equal ones the older)."""
+    worth, seen, out = worths(state.nodes.values()), [], []
     for number in sorted(state.iterations):
-        for i in state.iterations[number].nodes:
-            if best is None or worth[i] > worth[best.id]:
-                best = state.nodes[i]
-        out.append(quality(best))
+        seen += state.iterations[number].nodes
+        out.append(state.nodes[max(seen, key=lambda i: (worth[i], -i))])
     return out
 
 
@@ -158,7 +170,10 @@ def one_row(
         told = _without_rules(outcome.reason)
         raise UserError(f"{proposer} paused on {landscape}, seed {seed}: {told}; the same command goes on with {run_dir}")
     row = {"landscape": landscape, "seed": seed, "proposer": proposer, "nodes": len(state.nodes), "wall_s": time.monotonic() - start}
-    row |= {"root": quality(state.nodes[1]), "curve": curve_of(state, quality)}
+    best = reported(state)
+    row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
+    if landscape == REAL:
+        row |= {"held": real.again(best[-1].config), "root_held": real.again(state.nodes[1].config)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
         row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
     if proposer not in PAID or transcript is not None:  # what was paid for is kept
@@ -210,7 +225,8 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                 say(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
                 continue
             told = [experiment.simulation, experiment.model, experiment.training, experiment.search]
-            key = content_hash(landscape, seed, proposer, *told, Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else []))
+            told += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
+            key = content_hash(landscape, seed, proposer, *told, *(FRESH_SEEDS if landscape == REAL else ()))
             if key not in known:
                 try:
                     known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)
@@ -224,8 +240,9 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
             row = known[key]
             mended = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
             say(
-                f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f} "
-                f"({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
+                f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f}"
+                + (f", {sum(row['held']) / len(row['held']):.3f} on fresh seeds" if "held" in row else "")
+                + f" ({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
             )
             out.append(row)
     return out

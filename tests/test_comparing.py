@@ -33,6 +33,22 @@ def test_regret_is_zero_at_the_best_and_one_at_the_root():
     assert lines["rules"]["mean_regret"] == pytest.approx(0.5) and lines["random"]["final_regret"] == pytest.approx(0.5)
 
 
+def test_luck_is_told_from_what_holds():
+    """One search has the best single training, the other the configuration that gives it again."""
+    rows = []
+    for seed in range(10):
+        for who, found, held in (("random", 0.9, (0.1, 0.9)), ("rules", 0.8, (0.8, 0.7 + 0.01 * seed))):
+            rows.append(row(REAL, seed, who, 0.1, found) | {"held": list(held), "root_held": [0.1, 0.3]})
+    lucky, steady = summary(with_regret(rows))
+    assert (lucky["proposer"], steady["proposer"]) == ("random", "rules")
+    assert lucky["held"] == pytest.approx(0.5) and steady["held"] == pytest.approx(0.7725)
+    p = p_value(pairs(with_regret(rows), "rules", "random", "held"))
+    assert steady["p_held_random"] == lucky["p_held_rules"] == pytest.approx(p) and p < 0.01
+    assert steady["p_held_rules"] is None and "| 0.500 ± 0.000 |" in table(with_regret(rows))
+    # A table of all landscapes has the column where every search was judged so.
+    assert "fresh" not in table(with_regret([*rows, row("bowl", 0, "rules", 0.1, 0.5)]))
+
+
 def test_pairs_are_tested_not_means():
     """Landscapes differ far more than proposers: only the paired differences show it."""
     rng = np.random.default_rng(0)
@@ -155,7 +171,7 @@ def test_recorded_answers_stand_in_for_a_key(tmp_path, monkeypatch):
     assert kept[0]["fallbacks"] and "the rules answered where the transcript did not fit" in said[-1]
 
 
-def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path):
+def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path, monkeypatch):
     exp = load_experiment(
         ROOT / "experiments" / "proposers.yaml",
         ["simulation.extent=0", "simulation.n_frames=40", "model.width=4", "search.n_iter_block=1", "search.n_candidates=2"],
@@ -163,15 +179,21 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path):
     real = comparing.RealTrainings(exp, tmp_path / "trainings")
     cases, of = [(REAL, 0)], lambda name: exp
     rows = comparing.compare(cases, ["rules"], of, tmp_path / "a", TEMPLATE, real)
-    assert real.trained == 3, "the root has two seeds"
+    assert real.trained == 3 + 10 * (1 + (rows[0]["held"] != rows[0]["root_held"])), "the root has two seeds; ten fresh ones judge"
     again = comparing.RealTrainings(exp, tmp_path / "trainings", until=0.0)  # no time to train anything
     same = comparing.compare(cases, ["rules"], of, tmp_path / "b", TEMPLATE, again)
     assert again.trained == 0 and same[0]["curve"] == rows[0]["curve"] and 0 <= rows[0]["root"] <= 1
     said = []
     stopped = comparing.compare([(REAL, 1)], ["rules"], of, tmp_path / "b", TEMPLATE, again, said.append)
     assert stopped == [] and "out of time" in said[0]
+    assert rows[0]["held"] == same[0]["held"] and len(rows[0]["held"]) == len(rows[0]["root_held"]) == 10
+    monkeypatch.setattr(comparing, "FRESH_SEEDS", (3,))
+    alone = comparing.RealTrainings(exp, tmp_path / "alone").again(exp.training.model_dump(mode="json"))
+    assert alone == pytest.approx([rows[0]["root_held"][3]], abs=1e-4)
+    text = write(tmp_path / "out", rows, "").read_text()
+    assert "on fresh seeds" in text and f"The root gives {np.mean(rows[0]['root_held']):.3f}" in text
     kept = [json.loads(p.read_text()) for p in (tmp_path / "trainings").glob("*.json")]
-    assert len(kept) == 3 and all(set(k) == {"connectivity_R2", "reasons"} for k in kept)
+    assert len(kept) == real.trained and all(set(k) == {"connectivity_R2", "reasons"} for k in kept)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,9 @@
 """What a comparison of proposers says: regret, paired tests, a table and a figure.
 
 A row is one search: {"landscape", "seed", "proposer", "nodes", "wall_s", "root", "curve"}; `curve` holds, after
-each iteration, the quality of the node that the search would report as its best.
+each iteration, the quality of the node that the search would report as its best. Searches of real trainings have
+`held` and `root_held` as well: the results of that last node's configuration, and of the root's, on seeds that no
+search had.
 """
 
 from __future__ import annotations
@@ -39,7 +41,19 @@ def with_regret(rows: Sequence[Row]) -> list[Row]:
     return out
 
 
-MEASURES = {"mean_regret": lambda r: float(np.mean(r["regret"])), "final_regret": lambda r: r["regret"][-1]}
+MEASURES = {
+    "mean_regret": lambda r: float(np.mean(r["regret"])),
+    "final_regret": lambda r: r["regret"][-1],
+    "held": lambda r: float(np.mean(r["held"])),
+}
+
+
+TESTED = {"mean_regret": "p_", "held": "p_held_"}  # measure -> how its p values are named
+
+
+def measured(rows: Sequence[Row]) -> list[str]:
+    """The measures that all rows have."""
+    return [name for name in MEASURES if name != "held" or all("held" in r for r in rows)]
 
 
 def pairs(rows: Sequence[Row], a: str, b: str, measure: str) -> np.ndarray:
@@ -66,19 +80,22 @@ def holm(p: dict[Any, float]) -> dict[Any, float]:
 
 
 def summary(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules")) -> list[Row]:
-    """One line per proposer: regret, and the paired tests of its mean regret against each baseline."""
-    names = list(dict.fromkeys(r["proposer"] for r in rows))
-    # A pair is one hypothesis, whichever of the two is the baseline.
-    tests = {frozenset((a, b)): p_value(pairs(rows, a, b, "mean_regret")) for b in baselines if b in names for a in names if a != b}
-    tests, out = holm(tests), []
+    """One line per proposer: its measures, and the paired tests of its mean regret and of `held` against each baseline."""
+    names, measures = list(dict.fromkeys(r["proposer"] for r in rows)), measured(rows)
+    out = []
     for name in names:
         own = [r for r in rows if r["proposer"] == name]
         line: Row = {"proposer": name, "runs": len(own)}
-        for measure, value in MEASURES.items():
-            got = [value(r) for r in own]
+        for measure in measures:
+            got = [MEASURES[measure](r) for r in own]
             line[measure], line[f"{measure}_sd"] = float(np.mean(got)), float(np.std(got, ddof=1)) if len(got) > 1 else None
-        line |= {f"p_{b}": tests.get(frozenset((name, b))) for b in baselines}
         out.append(line)
+    for measure in TESTED:
+        if measure in measures:
+            # A pair is one hypothesis, whichever of the two is the baseline.
+            tests = holm({frozenset((a, b)): p_value(pairs(rows, a, b, measure)) for b in baselines if b in names for a in names if a != b})
+            for line in out:
+                line |= {TESTED[measure] + b: tests.get(frozenset((line["proposer"], b))) for b in baselines}
     return sorted(out, key=lambda line: line["mean_regret"])
 
 
@@ -98,16 +115,20 @@ def _p(value: float | None) -> str:
 
 
 def _line(line: Row, baselines: Sequence[str]) -> str:
-    cells = [line["proposer"], str(line["runs"])]
-    for name in MEASURES:
+    def cell(name):
         sd = line[f"{name}_sd"]
-        cells.append(f"{line[name]:.3f}" + (f" ± {sd:.3f}" if sd is not None else ""))
-    return "| " + " | ".join([*cells, *(_p(line.get(f"p_{b}")) for b in baselines)]) + " |"
+        return f"{line[name]:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")
+
+    cells = [line["proposer"], str(line["runs"]), cell("mean_regret"), cell("final_regret"), *(_p(line.get(f"p_{b}")) for b in baselines)]
+    if "held" in line:
+        cells += [cell("held"), *(_p(line.get(f"p_held_{b}")) for b in baselines)]
+    return "| " + " | ".join(cells) + " |"
 
 
 def table(rows: Sequence[Row], baselines: Sequence[str] = ("random", "rules")) -> str:
     """Markdown: a line per proposer, the lowest mean regret first."""
-    head = ["proposer", "runs", "mean regret", "final regret", *(f"p against {b}" for b in baselines)]
+    against = [f"p against {b}" for b in baselines]
+    head = ["proposer", "runs", "mean regret", "final regret", *against, *(["on fresh seeds", *against] if "held" in measured(rows) else [])]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     return "\n".join([*lines, *(_line(line, baselines) for line in summary(rows, baselines))]) + "\n"
 
@@ -144,12 +165,16 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     _save(fig, path)
 
 
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{x:.4f}" for x in values)
+
+
 def write(folder: Path, rows: Sequence[Row], about: str) -> Path:
     """proposers.md, .csv and .png in `folder`; `about` says what was run where. Gives the path of the first."""
     rows, folder = with_regret(rows), Path(folder)
-    columns = ("landscape", "seed", "proposer", "nodes", "wall_s", "root", "mean_regret", "final_regret", "regret")
+    columns = ("landscape", "seed", "proposer", "nodes", "wall_s", "root", "mean_regret", "final_regret", "regret", "held", "fresh_seeds")
     plain = [
-        {**r, **{m: value(r) for m, value in MEASURES.items()}, "regret": " ".join(f"{x:.4f}" for x in r["regret"])} for r in rows
+        {**r, **{m: MEASURES[m](r) for m in measured([r])}, "regret": _numbers(r["regret"]), "fresh_seeds": _numbers(r.get("held", ()))} for r in rows
     ]
     figure(folder / "proposers.png", rows)
     (folder / "proposers.csv").write_text(csv(plain, columns))
@@ -157,8 +182,16 @@ def write(folder: Path, rows: Sequence[Row], about: str) -> Path:
     text += (
         "Normalised regret is 0 at the best configuration and 1 at the root; it is that of the node the search would report "
         "(highest reward so far), mean regret its mean over the iterations. p: Wilcoxon's signed-rank test on the pairs of "
-        "equal landscape and seed, two-sided, corrected by Holm within a table.\n"
+        "equal landscape and seed, two-sided, corrected by Holm within a table and a measure.\n"
     )
+    roots = [r["root_held"] for r in rows if "held" in r]
+    if roots:
+        text += (
+            "On fresh seeds: the configuration that a search ends with, trained again with seeds that no search had; the mean of "
+            "their results, one that failed as 0, and its standard deviation over searches. Regret scores a search by its best "
+            "single training, luck included; this column says what its user would get. "
+            f"The root gives {np.mean(roots):.3f} on the same seeds.\n"
+        )
     for name, group in _groups(rows).items():
         text += f"\n## {name}\n\n{table(group)}"
     path = folder / "proposers.md"
