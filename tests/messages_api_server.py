@@ -24,7 +24,8 @@ USAGE = {"input_tokens": 900, "output_tokens": 300, "cache_creation_input_tokens
 
 @dataclass
 class Reply:
-    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up; `drip` in s between two bytes."""
+    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up; `drip` in s between two bytes,
+    of the body or, with `drip_head`, of a header that never ends."""
 
     body: bytes
     status: int = 200
@@ -32,6 +33,7 @@ class Reply:
     delay: float = 0.0
     drip: float = 0.0  # s between two bytes
     cut: int | None = None
+    drip_head: bool = False
 
 
 def message(content, stop_reason="end_turn", usage=USAGE, **more) -> Reply:
@@ -89,6 +91,11 @@ class MessagesServer:
                 reply = outer._answer(request, number)
                 time.sleep(reply.delay)
                 try:
+                    if reply.drip_head:
+                        self.wfile.write(b"HTTP/1.1 200 OK\r\nx-slow: ")
+                        for _ in range(100):
+                            self.wfile.write(b"x")
+                            time.sleep(reply.drip)
                     self.send_response(reply.status)
                     for key, value in {"content-type": "application/json", **reply.headers}.items():
                         self.send_header(key, value)
@@ -160,7 +167,7 @@ class Player:
             }
         if name == "end_block":
             block = int(re.search(r"^Block info: block (\d+),", prompt, re.M)[1])
-            told = self.edit if self.edit_in is None or block in self.edit_in else ("", "", "nothing stands out")
+            told = self.edit if self.edit_in is None or block in self.edit_in else ("", "", "no plateau, and branching is fine")
             arguments |= {"block_summary": "more of it helped", "next_simulation": self.simulation(prompt)}
             arguments |= dict(zip(("edit_old", "edit_new", "edit_reason"), told))
         if self.spoil is not None:

@@ -3,20 +3,21 @@
 import json
 import logging
 import re
-import time
 from dataclasses import replace
 
 import anthropic
 import pytest
-from messages_api_server import KEY, USAGE, MessagesServer, Player, Reply, error, message, prompt_text, raw, text, tool_use
+from messages_api_server import KEY, USAGE, MessagesServer, Player, Reply, message, prompt_text, raw, text, tool_use
 from search_contexts import PROTOCOL, context, experiment, png
 
 from flyjax.config import TUNABLE, parse_experiment
 from flyjax.errors import UserError
 from flyjax.search import prices, tree
 from flyjax.search.interface import BadAnswer, Paused
-from flyjax.search.proposers import llm, prompt, tools
+from flyjax.search.people import pending_input
+from flyjax.search.proposers import llm, prompt, tools, transport
 from flyjax.search.space import validate_step
+from flyjax.search.state import State
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +32,7 @@ def key(monkeypatch):
 def ask(monkeypatch):
     """ask(answers, context): (step or exception, requests) of one step through the real client."""
 
-    monkeypatch.setattr(llm, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(transport, "BACKOFF_S", 0.01)
 
     def one(answers, ctx):
         with MessagesServer(answers) as server:
@@ -103,9 +104,22 @@ def test_the_request_has_the_protocol_as_a_stable_cached_prefix(ask, tmp_path):
         words = prompt_text({"body": body})
         assert f"Block info: block 1, iteration {here}/3 within block" in words.splitlines()
     # What models of today refuse: sampling settings and a forced tool.
-    assert not {"temperature", "top_p", "top_k", "tool_choice", "thinking"} & set(bodies[0])
+    assert not {"temperature", "top_p", "top_k", "thinking"} & set(bodies[0])
+    assert bodies[0]["tool_choice"] == {"type": "auto", "disable_parallel_tool_use": True}
     assert bodies[0]["model"] == experiment().search.llm.model
     assert any(KEY in value for value in found[0]["headers"].values())
+
+
+def test_a_prefix_that_no_call_will_find_again_is_not_written_to_the_cache(ask, tmp_path):
+    """An iteration of an hour: the service keeps a prefix for minutes, and writing it costs more than reading it anew."""
+
+    def marked(minutes):
+        ctx = context(tmp_path, iterations=2)
+        ctx = replace(ctx, state=replace(ctx.state, step={"iteration": 1, "block": 1, "by": "llm", "time": ctx.state.last_time - 60 * minutes}))
+        _, requests = ask(Player(), ctx)
+        return ["cache_control" in block for block in requests[0]["body"]["system"]]
+
+    assert marked(2) == [False, True] and marked(60) == [False, False]
 
 
 def test_the_tools_are_strict_flat_and_without_bounds():
@@ -235,20 +249,28 @@ def _with_usage(reply, usage):
     return Reply(json.dumps(body).encode())
 
 
-def test_missing_log_entries_are_asked_for_once_together_with_all_else(ask, tmp_path):
+def test_missing_log_entries_are_asked_for_together_with_all_else(ask, tmp_path):
     ctx = context(tmp_path)
 
     def spoil(arguments, number):
         del arguments["log"][1]
         arguments["proposals"][0]["changes"][0]["value"] = 1e9
 
-    caught, _ = ask(Player(spoil=spoil), ctx)
-    assert isinstance(caught, BadAnswer)
-    assert "log: node 2 has no activity" in caught.errors and any("outside its range" in e for e in caught.errors)
-    step, requests = ask(Player(spoil=spoil), replace(ctx, feedback=caught.errors))
-    assert "log: node 2 has no activity; replaced by the rules" in step.fallbacks
+    step, _ = ask(Player(spoil=spoil), ctx)
+    problems = list(map(str, validate_step(ctx, step)))
+    assert "log: node 2 has no activity" in problems and any("outside its range" in e for e in problems)
     assert step.activity == {1: "lively 1", 2: "rank 2", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
+    _, requests = ask(Player(spoil=spoil), replace(ctx, feedback=tuple(problems)))
     assert "outside its range" in prompt_text(requests[0])
+
+
+def test_the_next_simulation_is_asked_for_whole(ask, tmp_path):
+    ctx = context(tmp_path, iterations=3)
+    step, _ = ask(Player(spoil=lambda arguments, number: arguments | {"next_simulation": {"n_frames": 3000}}), ctx)
+    assert [str(p) for p in validate_step(ctx, step)] == [
+        f"next_simulation: {name} is missing, every field is wanted" for name in ("visual_input_type", "delta_t")
+    ]
+    assert step.next_simulation == {"n_frames": 3000} and {p.remedy for p in step.flaws} == {"it stays as it is"}
 
 
 def test_feedback_shows_the_refused_answer(monkeypatch, tmp_path):
@@ -264,96 +286,18 @@ def test_feedback_shows_the_refused_answer(monkeypatch, tmp_path):
     assert "there was no tool call" in words and "Here is my plan." in words
 
 
-# --- a service that fails -----------------------------------------------------------------------
-
-
-def test_transport_failures_are_retried_by_the_client(ask, tmp_path):
-    player = Player()
-    failures = [error(429, "rate_limit_error"), error(500), error(503), error(529, "overloaded_error")]
-    step, requests = ask(lambda r, n: failures[n] if n < len(failures) else player(r, n), context(tmp_path))
-    assert len(requests) == 5 and step.usage["calls"] == 1
-
-
-@pytest.mark.parametrize(
-    ("status", "kind", "calls", "says"),
-    [
-        (400, "invalid_request_error", 1, "refused the request"),
-        (401, "authentication_error", 1, "set a valid ANTHROPIC_API_KEY"),
-        (402, "billing_error", 1, "cannot pay"),
-        (403, "permission_error", 1, "set a valid ANTHROPIC_API_KEY"),
-        (404, "not_found_error", 1, "search.llm.model"),
-        (413, "request_too_large", 1, "search.llm.images=false"),
-        (422, "invalid_request_error", 1, "refused the request"),
-        (429, "rate_limit_error", 2, "limits our rate"),
-        (500, "api_error", 2, "down or overloaded"),
-        (503, "api_error", 2, "down or overloaded"),
-        (529, "overloaded_error", 2, "down or overloaded"),
-    ],
-)
-def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kind, calls, says):
-    ctx = context(tmp_path, experiment(llm={"max_retries": 1}))
-    caught, requests = ask(error(status, kind, f"first\nsecond {KEY}"), ctx)
-    assert isinstance(caught, Paused) and isinstance(caught, UserError) and len(requests) == calls
-    assert says in str(caught) and "--proposer rules" in str(caught) and "\n" not in str(caught)
-    assert KEY not in str(caught) and caught.usage == {} and caught.__cause__ is None
-
-
-def test_a_service_that_asks_for_a_day_is_not_slept_for(ask, tmp_path):
-    start = time.monotonic()
-    reply = Reply(b"{}", 429, {"retry-after": "86400"})
-    caught, requests = ask(reply, context(tmp_path))
-    assert isinstance(caught, Paused) and "wait 86400 s" in str(caught) and len(requests) == 1
-    assert time.monotonic() - start < 5
-
-
-def test_a_slow_service_times_out_and_may_have_been_paid(ask, tmp_path):
-    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}))
-    caught, requests = ask(replace(text("late"), delay=0.6), ctx)
-    assert isinstance(caught, Paused) and "no answer within 0.2 s, 2 tries" in str(caught)
-    assert caught.usage["calls"] == 2 == len(requests) and caught.usage["usd"] > 0
-
-
-def test_an_answer_that_drips_is_late_as_a_whole(ask, tmp_path):
-    start = time.monotonic()
-    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.3, "max_retries": 0}))
-    caught, requests = ask(replace(text("drop by drop"), drip=0.05), ctx)  # no single wait is long
-    assert isinstance(caught, Paused) and "no answer within 0.3 s, 1 tries" in str(caught) and caught.usage["usd"] > 0
-    assert len(requests) == 1 and time.monotonic() - start < 5
-
-
-def test_each_try_is_announced_with_what_the_step_may_cost_by_then(ask, tmp_path):
-    told = []
-    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), calling=told.append)
-    caught, requests = ask(replace(text("late"), delay=0.6), ctx)
-    assert [t["calls"] for t in told] == [1, 2] and told[1]["usd"] == pytest.approx(2 * told[0]["usd"]) == caught.usage["usd"]
-    assert len(requests) == 2
-
-
-def test_retries_are_paid_for_and_checked_against_the_budgets(ask, tmp_path):
-    late = replace(text("late"), delay=0.6)
-    caught, requests = ask(late, context(tmp_path / "a", experiment(max_calls=1, llm={"timeout_s": 0.2, "max_retries": 4})))
-    assert isinstance(caught, Paused) and "max_calls" in str(caught) and len(requests) == 1 == caught.usage["calls"]
-    ctx = context(tmp_path / "b", experiment(max_usd=0.5, llm={"timeout_s": 0.2, "max_retries": 9}))
-    caught, requests = ask(late, ctx)
-    assert isinstance(caught, Paused) and "max_usd" in str(caught)
-    assert 0 < caught.usage["usd"] <= 0.5 and caught.usage["calls"] == len(requests) < 10
-
-
-def test_a_cut_connection_and_a_closed_port_pause(ask, tmp_path, monkeypatch):
-    ctx = context(tmp_path, experiment(llm={"max_retries": 1}))
-    caught, _ = ask(replace(text("never whole"), cut=20), ctx)
-    assert isinstance(caught, Paused) and "cut off, 2 tries (they may be billed)" in str(caught) and caught.usage["calls"] == 2
-    monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
-    with pytest.raises(Paused, match="cannot be reached"):
-        llm.LLMProposer(ctx.experiment).step(ctx)
-
-
-def test_a_key_is_taken_out_before_a_text_is_cut(ask, tmp_path):
-    long = Reply(b"x" * (2_000 - len(KEY) // 2) + KEY.encode() + b"y" * 50, 200, {})
-    caught, _ = ask(long, context(tmp_path / "a"))
-    assert KEY[: len(KEY) // 2] not in json.dumps(caught.raw)
-    caught, _ = ask(error(400, "invalid_request_error", "x" * (200 - len(KEY) // 2) + KEY), context(tmp_path / "b"))
-    assert KEY[: len(KEY) // 2] not in str(caught)
+def test_feedback_shows_no_other_answer_than_the_refused_one(monkeypatch, tmp_path):
+    """An answer that is not even JSON has no text to show: the one before it is not shown in its place."""
+    ctx = context(tmp_path)
+    with MessagesServer([text("My first plan."), raw(b"<html>"), text("last")]) as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
+        proposer, feedback = llm.LLMProposer(ctx.experiment), ()
+        for _ in range(3):
+            with pytest.raises(BadAnswer) as caught:
+                proposer.step(replace(ctx, feedback=feedback))
+            feedback = caught.value.errors
+        words = prompt_text(server.requests[2])
+    assert "was not JSON" in words and "My first plan." not in words
 
 
 # --- the key ------------------------------------------------------------------------------------
@@ -371,6 +315,20 @@ def test_a_mangled_key_is_not_shown(monkeypatch):
     with pytest.raises(UserError) as caught:
         llm.LLMProposer(experiment())
     assert "sk-ant" not in str(caught.value)
+
+
+def test_a_short_key_of_a_local_gateway_is_no_secret(ask, monkeypatch, tmp_path):
+    monkeypatch.setenv(llm.KEY_NAME, "x")
+    step, requests = ask(Player(), context(tmp_path, user_input="explore x"))
+    assert "[redacted]" not in json.dumps(requests[0]["body"]) and "hyper-parameter" in requests[0]["body"]["system"][0]["text"]
+    assert len(step.proposals) == 3
+    (tmp_path / "user_input.md").write_text("explore x")
+    assert pending_input(tmp_path, State()) == "explore x"
+
+
+def test_what_nobody_can_see_is_taken_out_of_a_text():
+    assert tools.line("a\u200bb\ufeff\u061c\u202ec\u00ad\ufe0f\u3164d\x1b[2J\u2028e\n f") == "abcd [2J e f"
+    assert tools.text("naïve Δt\n\té 你") == "naïve Δt\n\té 你"
 
 
 def test_the_key_stays_in_its_header(ask, tmp_path, caplog, capsys):

@@ -74,6 +74,21 @@ class ProtocolEdit:
 
 
 @dataclass(frozen=True)
+class Problem:
+    """Why a part of a step cannot be carried out as it is. `slot` counts proposals from 0."""
+
+    part: str  # the field of the step: proposals, chosen, reason, activity, ..., or answer
+    message: str
+    slot: int | None = None
+    called: str = "proposal"  # a slot with an optimiser's draft is called by its number
+    remedy: str = ""  # what stands in its place already: the step can be carried out, but says less than was asked
+
+    def __str__(self) -> str:
+        where = self.part if self.slot is None else f"{self.called} {self.slot + 1}"
+        return f"{where}: {self.message}"
+
+
+@dataclass(frozen=True)
 class Step:
     """A proposer's whole answer to one iteration."""
 
@@ -89,7 +104,7 @@ class Step:
     #: filled by proposers that spend: calls, input_tokens, output_tokens, usd (None: not reported)
     usage: dict[str, Any] = field(default_factory=dict)
     raw: Any = None  # what came back before validation, for the journal
-    fallbacks: tuple[str, ...] = ()  # why parts of the answer were replaced by the rules, one line each
+    flaws: tuple[Problem, ...] = ()  # what its reader missed in the answer and filled in, each with its remedy
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,8 @@ class Context:
 class Proposer(Protocol):
     """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
 
-    A proposer with an attribute `spends = True` is asked only while the budgets allow it.
+    A proposer with an attribute `spends = True` is asked only while the budgets allow it; one with a method
+    `drafted(context)` is asked with the drafts that it puts into the context.
     """
 
     name: str

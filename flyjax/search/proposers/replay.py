@@ -21,8 +21,9 @@ from flyjax.search.interface import BadAnswer, Context, Proposal, ProtocolEdit, 
 from flyjax.search.journal import read_journal
 from flyjax.search.plan import IterationPlan
 from flyjax.search.proposers.llm import complete
-from flyjax.search.proposers.tools import line, read, text
+from flyjax.search.proposers.tools import read
 from flyjax.search.state import Node, finite, fold
+from flyjax.search.texts import line, text
 
 EVENTS = ("proposal_rejected", "proposal")
 INSTEAD = "name a journal.jsonl with --set search.transcript=FILE, or use --proposer rules"

@@ -2,7 +2,7 @@
 
 Reading keeps plain values as they came (a wrong type or a number out of range is the validator's
 to refuse, by name) and takes everything else away: containers where values belong, control
-characters, line breaks in one-line fields, unknown fields, whatever does not fit into UTF-8.
+and invisible characters, line breaks in one-line fields, unknown fields, whatever does not fit into UTF-8.
 """
 
 from __future__ import annotations
@@ -15,16 +15,14 @@ from typing import Any
 from flyjax.config import Experiment
 from flyjax.search.interface import ROOT, STRATEGIES, BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.ranges import coerce
+from flyjax.search.texts import line, text
 
 FIRST, STEP, BLOCK_END = "propose", "submit_step", "end_block"
 
 MAX_RAW = 110_000  # characters of one text kept in the journal: any lawful field whole
-MAX_TEXT = 100_000  # characters of one field handed on to the validator, which refuses far less
 MAX_ITEMS = 1_000
 
 _TEXT = {"type": "string"}
-# Everything below 32 but tab and newline, DEL and C1, line separators, direction marks.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:
@@ -80,7 +78,7 @@ def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]
         "next_simulation": _object(simulation),
         "edit_old": {"type": "string", "description": "exact text between the markers to replace; empty: no edit"},
         "edit_new": {"type": "string", "description": "its replacement; empty together with edit_old"},
-        "edit_reason": {"type": "string", "description": "why this edit, or why no changes are needed"},
+        "edit_reason": {"type": "string", "description": "why this edit, or why no changes are needed, by what was measured"},
     }
     return [
         _tool(FIRST, "The first proposals of a run, before anything is trained.", ask),
@@ -93,20 +91,6 @@ def expected_tool(context: Context) -> str:
     if context.iter_in_block == 0:
         return FIRST
     return BLOCK_END if context.is_block_end else STEP
-
-
-def text(value: Any) -> str:
-    """A string as any file can hold it; anything else is no text and becomes empty."""
-    if not isinstance(value, str):
-        return ""
-    value = value[: MAX_TEXT + 1].replace("\r\n", "\n").replace("\r", "\n")
-    value = _CONTROL.sub(" ", value)
-    return value.encode("utf-8", "replace").decode("utf-8")
-
-
-def line(value: Any) -> str:
-    """One line: an answer cannot forge log entries or headings."""
-    return " ".join(text(value).split())
 
 
 def plain(value: Any) -> Any:
@@ -187,7 +171,7 @@ def call_of(answer: dict[str, Any], wanted: str) -> dict[str, Any]:
     if stop == "refusal":
         raise BadAnswer([f"the answer was a refusal; this is a search over training settings, call {wanted}"])
     if stop == "max_tokens":
-        raise BadAnswer(["the answer was cut off at its length limit; keep every text short"])
+        raise BadAnswer(["the answer was cut off at its length limit, which thinking counts against: think less, keep every text short"])
     if stop == "model_context_window_exceeded":
         raise BadAnswer(["the answer ran over the context window; keep every text short"])
     calls = [b for b in _items(answer.get("content")) if b.get("type") == "tool_use"]
@@ -238,20 +222,18 @@ def read(answer: dict[str, Any], context: Context) -> Step:
     )
 
 
-def keepable(value: Any, secrets: tuple[str, ...] = (), depth: int = 0) -> Any:
-    """A copy for the journal: JSON, bounded in size and depth, secrets taken out."""
+def keepable(value: Any, depth: int = 0) -> Any:
+    """A copy for the journal: JSON, bounded in size and depth."""
     if depth > 12:
         return "(deeper)"
     if isinstance(value, str):
         out = text(value)
-        for secret in filter(None, secrets):
-            out = out.replace(secret, "[redacted]")
         return out if len(out) <= MAX_RAW else f"{out[:MAX_RAW]} ... ({len(value):,} characters)"
     if isinstance(value, dict):
         items = list(value.items())[:MAX_ITEMS]
-        return {keepable(str(k), secrets)[:200]: keepable(v, secrets, depth + 1) for k, v in items}
+        return {keepable(str(k))[:200]: keepable(v, depth + 1) for k, v in items}
     if isinstance(value, (list, tuple)):
-        return [keepable(v, secrets, depth + 1) for v in value[:MAX_ITEMS]]
+        return [keepable(v, depth + 1) for v in value[:MAX_ITEMS]]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if value is None or isinstance(value, (bool, float)):
