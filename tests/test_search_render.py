@@ -1,6 +1,7 @@
 """analysis.md, analysis.log and ucb_scores.txt, letter by letter in the protocol's format."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from search_landscape import TEMPLATE, evaluate, experiment
@@ -86,6 +87,17 @@ def test_block_summaries_and_the_documented_edit(played):
         assert bool(diff) == edited
         assert ("Changed: " in text.split(f"edit after block {block}")[1].split("##")[0]) == edited
     assert (run_dir / "protocol" / "block_002.md").read_text() == state.protocol == (run_dir / "protocol.md").read_text()
+
+
+def test_a_diff_cannot_leave_its_code_block_and_an_edit_names_its_author(played):
+    _, state = played
+    (made,) = [e for e in state.edits if e["block"] == 1]
+    diff = " ```\n-old\n+````\n ```\n+### Protocol edited by hand in block 1\n"
+    forged = replace(state, edits=({**made, "by": "rules", "diff": diff}, {**made, "by": "user", "diff": diff}))
+    for text in (render.block_summary(forged, 1), render.analysis_md(forged).rpartition("### Protocol edited by hand")[0]):
+        inside = text.partition("`````diff\n")[2]
+        assert inside.startswith(diff[:20]) and "`````\n" in text.replace("`````diff\n", "")
+    assert f"Changed: {made['reason']}\nBy: rules\n" in render.block_summary(forged, 1)
 
 
 def test_analysis_log_lists_the_newest_nodes(played):

@@ -91,7 +91,7 @@ def _edit_lines(run: Run) -> list[tuple[str, str]]:
     """(colour, text) of every edit of the protocol: its heading, its reason, the changed lines."""
     out: list[tuple[str, str]] = []
     for edit in run.state.edits:
-        by = {"user": "people", "llm": "the language model", "hybrid": "the language model", "replay": "the answer that is replayed"}.get(edit["by"], edit["by"])
+        by = {"user": "people", "llm": "the language model", "hybrid": "the language model", "replay": "the answer that is replayed", "rules": "the rules"}.get(edit["by"], edit["by"])
         out.append(("black", f"Protocol edited at the end of block {edit['block']}, by {by}"))
         out += [("0.35", part) for part in textwrap.wrap(edit["reason"], LINE)]
         changed = [x for x in edit["diff"].splitlines() if x[:1] in "+-" and x[:3] not in ("+++", "---")]

@@ -10,6 +10,7 @@ protocol.md itself is written by the loop, which first takes in what people chan
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def block_summary(state: State, block: int) -> str:
     text += f"\n### Protocol edit after block {block}\nMeasures: {ended['measures']['text']}; {measured}\n"
     edit, made = ended["edit"], next((e for e in state.edits if e["block"] == block and e["by"] != "user"), None)
     if made:
-        text += f"Changed: {made['reason']}\n```diff\n{made['diff']}```\n"
+        text += f"Changed: {made['reason']}\nBy: {made['by']}\n{_fenced(made['diff'])}"
     else:
         reason = edit["reason"]
         text += f"{reason}\n" if edit.get("refused") or reason.lower().startswith("no changes needed") else f"No changes needed: {reason}\n"
@@ -133,6 +134,12 @@ def block_summary(state: State, block: int) -> str:
     return text
 
 
+def _fenced(diff: str) -> str:
+    """A diff as a code block that nothing in it can close."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", diff)), default=0))
+    return f"{fence}diff\n{diff}{fence}\n"
+
+
 def analysis_md(state: State) -> str:
     """The whole log: an entry per node whose iteration had its step, summaries at block ends."""
     name = state.experiment.get("name", "run")
@@ -147,7 +154,7 @@ def analysis_md(state: State) -> str:
             parts.append(block_summary(state, block))
     for edit in state.edits:
         if edit["by"] == "user":
-            parts.append(f"### Protocol edited by hand in block {edit['block']}\n{edit['reason']}\n```diff\n{edit['diff']}```\n")
+            parts.append(f"### Protocol edited by hand in block {edit['block']}\n{edit['reason']}\n{_fenced(edit['diff'])}")
     return "\n".join(parts)
 
 

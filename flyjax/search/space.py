@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Simulation, Training
 from flyjax.errors import nearest
-from flyjax.search.interface import ROOT, STRATEGIES, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.interface import ROOT, STRATEGIES, Context, Problem, Proposal, ProtocolEdit, Step
 from flyjax.search.memory import MAX_NOTES
 from flyjax.search.protocol import EditRefused, apply_edit
 from flyjax.search.ranges import coerce, derive_seed, extreme, perturb, sample, unit
@@ -30,19 +30,13 @@ __all__ = [
 ]  # fmt: skip
 
 MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary
-
-
-@dataclass(frozen=True)
-class Problem:
-    """Why a part of a step cannot be carried out. `slot` counts proposals from 0."""
-
-    part: str  # the field of the step: proposals, chosen, reason, activity, ..., or answer
-    message: str
-    slot: int | None = None
-
-    def __str__(self) -> str:
-        where = self.part if self.slot is None else f"proposal {self.slot + 1}"
-        return f"{where}: {self.message}"
+#: Words that leave a protocol as it is without saying why.
+_NO_REASON = frozenset(
+    "a all any are at be been change changed changes current currently do edit edited edits for further here i is make "
+    "modification modifications moment n na necessary need needed needs no none not nothing now of ok okay point present "
+    "protocol required requires revision revisions stage the then there these this time to unchanged update updates was were "
+    "warranted yet".split()
+)
 
 
 @dataclass(frozen=True)
@@ -55,11 +49,12 @@ class Reversion:
     parameter: str
     value: Any
     changes: dict[str, Any]  # of the same configuration, against that parent
+    called: str = "proposal"
 
     def __str__(self) -> str:
         told = ", ".join(f"{k}={v}" for k, v in self.changes.items()) or "none"
         return (
-            f"proposal {self.slot + 1}: reversion check: {self.parameter}={self.value} is node {self.parent}'s value, so use "
+            f"{self.called} {self.slot + 1}: reversion check: {self.parameter}={self.value} is node {self.parent}'s value, so use "
             f"parent={self.parent} instead of {self.named}; for the same configuration the changes are then {told}. Or take "
             "another value. An answer that leaves it as it was is accepted: the program sets this parent, the configuration stays"
         )
@@ -176,25 +171,28 @@ def _twin(context: Context, simulation, config) -> str | None:
     return None
 
 
+def _called(context: Context) -> str:
+    return "proposal" if context.drafts is None else "slot"
+
+
 def _check_proposals(context: Context, step: Step, simulation) -> list[Problem]:
     if not isinstance(step.proposals, (tuple, list)) or not all(isinstance(p, Proposal) for p in step.proposals):
         return [Problem("proposals", "have to be a list of proposals")]
-    problems, seen = [], []
+    problems, seen, called = [], [], _called(context)
     for slot, proposal in enumerate(step.proposals[: context.n_proposals]):
         try:
             candidate = _candidate(context, proposal)
         except ValueError as error:
-            problems.append(Problem("proposals", str(error), slot))
+            problems.append(Problem("proposals", str(error), slot, called))
             continue
         if candidate.strategy != "robustness-test":
             twin = _twin(context, simulation, candidate.config)
             earlier = next((k for k, c in seen if c.config == candidate.config), None)
             if twin is None and earlier is not None:
-                twin = f"proposal {earlier + 1}"
+                twin = f"{called} {earlier + 1}"
             if twin:
-                problems.append(
-                    Problem("proposals", f"the same configuration as {twin}; change something, or call it a robustness-test", slot)
-                )
+                said = f"the same configuration as {twin}; change something, or call it a robustness-test"
+                problems.append(Problem("proposals", said, slot, called))
         seen.append((slot, candidate))
     if len(step.proposals) != context.n_proposals:
         problems.append(Problem("proposals", f"{len(step.proposals)} given, {context.n_proposals} wanted"))
@@ -239,10 +237,12 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
         problems.append(Problem("block_summary", "a block end needs its summary: what worked and what failed"))
     if not isinstance(edit, ProtocolEdit):
         return [*problems, Problem("protocol_edit", "a block end needs an edit, or an empty one with the reason")]
-    # "No changes needed" by itself says what, not why.
-    told = re.sub(r"no changes? (is |are )?needed", "", edit.reason, flags=re.I) if isinstance(edit.reason, str) else ""
-    if len(re.findall(r"\w+", told)) < (1 if edit.is_edit else 2):
+    # "No changes needed" by itself, however worded, says what and not why.
+    told = set(re.findall(r"\w+", edit.reason.lower())) if isinstance(edit.reason, str) else set()
+    if len(told if edit.is_edit else told - _NO_REASON) < (1 if edit.is_edit else 2):
         problems.append(Problem("protocol_edit", "the reason is missing; it is needed for an edit and for no changes alike"))
+    elif not is_line(edit.reason):
+        problems.append(Problem("protocol_edit", f"the reason has to be a text of at most {MAX_TEXT} characters"))
     try:
         apply_edit(context.protocol, edit)
     except EditRefused as error:
@@ -270,14 +270,17 @@ def _check_texts(step: Step) -> list[Problem]:
 
 
 def validate_step(context: Context, step: Step) -> list[Problem]:
-    """Everything that keeps a step from being carried out; empty where nothing does. Never raises."""
+    """Everything that keeps a step from being carried out, and the flaws of its answer; empty where nothing does.
+
+    Never raises.
+    """
     problems = _check_simulation(context, step.next_simulation)
     # Which configurations are known in a simulation that is refused, nobody can say.
     problems += _check_proposals(context, step, next_simulation(context, step) if not problems else None)
     if context.new_nodes and (isinstance(step.chosen, bool) or step.chosen not in context.new_nodes):
         listed = ", ".join(map(str, context.new_nodes))
         problems.append(Problem("chosen", f"{str(step.chosen)[:40]} is not one of the new nodes, {listed}"))
-    return problems + _check_block_end(context, step) + _check_texts(step)
+    return [*problems, *_check_block_end(context, step), *_check_texts(step), *step.flaws]
 
 
 # --- carrying out -------------------------------------------------------------------------------
@@ -331,7 +334,7 @@ def reversions(context: Context, step: Step) -> list[Reversion]:
         if parent is not None:
             ((name, value),) = candidate.changes.items()
             changes = _against(context, parent, candidate.config)
-            out.append(Reversion(slot, proposal.parent, parent, name, value, changes))
+            out.append(Reversion(slot, proposal.parent, parent, name, value, changes, _called(context)))
     return out
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flyjax.search.interface import BadAnswer, Context, Proposal, Step
+from flyjax.search.interface import Context, Problem, Proposal, Step
 from flyjax.search.proposers.results import pairs
 
 
@@ -36,11 +36,11 @@ def _refused(context: Context, given: tuple[Proposal, ...]) -> dict[int, str]:
     for k, proposal in enumerate(given):
         slot = proposal.slot
         if isinstance(slot, bool) or not isinstance(slot, int) or not 1 <= slot <= n:
-            out[k] = f"override {k + 1}: slot {str(slot)[:20]} is none of the drafts, 1 to {n}"
+            out[k] = f"number {k + 1}: slot {str(slot)[:20]} is none of the drafts, 1 to {n}"
         elif slot in seen:
-            out[k] = f"override {k + 1}: slot {slot} is overridden twice"
+            out[k] = f"number {k + 1}: slot {slot} is overridden twice"
         elif len(seen) == context.overrides:
-            out[k] = f"override {k + 1}: at most {context.overrides} of the {n} drafts may be overridden"
+            out[k] = f"number {k + 1}: at most {context.overrides} of the {n} drafts may be overridden"
         else:
             seen.add(slot)
     return out
@@ -49,18 +49,14 @@ def _refused(context: Context, given: tuple[Proposal, ...]) -> dict[int, str]:
 def merge(step: Step, context: Context, by: str) -> Step:
     """The drafts with the step's proposals in the slots that they name.
 
-    What cannot be placed goes back to the model once; after that the draft stands, recorded as such.
-
-    **Raises:** `BadAnswer` the first time.
+    What cannot be placed is a flaw: it goes back to the model, and where that does not help the draft stands.
     """
     if context.drafts is None:
         return step
     refused = _refused(context, step.proposals)
-    if refused and not context.feedback:
-        raise BadAnswer([*refused.values()])
     slots = list(context.drafts)
     for k, proposal in enumerate(step.proposals):
         if k not in refused:
             slots[proposal.slot - 1] = replace(proposal, by=by)
-    told = tuple(f"{why}; the optimiser's draft stands" for why in refused.values())
-    return replace(step, proposals=tuple(slots), fallbacks=(*step.fallbacks, *told))
+    flaws = tuple(Problem("overrides", why, remedy="the optimiser's draft stands") for why in refused.values())
+    return replace(step, proposals=tuple(slots), flaws=(*step.flaws, *flaws))

@@ -191,5 +191,9 @@ class HybridProposer:
         self._llm = LLMProposer(experiment, run_dir)
         self._classical = _classical(experiment)
 
+    def drafted(self, context: Context) -> Context:
+        """The context with the drafts: for every attempt at a step, and for what stands where an override does not."""
+        return with_drafts(context, self._classical)
+
     def step(self, context: Context) -> Step:
-        return self._llm.step(with_drafts(context, self._classical))
+        return self._llm.step(context if context.drafts is not None else self.drafted(context))
