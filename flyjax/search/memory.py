@@ -10,6 +10,8 @@ Lines before the first heading stay as they are.
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
 
 from flyjax.search.moves import Move
 from flyjax.search.ranges import unit
@@ -45,29 +47,55 @@ def write(notes: Notes) -> str:
     return "\n".join(parts)
 
 
-_LIST = re.compile(r"\bnodes?\s+(\d+(?:(?:\s*(?:,|;|and|to|-|–|&)\s*)+\d+)*)", re.I)
+def witnesses(line: str, known: Sequence[int]) -> int:
+    """How many of the `known` nodes (sorted) a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes"."""
+    spans, listed, last, reach, number, counted = [], False, None, False, None, 0
+    for token in re.findall(r"\d+|\w+|[^\w\s]", line.lower()):
+        before, number = number, int(token[:9]) if token.isdecimal() else None
+        if token in ("node", "nodes"):
+            counted = max(counted, before or 0) if token == "nodes" and (before or 0) <= len(known) else counted
+            listed, last, reach = True, None, False
+        elif listed and number is not None:
+            spans.append((last if reach and last is not None and last <= number else number, number))
+            last, reach = number, False
+        elif token in ("to", "-", "–"):
+            reach = True
+        elif token not in (",", ";", "and", "&"):
+            listed = False
+    return max(_members(spans, known), counted)
 
 
-def witnesses(line: str) -> int:
-    """How many nodes a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes"."""
-    named: set[int] = set()
-    for found in _LIST.findall(line):
-        numbers = [(int(n), lead) for lead, n in re.findall(r"(to|-|–)?\s*(\d+)", found)]
-        for (before, _), (number, lead) in zip([(0, "")] + numbers, numbers):
-            named.update(range(before, number + 1) if lead and 0 <= number - before < 10_000 else [number])
-    counted = max(map(int, re.findall(r"\b(\d{1,6}) nodes\b", line)), default=0)
-    return max(len(named), counted)
+def _members(spans: list[tuple[int, int]], known: Sequence[int]) -> int:
+    """How many of the sorted numbers lie in any of the spans; a span costs no more for being wide."""
+    found, end = 0, -1
+    for low, high in sorted(spans):
+        if high > end:
+            found += bisect_right(known, high) - bisect_left(known, max(low, end + 1))
+            end = high
+    return found
 
 
-def demote(text: str) -> tuple[str, tuple[str, ...]]:
-    """(the notes with every principle that names fewer than three nodes among the open questions, those lines)."""
+def _entries(lines: list[str]) -> list[list[str]]:
+    """The lines of a section, each entry with the indented lines that go on with it."""
+    out: list[list[str]] = []
+    for line in lines:
+        if out and line[:1].isspace() and not re.match(r"\s*([-*+]|\d+[.)])\s", line):
+            out[-1].append(line)
+        else:
+            out.append([line])
+    return out
+
+
+def demote(text: str, known: Sequence[int]) -> tuple[str, tuple[str, ...]]:
+    """(the notes with every principle that names fewer than three of the `known` nodes among the open questions, those entries)."""
     notes = parse(text)
-    early = [line for line in notes[PRINCIPLES] if line.lstrip().startswith(("-", "*")) and witnesses(line) < ENOUGH]
+    entries = [(entry, witnesses(" ".join(entry), known) >= ENOUGH) for entry in _entries(notes[PRINCIPLES])]
+    early = [entry for entry, enough in entries if not enough]
     if not early:
         return text, ()
-    notes[PRINCIPLES] = [line for line in notes[PRINCIPLES] if line not in early]
-    notes[QUESTIONS] = [*early, *notes[QUESTIONS]]
-    return write(notes), tuple(line.strip() for line in early)
+    notes[PRINCIPLES] = [line for entry, enough in entries if enough for line in entry]
+    notes[QUESTIONS] = [*(line for entry in early for line in entry), *notes[QUESTIONS]]
+    return write(notes), tuple(" ".join(" ".join(entry).split()) for entry in early)
 
 
 def merge(text: str, found: Notes) -> str:
