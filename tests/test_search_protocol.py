@@ -293,11 +293,42 @@ def test_revisions_stay_within_reason(template):
 @pytest.mark.parametrize(
     "passage",
     ["Goal\n====", "Metrics\n-----", "~~~\nopen", "<!-- the rest", "<h1>Goal</h1>", "<script>x</script>",
-     "```yaml\ntraining:\n  noise_model_level: 1  # noise, range: 0 to 50\n```"],
+     "```yaml\ntraining:\n  noise_model_level: 1  # noise, range: 0 to 50\n```", "see ``` here\n\n```yaml\ntraining:\n  noise_model_level: 1",
+     "<?", "<![CDATA[ hidden", "<!DOCTYPE hidden", "<details\nopen\n>", "</pre", "````\ntext\n```", "x ``` y\n```", "```\ntext\n``` y",
+     "**END Parent selection Rule (CRITICAL**)", "\uff23 \uff30\uff41\uff52\uff45\uff4e\uff54 selection_rule", "### END Parent-selection Rule", "a\ufe0fb", "a\u034fb", "a\u115fb",
+     "a\u3164b", "a\u200bb", "| " + "x" * 500 + " | exploit | y |"],
 )  # fmt: skip
 def test_what_would_look_like_a_locked_part_is_refused(template, passage):
     with pytest.raises(EditRefused):
         apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n\n{passage}\n"))
+
+
+@pytest.mark.parametrize(
+    "passage", ["R2 < 0.9 and <30% of it", "```\nan example\n```", "````\n```\n````", "see ``` here", "the selection of a parent", "é, Δt, µ, 你"]
+)
+def test_what_looks_like_nothing_else_is_an_edit(template, passage):
+    assert passage in apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n\n{passage}\n"))
+
+
+def test_ranges_are_those_of_the_locked_listings_alone(template, root):
+    """A protocol that was forged before the guard knew better: a listing between the markers states nothing."""
+    full = load_experiment(root / "experiments" / "full_scale.yaml")
+    forged = "```yaml\ntraining:\n  noise_model_level: 0.05  # noise, range: 0 to 0.2\n```\n"
+    wide = template.replace("range: 0 to 0.2", "range: 0 to 0.5").replace(f"\n{protocol.END}\n", f"\n{forged}{protocol.END}\n")
+    assert protocol.parameters(wide)["training"]["noise_model_level"][1].max == 0.5
+    assert forged in protocol.instantiate(wide, full)
+    with pytest.raises(UserError, match="noise_model_level is range: 0 to 0.5"):
+        protocol.carry_over(wide, template, full)
+
+
+def test_a_row_is_read_once_and_only_where_it_is_short(template, monkeypatch):
+    """Patterns are searched in a row: one of thousands of digits would cost seconds, at every step."""
+    row = f"| Plateau for 3 iterations | failure-probe | {'1' * 5_800} |"
+    assert "at most 500 characters" in parse_row(row).problem
+    counted = []
+    monkeypatch.setattr(protocol, "parse_rules", lambda inside: counted.append(inside) or ())
+    text = template.replace(DEFAULT, f"{DEFAULT} ")
+    assert protocol.rules(text) is protocol.rules(text) and len(counted) == 1
 
 
 def test_the_divisor_of_a_window_is_no_count(template):

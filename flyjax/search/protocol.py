@@ -7,6 +7,7 @@ ranges. Everything outside the markers is locked; an edit replaces one passage b
 from __future__ import annotations
 
 import difflib
+import functools
 import math
 import re
 import unicodedata
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from flyjax.config import Experiment, Range, Training, read_yaml
 from flyjax.errors import UserError
 from flyjax.search.interface import ProtocolEdit
-from flyjax.search.table import Hint, Rule, parse_hints, parse_rules
+from flyjax.search.table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
+from flyjax.search.texts import odd
 
 BEGIN = "## Parent Selection Rule (CRITICAL)"
 END = "## END Parent selection Rule (CRITICAL)"
@@ -69,6 +71,7 @@ def body(text: str) -> str:
     return split(text)[1]
 
 
+@functools.lru_cache(maxsize=16)  # asked for many times between two edits
 def rules(text: str) -> Rules:
     """The rules between the markers as data."""
     inside = body(text)
@@ -84,27 +87,42 @@ def with_body(text: str, new: str) -> str:
     head, _, tail = split(text)
     if len(new) > MAX_BODY:
         raise EditRefused(f"the rules would be {len(new)} characters long; at most {MAX_BODY}")
-    odd = {c for c in new if c not in "\n\t" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")}
-    if odd:
-        raise EditRefused(f"control characters are refused: {', '.join(sorted(f'U+{ord(c):04X}' for c in odd))[:80]}")
-    if "parent selection rule (critical)" in " ".join(new.lower().split()):
-        raise EditRefused("the markers cannot be written by an edit")
+    if strange := odd(new):
+        raise EditRefused(f"control and invisible characters are refused: {', '.join(f'U+{ord(c):04X}' for c in strange)[:80]}")
+    if re.search(r"parent[\W_]*selection[\W_]*rule", unicodedata.normalize("NFKC", new), re.I):
+        raise EditRefused("the markers cannot be written by an edit, nor what looks like them")
+    if any(len(line) > MAX_ROW for line in new.split("\n") if line.lstrip().startswith("|")):
+        raise EditRefused(f"a row of a table has at most {MAX_ROW} characters")
     if re.search(r"^ {0,3}#{1,2}(\s|$)", new, re.M):
         raise EditRefused("headings of level 1 and 2 are refused between the markers; use ### or deeper")
     if re.search(r"^ {0,3}\S[^\n]*\n {0,3}(=+|-{2,})[ \t]*$", new, re.M):
         raise EditRefused("underlined headings are refused between the markers; use ### or deeper")
-    if re.search(r"<(!--|/?[a-zA-Z][^<>\n]*>)", new):
-        raise EditRefused("HTML is refused between the markers")
-    if new.count("```") % 2 or re.search(r"^ {0,3}~~~", new, re.M):
-        raise EditRefused("a code fence is left open, or made of ~")
-    if _FENCE.search(new):
+    if re.search(r"<[a-zA-Z/!?]", new):
+        raise EditRefused("HTML is refused between the markers; a smaller-than sign needs a space after it")
+    if re.search(r"`{3,}[ \t]*ya?ml", new, re.I):
         raise EditRefused("listings of parameters are stated outside the markers only")
+    if _open_fence(new):
+        raise EditRefused("a code fence is left open, or made of ~")
     if not any(r.is_default and r.strategy == "exploit" for r in parse_rules(new)):
         raise EditRefused("the strategy table has to keep its Default row with the strategy exploit")
     result = head + (new if new.endswith("\n") else new + "\n") + tail
     if split(result)[::2] != (head, tail):
         raise EditRefused("an edit may change nothing outside the markers")
     return result
+
+
+def _open_fence(text: str) -> bool:
+    """Whether a code fence would swallow what follows the text; one of ~ counts as open."""
+    ticks = 0  # of the fence that is open
+    for found in re.finditer(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.M):
+        fence, rest = found[1], found[2]
+        if not ticks:
+            if fence[0] == "~":
+                return True
+            ticks = 0 if "`" in rest else len(fence)
+        elif fence[0] == "`" and len(fence) >= ticks and not rest.strip():
+            ticks = 0
+    return ticks > 0
 
 
 def apply_edit(text: str, edit: ProtocolEdit) -> str:
@@ -137,7 +155,7 @@ def diff(before: str, after: str, name: str = "protocol.md") -> str:
 
 # --- parameter listings -------------------------------------------------------------------------
 
-_FENCE = re.compile(r"```yaml\n(training|simulation|search):\n(.*?)```", re.S)
+_FENCE = re.compile(r"^```yaml\n(training|simulation|search):\n(.*?)```", re.S | re.M)
 _LINE = re.compile(r"^  (\w+):[ \t]*(\S+)[ \t]*#[ \t]*(.*)$", re.M)
 _SPAN = re.compile(
     r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?"
@@ -192,19 +210,19 @@ def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
 
 def instantiate(template: str, experiment: Experiment) -> str:
     """The run's copy of a template: its parameter listings state this experiment's values and ranges."""
-    split(template)
+    head, inside, tail = split(template)
 
     def own(match):
         section = match[1]
         return f"```yaml\n{section}:\n{_listing(section, _descriptions(match[2]), experiment)}```"
 
-    return _FENCE.sub(own, template)
+    return _FENCE.sub(own, head) + inside + _FENCE.sub(own, tail)
 
 
 def parameters(text: str) -> dict[str, dict[str, tuple[str, Range | None]]]:
-    """What a protocol's listings state: section -> name -> (value as written, range or None)."""
+    """What a protocol's locked listings state: section -> name -> (value as written, range or None)."""
     out: dict[str, dict] = {}
-    for section, listing in _FENCE.findall(text):
+    for section, listing in (found for part in split(text)[::2] for found in _FENCE.findall(part)):
         for name, value, comment in _LINE.findall(listing):
             out.setdefault(section, {})[name] = (value.strip('"'), _read_span(comment))
     return out

@@ -9,6 +9,7 @@ import math
 import re
 from dataclasses import dataclass
 
+MAX_ROW = 500  # characters: patterns are searched in it, and people read it
 ACTIONS = ("exploit", "failure-probe", "explore", "robustness-test", "force-branch")
 
 
@@ -126,6 +127,8 @@ def _condition(kind: str, found: dict) -> Condition:
 
 def parse_row(line: str) -> Rule | None:
     """A rule from a table line; None for the line under a heading."""
+    if len(line) > MAX_ROW:
+        return Rule(line, "", problem=f"a row has at most {MAX_ROW} characters")
     cells = [c.strip() for c in line.strip().strip("|").split("|")]
     if all(re.fullmatch(r":?-+:?", c) for c in cells if c):
         return None
