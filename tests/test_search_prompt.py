@@ -154,8 +154,53 @@ def test_a_correction_does_not_pay_for_the_figures_again(tmp_path):
     assert len(pictures(("proposal 1: out of range",), "")[0]) == 1
 
 
+def test_past_blocks_are_told_in_a_line_so_that_edits_of_the_rules_can_be_judged(tmp_path):
+    words = "### noise helped " + "x" * 1_000
+    ended = {"event": "block_ended", "block": 1, "nodes": [], "summary": words, "measures": {"text": "branching rate 0%"}}
+    edited = {"event": "protocol_edited", "block": 1, "by": "rules", "reason": "r", "protocol": PROTOCOL, "diff": ""}
+    ended["edit"] = {"old": "a", "new": "b", "reason": "it never branched"}
+
+    def line(*more):
+        text = told(context(tmp_path, iterations=4, more=more))
+        return next(x for x in text.splitlines() if x.startswith("-> end of block 1: "))
+
+    assert line(ended).endswith("; branching rate 0%; protocol not edited: it never branched") and len(line(ended)) < 600
+    assert line(edited, ended).endswith("; protocol edited by the rules: it never branched")
+    assert line({**edited, "by": "llm"}, ended).endswith("; protocol edited: it never branched")
+    assert "-> end of block" not in told(context(tmp_path, iterations=4))
+
+
+def test_what_the_program_did_with_the_previous_answer_is_told_briefly(tmp_path):
+    step = {"iteration": 1, "block": 1, "by": "llm", "time": 1.0, "fallbacks": ["proposal 1: " + "x" * 999] * 50, "demoted": ["- early"]}
+    ctx = context(tmp_path, iterations=2)
+    text = prompt.replaced_text(replace(ctx, state=replace(ctx.state, step=step)))
+    assert text.startswith("Of your previous step's answer") and len(text) < 5_000 and text.count("\n") <= 13
+    refused = {"block": 1, "summary": "s", "measures": {"text": "m"}, "edit": {"reason": "The edit could not be made (x)", "refused": True}}
+    blocks = {1: replace(ctx.state.blocks[1], ended=refused)}
+    text = prompt.replaced_text(replace(ctx, state=replace(ctx.state, step={**step, "fallbacks": []}, blocks=blocks)))
+    assert "- moved to the open questions, too few nodes: - early" in text and "- The edit could not be made (x)" in text
+    assert prompt.replaced_text(replace(ctx, state=replace(ctx.state, step={**step, "fallbacks": [], "demoted": []}))) == ""
+    assert prompt.replaced_text(ctx) == ""
+
+
+def test_whose_a_node_is_and_where_it_is_trained_is_told(tmp_path):
+    ctx = context(tmp_path, iterations=2)
+    for node, by in ((2, "rules"), (3, "llm")):
+        ctx.state.nodes[node] = replace(ctx.state.nodes[node], by=by)
+    words = told(ctx)
+    rows = {k: next(x for x in words.splitlines() if x.startswith(f"{k} | ")) for k in (1, 2, 3)}
+    assert " | exploit (by rules) | " in rows[2] and "(by" not in rows[1] + rows[3]
+    assert "Simulation of this block: visual_input_type=scenes_texture, n_frames=2000, delta_t=0.02" in words
+    free = next(x for x in words.splitlines() if x.startswith("- data_augmentation_loop: "))
+    assert "no compilation" in free and "the longest candidate sets the time" in free and "at no cost" not in words
+
+
 def test_the_whole_prompt_stays_small(tmp_path, root):
     """Of a run with the project's protocol; images apart."""
     exp = experiment()
     text = protocol.instantiate((root / "protocol.md").read_text(), exp)
-    assert len(told(context(tmp_path, exp, iterations=2, protocol=text))) < 24_000
+    ctx = context(tmp_path, exp, iterations=2, protocol=text)
+    built = prompt.build(ctx)
+    assert sum(len(b["text"]) for b in [*built.system, *built.messages[0]["content"]]) < 24_000
+    # What is printed beforehand is what is sent, the tools with their schemas included.
+    assert all(json.dumps(tool) in told(ctx) for tool in built.tools)

@@ -11,12 +11,12 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from flyjax.config import Range
+from flyjax.config import SIMULATION_TUNABLE, Range
 from flyjax.search import tree
 from flyjax.search.interface import ROOT, Context
 from flyjax.search.prices import image_tokens, text_tokens
 from flyjax.search.proposers.drafts import drafts_text, wanted_text
-from flyjax.search.proposers.results import history_text, is_blind, new_nodes_text, node_folder, shown
+from flyjax.search.proposers.results import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
 from flyjax.search.proposers.rules import generator
 from flyjax.search.proposers.tools import expected_tool, tools
 from flyjax.search.protocol import rules
@@ -27,23 +27,27 @@ from flyjax.search.strategy import deal, holds
 #: Tunable parameters that shape the compiled program; all others are numbers inside it.
 STATIC = ("batch_size",)
 
+CACHE_S = 300  # how long the service keeps a cached prefix; a call that comes later pays for writing it and never reads it
 MAX_SCORES = 200  # UCB lines, highest first
+MAX_TOLD, MAX_TOLD_LINES = 300, 12  # what is told of a previous answer: characters of a line, lines
 MAX_IMAGES = 20  # above 20 the service lowers the size it accepts
 MAX_IMAGE_BYTES = 3_500_000
 
 INSTRUCTIONS = """\
 You are the proposer of a hyper-parameter search. A program trains the candidates you propose, measures them, \
-keeps the records and asks you again after every iteration. The protocol that follows is binding.
+keeps the records and asks you again after every iteration. The protocol that follows is how you work; where it and \
+these lines or the request differ, these lines and the request hold.
 
 How you act: call the tool that the request names, once, and put everything into its fields; text outside \
 the call is not read. You have no files, no shell and no seeds. Where the protocol tells you to write into the \
 log or to edit itself, fill the matching fields and the program writes. Every answer is checked: names, types, \
 ranges, lengths. A refused answer comes back with the reasons, twice at most; after that the built-in rules \
-fill what is still wrong.
+fill what is still wrong, and the next request says so.
 
 - Every iteration trains K candidates at once. Each proposal names its own parent, any trained node of the block \
 (it need not be the newest or the chosen one; "root" is a parent only where a block opens), and only the parameters \
-it changes against that parent: one, to learn what it does, or several at once, to get further. Within a block's \
+it changes against that parent: one, to learn what it does, or several at once, to get further. The highest UCB is \
+the protocol's choice of a parent and yours unless you have a better one. Within a block's \
 simulation no configuration is proposed twice, except as a robustness-test, whose list of changes is empty.
 - The reversion check, as code applies it: a proposal that changes one parameter alone, to a value that a node older \
 than its parent has, must name that node as parent (of several the nearest ancestor, else the one whose configuration \
@@ -53,6 +57,8 @@ step you expect to gain) or explore (one that tells something).
 - `chosen` is the new node that stands for this iteration: its R2 is the iteration's in every measure. That is the \
 best new one, unless you have a reason for another (say so).
 - In the log you write Activity and Observation of each node; the program fills in the other lines.
+- At a block end an edit of the protocol is the rule. Without a cause in the measures leave it as it is, and give \
+that as the reason.
 - Numbers are plain JSON numbers inside their range. One line of plain text per log field.
 - `notes` replaces the memory notes (the protocol says what they hold). An empty string keeps them as they are. A \
 principle has to name its nodes ("nodes 3, 5 and 9"): one that names fewer than three is moved to the open questions.
@@ -80,11 +86,11 @@ class Prompt:
 def _kind(name: str, span: Range) -> str:
     if name in STATIC:
         return "static: each value is a group of its own, trained one after the other"
-    note = "free: traced, candidates may differ at no cost"
+    note = "free: traced, values that differ need no compilation of their own"
     if name == "noise_model_level":
-        note += "; each distinct level needs its own training recording"
+        note += "; each distinct level is another recording to make and to hold"
     if name == "data_augmentation_loop":
-        note += "; training time is proportional to it"
+        note += "; steps are proportional to it, and the longest candidate sets the time of all beside it"
     return note
 
 
@@ -103,6 +109,7 @@ def setting_text(context: Context) -> str:
             + (f"; it ends at {', '.join(f'{k}={shown(v)}' for k, v in limits.items())}" if limits else ""),
             f"Setting: circuit of extent {rings} ({3 * rings * (rings + 1) + 1} columns), model variant {e.model.variant}, width "
             f"{e.model.width}, {e.model.embedding_size} embedding dimensions; seeds: {seeds} for a node, {roots} for a root",
+            f"Simulation of this block: {pairs({k: simulation[k] for k in SIMULATION_TUNABLE if k in simulation})}",
             "Optimiser steps of a training: 0.2 x n_frames x data_augmentation_loop / batch_size, "
             f"{max(1, steps):,} at the root's values in this block",
         ]
@@ -232,6 +239,26 @@ def feedback_text(context: Context, previous: str = "") -> str:
     return "\n".join([*lines, "Answer again, complete, with these corrected."])
 
 
+def replaced_text(context: Context) -> str:
+    """What became of the previous step's answer, where it was not carried out as given."""
+    last = context.state.step or {}
+    told = [*(last.get("fallbacks") or ()), *(last.get("reversions") or ())]
+    told += [f"moved to the open questions, too few nodes: {line}" for line in last.get("demoted") or ()]
+    ended = context.state.blocks[last["block"]].ended if last.get("block") in context.state.blocks else None
+    if ended and (ended.get("edit") or {}).get("refused"):
+        told.append(ended["edit"]["reason"])
+    if not told:
+        return ""
+    lines = [f"- {line[:MAX_TOLD]}" for line in told[:MAX_TOLD_LINES]]
+    return "\n".join(["Of your previous step's answer not as you gave it:", *lines])
+
+
+def _is_cached(context: Context) -> bool:
+    """Whether the next call is likely to come while the service still keeps what this one writes: as the last one did."""
+    last = context.state.step
+    return last is None or context.state.last_time - last["time"] < CACHE_S
+
+
 def block_line(context: Context) -> str:
     return f"Block info: block {context.block}, iteration {context.iter_in_block}/{context.n_iter_block} within block"
 
@@ -283,6 +310,7 @@ def build(context: Context, previous: str = "") -> Prompt:
     header = f"UCB scores ({tree.UCB_FORMULA}, c={context.experiment.search.ucb_c:g}):"
     last = [
         measures_text(context),
+        replaced_text(context),
         drafts_text(context),
         feedback_text(context, previous),
         request_text(context),
@@ -295,10 +323,9 @@ def build(context: Context, previous: str = "") -> Prompt:
         content += [{"type": "text", "text": label}, {"type": "image", "source": source}]
     content.append({"type": "text", "text": "\n\n".join(filter(None, last))})
     # Tools, then system, then messages: everything up to the mark is the same bytes in every call of a block.
-    system = [
-        {"type": "text", "text": INSTRUCTIONS},
-        {"type": "text", "text": context.protocol or "(no protocol)", "cache_control": {"type": "ephemeral"}},
-    ]
+    system: list[dict[str, Any]] = [{"type": "text", "text": INSTRUCTIONS}, {"type": "text", "text": context.protocol or "(no protocol)"}]
+    if _is_cached(context):
+        system[-1]["cache_control"] = {"type": "ephemeral"}
     offered = tools(context.experiment, context.drafts is not None)
     words = sum(text_tokens(b["text"]) for b in [*system, *content] if b["type"] == "text")
     words += text_tokens(json.dumps(offered)) + 1_000  # what the service adds for tool use
@@ -307,10 +334,10 @@ def build(context: Context, previous: str = "") -> Prompt:
 
 
 def render_prompt(context: Context) -> str:
-    """The whole prompt as text, images named: what `--dry-run` prints."""
+    """The whole prompt as text, the tools as they are sent, images named: what `--dry-run` prints."""
     prompt = build(context)
-    parts = ["=== system, cached ==="] + [b["text"] for b in prompt.system] + ["=== tools ==="]
-    parts += [f"{t['name']}: {', '.join(t['input_schema']['properties'])}" for t in prompt.tools] + ["=== user ==="]
+    parts = ["=== system, cached ===" if _is_cached(context) else "=== system ==="] + [b["text"] for b in prompt.system]
+    parts += ["=== tools ===", *(json.dumps(t, ensure_ascii=False) for t in prompt.tools), "=== user ==="]
     for block in prompt.messages[0]["content"]:
         if block["type"] == "text":
             parts.append(block["text"])

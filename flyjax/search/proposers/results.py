@@ -26,6 +26,8 @@ LEGEND = {
     "wall_s": "of the program that trained the node together with others, in s",
 }
 
+OWN = ("", "llm")  # who proposed a node that is the model's own, or the block's root
+MAX_WORDS = 400  # characters of what is told again of a block's end
 MAX_ROWS = 400  # nodes in the history: 64 candidates an iteration would fill a context window
 COURSE = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the steps
 
@@ -69,7 +71,19 @@ def _table_row(context: Context, node: Node) -> str:
     else:
         result = (", ".join(f"{k}={number(node.metrics[k])}" for k in names) or node.status) + _seeds(node)
     config = pairs(_against_root(context, node)) or "root configuration"
-    return f"{node.id} | {node.block}.{node.iter_in_block} | {node.parent} | {node.strategy} | {config} | {result}"
+    by = "" if node.by in OWN else f" (by {node.by})"
+    return f"{node.id} | {node.block}.{node.iter_in_block} | {node.parent} | {node.strategy}{by} | {config} | {result}"
+
+
+def _ended(context: Context, number: int) -> list[str]:
+    """How a past block ended, in the model's own words where it had them: what its edits of the rules are judged by."""
+    ended, edits = context.state.blocks[number].ended, context.state.edits
+    if ended is None:
+        return []
+    made = [e for e in edits if e["block"] == number and e["by"] != "user"]
+    reason = str((ended.get("edit") or {}).get("reason") or "")[:MAX_WORDS]
+    edit = f"protocol edited{' by the rules' if made[-1]['by'] == 'rules' else ''}: {reason}" if made else f"protocol not edited: {reason}"
+    return [f"-> end of block {number}: {str(ended['summary'])[:MAX_WORDS]}; {ended['measures']['text']}; {edit}"]
 
 
 def _kept(context: Context) -> set[int]:
@@ -111,6 +125,7 @@ def history_text(context: Context) -> str:
             for i in block.iterations
             if i in state.choices
         ]
+        lines += _ended(context, block.number)
     return "\n".join(lines)
 
 
