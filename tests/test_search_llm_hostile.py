@@ -10,7 +10,6 @@ from dataclasses import replace
 from contextlib import contextmanager
 from types import SimpleNamespace
 
-import anthropic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,14 +20,15 @@ from flyjax.search import protocol
 from flyjax.search.asking import ask
 from flyjax.search.interface import BadAnswer, Paused
 from flyjax.search.journal import clean
-from flyjax.search.proposers import llm, prompt
+from flyjax.search.proposers import llm, prompt, transport
 from flyjax.search.space import next_simulation, resolve, validate_step
 
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch):
     monkeypatch.setenv(llm.KEY_NAME, KEY)
-    monkeypatch.setattr(anthropic._base_client, "INITIAL_RETRY_DELAY", 0.0)
+    monkeypatch.setattr(transport, "BACKOFF_S", 0.01)
+    monkeypatch.setattr(transport, "ERROR_S", 0.1)
 
 
 @contextmanager
@@ -259,6 +259,14 @@ HOSTILE_ANSWERS = [
     (raw(b"x" * 1_000_000, status=500, content_type="text/plain"), "paused"),
     (raw(b"", status=301), "paused"),
     (raw(b"oops", status=418), "paused"),
+    *[(replace(error(status), cut=5), "paused") for status in (401, 429, 500, 502, 529)],
+    (replace(error(500), drip=0.05), "paused"),
+    (raw(b"no gzip", status=502, content_type="text/html"), "paused"),
+    (replace(raw(b"no gzip", status=502), headers={"content-encoding": "gzip"}), "paused"),
+    (replace(raw(b"no gzip"), headers={"content-encoding": "gzip"}), "paused"),
+    (replace(raw(b"{}", status=429), headers={"retry-after": "Mon, 01 Jan 99999999999999999999 00:00:00 GMT"}), "paused"),
+    (_spoiled(notes="## Established principles\n- lowering helps: node 2" + ", " * 60 + "x"), "done"),
+    (_spoiled(next_simulation={}), "done"),  # inside a block nobody reads it
     (replace(raw(b"{}", status=429), headers={"retry-after": "Thu, 01 Jan 2099 00:00:00 GMT"}), "paused"),
 ]
 
@@ -331,7 +339,7 @@ def test_an_edit_outside_its_walls_is_refused(served, monkeypatch, tmp_path, edi
     step = llm.LLMProposer(ctx.experiment).step(ctx)
     problems = [str(p) for p in validate_step(ctx, step)]
     if edit[1] == "a\u202eb":  # the mark is taken away before anything sees it
-        assert problems == [] and "a b" in protocol.apply_edit(PROTOCOL, step.protocol_edit)
+        assert problems == [] and "ab" in protocol.apply_edit(PROTOCOL, step.protocol_edit)
     else:
         assert problems and all(p.startswith("protocol_edit") for p in problems)
 
@@ -340,7 +348,10 @@ def test_no_changes_needed_needs_its_reason(served, monkeypatch, tmp_path):
     server, now = served
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     ctx = context(tmp_path, iterations=3)
-    for reason, fine in (("branching 50 %, improvement 40 %, no plateau", True), ("", False), ("  \n ", False), ("No changes needed.", False)):
+    for reason, fine in (("branching 50 %, improvement 40 %, no plateau", True), ("", False), ("  \n ", False), ("No changes needed.", False),
+                         ("No changes needed at this time.", False), ("No edits required.", False), ("Nothing to change", False),
+                         ("n/a n/a", False), ("No changes are needed to the protocol now", False), ("No changes needed: it climbs", True),
+                         ("because " + "blah " * 1_000, False)):  # fmt: skip
         now["answer"] = Player(edit=("", "", reason))
         step = llm.LLMProposer(ctx.experiment).step(ctx)
         assert (validate_step(ctx, step) == []) == fine
