@@ -171,7 +171,8 @@ def test_what_became_of_an_answer_is_told_with_the_next_request(play):
     assert " | exploit (by rules) | " in second and " | exploit (by llm)" not in second
     assert "- moved to the open questions, too few nodes: - edge_diff helps (node 2)" in third
     later = prompt_text(requests[-1])
-    assert re.search(r"^-> end of block 1: more of it helped; branching rate .*; protocol edited.*: branching rate 0 %", later, re.M)
+    ended = next(x for x in later.splitlines() if x.startswith("-> end of block 1: more of it helped; branching rate 0%, "))
+    assert "; protocol edited" in ended and "a force-branch row added" in ended  # the rules' edit, in the place of the refused one
     assert "old occurs 0 times" in prompt_text(requests[9])
 
 
