@@ -7,8 +7,11 @@ This is where the rooms meet. The search loop, a sweep and a single training all
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
+from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
 from flyjax.errors import UserError
@@ -122,6 +126,12 @@ class Recordings:
         while train and sum(sizes) + max(sizes) > self._room:
             del self._held[train.pop(0)], sizes[0]
 
+    @property
+    def room(self) -> int:
+        """How many recordings like those held may be in memory at once, one at least."""
+        largest = max((r.voltage.nbytes for (split, _), r in self._held.items() if split == "train"), default=1)
+        return max(1, int(self._room // largest))
+
     def train(self, level: float) -> Recording:
         """Training split at a process-noise level (std per step)."""
         return self._get("train", level)
@@ -191,6 +201,44 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
         if best is None or one.final_loss < best[0]:
             best = (one.final_loss, result)
     return per_seed, best and best[1]
+
+
+def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Trained]], recordings: Recordings) -> Iterator[tuple]:
+    """`judge` of every node, in order; several at once, because half of what one takes uses a single core.
+
+    The first alone: it compiles what all use. No more at a time than have room for a recording each.
+    """
+    jobs = zip(specs, trained, strict=True)
+    n_workers = max(1, min(_cores(), len(specs) - 1, recordings.room))
+    ahead: deque[Future] = deque()
+    # One thread of BLAS each: the cores are taken, and sums do not depend on who else is judged.
+    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
+        try:
+            yield judge(learner, *next(jobs), recordings)
+            for spec, runs in jobs:
+                held = _Held(recordings.train(spec.training.noise_model_level), recordings.test)
+                ahead.append(threads.submit(judge, learner, spec, runs, held))
+                if len(ahead) > n_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The two recordings of one node, for a thread: getting them changes what `Recordings` holds."""
+
+    own: Recording
+    test: Recording
+
+    def train(self, level: float) -> Recording:
+        return self.own
 
 
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
@@ -291,9 +339,9 @@ def train_nodes(
         halving=halving,
     )
     out: dict[int, dict] = {}
-    for spec, runs in zip(specs, trained, strict=True):
+    say("judging")
+    for spec, runs, (per_seed, evaluation) in zip(specs, trained, judged(learner, specs, trained, recordings), strict=True):
         say(f"judging node {spec.id}")
-        per_seed, evaluation = judge(learner, spec, runs, recordings)
         _write_node(run_dir, experiment, simulation, spec, runs, per_seed, evaluation, recordings)
         metrics = pool(per_seed) if evaluation is not None else None
         reason = "" if evaluation is not None else per_seed[0]["reasons"]["connectivity_R2"]
