@@ -169,6 +169,25 @@ def test_an_iteration_improves_only_beyond_noise():
     assert "improvement rate 100% (3 of the improvements noise)" in tree.measure(fold(rows), 1).describe()
 
 
+def test_patience_and_measures_know_rewards_below_zero():
+    """As held-out prediction has them: a failed node is no improvement on -2, and no best to be beaten."""
+    rows = events([[("root", -2.0)], [(1, None)], [(1, -1.5)], [(3, -1.0)]])
+    ends = [k for k, e in enumerate(rows) if e["event"] in ("node_finished", "node_failed")]
+    assert [tree.stale(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 0]
+    state = fold(rows)
+    assert tree.rewards(state, 1) == [-2.0, -2.0, -1.5, -1.0]
+    assert tree.measure(state, 1).improvement == pytest.approx(2 / 3)
+    assert tree.best_configuration(fold(events([[("root", -2.0), ("root", None)]]))).id == 1
+
+
+def test_a_lost_seed_is_never_better_than_the_worst():
+    rows = events([[("root", -5.0), ("root", -5.0), ("root", 0.5)]])
+    for event, seeds in zip(rows[2:], ([-5.0, None], [-5.0, -5.0], [0.5, None])):
+        event["per_seed"] = [{"connectivity_R2": v} for v in seeds]
+    rewards = [n.reward for n in fold(rows).nodes.values()]
+    assert rewards == [-5.0, -5.0, 0.25]
+
+
 def test_a_block_is_measured_against_itself_its_first_iteration_against_the_run():
     first, second = events([[("root", 0.8)]]), events([[("root", 0.5)], [(2, 0.6)], [(3, 0.6)]])
     moved = []
