@@ -97,14 +97,16 @@ def _entries(state: State) -> str:
 
 
 def _without(text: str, read: str) -> str:
-    """A text less the lines that were read, wherever they stand together; a changed line was not read."""
+    """A text less the lines that were read, whatever was put between them; where one was changed, all of it is new."""
     if len(read) >= MAX_INPUT:  # cut off somewhere
         return text.removeprefix(read).strip()
-    lines, gone = text.split("\n"), read.split("\n")
-    for k in range(len(lines) - len(gone) + 1):
-        if lines[k : k + len(gone)] == gone:
-            return "\n".join(lines[:k] + lines[k + len(gone) :]).strip()
-    return text
+    left, gone = [], read.split("\n")
+    for line in text.split("\n"):
+        if gone and line == gone[0]:
+            gone.pop(0)
+        else:
+            left.append(line)
+    return text if gone else "\n".join(left).strip()
 
 
 def _indented(text: str) -> str:

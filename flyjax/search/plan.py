@@ -44,8 +44,7 @@ def plan_of(state: State) -> IterationPlan | None:
     nodes = tuple(state.nodes[i] for i in now.nodes)
     done = tuple(n.id for n in nodes if n.status != "running")
     simulation = state.blocks[now.block].simulation
-    listed = [s["data_path"] for s in state.experiment.get("search", {}).get("simulations", ()) if "data_path" in s]
-    if "data_path" in simulation and simulation["data_path"] not in listed:
+    if "data_path" in simulation:
         # Where the videos lie today, not where they lay when the block began.
         simulation = {**simulation, "data_path": state.experiment["simulation"]["data_path"]}
     return IterationPlan(now.number, now.block, now.iter_in_block, simulation, nodes, done)
