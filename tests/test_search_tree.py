@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flyjax.search import tree
 from flyjax.search.moves import moves
+from flyjax.search.proposers.rules import observe
 from flyjax.search.state import fold
 
 
@@ -184,8 +185,9 @@ def test_a_lost_seed_is_never_better_than_the_worst():
     rows = events([[("root", -5.0), ("root", -5.0), ("root", 0.5)]])
     for event, seeds in zip(rows[2:], ([-5.0, None], [-5.0, -5.0], [0.5, None])):
         event["per_seed"] = [{"connectivity_R2": v} for v in seeds]
-    rewards = [n.reward for n in fold(rows).nodes.values()]
-    assert rewards == [-5.0, -5.0, 0.25]
+    nodes = fold(rows).nodes
+    assert [n.reward for n in nodes.values()] == [-5.0, -5.0, 0.25]
+    assert "1 of 2 seeds without a result count as -5" in observe(fold(rows), nodes[1])
 
 
 def test_a_block_is_measured_against_itself_its_first_iteration_against_the_run():

@@ -71,7 +71,8 @@ def run_loop(
     `approve(plan)` before an iteration begins, False pauses the run.
 
     **Raises:** `UserError` in one line for a run in use, a damaged journal, a changed config, a bad
-    protocol, a full disk, and whatever the proposer cannot mend; the run stays resumable.
+    protocol, a full disk, a directory that is not the run's, and whatever the proposer cannot mend; any other
+    error as it came. The run stays resumable.
     """
     if not has_begun(run_dir):
         check_free(run_dir)
@@ -93,7 +94,7 @@ def run_loop(
         except Exception as error:
             told = _told(error)
             loop.pause(told, error)
-            if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+            if _is_of_disk(error):
                 raise UserError(told) from None
             raise
         finally:
@@ -101,9 +102,13 @@ def run_loop(
         return loop.outcome
 
 
+def _is_of_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError))
+
+
 def _told(error: Exception) -> str:
     """An error that nobody foresaw, in one line."""
-    if isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError)):
+    if _is_of_disk(error):
         where = f" {error.filename}" if error.filename else ""
         return f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
     first = next(iter(without_key(str(error)).strip().splitlines()), "")
