@@ -148,7 +148,8 @@ def exploit(
     yield _combined(tried, parent, own, HARMLESS)
     # 2: the parent's own step again, if it helped.
     start = state.nodes.get(parent.parent) if isinstance(parent.parent, int) else None
-    if start is not None and parent.changes and score(parent) > score(start):
+    worth = worths([parent, *([start] if start is not None else [])])
+    if start is not None and parent.changes and worth[parent.id] > worth[start.id]:
         yield _again(ranges, parent, start.config)
     # 3: first moves nobody tried, one after the other with steps between, so that neither starves.
     fresh = (c for c in first_moves(hints, ranges, parent.config) if not set(c) & names_tried)
