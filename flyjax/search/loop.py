@@ -22,19 +22,12 @@ from flyjax.search.people import acknowledge, edited_protocol, pending_input, wr
 from flyjax.search.plan import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
 from flyjax.search.protocol import EditRefused, apply_edit, body, carry_over, diff, instantiate, rules, with_body
 from flyjax.search.ranges import derive_seed
+from flyjax.search.resuming import check_unchanged, flat
 from flyjax.search.space import block_simulation, root_config
 from flyjax.search.state import State, apply, fold
 from flyjax.search.tree import measure
 
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
-
-#: What may differ between the config of a run and the config it is resumed with.
-CHANGEABLE = (
-    "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
-    "search.max_disk_gb", "search.target", "search.patience", "search.n_blocks", "search.proposer", "search.transcript",
-    "search.llm",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -113,14 +106,6 @@ def _stimuli(experiment: Experiment, given: tuple[str, ...] | None) -> tuple[str
     return tuple(given)
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in data.items():
-        inner = isinstance(value, dict) and f"{prefix}{key}" not in CHANGEABLE and value
-        out.update(_flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
-    return out
-
-
 class _Loop:
     """One session. `state` is always the fold of the journal."""
 
@@ -161,13 +146,8 @@ class _Loop:
                 stand_ins=stand_ins, made_with=self.made_with,
             )  # fmt: skip
         else:
-            was, now = _flat(self.state.experiment), _flat(own)
-            for key in sorted(set(was) | set(now)):
-                if was.get(key) != now.get(key) and key not in CHANGEABLE:
-                    raise UserError(
-                        f"the config differs from the one {self.run_dir} began with: {key} was {was.get(key)}, is "
-                        f"{now.get(key)}; restore it, or choose another --run"
-                    )
+            check_unchanged(self.state.experiment, own, self.run_dir)
+            was, now = flat(self.state.experiment), flat(own)
             limit, why = self.next_nodes()
             if self.state.finished == EXHAUSTED and was == now:
                 limit = 0  # the same space holds nothing more
