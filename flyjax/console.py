@@ -127,7 +127,7 @@ class LaneTable:
 class Lines:
     """Progress where nobody looks at a terminal: a plain line now and then, for a file that somebody follows."""
 
-    def __init__(self, say, title: str, every: float = EVERY_S, clock=time.monotonic):
+    def __init__(self, say, title: str, every: float, clock=time.monotonic):
         self._say, self._title, self._every, self._clock = say, title, every, clock
         self._began: tuple[float, int] | None = None
         self._told = clock()  # what takes less than a line's time says nothing
@@ -181,7 +181,7 @@ class Console:
             TimeRemainingColumn(),
             console=self._rich,
         )
-        lanes, lines = LaneTable(ids), Lines(self.say, title)
+        lanes, lines = LaneTable(ids), Lines(self.say, title, EVERY_S)
         seen = self._rich.is_terminal or self._rich.is_jupyter
         live = Live(Group(bar, lanes), console=self._rich, transient=True, refresh_per_second=4) if seen else nullcontext()
         with stoppable() as check, live:
@@ -303,7 +303,7 @@ class Console:
         try:
             answer = self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ", markup=False)
         except (EOFError, RuntimeError):  # nobody there to ask
-            self.say("nobody answered: --approve needs a terminal; without it the same command goes on by itself")
+            self.say("\nnobody answered: nothing is lost; --approve needs a terminal, without it the same command goes on by itself")
             return False
         if answer.strip().lower() in ("y", "yes"):
             return True

@@ -29,7 +29,7 @@ def exhausted(error: BaseException) -> str | None:
     if number in (errno.ENOSPC, errno.EDQUOT) or any(words in text for words in no_room):
         where = f" ({error.filename})" if getattr(error, "filename", None) else ""
         return f"the disk is full{where}: nothing is lost; make room and run the same command again"
-    if isinstance(error, MemoryError) or number == errno.ENOMEM or "RESOURCE_EXHAUSTED" in text:
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or any(words in text for words in ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")):
         told = text.partition("RESOURCE_EXHAUSTED: ")[2] or text
         return (
             f"out of memory ({told[:120] or type(error).__name__}): free some and run the same command again, or begin another --run with "

@@ -62,13 +62,13 @@ def spent_text(experiment: Experiment, state: State) -> str:
     parts = [_counted(str(done), search.max_nodes and str(search.max_nodes), "node" if (done, search.max_nodes) == (1, None) else "nodes")]
     if spent.calls:
         tokens = spent.input_tokens + spent.output_tokens
-        some = "" if not spent.unpriced_calls else f" and {spent.unpriced_calls} calls {NOT_REPORTED}"
+        some = "" if not spent.unpriced_calls else f" (of {spent.unpriced_calls} calls {NOT_REPORTED})"
         parts += [
             _counted(str(spent.calls), None if search.max_calls is None else str(search.max_calls), "call" if spent.calls == 1 else "calls"),
             _counted(f"{tokens:,}", None if search.max_tokens is None else f"{search.max_tokens:,}", "tokens"),
             f"cost {NOT_REPORTED}"
             if spent.unpriced_calls >= spent.calls
-            else _counted(dollars(spent.usd) + some, None if search.max_usd is None else f"${search.max_usd:.12g}", "paid"),
+            else _counted(dollars(spent.usd), None if search.max_usd is None else f"${search.max_usd:.12g}", "paid") + some,
         ]
     limit = None if search.max_wall_s is None else duration(search.max_wall_s)
     return ", ".join([*parts, _counted(duration(state.wall_s), limit, "worked")])
