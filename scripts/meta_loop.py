@@ -65,19 +65,22 @@ def main(
     from flyjax.console import Console, with_stand_ins
     from flyjax.errors import UserError
     from flyjax.nodes import make_run_dir
-    from flyjax.search.resuming import check_unchanged, experiment_of, taken_up
+    from flyjax.search.opening import changed_settings, check_free
+    from flyjax.search.resuming import begun, taken_up
 
     console = Console()
     run_dir = run_dir or Path("runs") / experiment.name
     make_run_dir(run_dir, only_look=True)  # Journal makes it
-    unasked, was, changed = experiment.search.proposer == "auto", experiment_of(run_dir), []
-    if was is not None:
-        experiment, changed = taken_up(experiment, was)
+    unasked, was, changed = experiment.search.proposer == "auto", begun(run_dir), []
+    if was is None:
+        check_free(run_dir)
+    else:
+        experiment, changed = taken_up(experiment, was.experiment)
     experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     if was is not None:
-        check_unchanged(was, experiment.model_dump(mode="json"), run_dir)
+        changed_settings(was, experiment, run_dir)
     if changed:
         console.say(f"{run_dir} has begun; this call changes")
         for line in changed:

@@ -4,23 +4,13 @@ import pytest
 from search_contexts import events, experiment
 
 from flyjax.config import parse_experiment
-from flyjax.errors import UserError
-from flyjax.search.resuming import changeable, check_unchanged, differences, taken_up
+from flyjax.search.resuming import changeable, taken_up
 from flyjax.search.standing import left, left_text, seconds_left, spent_text
 from flyjax.search.state import fold
 
 
 def dumped(**search):
     return experiment(**search).model_dump(mode="json")
-
-
-def test_only_what_changes_no_result_may_differ():
-    was = dumped(max_usd=5)
-    assert differences(was, dumped(max_usd=2, n_blocks=7, proposer="tpe", llm={"model": "m", "prices": dict.fromkeys(("input", "output", "cache_write", "cache_read"), 1)})) == []
-    other = dumped(ucb_c=2, n_candidates=4)
-    assert differences(was, other) == ["search.n_candidates was 3, is 4", "search.ucb_c was 1.414, is 2.0"]
-    with pytest.raises(UserError, match="the config differs from the one a/run began with: search.n_candidates was 3, is 4; restore it, or choose another --run"):
-        check_unchanged(was, other, "a/run")
 
 
 def test_what_a_call_does_not_name_is_the_runs_own():

@@ -122,6 +122,13 @@ def test_a_dry_run_refuses_what_the_run_refuses(call):
     assert dry[2] == "error: the config differs from the one run began with: search.ucb_c was 1.414, is 2.0; restore it, or choose another --run\n"
 
 
+def test_a_dry_run_refuses_a_folder_that_holds_something_else(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: other\n")
+    dry, real = call("--dry-run"), call()
+    assert dry == real and dry[0] == 2 and "run holds config.yaml but no journal.jsonl" in dry[2]
+
+
 @pytest.mark.parametrize("run", ["afile", "afile/x", "/proc/nope"])
 def test_what_cannot_be_a_run_directory_is_one_line(call, tmp_path, run):
     (tmp_path / "afile").write_text("")

@@ -1,4 +1,4 @@
-"""A run that is taken up again: what the config may change, what it must not, what it keeps unasked."""
+"""A run that is taken up again: what it keeps unasked, and what the call changes."""
 
 from __future__ import annotations
 
@@ -7,44 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment, parse_experiment
-from flyjax.errors import UserError
-from flyjax.search.journal import NAME, fold, read_journal
+from flyjax.search.journal import fold, read_journal
+from flyjax.search.opening import CHANGEABLE, has_begun
+from flyjax.search.state import State
 
-#: What may differ between the config of a run and the config it is resumed with.
-CHANGEABLE = (
-    "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
-    "search.max_disk_gb", "search.target", "search.patience", "search.n_blocks", "search.proposer", "search.transcript",
-    "search.llm",
-)  # fmt: skip
-
-
-def flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by dotted name; what is changeable is not taken apart."""
-    out = {}
-    for key, value in data.items():
-        inner = isinstance(value, dict) and f"{prefix}{key}" not in CHANGEABLE and value
-        out.update(flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
-    return out
-
-
-def differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What differs between two experiments and must not, a phrase each."""
-    was, now = flat(was), flat(now)
-    return [f"{k} was {was.get(k)}, is {now.get(k)}" for k in sorted({*was, *now}) if was.get(k) != now.get(k) and k not in CHANGEABLE]
-
-
-def check_unchanged(was: Mapping[str, Any], now: Mapping[str, Any], run_dir: str | Path) -> None:
-    """**Raises:** `UserError` where a run would go on with another experiment than it began with."""
-    found = differences(was, now)
-    if found:
-        raise UserError(f"the config differs from the one {run_dir} began with: {found[0]}; restore it, or choose another --run")
-
-
-def experiment_of(run_dir: str | Path) -> dict[str, Any] | None:
-    """The experiment of a run that has begun, as it was last called; None where none has."""
-    if not (Path(run_dir) / NAME).is_file():
-        return None
-    return fold(read_journal(run_dir)).experiment or None
+def begun(run_dir: str | Path) -> State | None:
+    """A run that has begun, as it was last called; None where none has."""
+    state = fold(read_journal(run_dir)) if has_begun(run_dir) else None
+    return state if state is not None and state.started else None
 
 
 def changeable(data: Mapping[str, Any]) -> dict[str, Any]:

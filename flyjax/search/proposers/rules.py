@@ -185,7 +185,7 @@ def observe(state: State, node: Node) -> str:
     if node.status == "failed":
         return f"failed: {node.reason}"
     lost = node.spread.get("lost")
-    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as 0)" if lost else "")
+    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})" if lost else "")
     root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
     start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
     if start is None or start is node:
