@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 import weakref
+from contextlib import nullcontext
 
 import pytest
 
@@ -78,7 +79,7 @@ def test_a_script_stops_with_130_also_when_its_interrupt_got_lost(root, monkeypa
     monkeypatch.setattr(cli, "quiet_libraries", lambda: None)
 
     def app(standalone_mode):
-        with stoppable() if nested else pytest.MonkeyPatch.context():
+        with stoppable() if nested else nullcontext():
             Dying()
 
     with pytest.raises(SystemExit) as end:
