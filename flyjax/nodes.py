@@ -23,7 +23,7 @@ import yaml
 from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
-from flyjax.errors import UserError
+from flyjax.errors import UserError, in_one_line
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
 from flyjax.recovery import Evaluation, evaluate, extract
@@ -49,6 +49,22 @@ class NodeSpec:
 def node_folder(run_dir: Path, node: int) -> Path:
     """nodes/NNNN of a run."""
     return Path(run_dir) / "nodes" / f"{node:04d}"
+
+
+def make_run_dir(run_dir: Path, only_look: bool = False) -> None:
+    """Make a run directory where absent; `only_look` finds out whether that could work.
+
+    **Raises:** `UserError` where a file is in the way, or the system refuses.
+    """
+    there = next((p for p in (Path(run_dir), *Path(run_dir).parents) if p.exists()), Path("."))
+    why = f"{there} is a file" if not there.is_dir() else None if os.access(there, os.W_OK) else f"{there} cannot be written"
+    try:
+        if why is None and not only_look:
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror
+    if why is not None:
+        raise UserError(f"cannot make the run directory {run_dir}: {why}; choose another --run")
 
 
 def with_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Simulation:
@@ -279,6 +295,7 @@ def _write_node(run_dir, experiment, simulation, spec, trained, per_seed, evalua
         write_figures(folder / "figures", evaluation, train, recordings.test)
 
 
+@in_one_line()
 def train_nodes(
     experiment: Experiment,
     specs: Sequence[NodeSpec],
@@ -367,7 +384,6 @@ def drop_checkpoints(run_dir: Path) -> None:
 def devices() -> dict[str, Any]:
     """What this runs on, for the journal and the report."""
     import importlib.metadata as metadata
-    import os
     import platform
 
     first = jax.local_devices()[0]
