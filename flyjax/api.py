@@ -9,7 +9,7 @@ from typing import Any
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.errors import UserError
 from flyjax.model import Learner, make_learner
-from flyjax.nodes import NodeSpec, Recordings, check_readable, judge, learner_for, pool
+from flyjax.nodes import NodeSpec, Recordings, check_readable, judged, learner_for, pool
 from flyjax.recording import Recording
 from flyjax.training import Trained, train_sweep
 
@@ -39,6 +39,8 @@ class CandidateResult:
 
 class _Given:
     """A single recording in the place of a run's recordings."""
+
+    room = 1_000  # it is there once, however many ask
 
     def __init__(self, recording: Recording):
         self._train, self._others = recording, Recordings(recording.simulation)
@@ -97,8 +99,8 @@ def train_candidates(
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [tuple(seeds)] * len(trainings), by_level, on_progress=on_progress)
     results = []
-    for k, (training, runs) in enumerate(zip(trainings, trained, strict=True)):
-        per_seed, evaluation = judge(learner, NodeSpec(k, training, tuple(seeds)), runs, recordings)
+    specs = [NodeSpec(k, training, tuple(seeds)) for k, training in enumerate(trainings)]
+    for training, runs, (per_seed, evaluation) in zip(trainings, trained, judged(learner, specs, trained, recordings), strict=True):
         results.append(
             CandidateResult(
                 training, pool(per_seed), [r.params for r in runs], tuple(seeds), per_seed, runs, evaluation, learner

@@ -476,6 +476,7 @@ def load_experiment(path: str | Path, overrides=()) -> Experiment:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
     if isinstance(data, dict):
+        data.pop("made_with", None)  # what a run adds to its own config.yaml
         data.setdefault("name", path.stem)
         data = apply_overrides(data, overrides)
     return parse_experiment(data, str(path))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-import signal
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console as RichConsole
@@ -18,15 +15,20 @@ from rich.table import Table
 
 from flyjax import nodes, recording, stimulus
 from flyjax.config import Experiment, Training, parse_experiment
+from flyjax.errors import UserError
+from flyjax.interrupts import stoppable
 from flyjax.recording import SPLITS
 from flyjax.report.html import write_report
 from flyjax.report.tables import cell, rich_table, visible
 from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.plan import IterationPlan, seeds_of
 from flyjax.search.space import block_simulation
+from flyjax.search.standing import left_text, limits_text, spent_text
 from flyjax.training import Progress as TrainingProgress
 from flyjax.training.planning import duration
 from flyjax.training.watching import make_watcher
+
+EVERY_S = 60  # between lines of progress where there is no terminal
 
 #: What may stand in for a data set that is not there, on request only.
 STAND_INS = {"DAVIS": "scenes_texture", "optical_flow": "scenes_flow"}
@@ -62,34 +64,6 @@ def with_stand_ins(experiment: Experiment, allowed: bool, needed: bool = True) -
     if span and span.get("values"):
         span["values"] = list(dict.fromkeys(missing.get(v, v) for v in span["values"]))
     return parse_experiment(data, "--allow-fallback"), available, used
-
-
-@contextmanager
-def stoppable():
-    """Ctrl-C that cannot get lost; gives a function that raises it once more.
-
-    Python ignores one that lands in a callback of its garbage collector, of which JAX has one.
-    """
-    asked = []
-
-    def stop(signum, frame):
-        asked.append(signum)
-        if frame is None or "gc_callback" not in frame.f_code.co_name:
-            raise KeyboardInterrupt
-
-    def check() -> None:
-        if asked:
-            raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
-        yield check
-        return
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield check
-        check()
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 class LaneTable:
@@ -150,6 +124,30 @@ class LaneTable:
         return table
 
 
+class Lines:
+    """Progress where nobody looks at a terminal: a plain line now and then, for a file that somebody follows."""
+
+    def __init__(self, say, title: str, every: float, clock=time.monotonic):
+        self._say, self._title, self._every, self._clock = say, title, every, clock
+        self._began: tuple[float, int] | None = None
+        self._told = clock()  # what takes less than a line's time says nothing
+
+    def _line(self, text: str) -> None:
+        if self._clock() - self._told >= self._every:
+            self._told = self._clock()
+            self._say(f"  {self._title}: {text}")
+
+    def update(self, progress: TrainingProgress, note: str) -> None:
+        """Take in a chunk."""
+        now, steps, total = self._clock(), progress.lane_steps, progress.total_lane_steps
+        begun, first = self._began = self._began or (now, steps)  # the chunk that compiled does not count
+        left = f", about {duration((total - steps) * (now - begun) / (steps - first))} left" if first < steps < total else ""
+        self._line(f"{steps:,} of {total:,} {note}{left}")
+
+    def stage(self, stage: str) -> None:
+        self._line(stage)
+
+
 class Console:
     """Prints for people; what it prints is also in the run directory."""
 
@@ -183,8 +181,10 @@ class Console:
             TimeRemainingColumn(),
             console=self._rich,
         )
-        lanes = LaneTable(ids)
-        with stoppable() as check, Live(Group(bar, lanes), console=self._rich, transient=True, refresh_per_second=4):
+        lanes, lines = LaneTable(ids), Lines(self.say, title, EVERY_S)
+        seen = self._rich.is_terminal or self._rich.is_jupyter
+        live = Live(Group(bar, lanes), console=self._rich, transient=True, refresh_per_second=4) if seen else nullcontext()
+        with stoppable() as check, live:
             task = bar.add_task(title, total=None, note="")
 
             def on_progress(p: TrainingProgress) -> None:
@@ -195,26 +195,36 @@ class Console:
                 r2 = "" if best is None else f", best R2 {best:.3f}"
                 lost = f", {p.n_diverged} diverged" if p.n_diverged else ""
                 program = f", program {p.group + 1}/{p.n_groups}" if p.n_groups > 1 else ""
-                bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=f"steps, {loss}{r2}{lost}{program}")
+                note = f"steps, {loss}{r2}{lost}{program}"
+                bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, note=note)
+                if not seen:
+                    lines.update(p, note)
 
             def on_stage(stage: str) -> None:
                 check()
                 bar.update(task, note=stage)
+                if not seen:
+                    lines.stage(stage)
 
             yield on_progress, on_stage
 
     def run(
         self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit, viewers: Sequence[str] = ()
     ) -> Outcome:
-        """The loop with a progress bar, a table after each iteration and a report."""
+        """The loop with a progress bar, a table after each iteration and a report.
+
+        **Raises:** `UserError` where the run pauses and somebody has to mend what stops it; where nobody approved of
+        an iteration it just pauses.
+        """
         run_dir = Path(run_dir)
         watcher = make_watcher(viewers, run_dir, experiment.name)
         search = experiment.search
         self.say(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
             f"candidates x {experiment.training.n_seeds} seeds (roots {seeds_of(experiment, True)}), "
-            f"extent {experiment.simulation.extent}, proposer {proposer.name}; run directory {run_dir}"
+            f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; run directory {run_dir}"
         )
+        declined, newest = [], []
 
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
             specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
@@ -230,15 +240,24 @@ class Console:
                     watcher=watcher,
                 )
 
+        def on_event(event, state) -> None:
+            newest[:] = [state]
+            self._on_event(event)
+
         def on_iteration(state, number: int) -> None:
             nodes.drop_checkpoints(run_dir)
             self._rich.print(rich_table(state, number))
             for line in _newest_ucb(run_dir):
                 self.say("  " + line)
+            rest = left_text(experiment, state)
+            self.say(f"  so far {spent_text(experiment, state)}" + (f"; {rest}" if rest else ""))
             write_report(run_dir)
 
-        run_dir.mkdir(parents=True, exist_ok=True)
-        logging.getLogger("flyjax").addHandler(logging.StreamHandler())
+        def approve(plan: IterationPlan) -> bool:
+            if not self._approve(plan, run_dir):
+                declined.append(plan.number)
+            return not declined
+
         try:
             outcome = run_loop(
                 experiment,
@@ -250,15 +269,21 @@ class Console:
                 available_stimuli=available,
                 stand_ins=stand_ins,
                 made_with={**nodes.devices(), "commit": commit},
-                on_event=lambda event, state: self._on_event(event),
+                on_event=on_event,
                 on_iteration=on_iteration,
-                approve=self._approve if ask else None,
+                approve=approve if ask else None,
                 warn=lambda line: self.say(f"warning: {line}"),
             )
+        except UserError:
+            if newest and newest[0].started:
+                self.say(f"paused after {spent_text(experiment, newest[0])}")
+            raise
         finally:
             watcher.close()
         report = write_report(run_dir)
-        self.say(f"{outcome.status}: {outcome.reason}. Report: {report}")
+        self.say(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
+        if outcome.status == "paused" and not declined:
+            raise UserError(outcome.reason)
         return outcome
 
     def _on_event(self, event) -> None:
@@ -270,7 +295,7 @@ class Console:
             verb = "protocol edited" if edit.get("old") or edit.get("new") else "protocol unchanged"
             self.say(f"block {event['block']} ended: {verb}. {edit.get('reason', '')}")
 
-    def _approve(self, plan: IterationPlan) -> bool:
+    def _approve(self, plan: IterationPlan, run_dir: Path) -> bool:
         shown = plan.simulation
         self.say(f"  simulation: {shown['visual_input_type']}, {shown['n_frames']} frames of {shown['delta_t']} s")
         for node in plan.nodes:
@@ -278,9 +303,15 @@ class Console:
         try:
             answer = self._rich.input(f"train iteration {plan.number} (block {plan.block})? [y/N] ", markup=False)
         except (EOFError, RuntimeError):  # nobody there to ask
-            self.say("nobody answered: --approve needs a terminal; without it the run goes on by itself")
+            self.say("\nnobody answered: nothing is lost; --approve needs a terminal, without it the same command goes on by itself")
             return False
-        return answer.strip().lower() in ("y", "yes")
+        if answer.strip().lower() in ("y", "yes"):
+            return True
+        self.say(
+            f"nothing is lost: the same command asks for this iteration again. What the step after it should do otherwise, write into "
+            f"{run_dir / 'user_input.md'} (a language model reads it) or, as rules, into {run_dir / 'protocol.md'}"
+        )
+        return False
 
 
 def _newest_ucb(run_dir: Path) -> list[str]:

@@ -7,8 +7,11 @@ This is where the rooms meet. The search loop, a sweep and a single training all
 from __future__ import annotations
 
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,9 +20,10 @@ from typing import Any
 import jax
 import numpy as np
 import yaml
+from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
-from flyjax.errors import UserError
+from flyjax.errors import UserError, in_one_line
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
 from flyjax.recovery import Evaluation, evaluate, extract
@@ -45,6 +49,22 @@ class NodeSpec:
 def node_folder(run_dir: Path, node: int) -> Path:
     """nodes/NNNN of a run."""
     return Path(run_dir) / "nodes" / f"{node:04d}"
+
+
+def make_run_dir(run_dir: Path, only_look: bool = False) -> None:
+    """Make a run directory where absent; `only_look` finds out whether that could work.
+
+    **Raises:** `UserError` where a file is in the way, or the system refuses.
+    """
+    there = next((p for p in (Path(run_dir), *Path(run_dir).parents) if p.exists()), Path("."))
+    why = f"{there} is a file" if not there.is_dir() else None if os.access(there, os.W_OK) else f"{there} cannot be written"
+    try:
+        if why is None and not only_look:
+            Path(run_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = error.strerror
+    if why is not None:
+        raise UserError(f"cannot make the run directory {run_dir}: {why}; choose another --run")
 
 
 def with_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Simulation:
@@ -122,6 +142,12 @@ class Recordings:
         while train and sum(sizes) + max(sizes) > self._room:
             del self._held[train.pop(0)], sizes[0]
 
+    @property
+    def room(self) -> int:
+        """How many recordings like those held may be in memory at once, one at least."""
+        largest = max((r.voltage.nbytes for (split, _), r in self._held.items() if split == "train"), default=1)
+        return max(1, int(self._room // largest))
+
     def train(self, level: float) -> Recording:
         """Training split at a process-noise level (std per step)."""
         return self._get("train", level)
@@ -193,6 +219,44 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
     return per_seed, best and best[1]
 
 
+def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Trained]], recordings: Recordings) -> Iterator[tuple]:
+    """`judge` of every node, in order; several at once, because half of what one takes uses a single core.
+
+    The first alone: it compiles what all use. No more at a time than have room for a recording each.
+    """
+    jobs = zip(specs, trained, strict=True)
+    n_workers = max(1, min(_cores(), len(specs) - 1, recordings.room))
+    ahead: deque[Future] = deque()
+    # One thread of BLAS each: the cores are taken, and sums do not depend on who else is judged.
+    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
+        try:
+            yield judge(learner, *next(jobs), recordings)
+            for spec, runs in jobs:
+                held = _Held(recordings.train(spec.training.noise_model_level), recordings.test)
+                ahead.append(threads.submit(judge, learner, spec, runs, held))
+                if len(ahead) > n_workers:
+                    yield ahead.popleft().result()
+            while ahead:
+                yield ahead.popleft().result()
+        finally:
+            threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The two recordings of one node, for a thread: getting them changes what `Recordings` holds."""
+
+    own: Recording
+    test: Recording
+
+    def train(self, level: float) -> Recording:
+        return self.own
+
+
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
     """The four pictures of a node; where the stimulus was unknown, the learned light in the place of a free run."""
     if evaluation.rollout is None:
@@ -231,6 +295,7 @@ def _write_node(run_dir, experiment, simulation, spec, trained, per_seed, evalua
         write_figures(folder / "figures", evaluation, train, recordings.test)
 
 
+@in_one_line()
 def train_nodes(
     experiment: Experiment,
     specs: Sequence[NodeSpec],
@@ -291,9 +356,9 @@ def train_nodes(
         halving=halving,
     )
     out: dict[int, dict] = {}
-    for spec, runs in zip(specs, trained, strict=True):
+    say("judging")
+    for spec, runs, (per_seed, evaluation) in zip(specs, trained, judged(learner, specs, trained, recordings), strict=True):
         say(f"judging node {spec.id}")
-        per_seed, evaluation = judge(learner, spec, runs, recordings)
         _write_node(run_dir, experiment, simulation, spec, runs, per_seed, evaluation, recordings)
         metrics = pool(per_seed) if evaluation is not None else None
         reason = "" if evaluation is not None else per_seed[0]["reasons"]["connectivity_R2"]
@@ -319,7 +384,6 @@ def drop_checkpoints(run_dir: Path) -> None:
 def devices() -> dict[str, Any]:
     """What this runs on, for the journal and the report."""
     import importlib.metadata as metadata
-    import os
     import platform
 
     first = jax.local_devices()[0]

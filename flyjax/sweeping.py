@@ -85,7 +85,7 @@ def run_sweep(experiment: Experiment, candidates: list[Training], run_dir: Path,
     if own.is_file() and own.read_text() != text:
         raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
     watcher = make_watcher(viewers, run_dir, experiment.name)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    nodes.make_run_dir(run_dir)
     own.write_text(text)
     specs = _specs(experiment, candidates)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
@@ -74,20 +75,46 @@ def prepare_devices() -> None:
         os.environ["XLA_FLAGS"] = f"{flags} {flag}={os.cpu_count() or 1}".strip()
 
 
+def quiet_libraries() -> None:
+    """Our own warnings once, as plain lines; libraries that log every checkpoint would drown the progress bar."""
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    for name in ("orbax", "absl"):  # a failed save is raised as well: no need of a page for every thread
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    own = logging.getLogger("flyjax")
+    own.propagate = False  # libraries give the root a handler of its own
+    own.addHandler(logging.lastResort)  # to sys.stderr as it is then: a live display may stand in for it
+
+
+#: Of an OSError that names a file: what is wrong with the file or the disk, not with the code.
+OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+
+
 def run(app) -> None:
     """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
-    from flyjax.errors import UserError
+    from flyjax.errors import UserError, exhausted
+    from flyjax.interrupts import stoppable
 
-    # Libraries that log every checkpoint would drown the progress bar.
-    for name in ("orbax", "absl", "jax._src.xla_bridge"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    quiet_libraries()
     try:
-        app(standalone_mode=True)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        with stoppable():
+            app(standalone_mode=True)
+    except KeyboardInterrupt:  # one that got lost until now
+        _stopped()
+        raise SystemExit(130) from None
     except SystemExit as end:
         # Typer turns Ctrl-C into this before it gets here.
         if end.code == 130:
-            print("\nstopped; the same command goes on from here", file=sys.stderr)
+            _stopped()
         raise
+    except Exception as error:
+        told = str(error) if isinstance(error, UserError) else exhausted(error)
+        if told is None and getattr(error, "errno", None) in OF_THE_FILE and error.filename:
+            told = f"cannot use {error.filename} ({error.strerror}): mend it, or name another place"
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _stopped() -> None:
+    print("\nstopped; the same command goes on from here", file=sys.stderr)

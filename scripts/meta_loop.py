@@ -22,7 +22,11 @@ Examples:
   python scripts/meta_loop.py --dry-run --proposer llm     and its cost and first prompt, without a key\n
   python scripts/meta_loop.py --run runs/short --revert-protocol    take the newest edit of the run's protocol back
 
-The same command goes on with a run that was stopped, by Ctrl-C or kill -9.
+The same command goes on with a run that was stopped, by Ctrl-C or kill -9. A limit that it leaves out stays the run's own;
+--set search.max_usd=null drops it. search.n_blocks lowered in the middle of a block counts at the block's end. search.max_nodes,
+max_wall_s, target and patience may end a run inside a block, which then has no summary until a higher limit lets it go on.
+
+Exit code 0: finished, or not approved; 2: an error or a spent budget, in one line; 130: Ctrl-C.
 """
 
 
@@ -34,7 +38,7 @@ def main(
     protocol: Annotated[Optional[Path], typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,
     settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
-    approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration.")] = False,
+    approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration. At N nothing is lost: write into user_input.md of the run what the next step should do otherwise, and run the same command again.")] = False,
     viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing.")] = False,
     memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
@@ -47,10 +51,10 @@ def main(
     directory: journal.jsonl (the state), analysis.md (the log), nodes/ (metrics, figures, parameters), report.html.
     """
     prepare_devices()
-    from flyjax.config import apply_overrides, load_experiment
+    from flyjax.config import load_experiment
     from flyjax.search.proposers import make_proposer, resolve_name
 
-    experiment = load_experiment(config, settings)
+    experiment = load_experiment(config, [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])])
     if revert:
         from flyjax.search.loop import revert_protocol
 
@@ -58,19 +62,29 @@ def main(
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
-    if proposer is not None:
-        data = apply_overrides(experiment.model_dump(mode="json"), [f"search.proposer={proposer}"])
-        from flyjax.config import parse_experiment
-
-        experiment = parse_experiment(data, "--proposer")
     from flyjax.console import Console, with_stand_ins
     from flyjax.errors import UserError
+    from flyjax.nodes import make_run_dir
+    from flyjax.search.opening import changed_settings, check_free
+    from flyjax.search.resuming import begun, taken_up
 
     console = Console()
+    run_dir = run_dir or Path("runs") / experiment.name
+    make_run_dir(run_dir, only_look=True)  # Journal makes it
+    unasked, was, changed = experiment.search.proposer == "auto", begun(run_dir), []
+    if was is None:
+        check_free(run_dir)
+    else:
+        experiment, changed = taken_up(experiment, was.experiment)
     experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
-    run_dir = run_dir or Path("runs") / experiment.name
+    if was is not None:
+        changed_settings(was, experiment, run_dir)
+    if changed:
+        console.say(f"{run_dir} has begun; this call changes")
+        for line in changed:
+            console.say(f"  {line}")
     if protocol is not None and not protocol.is_file():
         raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
     if protocol is not None and (run_dir / "journal.jsonl").is_file():
@@ -84,9 +98,9 @@ def main(
         console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
         return
     has_key = bool(os.environ.get("ANTHROPIC_API_KEY", "").strip())
-    if experiment.search.proposer == "auto" and name == "rules" and has_key:
+    if unasked and name == "rules" and has_key:
         console.say(f"{run_dir} goes on with `rules`, as before; --proposer llm asks the language model from here on.")
-    elif experiment.search.proposer == "auto" and name == "rules":
+    elif unasked and name == "rules":
         console.say("No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model.")
     if name in ("llm", "hybrid"):
         from flyjax.search.proposers.llm import announce

@@ -41,8 +41,8 @@ def main(
 
     from flyjax import rows
     from flyjax.benchmarking import machine
-    from flyjax.console import stoppable
     from flyjax.errors import UserError
+    from flyjax.interrupts import stoppable
 
     console = Console()
     columns = TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -71,6 +72,14 @@ def raw(body: bytes, content_type="application/json", **more) -> Reply:
     return Reply(body, headers={"content-type": content_type}, **more)
 
 
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exc_info()[1], ConnectionError):  # the client hung up on an error it had read enough of
+            super().handle_error(request, client_address)
+
+
 class MessagesServer:
     """Serves on 127.0.0.1 from a thread; `requests` keeps what came in (path, headers, body)."""
 
@@ -115,8 +124,7 @@ class MessagesServer:
             def log_message(self, *args):
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Quiet(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def _answer(self, request, number) -> Reply:

@@ -63,6 +63,14 @@ def test_quickstart_root_is_the_protocols_default(root):
     assert training == Experiment().training
 
 
+def test_a_runs_own_config_can_be_loaded(root, tmp_path):
+    experiment = load_experiment(root / "experiments" / "quickstart.yaml")
+    (tmp_path / "config.yaml").write_text(dump_yaml(experiment) + "made_with: {versions: {jax: 0.10.2}}\n")
+    assert load_experiment(tmp_path / "config.yaml") == experiment
+    with pytest.raises(UserError, match="unknown key 'made_with'"):
+        parse_experiment({"made_with": {}})
+
+
 def test_settings_override():
     data = apply_overrides({"simulation": {"extent": 1}}, ["simulation.extent=2", "training.coeff_W_L1=1e-4"])
     assert data == {"simulation": {"extent": 2}, "training": {"coeff_W_L1": 1e-4}}

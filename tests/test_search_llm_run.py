@@ -172,7 +172,7 @@ def test_what_became_of_an_answer_is_told_with_the_next_request(play):
     assert "- moved to the open questions, too few nodes: - edge_diff helps (node 2)" in third
     later = prompt_text(requests[-1])
     ended = next(x for x in later.splitlines() if x.startswith("-> end of block 1: more of it helped; branching rate 0%, "))
-    assert "; protocol edited" in ended and "a force-branch row added" in ended  # the rules' edit, in the place of the refused one
+    assert "; protocol edited by the rules: " in ended and "a force-branch row added" in ended  # the rules' edit, in the place of the refused one
     assert "old occurs 0 times" in prompt_text(requests[9])
 
 

@@ -245,11 +245,16 @@ def test_max_nodes_and_max_wall(tmp_path):
         now[0] += 10.0
         return evaluate(plan)
 
+    # A third iteration of 10 s would end after 30 s: it does not begin.
     out = go(tmp_path / "wall", experiment(**SMALL, max_wall_s=25), trainer=slow, clock=lambda: now[0])
-    assert len(out.state.iterations) == 3 and "max_wall_s=25" in out.reason
+    assert len(out.state.iterations) == 2 and out.state.wall_s == 20.0
+    assert out.reason == "search.max_wall_s=25: after 20 s the next iteration would take about 10 s more"
+    assert out.state.iteration.number in out.state.choices, "the last iteration has its step"
     now[0] += 5000.0  # a pause does not count
-    out = go(tmp_path / "wall", experiment(**SMALL, max_wall_s=45), trainer=slow, clock=lambda: now[0])
-    assert len(out.state.iterations) == 5 and out.state.wall_s == 50.0
+    out = go(tmp_path / "wall", experiment(**SMALL, max_wall_s=40), trainer=slow, clock=lambda: now[0])
+    assert len(out.state.iterations) == 4 and out.state.wall_s == 40.0 and out.reason == "search.max_wall_s=40 reached"
+    out = go(tmp_path / "short", experiment(**SMALL, max_wall_s=5), trainer=slow, clock=lambda: now[0])
+    assert len(out.state.iterations) == 1, "how long the first one takes nobody knows"
 
 
 def test_a_target_ends_the_run_and_a_higher_one_reopens_it(tmp_path):

@@ -97,8 +97,29 @@ def test_when_the_space_is_exhausted_the_run_ends_and_says_so(tmp_path):
 def test_moves_combine_what_helped(tmp_path):
     state = run(tmp_path, n_blocks=1, n_iter_block=1)
     tried = moves.moves(state, 1)
-    assert [m.changes for m in tried[:1]] == [{"noise_model_level": 0.1}] and tried[0].gain > 0.3
+    assert tried[0].changes["noise_model_level"] == 0.1 and tried[0].gain > 0.3
     assert tried == sorted(tried, key=lambda m: -m.gain)
+
+
+def test_companions_of_the_root_go_one_first_move_further_each(tmp_path):
+    ctx = context(tmp_path, small(n_candidates=4), iterations=0, protocol=TEXT)
+    first, second, third = (p.changes for p in RulesProposer(ctx.experiment).step(ctx).proposals)
+    assert list(first) == ["noise_model_level"]
+    assert second.items() > first.items() and third.items() > second.items() and len(third) == 3
+
+
+@pytest.mark.parametrize("gain, far", [(0.01, True), (0.2, False)])
+def test_where_nothing_helped_it_looks_far_away(tmp_path, gain, far):
+    """First moves that bring nothing are no knowledge of this landscape."""
+
+    def flat(plan):
+        return {n.id: {"metrics": {"connectivity_R2": 0.3 + gain * (n.strategy != "root")}} for n in plan.nodes}
+
+    exp = experiment(n_blocks=1, n_iter_block=2, n_candidates=4)
+    state = run_loop(exp, tmp_path, flat, make_proposer("rules", exp), protocol_template=TEMPLATE).state
+    told = [state.nodes[i] for i in state.iterations[2].nodes]
+    moved = [len(set(n.changes) & set(exp.search.ranges)) for n in told]
+    assert all(m >= len(exp.search.ranges) - 1 for m in moved[: moves.FAR]) == far, moved
 
 
 def test_first_moves_come_from_the_protocol():

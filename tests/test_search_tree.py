@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flyjax.search import tree
 from flyjax.search.moves import moves
+from flyjax.search.proposers.rules import observe
 from flyjax.search.state import fold
 
 
@@ -167,6 +168,26 @@ def test_an_iteration_improves_only_beyond_noise():
     assert [tree.stale(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 1]
     assert tree.measure(fold(rows), 1).noise == 3
     assert "improvement rate 100% (3 of the improvements noise)" in tree.measure(fold(rows), 1).describe()
+
+
+def test_patience_and_measures_know_rewards_below_zero():
+    """As held-out prediction has them: a failed node is no improvement on -2, and no best to be beaten."""
+    rows = events([[("root", -2.0)], [(1, None)], [(1, -1.5)], [(3, -1.0)]])
+    ends = [k for k, e in enumerate(rows) if e["event"] in ("node_finished", "node_failed")]
+    assert [tree.stale(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 0]
+    state = fold(rows)
+    assert tree.rewards(state, 1) == [-2.0, -2.0, -1.5, -1.0]
+    assert tree.measure(state, 1).improvement == pytest.approx(2 / 3)
+    assert tree.best_configuration(fold(events([[("root", -2.0), ("root", None)]]))).id == 1
+
+
+def test_a_lost_seed_is_never_better_than_the_worst():
+    rows = events([[("root", -5.0), ("root", -5.0), ("root", 0.5)]])
+    for event, seeds in zip(rows[2:], ([-5.0, None], [-5.0, -5.0], [0.5, None])):
+        event["per_seed"] = [{"connectivity_R2": v} for v in seeds]
+    nodes = fold(rows).nodes
+    assert [n.reward for n in nodes.values()] == [-5.0, -5.0, 0.25]
+    assert "1 of 2 seeds without a result count as -5" in observe(fold(rows), nodes[1])
 
 
 def test_a_block_is_measured_against_itself_its_first_iteration_against_the_run():

@@ -111,6 +111,8 @@ def test_another_configuration_is_refused_before_anything_is_touched(made):
     other = parse_experiment({**TINY, "model": {"width": 9}})
     with pytest.raises(UserError, match="holds another configuration"):
         run_sweep(other, sweep_candidates(other), run_dir, Console())
+    with pytest.raises(UserError, match="cannot make the run directory .* is a file; choose another --run"):
+        run_sweep(other, sweep_candidates(other), run_dir / "results.csv" / "x", Console())
 
 
 def test_a_killed_sweep_ends_the_same_bit_for_bit(made, root, tmp_path):
@@ -178,6 +180,50 @@ def test_checkpoints_are_bounded_and_whole_or_passed_over_aloud(tmp_path, caplog
         assert store.restore_latest(tree) is None
     assert "beginning anew" in caplog.text
     store.close()
+
+
+def test_a_checkpoint_without_its_content_costs_only_itself(tmp_path, caplog):
+    tree = {"x": np.arange(1000, dtype=np.float32)}
+    store = checkpoint.Store(tmp_path / "store")
+    for number in (1, 2):
+        store.save(number, {"x": tree["x"] * number})
+    store.close()
+    shutil.rmtree(tmp_path / "store" / "2" / "default")
+    store = checkpoint.Store(tmp_path / "store")
+    number, found = store.restore_latest(tree)
+    assert number == 1 and "going back to the one before" in caplog.text
+    np.testing.assert_array_equal(found["x"], tree["x"])
+    store.save(2, tree)
+    store.close()
+    assert sorted(int(p.name) for p in (tmp_path / "store").iterdir()) == [1, 2]
+
+
+def test_a_full_disk_or_memory_is_one_line_and_loses_no_checkpoint(tmp_path, monkeypatch):
+    tree = {"x": np.arange(1000, dtype=np.float32)}
+    store = checkpoint.Store(tmp_path / "store")
+    store.save(1, tree)
+    store.close()
+
+    def fails(*arguments, **options):  # as orbax words it, in the thread that writes and whenever it is asked next
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing \"x/0\" in OCDBT database: Failed to write 812374 bytes to file 11: No space left on device")
+
+    def too_much(*arguments, **options):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 400 bytes.")
+
+    store = checkpoint.Store(tmp_path / "store")
+    for name, call in (("save", lambda: store.save(2, tree)), ("wait_until_finished", store.close)):
+        with monkeypatch.context() as then, pytest.raises(UserError, match="the disk is full: nothing is lost; make room") as error:
+            then.setattr(checkpoint.ocp.CheckpointManager, name, fails)
+            call()
+        assert "\n" not in str(error.value)
+    with monkeypatch.context() as then, pytest.raises(UserError, match="out of memory"):
+        then.setattr(checkpoint.ocp.CheckpointManager, "restore", too_much)
+        store.restore_latest(tree)
+    assert store.restore_latest(tree)[0] == 1
+    store.close()
+    with monkeypatch.context() as then, pytest.raises(UserError, match="the disk is full"):
+        then.setattr(checkpoint.ocp.StandardCheckpointer, "save", fails)
+        checkpoint.save_params(tmp_path / "params", tree)
 
 
 def test_a_kill_while_a_checkpoint_is_written_leaves_the_one_before(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ seven neurons per type (extent 1) a full covariance is singular, and the accurac
 from __future__ import annotations
 
 import warnings
+from threading import Lock
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -68,6 +69,30 @@ def accuracy(labels, types) -> float:
     return float(table[rows, columns].sum() / len(types))
 
 
+class _Quiet:
+    """No warnings while any thread is in it: Python's own filter is one for all, and is left as it was found."""
+
+    def __init__(self):
+        self._lock, self._inside, self._filter = Lock(), 0, None
+
+    def __enter__(self):
+        with self._lock:
+            if not self._inside:
+                self._filter = warnings.catch_warnings()
+                self._filter.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *error):
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filter.__exit__(*error)
+
+
+_QUIET = _Quiet()
+
+
 def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarray | None, str | None]:
     """Mixture labels (N,), or None and the reason why there are none."""
     bad = int(np.sum(~np.isfinite(x).all(axis=1)))
@@ -84,8 +109,7 @@ def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarra
         max_iter=MAX_ITER,
         random_state=seed,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # duplicate points and unconverged mixtures are no errors here
+    with _QUIET:  # duplicate points and unconverged mixtures are no errors here
         try:
             return mixture.fit_predict(x), None
         except ValueError as error:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import weakref
 from functools import partial
+from threading import RLock
 from typing import NamedTuple
 
 import jax
@@ -58,17 +59,19 @@ class Recovered(NamedTuple):
 
 
 def per_recording(function):
-    """Cache a function of (recording, *args) for as long as the recording lives."""
+    """Cache a function of (recording, *args) for as long as the recording lives; threads wait for the one that computes."""
     results: dict[int, dict] = {}
+    one_at_a_time = RLock()
 
     def cached(recording, *args):
-        if id(recording) not in results:
-            results[id(recording)] = {}
-            weakref.finalize(recording, results.pop, id(recording), None)
-        known = results[id(recording)]
-        if args not in known:
-            known[args] = function(recording, *args)
-        return known[args]
+        with one_at_a_time:
+            if id(recording) not in results:
+                results[id(recording)] = {}
+                weakref.finalize(recording, results.pop, id(recording), None)
+            known = results[id(recording)]
+            if args not in known:
+                known[args] = function(recording, *args)
+            return known[args]
 
     cached.__doc__, cached.__name__, cached.__wrapped__ = function.__doc__, function.__name__, function
     return cached

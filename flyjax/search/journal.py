@@ -4,7 +4,8 @@
         state = fold(journal.events)
         state = apply(state, journal.append("run_started", ...))
 
-Every line is {"schema": 1, "event": name, "time": unix seconds, ...}, written and fsynced whole.
+Every line is {"schema": 1, "seq": its number in the file, "event": name, "time": unix seconds, ...},
+written and fsynced whole. `seq` belongs to the line, not to the event: readers do not see it.
 """
 
 from __future__ import annotations
@@ -59,6 +60,12 @@ def _parse(line: bytes) -> dict[str, Any]:
     return event
 
 
+def _line(event: dict[str, Any], number: int) -> bytes:
+    """An event as the line of this number."""
+    schema = {"schema": event["schema"], "seq": number}
+    return json.dumps(schema | event, allow_nan=False).encode("ascii") + b"\n"
+
+
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, list[str]]:
     """Events, the number of good bytes, warnings."""
     data = path.read_bytes() if path.exists() else b""
@@ -82,6 +89,12 @@ def _read(path: Path) -> tuple[list[dict[str, Any]], int, list[str]]:
             raise UserError(
                 f"{path}: line {number} has schema {event.get('schema')!r}, this version reads {SCHEMA}; "
                 "use the version that wrote the run"
+            )
+        told = event.pop("seq", number)  # journals of earlier versions do not count their lines
+        if told != number:
+            raise UserError(
+                f"{path}: line {number} says that it is line {told!r}: lines were lost or added before it; "
+                "restore the file from a copy, or start a new run"
             )
         events.append(event)
         good = end + 1
@@ -126,6 +139,7 @@ class Journal:
             raise UserError(f"cannot lock {run_dir}: {error.strerror}; is it writable?") from None
         try:
             self.events, self._good, self.warnings = _read(self.path)
+            self._tail = self._beyond()  # what a crash left half-written
         except BaseException:
             self._lock.release()
             raise
@@ -133,32 +147,61 @@ class Journal:
     def append(self, event: str, **fields) -> dict[str, Any]:
         """Write one event, on disk when this returns; gives the event as a reader will see it.
 
-        **Raises:** `UserError` where the disk refuses (nothing of the event is kept).
+        **Raises:** `UserError` where the disk refuses (nothing of the event is kept), or another process has
+        written to the file.
         """
-        line = json.dumps(clean({"schema": SCHEMA, "event": event, "time": self._clock(), **fields}), allow_nan=False)
-        data = line.encode("ascii") + b"\n"
-        new = not self.path.exists()
+        written = json.loads(json.dumps(clean({"schema": SCHEMA, "event": event, "time": self._clock(), **fields}), allow_nan=False))
+        data = _line(written, len(self.events) + 1)
         try:
+            self._mend()
             with open(self.path, "ab") as file:
                 # What a crash left half-written goes before anything is added to it.
                 file.truncate(self._good)
+                self._tail = data
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            if new:
-                folder = os.open(self.path.parent, os.O_RDONLY)
-                try:
-                    os.fsync(folder)
-                finally:
-                    os.close(folder)
+            if not self.events:
+                self._sync_folder()
         except OSError as error:
             raise UserError(
                 f"cannot write {self.path}: {error.strerror or error}; make room and run the same command again"
             ) from None
-        self._good += len(data)
-        written = json.loads(line)
+        self._good, self._tail = self._good + len(data), b""
         self.events.append(written)
         return written
+
+    def _beyond(self) -> bytes:
+        """What the file holds after its last good line."""
+        if not self.path.exists():
+            return b""
+        with open(self.path, "rb") as file:
+            file.seek(self._good)
+            return file.read()
+
+    def _mend(self) -> None:
+        """Make sure that the file ends where this process left it: every event is known here, others' are not."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size < self._good:
+            fresh = self.path.with_name(NAME + ".new")
+            data = b"".join(_line(event, number) for number, event in enumerate(self.events, 1))
+            with open(fresh, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            fresh.replace(self.path)
+            self._sync_folder()
+            self._good = len(data)
+            self.warnings.append(f"{NAME} was shortened or removed while the run was going; it is written again, nothing is lost")
+        elif not self._tail.startswith(self._beyond()):  # a torn end is this process's, or that of the one before it
+            raise UserError(f"{self.path} is being written by another process; stop one of the two, then run the same command again")
+
+    def _sync_folder(self) -> None:
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
     def close(self) -> None:
         """Give the run free."""

@@ -16,25 +16,22 @@ from flyjax.config import Experiment
 from flyjax.errors import UserError
 from flyjax.search import render
 from flyjax.search.asking import Accepted, ask
+from flyjax.search.heartbeat import Heartbeat, unseen
 from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
-from flyjax.search.journal import Journal, read_journal
-from flyjax.search.people import acknowledge, edited_protocol, pending_input, write_text
+from flyjax.search.journal import NAME, Journal
+from flyjax.search.opening import changed_settings, check_free, has_begun, read_protocol, stimuli
+from flyjax.search.people import acknowledge, edited_protocol, left_by_a_crash, pending_input, without_key, write_text
 from flyjax.search.plan import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
-from flyjax.search.protocol import EditRefused, apply_edit, body, carry_over, diff, instantiate, rules, with_body
+from flyjax.search.protocol import EditRefused, apply_edit, carry_over, diff, instantiate, rules
 from flyjax.search.ranges import derive_seed
-from flyjax.search.space import block_simulation, root_config
+from flyjax.search.reverting import revert_protocol
+from flyjax.search.space import root_config
 from flyjax.search.state import State, apply, fold
 from flyjax.search.tree import measure
 
+__all__ = ["Evaluate", "Outcome", "revert_protocol", "run_loop"]
+
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
-
-#: What may differ between the config of a run and the config it is resumed with.
-CHANGEABLE = (
-    "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
-    "search.max_disk_gb", "search.target", "search.patience", "search.n_blocks", "search.proposer", "search.transcript",
-    "search.llm",
-)  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Outcome:
@@ -74,51 +71,48 @@ def run_loop(
     `approve(plan)` before an iteration begins, False pauses the run.
 
     **Raises:** `UserError` in one line for a run in use, a damaged journal, a changed config, a bad
-    protocol, a full disk, and whatever the proposer cannot mend; the run stays resumable.
+    protocol, a full disk, a directory that is not the run's, and whatever the proposer cannot mend; any other
+    error as it came. The run stays resumable.
     """
+    if not has_begun(run_dir):
+        check_free(run_dir)
     with Journal(run_dir, clock) as journal:
         loop = _Loop(experiment, Path(run_dir), evaluate, proposer, journal, clock)
-        loop.available = _stimuli(experiment, available_stimuli)
+        loop.available = stimuli(experiment, available_stimuli)
         loop.made_with = made_with or {}
         loop.on_event, loop.on_iteration, loop.approve, loop.warn = on_event, on_iteration, approve, warn
-        for line in journal.warnings:
-            warn(line)
-        loop.open(protocol_template, earlier_protocol, stand_ins or {})
         try:
+            loop.open(protocol_template, earlier_protocol, stand_ins or {})
             while loop.outcome is None:
                 loop.advance()
         except KeyboardInterrupt as interrupt:
-            loop.pause("interrupted", getattr(interrupt, "usage", {}))
+            loop.pause("interrupted", interrupt)
             raise
         except UserError as error:
-            loop.pause(str(error), getattr(error, "usage", {}))
+            loop.pause(str(error), error)
             raise
-        except OSError as error:
-            where = f" {error.filename}" if error.filename else ""
-            told = f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
-            loop.pause(told)
-            raise UserError(told) from None
+        except Exception as error:
+            told = _told(error)
+            loop.pause(told, error)
+            if _is_of_disk(error):
+                raise UserError(told) from None
+            raise
+        finally:
+            loop.heartbeat.stop()
         return loop.outcome
 
 
-def _stimuli(experiment: Experiment, given: tuple[str, ...] | None) -> tuple[str, ...]:
-    base = experiment.simulation.visual_input_type
-    span = experiment.search.simulation_ranges.get("visual_input_type")
-    if given is None:
-        return tuple(span.values) if span is not None else (base,)
-    for block in range(1, experiment.search.n_blocks + 1):
-        wanted = block_simulation(experiment, block)["visual_input_type"]
-        if wanted not in given:
-            raise UserError(f"block {block} shows {wanted!r}, which is not on this machine; there is: {', '.join(given)}")
-    return tuple(given)
+def _is_of_disk(error: Exception) -> bool:
+    return isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError))
 
 
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    out = {}
-    for key, value in data.items():
-        inner = isinstance(value, dict) and f"{prefix}{key}" not in CHANGEABLE and value
-        out.update(_flat(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value})
-    return out
+def _told(error: Exception) -> str:
+    """An error that nobody foresaw, in one line."""
+    if _is_of_disk(error):
+        where = f" {error.filename}" if error.filename else ""
+        return f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
+    first = next(iter(without_key(str(error)).strip().splitlines()), "")
+    return f"stopped by {type(error).__name__}: {first[:500]}"
 
 
 class _Loop:
@@ -126,8 +120,9 @@ class _Loop:
 
     def __init__(self, experiment, run_dir, evaluate, proposer, journal, clock):
         self.experiment, self.run_dir, self.evaluate, self.proposer = experiment, run_dir, evaluate, proposer
-        self.journal, self.clock, self.began = journal, clock, clock()
+        self.journal, self.clock = journal, clock
         self.state: State = fold(journal.events)
+        self.working, self.heartbeat = False, Heartbeat(run_dir, clock)
         self.outcome: Outcome | None = None
         self.reopened = False  # a finished run goes on, because its limits were raised
 
@@ -137,51 +132,60 @@ class _Loop:
         written = self.journal.append(event, **fields)
         known = () if event != "protocol_edited" else rules(self.state.protocol).problems
         self.state = apply(self.state, written)
+        self.tell_journal()
         self.on_event(written, self.state)
         for line in rules(self.state.protocol).problems if event == "protocol_edited" else ():
             if line not in known:
                 self.warn(f"protocol.md: {line}; it is left to readers")
 
-    def pause(self, reason: str, usage: dict[str, Any] | None = None) -> None:
+    def tell_journal(self) -> None:
+        while self.journal.warnings:
+            self.warn(self.journal.warnings.pop(0))
+
+    def pause(self, reason: str, error: BaseException | None = None) -> None:
+        """Journal why the session ends, and what was paid where the error says it (see `state._spending`)."""
+        if not self.working:
+            return  # nothing was begun: the run is as it was
         try:
-            self.record("run_paused", reason=reason, usage=usage or {})
+            self.record("run_paused", reason=reason, usage=getattr(error, "usage", None))
             render.write(self.run_dir, self.state)
         except (UserError, OSError):
             pass  # the disk is full: that is the error being reported
 
+    def begin_session(self, event: str, **fields) -> None:
+        self.record(event, proposer=self.proposer.name, made_with=self.made_with, **fields)
+        self.working = True
+        self.heartbeat.start()
+
     def open(self, template, earlier, stand_ins) -> None:
         """Begin the run, or take it up where the journal ends."""
-        own = self.experiment.model_dump(mode="json")
-        if self.state.started is None:
-            text = instantiate(_read_protocol(template), self.experiment)
+        self.tell_journal()
+        own, state = self.experiment.model_dump(mode="json"), self.state
+        if state.started is None:
+            if self.journal.events:
+                raise UserError(f"{self.run_dir / NAME} does not tell how its run began: restore the file from a copy, or choose another --run")
+            check_free(self.run_dir)
+            text = instantiate(read_protocol(template), self.experiment)
             if earlier is not None:
-                text = carry_over(_read_protocol(earlier), _read_protocol(template), self.experiment)
-            self.record(
-                "run_started", name=self.experiment.name, experiment=own, protocol=text, proposer=self.proposer.name,
-                stand_ins=stand_ins, made_with=self.made_with,
-            )  # fmt: skip
+                text = carry_over(read_protocol(earlier), read_protocol(template), self.experiment)
+            self.begin_session("run_started", name=self.experiment.name, experiment=own, protocol=text, stand_ins=stand_ins)
         else:
-            was, now = _flat(self.state.experiment), _flat(own)
-            for key in sorted(set(was) | set(now)):
-                if was.get(key) != now.get(key) and key not in CHANGEABLE:
-                    raise UserError(
-                        f"the config differs from the one {self.run_dir} began with: {key} was {was.get(key)}, is "
-                        f"{now.get(key)}; restore it, or choose another --run"
-                    )
+            changed = changed_settings(state, self.experiment, self.run_dir)
             limit, why = self.next_nodes()
-            if self.state.finished == EXHAUSTED and was == now:
+            if state.finished == EXHAUSTED and not changed:
                 limit = 0  # the same space holds nothing more
-            if self.state.finished and not limit:
-                self.outcome = Outcome(self.state, "finished", why or self.state.finished)
+            if state.finished and not limit:
+                self.outcome = Outcome(state, "finished", why or state.finished)
             else:
-                step = self.state.step  # the end was decided, and a kill came before it was written down
-                ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not self.state.pending
-                self.reopened = bool(limit) and (bool(self.state.finished) or (ending and step["why_none"] != EXHAUSTED))
-                changed = {k: now.get(k) for k in now if was.get(k) != now.get(k)}
-                self.record("run_resumed", experiment=own, proposer=self.proposer.name, changed=changed, made_with=self.made_with)
+                step = state.step  # the end was decided, and a kill came before it was written down
+                ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not state.pending
+                # A step that has candidates left, of a run that a limit ended, is not asked for again.
+                over = ending and (bool(state.finished) or step["why_none"] != EXHAUSTED)
+                self.reopened = bool(limit) and over
+                worked = unseen(self.run_dir, state.last_time, self.clock())
+                self.begin_session("run_resumed", experiment=own, changed=changed, unseen_s=worked)
         if self.outcome is None:
-            # A crash may have left an earlier version of the run's own: that is no edit.
-            self.take_protocol_edit(self.state.protocols)
+            self.take_protocol_edit(left_by_a_crash(self.journal.events, self.state))
         if self.outcome is None or not (self.run_dir / "protocol.md").is_file():
             write_text(self.run_dir / "protocol.md", self.state.protocol)
         acknowledge(self.run_dir, self.state)
@@ -196,6 +200,8 @@ class _Loop:
                 "protocol_edited", block=self.state.iteration.block if self.state.iteration else 0, by="user",
                 reason="edited by hand", protocol=text, diff=diff(self.state.protocol, text),
             )  # fmt: skip
+        if not (self.run_dir / "protocol.md").is_file():
+            write_text(self.run_dir / "protocol.md", self.state.protocol)
 
     def try_protocol_edit(self) -> None:
         try:
@@ -215,7 +221,7 @@ class _Loop:
 
     def next_nodes(self) -> tuple[int, str]:
         # Since the last event, but not the pause before this session.
-        now = max(0.0, self.clock() - max(self.state.last_time, self.began))
+        now = max(0.0, self.clock() - self.state.last_time) if self.working else 0.0
         return next_nodes(self.experiment, self.state, self.state.wall_s + now)
 
     def advance(self) -> None:
@@ -237,23 +243,25 @@ class _Loop:
             return render.write(self.run_dir, self.state)
         if self.at_block_end() and self.late_edit(step):
             return render.write(self.run_dir, self.state)
-        if not step["n_next"]:
+        # Limits may have been lowered since the step was taken, and time went by.
+        limit, why = self.next_nodes() if step["n_next"] else (0, step["why_none"])
+        if not limit:
             if state.finished is None:
-                self.record("run_finished", reason=step["why_none"], nodes=len(state.nodes), wall_s=state.wall_s)
+                self.record("run_finished", reason=why, nodes=len(state.nodes), wall_s=state.wall_s)
             self.outcome = Outcome(self.state, "finished", self.state.finished)
             return render.write(self.run_dir, self.state)
-        return self.begin(step)
+        return self.begin(step, limit)
 
     # --- the parts of a turn ---
 
-    def begin(self, step: dict[str, Any]) -> None:
-        """Start the iteration that a step proposed."""
+    def begin(self, step: dict[str, Any], limit: int) -> None:
+        """Start the iteration that a step proposed, with so many nodes at most."""
         state, search = self.state, self.experiment.search
         opens, first = step["opens_block"], max(state.nodes, default=0) + 1
         root = {"parent": ROOT, "changes": {}, "config": root_config(self.experiment), "strategy": ROOT, "hypothesis": ""}
         entries = [{**root, "parent_rule": "a block begins: UCB file empty -> parent=root"}] * opens + step["proposals"]
         nodes = []
-        for node, entry in enumerate(entries, first):
+        for node, entry in enumerate(entries[:limit], first):
             seeds = range(seeds_of(self.experiment, entry["strategy"] == ROOT))
             nodes.append({"node": node, **entry, "seeds": [derive_seed(search.seed, node, s) for s in seeds]})
         block = step["block"] + (1 if self.at_block_end() else 0)
@@ -353,7 +361,7 @@ class _Loop:
             # Somebody edited the same passage between the step and now.
             return {"old": "", "new": "", "reason": f"The edit could not be made ({error})", "refused": True}
         self.record(
-            "protocol_edited", block=step["block"], by=step["by"], old=edit["old"], new=edit["new"], reason=edit["reason"],
+            "protocol_edited", block=step["block"], by=_editor(step), old=edit["old"], new=edit["new"], reason=edit["reason"],
             protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
         write_text(self.run_dir / "protocol.md", text)
@@ -365,7 +373,7 @@ class _Loop:
         The block has ended then and keeps its summary. The rules would ask for the same again and are left out.
         """
         edit = step["protocol_edit"]
-        if step["by"] == "rules" or not edit or not self.is_left(edit, step["block"]):
+        if _editor(step) == "rules" or not edit or not self.is_left(edit, step["block"]):
             return False
         made = self.make_edit(step)
         if made != edit:
@@ -373,36 +381,9 @@ class _Loop:
         return made == edit
 
 
-def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> dict[str, Any]:
-    """Take back the newest edit of a run's protocol that was not taken back yet; gives the event (reason, diff).
-
-    **Raises:** `UserError` where there is no such edit, or the run is in use.
-    """
-    run_dir = Path(run_dir)
-    read_journal(run_dir)  # a missing run is an error here, not a new run
-    with Journal(run_dir, clock) as journal:
-        state = fold(journal.events)
-        gone = {e["reverts"] for e in state.edits if "reverts" in e}
-        left = [k for k, e in enumerate(state.edits) if "reverts" not in e and k not in gone]
-        if not left:
-            raise UserError(f"the protocol of {run_dir} has no edit to take back")
-        # protocols[0] is the run's first version, so protocols[k] is the one before edit k.
-        text = with_body(state.protocol, body(state.protocols[left[-1]]))
-        edit = state.edits[left[-1]]
-        event = journal.append(
-            "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],
-            reason=f"taken back: {edit['reason']}", protocol=text, diff=diff(state.protocol, text),
-        )  # fmt: skip
-        write_text(run_dir / "protocol.md", text)
-        render.write(run_dir, apply(state, event))
-    return event
-
-
-def _read_protocol(path: str | Path) -> str:
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"no protocol {path}; name a protocol.md")
-    return path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+def _editor(step: dict[str, Any]) -> str:
+    """Who wrote a step's edit of the protocol."""
+    return step.get("edit_by") or step["by"]
 
 
 def _overspent(experiment: Experiment, state: State) -> str:
@@ -423,6 +404,7 @@ def _proposal_event(context: Context, answer: Accepted, n_next: int, why: str) -
         "block": context.block,
         "iter_in_block": context.iter_in_block,
         "by": answer.by,
+        "edit_by": getattr(answer, "edit_by", None),
         "raw": answer.raw,
         "chosen": step.chosen,
         "reason": step.reason,

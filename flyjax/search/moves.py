@@ -13,15 +13,18 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Range
-from flyjax.search.ranges import at, extreme, perturb, unit
+from flyjax.search.ranges import at, extreme, perturb, sample, unit
 from flyjax.search.state import Node, State
 from flyjax.search.table import Hint
 from flyjax.search.tree import score, worths
 
-#: Typical steps as shares of a range. Half of these lost clearly on made-up landscapes (scripts/compare_proposers.py).
-WIDE_STEP, STEP, FINE_STEP = 0.5, 0.3, 0.2
+#: Typical steps as shares of a range.
+WIDE_STEP, STEP, FINE_STEP = 0.35, 0.3, 0.1
 GOOD = 0.9  # from here on steps are fine
 HARMLESS = -0.03  # a change that cost less than this may still help together with others
+#: While none of a block's first changes (three at least) has brought this much, nothing is known, first moves included:
+LOST, FIRST = 0.05, 3
+FAR = 2  # so many slots then draw anywhere
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,12 @@ def hinted(hint: Hint, span: Range, value: Any) -> Any | None:
     """The first move on a value; None where it moves nothing."""
     moved = at(span, 1.0 if hint.end == "max" else 0.0) if hint.end else extreme(span, value, hint.factor)
     return None if moved == value else moved
+
+
+def anywhere(ranges: dict[str, Range], config: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    """A change to a place drawn uniformly on every range's scale."""
+    drawn = {name: sample(span, rng) for name, span in ranges.items()}
+    return {name: value for name, value in drawn.items() if value != config[name]}
 
 
 def first_moves(hints: tuple[Hint, ...], ranges: dict[str, Range], config: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -106,14 +115,17 @@ def _direction(name: str, span: Range, tried: list[Move]) -> int:
 
 
 def steps(
-    ranges: dict[str, Range], config: dict[str, Any], tried: list[Move], rng: np.random.Generator, size: float, most: int = 2
+    ranges: dict[str, Range], config: dict[str, Any], tried: list[Move], rng: np.random.Generator, size: float
 ) -> Iterator[dict[str, Any]]:
-    """Without end: one to `most` parameters moved by about `size` of their range, mostly the way that helped."""
+    """Without end: about half of the parameters moved by about `size` of their range, mostly the way that helped.
+
+    One at a time, a search needs as many iterations as there are parameters before it has moved at all.
+    """
     names = list(ranges)
     while True:
-        count = 1 + int(rng.random() < 0.4) * (most - 1)
+        count = 1 + int(rng.binomial(len(names) - 1, 0.5))
         out = {}
-        for k in rng.choice(len(names), size=min(count, len(names)), replace=False):
+        for k in rng.choice(len(names), size=count, replace=False):
             name, span = names[k], ranges[names[k]]
             way = _direction(name, span, tried) if rng.random() < 0.75 else 0
             out[name] = perturb(span, config[name], rng, size, way)
@@ -128,12 +140,16 @@ def exploit(
     """Changes of one parent, the most promising first, without end."""
     tried, own = moves(state, block), _lineage(state, parent)
     names_tried = {name for move in tried for name in move.changes}
+    if len(tried) >= FIRST and all(move.gain < LOST for move in tried):
+        for _ in range(FAR):
+            yield anywhere(ranges, parent.config, rng)
     # 1: what helped elsewhere in the block, together; then with what did no harm.
     yield _combined(tried, parent, own, 0.0)
     yield _combined(tried, parent, own, HARMLESS)
     # 2: the parent's own step again, if it helped.
     start = state.nodes.get(parent.parent) if isinstance(parent.parent, int) else None
-    if start is not None and parent.changes and score(parent) > score(start):
+    worth = worths([parent, *([start] if start is not None else [])])
+    if start is not None and parent.changes and worth[parent.id] > worth[start.id]:
         yield _again(ranges, parent, start.config)
     # 3: first moves nobody tried, one after the other with steps between, so that neither starves.
     fresh = (c for c in first_moves(hints, ranges, parent.config) if not set(c) & names_tried)

@@ -43,7 +43,11 @@ def plan_of(state: State) -> IterationPlan | None:
         return None
     nodes = tuple(state.nodes[i] for i in now.nodes)
     done = tuple(n.id for n in nodes if n.status != "running")
-    return IterationPlan(now.number, now.block, now.iter_in_block, state.blocks[now.block].simulation, nodes, done)
+    simulation = state.blocks[now.block].simulation
+    if "data_path" in simulation:
+        # Where the videos lie today, not where they lay when the block began.
+        simulation = {**simulation, "data_path": state.experiment["simulation"]["data_path"]}
+    return IterationPlan(now.number, now.block, now.iter_in_block, simulation, nodes, done)
 
 
 # --- how much comes next ---
@@ -57,12 +61,19 @@ def at_block_end(experiment: Experiment, state: State) -> bool:
 
 
 def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int, str]:
-    """How many nodes the next iteration may have after `wall_s` seconds of work, and why none where it may not."""
+    """How many nodes the next iteration may have after `wall_s` seconds of work, and why none where it may not.
+
+    An iteration is expected to take as long as the newest one did; the first one begins in any case.
+    """
     search = experiment.search
     if at_block_end(experiment, state) and state.iteration.block >= search.n_blocks:
         return 0, f"{search.n_blocks} blocks done"
-    if search.max_wall_s is not None and wall_s >= search.max_wall_s:
-        return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
+    if search.max_wall_s is not None:
+        ahead = state.iteration.wall_s if state.iteration else 0.0
+        if wall_s >= search.max_wall_s:
+            return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
+        if wall_s + ahead > search.max_wall_s:
+            return 0, f"search.max_wall_s={search.max_wall_s:g}: after {wall_s:.0f} s the next iteration would take about {ahead:.0f} s more"
     best = best_node(state)
     if search.target is not None and best is not None and best.reward >= search.target:
         return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"

@@ -11,11 +11,8 @@ from flyjax.search.people import pending_input
 from flyjax.search.protocol import instantiate
 from flyjax.search.plan import at_block_end, next_nodes, seeds_of
 from flyjax.search.space import block_simulation
+from flyjax.search.standing import left_text, limits_text, spent_text
 from flyjax.search.state import State
-
-#: What ends or pauses a run early.
-LIMITS = ("max_usd", "max_tokens", "max_calls", "max_wall_s", "max_nodes", "target", "patience")
-
 
 def next_context(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...]) -> Context:
     """What the proposer of a run would be asked next; of a run that is not begun, its first question."""
@@ -52,14 +49,22 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     for block in range(1, search.n_blocks + 1):
         s = block_simulation(experiment, block)
         lines.append(f"  block {block}: {s['visual_input_type']}, {s['n_frames']} frames of {s['delta_t']} s, extent {s['extent']}")
-    limits = {k: getattr(search, k) for k in LIMITS if getattr(search, k) is not None}
-    lines.append("  limits: " + (", ".join(f"{k}={v:.12g}" for k, v in limits.items()) or "none"))
-    return "\n".join(lines)
+    return "\n".join([*lines, f"  {limits_text(experiment)}"])
+
+
+def begun_text(experiment: Experiment, run_dir: Path) -> str:
+    """How far a run has come and what is left; empty where none has begun."""
+    if not (Path(run_dir) / NAME).is_file():
+        return ""
+    state = fold(read_journal(run_dir))
+    rest = left_text(experiment, state) or "nothing is left to train"
+    return f"{run_dir} has begun: {spent_text(experiment, state)}; {rest}" if state.started else ""
 
 
 def preview(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...], proposer: str) -> str:
     """The plan, the cost where a language model proposes, and the next prompt. Trains and calls nothing."""
-    parts = [plan_text(experiment, proposer)]
+    begun = begun_text(experiment, run_dir)
+    parts = [plan_text(experiment, proposer), *([begun] if begun else [])]
     if proposer in ("llm", "hybrid"):
         from flyjax.search.proposers.llm import announce
         from flyjax.search.proposers.prompt import render_prompt

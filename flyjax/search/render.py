@@ -114,12 +114,12 @@ def block_summary(state: State, block: int) -> str:
     )
     floor = noise_floor(state, block)
     measured = f"noise floor {floor:.3f}" if floor is not None else "noise floor not measured (no repetition)"
-    text += f"\n### Protocol edit after block {block}\nMeasures: {ended['measures']['text']}; {measured}\n"
+    text += f"\n### Protocol edit after block {block}\nMeasures: {ended.get('measures', {}).get('text', 'not kept')}; {measured}\n"
     edit, made = ended["edit"], next((e for e in state.edits if e["block"] == block and e["by"] != "user"), None)
     if made:
         text += f"Changed: {made['reason']}\nBy: {made['by']}\n{_fenced(made['diff'])}"
     else:
-        reason = edit["reason"]
+        reason = edit.get("reason", "")
         text += f"{reason}\n" if edit.get("refused") or reason.lower().startswith("no changes needed") else f"No changes needed: {reason}\n"
     unread = rules(made["protocol"] if made else _version_at(state, block)).problems
     if unread:

@@ -51,7 +51,7 @@ class Node:
     status: str = "running"  # running | finished | failed
     metrics: dict[str, Any] | None = None
     reason: str = ""  # why it failed
-    reward: float | None = None  # the objective, mean over seeds; a seed without one counts as 0
+    reward: float | None = None  # the objective, mean over seeds; see `_pooled` for a seed without one
     spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv, lost (without a value) over seeds
     activity: str = ""  # the log's `Activity:` line, as measured or as a step words it
     observation: str = ""
@@ -73,6 +73,7 @@ class Iteration:
     block: int
     iter_in_block: int
     nodes: tuple[int, ...]
+    wall_s: float = field(default=0.0, compare=False)  # of its training
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,8 @@ class State:
     spent: Spent = Spent()
     in_flight: dict[str, Any] | None = None  # what the call that is being made may cost; settled by what comes of it
     finished: str | None = None  # reason of run_finished, while it is the last word
-    wall_before: float = 0.0  # s, sessions before this one
-    session_start: float | None = None
-    last_time: float = 0.0
+    wall_s: float = 0.0  # seconds worked: the time between a stop and its resume does not count
+    last_time: float | None = None  # of the newest event of a session
 
     @property
     def protocol(self) -> str:
@@ -159,11 +159,6 @@ class State:
         if newest and any(self.nodes[i].status == "running" for i in newest.nodes):
             return newest
         return None
-
-    @property
-    def wall_s(self) -> float:
-        """Seconds worked, the time between a stop and its resume not counted."""
-        return self.wall_before + (max(0.0, self.last_time - self.session_start) if self.session_start is not None else 0.0)
 
     @property
     def objective(self) -> str:
@@ -186,12 +181,17 @@ class State:
 
 
 def _pooled(values) -> tuple[float | None, dict[str, float]]:
-    """(reward, spread) of a node from its seeds' objectives; a seed that was lost counts as 0."""
+    """(reward, spread) of a node from its seeds' objectives.
+
+    A seed that was lost counts as 0, or as the worst of the others where that is negative: no result is not
+    better than a bad one.
+    """
     values = [finite(v) for v in values]
     lost = values.count(None)
     if lost == len(values):
         return None, {}
-    values = [0.0 if v is None else v for v in values]
+    worst = min([0.0, *(v for v in values if v is not None)])
+    values = [worst if v is None else v for v in values]
     mean = sum(values) / len(values)
     # n - 1: the seeds are a sample; one seed has no spread rather than a spread of zero.
     out = {"n": len(values), "min": min(values)} | ({"lost": lost} if lost else {})
@@ -214,8 +214,6 @@ def _run_started(state, event):
 
 
 def _run_resumed(state, event):
-    # Between the last event and this one nobody worked.
-    begun = state.session_start if state.session_start is not None else state.last_time
     return replace(
         state,
         # A call that nothing came of was cut off by a kill: nobody knows the bill, it counts as the most it can be.
@@ -223,8 +221,6 @@ def _run_resumed(state, event):
         in_flight=None,
         experiment=event.get("experiment", state.experiment),
         made_with=event.get("made_with") or state.made_with,
-        wall_before=state.wall_before + max(0.0, state.last_time - begun),
-        session_start=event["time"],
     )
 
 
@@ -259,7 +255,9 @@ def _call_started(state, event):
 
 
 def _spending(state, event):
-    return replace(state, spent=state.spent.plus(event.get("usage") or {}), in_flight=None)
+    # Without a bill what is in flight counts as the most it can be; {} says that nothing was paid.
+    usage = event.get("usage")
+    return replace(state, spent=state.spent.plus((state.in_flight if usage is None else usage) or {}), in_flight=None)
 
 
 def _iteration_started(state, event):
@@ -288,6 +286,7 @@ def _iteration_started(state, event):
         nodes={**state.nodes, **new},
         iterations={**state.iterations, number: Iteration(number, block, event["iter_in_block"], tuple(new))},
         blocks={**state.blocks, block: grown},
+        finished=None,
     )
 
 
@@ -321,6 +320,7 @@ def _choice(state, event):
 
 
 def _block_ended(state, event):
+    _check({**event["edit"], **event.get("measures", {})}, {"old": str, "new": str, "reason": str, "text": str})
     block = replace(state.blocks[event["block"]], ended=event)
     return replace(state, blocks={**state.blocks, event["block"]: block})
 
@@ -346,14 +346,62 @@ _FOLD = {
 }
 
 
+#: Types of fields that readers of the state rely on, where they are there.
+_NUMBER = (int, float)
+_TYPES = {
+    "run_started": {"experiment": dict, "protocol": str},
+    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER},
+    "run_paused": {"usage": (dict, type(None))},
+    "call_started": {"usage": dict},
+    "protocol_edited": {"block": int, "by": str, "reason": str, "protocol": str, "diff": str, "reverts": int},
+    "proposal": {
+        "iteration": int, "block": int, "by": str, "activity": dict, "observation": dict, "proposals": (list, tuple), "simulation": dict,
+        "opens_block": bool, "n_next": int, "why_none": str, "notes": str, "block_summary": str, "protocol_edit": (dict, type(None)),
+        "user_input": str, "usage": (dict, type(None)),
+    },
+    "proposal_rejected": {"errors": (list, tuple), "usage": (dict, type(None))},
+    "iteration_started": {"iteration": int, "block": int, "iter_in_block": int, "simulation": dict},
+    "choice": {"iteration": int, "chosen": int, "reason": str},
+    "block_ended": {"block": int, "summary": str, "edit": dict, "measures": dict},
+    "run_finished": {"reason": str},
+}  # fmt: skip
+_NODE_TYPES = {"node": int, "parent": (int, str), "config": dict, "changes": dict, "strategy": str, "seeds": (list, tuple)}
+
+
+def _check(fields: dict[str, Any], types: dict[str, Any]) -> None:
+    for name, kind in types.items():
+        if name in fields and not isinstance(fields[name], kind):
+            raise TypeError(f"{name}={str(fields[name])[:40]!r}")
+
+
+def _worked(state: State, event: dict[str, Any]) -> float:
+    """Seconds of work between the event before this one and this one."""
+    if event["event"] == "run_resumed":
+        # Nobody worked between a stop and this; what a killed session did after its last event is told.
+        return event.get("unseen_s", 0.0)
+    # A clock may be set back, and that is no work.
+    return max(0.0, event["time"] - state.last_time) if state.last_time is not None else 0.0
+
+
 def apply(state: State, event: dict[str, Any]) -> State:
     """The state after one event; an event of an unknown name changes nothing but the clock."""
+    name = event["event"]
     try:
-        state = _FOLD.get(event["event"], lambda s, e: s)(state, event)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"journal: a {event.get('event')!r} event lacks or garbles {error}; restore the file") from None
-    start = event["time"] if state.session_start is None else state.session_start
-    return replace(state, session_start=start, last_time=event["time"])
+        _check(event, _TYPES.get(name, {}))
+        for node in event["nodes"] if name == "iteration_started" else ():
+            _check(node, _NODE_TYPES)
+        after = _FOLD.get(name, lambda s, e: s)(state, event)
+    except UserError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        raise UserError(f"the journal is damaged: a {name!r} event lacks or garbles {error}; restore the file from a copy") from None
+    if "reverts" in event:
+        return after  # written between sessions: no work
+    spent, now = _worked(state, event), state.pending
+    if now is not None and spent:
+        grown = replace(now, wall_s=now.wall_s + spent)
+        after = replace(after, iterations={**after.iterations, now.number: grown})
+    return replace(after, wall_s=state.wall_s + spent, last_time=event["time"])
 
 
 def fold(events) -> State:

@@ -121,8 +121,9 @@ def trained_iterations(state: State, block: int) -> list[int]:
 
 
 def rewards(state: State, block: int) -> list[float]:
-    """R2 of each trained iteration of the block, in order."""
-    return [score(state.chosen(i)) for i in trained_iterations(state, block)]
+    """R2 of each trained iteration of the block, in order; what failed is worth no more than the worst (`worths`)."""
+    worth = worths(state.block_nodes(block))
+    return [worth[state.chosen(i).id] for i in trained_iterations(state, block)]
 
 
 def successes(values: list[float], threshold: float = 0.9) -> int:
@@ -196,11 +197,11 @@ def stale(state: State) -> int:
     An iteration improves where its best node exceeds, by more than `clear_gain`, what its block had reached;
     the first of a block is compared with what the run had reached.
     """
-    count, run_best = 0, -math.inf
+    count, run_best, worth = 0, -math.inf, worths(state.nodes.values())
     for block in sorted(state.blocks):
         clear, best = clear_gain(state, block), run_best
         for number in trained_iterations(state, block):
-            top = max(score(state.nodes[i]) for i in state.iterations[number].nodes)
+            top = max(worth[i] for i in state.iterations[number].nodes)
             improved = top > best + clear
             count = 0 if improved else count + 1
             # What stays within noise of the best does not move it: small steps add up to an improvement.
@@ -225,7 +226,8 @@ def best_configuration(state: State) -> Node | None:
     for node in state.nodes.values():
         if node.status != "running":
             pools.setdefault((node.block, *sorted(node.config.items())), []).append(node)
-    best = max(pools.values(), key=lambda p: (sum(map(score, p)) / len(p), -p[0].id), default=None)
+    worth = worths(state.nodes.values())
+    best = max(pools.values(), key=lambda p: (sum(worth[n.id] for n in p) / len(p), -p[0].id), default=None)
     return best[-1] if best and any(n.reward is not None for n in best) else None
 
 

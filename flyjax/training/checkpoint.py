@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flyjax.errors import UserError
+from flyjax.errors import UserError, exhausted, in_one_line
 
 log = logging.getLogger(__name__)
 
@@ -18,13 +18,23 @@ log = logging.getLogger(__name__)
 class Store:
     """A folder of numbered checkpoints of one training."""
 
+    @in_one_line()
     def __init__(self, folder: Path):
-        options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         # Orbax fails late, in a background thread, on a relative path.
-        self._manager = ocp.CheckpointManager(Path(folder).absolute(), options=options)
+        self._folder = Path(folder).absolute()
+        self._open()
 
+    def _open(self) -> None:
+        # What it expects of every checkpoint it reads off the newest.
+        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+
+    @in_one_line()
     def save(self, number: int, tree: Any) -> None:
-        """Start writing; the arrays are copied off the device before this returns."""
+        """Start writing; the arrays are copied off the device before this returns.
+
+        **Raises:** `UserError` where the disk is full, perhaps only at the next call of this store: a whole
+        checkpoint is never touched.
+        """
         self._manager.save(number, args=ocp.args.StandardSave(tree))
 
     def restore_latest(self, like: Any) -> tuple[int, Any] | None:
@@ -35,24 +45,33 @@ class Store:
             try:
                 return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
+                if (told := exhausted(error)) is not None:
+                    raise UserError(told) from None  # this one is not damaged
                 log.warning(
                     "checkpoint %d in %s cannot be read (%s): %s",
                     number,
-                    self._manager.directory,
+                    self._folder,
                     type(error).__name__,
                     "going back to the one before" if number != numbers[-1] else "there is none before it, beginning anew",
                 )
                 self._manager.delete(number)
+                self._manager.close()
+                self._open()
         return None
 
+    @in_one_line()
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
+@in_one_line()
 def save_params(folder: Path, params: Any) -> None:
-    """Write trained parameters, replacing what is there."""
+    """Write trained parameters, replacing what is there.
+
+    **Raises:** `UserError` where the disk is full.
+    """
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute(), params, force=True)
 

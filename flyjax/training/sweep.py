@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from flyjax.config import Training, content_hash
+from flyjax.errors import in_one_line
 from flyjax.model import Learner
 from flyjax.recording import Recording
 from flyjax.training import planning
@@ -71,6 +72,7 @@ class Trained:
         return self.tail(1)
 
 
+@in_one_line()
 def train_sweep(
     learner: Learner,
     candidates: Sequence[Training],
@@ -104,7 +106,7 @@ def train_sweep(
     change how lanes share programs, and by that nothing but the rounding of sums; long trainings amplify it, so that
     a lane's result depends on its neighbours as on another seed of rounding (`planning`).
 
-    **Raises:** `UserError` if not even one training fits into memory, or a candidate cannot be trained with an
+    **Raises:** `UserError` if not even one training fits into memory, memory or disk run out, or a candidate cannot be trained with an
     unknown stimulus.
     """
     levels = sorted({c.noise_model_level for c in candidates})

@@ -93,7 +93,10 @@ class RulesProposer:
         return moves.exploit(state, block, parent, ranges, known.hints, rng)
 
     def _companions(self, context, n, taken, known: Rules, rng) -> list[Proposal]:
-        """The root's companions: the best configuration of earlier blocks, first moves, then spread steps."""
+        """The root's companions: the best configuration of earlier blocks, first moves, then spread steps.
+
+        Each takes one more first move than the one before it: together they go further than any alone.
+        """
         root, ranges = root_config(context.experiment), context.experiment.search.ranges
         best, out = best_configuration(context.state), []
         if best is not None and n > 0:
@@ -101,7 +104,7 @@ class RulesProposer:
             learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))
             out.append(_first_new(context, learned, ROOT, "exploit", taken))
         drafts = itertools.chain(
-            moves.first_moves(known.hints, ranges, root),
+            itertools.accumulate(moves.first_moves(known.hints, ranges, root), lambda sofar, one: sofar | one),
             moves.steps(ranges, root, [], rng, moves.WIDE_STEP),
         )
         while len(out) < n:
@@ -185,7 +188,7 @@ def observe(state: State, node: Node) -> str:
     if node.status == "failed":
         return f"failed: {node.reason}"
     lost = node.spread.get("lost")
-    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as 0)" if lost else "")
+    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})" if lost else "")
     root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
     start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
     if start is None or start is node:

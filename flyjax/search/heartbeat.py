@@ -1,0 +1,52 @@
+"""A sign of life: what a session that was killed in a long training had worked, the journal alone cannot say.
+
+While a session works, a thread writes the time into `.alive` in the run directory. A session that ends takes
+the file with it; one that is killed leaves it to the next, which journals the time beyond the last event.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+NAME, EVERY = ".alive", 10.0  # s
+
+
+def unseen(run_dir: Path, last: float, now: float) -> float:
+    """Seconds that a killed session worked after its last event, at time `last`; 0 where nothing tells."""
+    try:
+        alive = float((Path(run_dir) / NAME).read_text("ascii"))
+    except (OSError, ValueError):
+        return 0.0
+    return max(0.0, min(alive, now) - last)
+
+
+class Heartbeat:
+    """Tells every 10 s that this session is alive, from `start` to `stop`."""
+
+    def __init__(self, run_dir: Path, clock: Callable[[], float]):
+        self._path, self._clock, self._over = Path(run_dir) / NAME, clock, threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """No more signs; the file goes. Without a `start` the file of an earlier session stays."""
+        if self._thread is None:
+            return
+        self._over.set()
+        self._thread.join()
+        self._path.unlink(missing_ok=True)
+
+    def _run(self) -> None:
+        while not self._over.wait(EVERY):
+            try:
+                part = self._path.with_name(NAME + ".new")
+                part.write_text(f"{self._clock():.3f}\n", "ascii")
+                os.replace(part, self._path)
+            except OSError:
+                pass  # a full disk: the loop will say so
