@@ -26,7 +26,7 @@ from flyjax.config import Experiment, Model, Simulation, Training, parse_experim
 from flyjax.errors import UserError, in_one_line
 from flyjax.model import Learner, make_learner
 from flyjax.recording import Recording, cached_recording, known_circuit, record
-from flyjax.recovery import Evaluation, evaluate, extract
+from flyjax.recovery import Evaluation, equations, evaluate, extract
 from flyjax.recovery.light import as_learned
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report import figures
@@ -225,7 +225,7 @@ def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Traine
     The first alone: it compiles what all use. No more at a time than have room for a recording each.
     """
     jobs = zip(specs, trained, strict=True)
-    n_workers = max(1, min(_cores(), len(specs) - 1, recordings.room))
+    n_workers = max(1, min(equations.cores(), len(specs) - 1, recordings.room))
     ahead: deque[Future] = deque()
     # One thread of BLAS each: the cores are taken, and sums do not depend on who else is judged.
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
@@ -233,7 +233,7 @@ def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Traine
             yield judge(learner, *next(jobs), recordings)
             for spec, runs in jobs:
                 held = _Held(recordings.train(spec.training.noise_model_level), recordings.test)
-                ahead.append(threads.submit(judge, learner, spec, runs, held))
+                ahead.append(threads.submit(_judge_beside, n_workers, learner, spec, runs, held))
                 if len(ahead) > n_workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -242,8 +242,9 @@ def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Traine
             threads.shutdown(wait=False, cancel_futures=True)
 
 
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _judge_beside(n: int, *what):
+    with equations.sharing(n):
+        return judge(*what)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from threadpoolctl import threadpool_limits
 
 from flyjax import nodes
 from flyjax.config import Model, Simulation, Training
-from flyjax.recovery import clusters
+from flyjax.recovery import clusters, equations
 from flyjax.training import train_sweep
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=320, n_test_frames=60)
@@ -25,7 +25,7 @@ def trained():
 @pytest.mark.parametrize("cores", [1, 4])
 def test_together_is_as_alone_in_order(trained, cores, monkeypatch):
     learner, specs, runs, recordings = trained
-    monkeypatch.setattr(nodes, "_cores", lambda: cores)
+    monkeypatch.setattr(equations, "cores", lambda: cores)
     before = list(warnings.filters)
     together = list(nodes.judged(learner, specs, runs, recordings))
     assert warnings.filters == before
@@ -51,6 +51,16 @@ def test_one_that_fails_is_told(trained, monkeypatch):
     assert [next(got) is not None for _ in range(3)] == [True] * 3
     with pytest.raises(RuntimeError, match="node 3 broke"):
         next(got)
+
+
+def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
+    monkeypatch.setattr(equations, "cores", lambda: 8)
+    assert equations._workers() == 8
+    with equations.sharing(3):
+        assert equations._workers() == 2
+    with equations.sharing(20):
+        assert equations._workers() == 1
+    assert equations._workers() == 8
 
 
 def test_no_more_recordings_at_once_than_have_room():

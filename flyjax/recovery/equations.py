@@ -12,8 +12,10 @@ others of the same neuron are regressed out, in the units of the regressor.
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,8 +59,26 @@ class Solution:
     residual: Float[np.ndarray, " N"]  #: root mean square of what is not explained
 
 
-def _workers() -> int:
+_SHARED = threading.local()
+
+
+@contextmanager
+def sharing(n: int):
+    """This thread is one of n that compute at once: each takes its share of the cores, or they would only wait for each other."""
+    _SHARED.n = n
+    try:
+        yield
+    finally:
+        _SHARED.n = 1
+
+
+def cores() -> int:
+    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers() -> int:
+    return max(1, cores() // getattr(_SHARED, "n", 1))
 
 
 def _rows(pool, out, *terms) -> np.ndarray:
