@@ -102,6 +102,16 @@ def mutation(state: State, node: Node, short: bool = False) -> str:
     )
 
 
+def moved(state: State, node: Node) -> str:
+    """The same for a terminal: one change as `name: old -> new`, several as `name=new`."""
+    told = mutation(state, node, short=True)
+    if told.count(" -> ") > 1:
+        before = parent_config(state, node)
+        new = {SHORT.get(k, k): v for k, v in node.config.items() if k in before and before[k] != v}
+        told = ", ".join(f"{k.removeprefix('coeff_')}={setting(v)}" for k, v in new.items())
+    return told
+
+
 def ucb_scores(state: State) -> dict[int, float]:
     """UCB of every trained node at the end of its block, or now where the block goes on."""
     c = state.experiment.get("search", {}).get("ucb_c", 1.414)
@@ -189,16 +199,16 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
     if iteration not in state.iterations:
         table.title = "no iteration yet"
         return table
-    it, best, ucb = state.iterations[iteration], tree.best_node(state), ucb_scores(state)
+    it, best = state.iterations[iteration], tree.best_node(state)
     n_iter_block = state.experiment.get("search", {}).get("n_iter_block")
     of = f"/{n_iter_block}" if n_iter_block else ""
     table.title = f"block {it.block}, iteration {it.iter_in_block}{of}: R2 of W, tau and V_rest; cluster accuracy; test r"
-    # Eleven columns fit into 80 characters: only the mutation wraps.
+    # Ten columns fit into 80 characters: only the mutation wraps. The highest UCB follow in lines of their own.
     table.add_column("node", justify="right", no_wrap=True)
     table.add_column("from", justify="right", no_wrap=True)
     table.add_column("strategy", no_wrap=True)
     table.add_column("mutation", overflow="fold")
-    for name in ("W", "tau", "V_rest", "clust", "r", "loss", "UCB"):
+    for name in ("W", "tau", "V_rest", "clust", "r", "loss"):
         table.add_column(name, justify="right", no_wrap=True)
     chosen = state.choices[iteration].chosen if iteration in state.choices else None
     for i in it.nodes:
@@ -206,7 +216,7 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
         m, is_best = node.metrics or {}, best is not None and best.id == i
         mark = ("*" if is_best else "") + (">" if chosen == i else "")
         change = (
-            f"failed: {node.reason or 'no reason given'}" if node.status == "failed" else mutation(state, node, short=True)
+            f"failed: {node.reason or 'no reason given'}" if node.status == "failed" else moved(state, node)
         )
         style = _CLASS_STYLE[node.classification] if node.status != "running" else "dim"
         cells = [
@@ -217,6 +227,6 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
         ]
         cells += [Text(number(m.get("connectivity_R2")), style=style)]
         cells += [Text(number(m.get(k))) for k in ("tau_R2", "V_rest_R2", "cluster_accuracy", "test_pearson")]
-        cells += [Text(figures(m.get("final_loss"))), Text(number(ucb.get(i)))]
+        cells.append(Text(figures(m.get("final_loss"))))
         table.add_row(*cells, style="bold" if is_best else "")
     return table
