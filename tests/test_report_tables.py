@@ -108,8 +108,8 @@ def test_live_table_of_an_iteration(made):
 
 def test_several_changes_fit_into_a_narrow_terminal(tmp_path):
     m = Maker(tmp_path)
-    m.train(1, 1, [("root", {}, "root")], results=[0.5])
-    m.train(1, 2, [(1, {"learning_rate_W_start": 0.00242, "coeff_edge_diff": 687.0, "noise_model_level": 0.116}, "robustness-test")], results=[0.6])
+    (root,) = m.train(1, 1, [("root", {}, "root")], results=[metrics(0.5)])
+    m.train(1, 2, [(root, {"learning_rate_W_start": 0.00242, "coeff_edge_diff": 687.0, "noise_model_level": 0.116}, "robustness-test")], results=[metrics(0.6)])
     words = printed(tables.rich_table(fold(m.journal.events)), 80).split()
     assert {"lr_W=2.42e-3,", "edge_diff=687,", "noise=0.116"} <= set(words), words
 
