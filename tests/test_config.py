@@ -52,7 +52,7 @@ def test_missing_file_names_the_known_ones(root):
         load_experiment(root / "experiments" / "quickstat.yaml")
 
 
-@pytest.mark.parametrize("name", ["quickstart", "full_scale", "sweep_noise"])
+@pytest.mark.parametrize("name", ["quickstart", "full_scale", "whole_eye", "sweep_noise"])
 def test_shipped_experiments_are_valid_and_survive_a_round_trip(root, name):
     experiment = load_experiment(root / "experiments" / f"{name}.yaml")
     assert parse_experiment(read_yaml(dump_yaml(experiment))) == experiment
