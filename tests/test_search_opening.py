@@ -263,12 +263,12 @@ def test_a_call_answered_but_not_journaled_is_paid(tmp_path, monkeypatch, stop):
     assert go(tmp_path, exp, Calling()).status == "finished"
 
 
-UNFORESEEN = [RuntimeError("RESOURCE_EXHAUSTED: sk-secret\nallocating"), TimeoutError("no answer"), AssertionError()]
+UNFORESEEN = [RuntimeError("RESOURCE_EXHAUSTED: sk-secret-0123456789\nallocating"), TimeoutError("no answer"), AssertionError()]
 
 
 @pytest.mark.parametrize("error", UNFORESEEN)
 def test_an_error_nobody_foresaw_pauses_the_run_and_is_shown(tmp_path, monkeypatch, error):
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
 
     def failing(plan):
         if plan.number == 2:
@@ -279,7 +279,7 @@ def test_an_error_nobody_foresaw_pauses_the_run_and_is_shown(tmp_path, monkeypat
         go(tmp_path, experiment(**SMALL), trainer=failing)
     last = read_journal(tmp_path)[-1]
     assert last["event"] == "run_paused" and last["reason"].startswith(f"stopped by {type(error).__name__}: ") and "\n" not in last["reason"]
-    assert b"sk-secret" not in (tmp_path / "journal.jsonl").read_bytes()
+    assert b"sk-secret-0123456789" not in (tmp_path / "journal.jsonl").read_bytes()
     assert go(tmp_path, experiment(**SMALL)).status == "finished"
 
 
