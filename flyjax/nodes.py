@@ -110,6 +110,10 @@ def learner_for(simulation: Simulation, model: Model) -> Learner:
 HELD_SHARE = 0.25
 
 
+def _bytes(recording: Recording) -> int:
+    return recording.voltage.nbytes * (2 if "derivative" in vars(recording) else 1)
+
+
 class Recordings:
     """Training recordings by noise level and the held-out one, from the run's cache.
 
@@ -138,14 +142,14 @@ class Recordings:
     def _make_room(self) -> None:
         """Let go of training recordings not used for longest, so that one more of their size fits."""
         train = [key for key in self._held if key[0] == "train"]
-        sizes = [r.voltage.nbytes * (2 if "derivative" in vars(r) else 1) for r in map(self._held.get, train)]
+        sizes = [_bytes(self._held[key]) for key in train]
         while train and sum(sizes) + max(sizes) > self._room:
             del self._held[train.pop(0)], sizes[0]
 
     @property
     def room(self) -> int:
-        """How many recordings like those held may be in memory at once, one at least."""
-        largest = max((r.voltage.nbytes for (split, _), r in self._held.items() if split == "train"), default=1)
+        """How many recordings like those held fit into as much memory again, one at least."""
+        largest = max((_bytes(r) for (split, _), r in self._held.items() if split == "train"), default=1)
         return max(1, int(self._room // largest))
 
     def train(self, level: float) -> Recording:
@@ -219,10 +223,13 @@ def judge(learner, spec: NodeSpec, trained: Sequence[Trained], recordings: Recor
     return per_seed, best and best[1]
 
 
-def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Trained]], recordings: Recordings) -> Iterator[tuple]:
+def judged(
+    learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Trained]], recordings: Recordings, say: Callable[[str], None] = lambda text: None
+) -> Iterator[tuple]:
     """`judge` of every node, in order; several at once, because half of what one takes uses a single core.
 
-    The first alone: it compiles what all use. No more at a time than have room for a recording each.
+    The first alone: it compiles what all use. No more at a time than `recordings` has room for. An interrupt waits
+    for those begun, and `say` tells so: a thread in the middle of compiled code cannot be left behind.
     """
     jobs = zip(specs, trained, strict=True)
     n_workers = max(1, min(equations.cores(), len(specs) - 1, recordings.room))
@@ -232,14 +239,16 @@ def judged(learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Traine
         try:
             yield judge(learner, *next(jobs), recordings)
             for spec, runs in jobs:
+                if len(ahead) == n_workers:
+                    yield ahead.popleft().result()
                 held = _Held(recordings.train(spec.training.noise_model_level), recordings.test)
                 ahead.append(threads.submit(_judge_beside, n_workers, learner, spec, runs, held))
-                if len(ahead) > n_workers:
-                    yield ahead.popleft().result()
             while ahead:
                 yield ahead.popleft().result()
-        finally:
-            threads.shutdown(wait=False, cancel_futures=True)
+        except BaseException:
+            if any(job.cancel() or not job.done() for job in ahead):
+                say("stopping when the nodes in judgement are done")
+            raise
 
 
 def _judge_beside(n: int, *what):
@@ -358,7 +367,7 @@ def train_nodes(
     )
     out: dict[int, dict] = {}
     say("judging")
-    for spec, runs, (per_seed, evaluation) in zip(specs, trained, judged(learner, specs, trained, recordings), strict=True):
+    for spec, runs, (per_seed, evaluation) in zip(specs, trained, judged(learner, specs, trained, recordings, say), strict=True):
         say(f"judging node {spec.id}")
         _write_node(run_dir, experiment, simulation, spec, runs, per_seed, evaluation, recordings)
         metrics = pool(per_seed) if evaluation is not None else None

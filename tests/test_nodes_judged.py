@@ -1,6 +1,9 @@
 """Several nodes judged at once are judged as each alone, in order, and warnings are left as they were."""
 
+import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ from threadpoolctl import threadpool_limits
 from flyjax import nodes
 from flyjax.config import Model, Simulation, Training
 from flyjax.recovery import clusters, equations
+from flyjax.recovery.extract import per_recording
 from flyjax.training import train_sweep
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=320, n_test_frames=60)
@@ -63,11 +67,72 @@ def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
     assert equations._workers() == 8
 
 
-def test_no_more_recordings_at_once_than_have_room():
-    recordings = nodes.Recordings(SIMULATION, hold_bytes=1)
-    recordings.train(0.05)
-    assert recordings.room == 1
-    assert nodes.Recordings(SIMULATION, hold_bytes=1e9).room >= 1
+@pytest.mark.parametrize("room, most", [(1, 1), (2, 2), (99, 4)])
+def test_no_more_at_once_than_have_room(trained, room, most, monkeypatch):
+    learner, specs, runs, recordings = trained
+    now, seen, lock = [], [], threading.Lock()
+
+    def slow(learner, spec, *rest):
+        with lock:
+            now.append(spec.id)
+            seen.append(len(now))
+        time.sleep(0.1)
+        with lock:
+            now.remove(spec.id)
+        return spec.id, None
+
+    monkeypatch.setattr(nodes, "judge", slow)
+    monkeypatch.setattr(nodes.Recordings, "room", room)
+    monkeypatch.setattr(equations, "cores", lambda: 8)
+    assert [k for k, _ in nodes.judged(learner, specs, runs, recordings)] == [s.id for s in specs]
+    assert max(seen) == most
+
+
+def test_room_counts_derivatives_that_are_loaded():
+    recordings = nodes.Recordings(SIMULATION)
+    recording = recordings.train(0.05)
+    recordings._room = 4 * recording.voltage.nbytes
+    before = recordings.room
+    assert recording.derivative is not None
+    assert (before, recordings.room) == (4, 2)
+
+
+def test_an_interrupt_says_that_it_waits_and_begins_no_more(trained, monkeypatch):
+    learner, specs, runs, recordings = trained
+    begun, said = [], []
+
+    def slow(learner, spec, *rest):
+        begun.append(spec.id)
+        time.sleep(0.2)
+        return spec.id, None
+
+    monkeypatch.setattr(nodes, "judge", slow)
+    monkeypatch.setattr(nodes.Recordings, "room", 2)
+    monkeypatch.setattr(equations, "cores", lambda: 2)
+    going = nodes.judged(learner, specs, runs, recordings, said.append)
+    assert [next(going)[0], next(going)[0]] == [0, 1]
+    with pytest.raises(KeyboardInterrupt):
+        going.throw(KeyboardInterrupt)
+    assert said == ["stopping when the nodes in judgement are done"] and max(begun) == 2
+
+
+def test_recordings_are_computed_on_side_by_side_and_each_once():
+    class Thing:
+        pass
+
+    calls = []
+
+    @per_recording
+    def slow(recording):
+        calls.append(recording)
+        together.wait(5)  # passes only where both are inside at once
+        return len(calls)
+
+    one, other, together = Thing(), Thing(), threading.Barrier(2)
+    with ThreadPoolExecutor(4) as pool:
+        got = [pool.submit(slow, thing).result for thing in (one, other, one, other)]
+        assert {f() for f in got} <= {1, 2}
+    assert len(calls) == 2
 
 
 def test_warnings_are_quiet_while_any_thread_is_in_it():

@@ -58,20 +58,28 @@ class Recovered(NamedTuple):
     gain: Float[Array, " N"]  #: d, 1/s
 
 
+class _Once:
+    """A value computed by the first who asks; others wait for it."""
+
+    def __init__(self):
+        self.lock, self.known, self.value = RLock(), False, None
+
+
 def per_recording(function):
-    """Cache a function of (recording, *args) for as long as the recording lives; threads wait for the one that computes."""
+    """Cache a function of (recording, *args) for as long as the recording lives; threads that ask for the same wait for one."""
     results: dict[int, dict] = {}
-    one_at_a_time = RLock()
+    looking_up = RLock()
 
     def cached(recording, *args):
-        with one_at_a_time:
+        with looking_up:
             if id(recording) not in results:
                 results[id(recording)] = {}
                 weakref.finalize(recording, results.pop, id(recording), None)
-            known = results[id(recording)]
-            if args not in known:
-                known[args] = function(recording, *args)
-            return known[args]
+            once = results[id(recording)].setdefault(args, _Once())
+        with once.lock:
+            if not once.known:
+                once.value, once.known = function(recording, *args), True
+            return once.value
 
     cached.__doc__, cached.__name__, cached.__wrapped__ = function.__doc__, function.__name__, function
     return cached
