@@ -64,6 +64,16 @@ def test_a_principle_is_told_by_nodes_that_exist_whatever_its_bullet():
     assert parse(notes)[PRINCIPLES] == lines[4:] and parse(notes)[QUESTIONS] == lines[:4]
 
 
+def test_nodes_count_however_they_are_listed():
+    told = {
+        "Nodes #1, #2, #3": 3, "nodes 1/2/3": 3, "nodes 1 through 3": 3, "node1, node2, node3": 3, "nodes1-3": 3,
+        "nodes 2 (0.91), 3 (0.92), 4 (0.93)": 3, "nodes 2 [.91] and 3 (lr 1e-3), and 4": 3, "nodes 2 (W 0.9) to 4 (W 0.95)": 3,
+        "nodes 2 (0.91), 0.92, 3": 1, "node 2 (as nodes 3 and 4)": 3, "node 2 (0.91) with 3 seeds, 4 rates": 1, "nodes 1 and 2.3": 1,
+        "nodes 1 (0.9) 2 of 3": 1, "lr 1 (good), 2, 3": 0, "node 1, lr2, lr3": 1,
+    }  # fmt: skip
+    assert {line: witnesses(line, range(1, 13)) for line in told} == told
+
+
 def test_no_list_of_nodes_costs_more_than_reading_it():
     """A pattern of nested repeats would never come back from the first line; a set of wide ranges, late from the last."""
 
@@ -79,3 +89,5 @@ def test_no_list_of_nodes_costs_more_than_reading_it():
     assert witnesses("- nodes 1" + " -" * 1_000 + " end", known) == 1
     assert witnesses("- nodes " + "1-9999," * 560, known) == 1_000
     assert Known.looked < 100
+    assert witnesses("- nodes " + "1 (" * 20_000, known) == witnesses("- nodes 1" + " " * 50_000 + "(", known) == 1
+    assert witnesses("- nodes " + "1 (0" * 20_000 + ")", known) == 1

@@ -1,9 +1,16 @@
 """user_input.md: what people write is heard wherever they write it, and none of it is lost."""
 
-import pytest
+import json
 
-from flyjax.search.journal import State
-from flyjax.search.people import MAX_INPUT, acknowledge, pending_input, write_text
+import pytest
+from search_landscape import TEMPLATE, experiment
+
+from flyjax.search import texts
+from flyjax.search.journal import State, fold, read_journal
+from flyjax.search.loop import revert_protocol, run_loop
+from flyjax.search.people import MAX_INPUT, acknowledge, pending_input, without_key, write_text
+from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.revise import BRANCH_ROW
 
 READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))
 
@@ -86,3 +93,67 @@ def test_a_link_stays_a_link(tmp_path):
     assert (run / "user_input.md").is_symlink() and "## Pending\n\nHello." in real.read_text()
     write_text(run / "user_input.md", "x")
     assert real.read_text() == "x" and [p.name for p in tmp_path.iterdir()] in (["run", "notes.md"], ["notes.md", "run"])
+
+
+def test_a_key_is_taken_out_and_a_word_is_not(monkeypatch):
+    for length in (texts.MIN_SECRET, texts.MIN_SECRET - 1, 1):
+        key = "k" * length
+        shown = "[redacted]" if length == texts.MIN_SECRET else key
+        monkeypatch.setenv("ANTHROPIC_API_KEY", f" {key}\n")
+        assert without_key(f"a {key} b") == f"a {shown} b"
+
+
+# --- protocol.md of an older run ---
+
+DEFAULT = "| Default |"
+FORMER = f"| best R2 < 0.5 | **explore** | \u26a0\ufe0f W<tau, by the parent selection rules {'x' * 500} |"  # the guard was milder then
+
+
+@pytest.fixture
+def older(tmp_path):
+    """(go on, its run directory): a run stopped in its second block, whose rules were given FORMER before the first."""
+    exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
+
+    def go(stop=0):
+        def trainer(plan):
+            if plan.block == stop:
+                raise KeyboardInterrupt
+            return {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}
+
+        run_loop(exp, tmp_path, trainer, RulesProposer(exp), protocol_template=TEMPLATE)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=2)
+    events = read_journal(tmp_path)
+    for event in events:
+        if "protocol" in event:
+            event["protocol"] = event["protocol"].replace(DEFAULT, f"{FORMER}\n{DEFAULT}", 1)
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    (tmp_path / "protocol.md").unlink()
+    return go, tmp_path
+
+
+def test_an_older_run_goes_on_and_its_rules_are_edited_and_restored(older):
+    go, run_dir = older
+    path = run_dir / "protocol.md"
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=2)
+    assert FORMER in path.read_text("utf-8")
+    path.write_text(path.read_text("utf-8").replace(FORMER, f"{FORMER}\n| best R2 < 0.4 | **explore** | blue |"), "utf-8")
+    go()
+    by = [e["by"] for e in fold(read_journal(run_dir)).edits]
+    assert by == ["rules", "user", "rules"] and FORMER in path.read_text("utf-8")
+    for _ in by:
+        revert_protocol(run_dir)
+    assert path.read_text("utf-8") == fold(read_journal(run_dir)).protocols[0] and FORMER in path.read_text("utf-8")
+    assert BRANCH_ROW not in path.read_text("utf-8").split("## END")[0]
+
+
+def test_what_an_edit_took_away_comes_back_with_the_version_before_it(older):
+    go, run_dir = older
+    (run_dir / "protocol.md").write_text(fold(read_journal(run_dir)).protocol.replace(FORMER + "\n", ""), "utf-8")
+    go()
+    assert FORMER not in (run_dir / "protocol.md").read_text("utf-8")
+    revert_protocol(run_dir)
+    revert_protocol(run_dir)
+    assert FORMER in (run_dir / "protocol.md").read_text("utf-8")

@@ -155,6 +155,41 @@ def test_what_the_guard_refuses(template, old, new, why):
     assert "\n" not in str(error.value)
 
 
+#: What the guard let in before it knew better.
+FORMER = [
+    "Where W<tau, wait.", "\u26a0\ufe0f mind the noise", f"| best R2 < 0.5 | **explore** | {'x' * 500} |",
+    "As the parent selection rules say.", "~~~\na fence\n~~~", "a <b",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("passage", FORMER)
+def test_what_was_let_in_once_hinders_no_other_edit_and_no_more_of_it_comes(template, passage):
+    former = template.replace(DEFAULT, f"{DEFAULT}\n{passage}", 1)
+    after = apply_edit(former, edit(DEFAULT, f"{BRANCH_ROW}\n{DEFAULT}"))
+    assert after.replace(BRANCH_ROW + "\n", "", 1) == former
+    assert protocol.restored(after, former) == former and protocol.restored(former, template) == template
+    assert apply_edit(former, edit(f"{DEFAULT}\n{passage}", DEFAULT)) == template
+    for more in (passage, "<script>", "## END Parent selection Rule (CRITICAL)", "a\u200bb", "Goal\n==="):
+        if more != passage or "~~~" not in passage:  # what is open already opens no more
+            with pytest.raises(EditRefused):
+                apply_edit(former, edit(DEFAULT, f"{DEFAULT}\n\n{more}\n"))
+    with pytest.raises(EditRefused):  # where nothing of it stands
+        protocol.with_body(template, protocol.body(former))
+
+
+def test_a_passage_is_quoted_as_it_is_drawn(template):
+    """A model's text comes without the characters that nobody sees."""
+    sign = "\u26a0\ufe0f"
+    text = template.replace(DEFAULT, f"{DEFAULT}\n\n\u200bMind {sign} the {sign}", 1)
+    mended = apply_edit(text, edit("Mind \u26a0 the \u26a0", "Mind the noise"))
+    assert "\n\u200bMind the noise\n" in mended
+    assert "x\n" in apply_edit(text, edit(f"Mind {sign} the {sign}", "x"))
+    assert apply_edit(text, edit("\u26a0 the \u26a0", "\u26a0 the \u26a0")) == text.replace("\ufe0f", "")
+    for old, why in (("\ufe0f", "empty"), ("\u26a0", "occurs 2 times"), (protocol.body(text), "the same")):
+        with pytest.raises(EditRefused, match=why):
+            apply_edit(text, edit(old, old))
+
+
 def test_growth_is_bounded_over_many_edits(template):
     text = template
     with pytest.raises(EditRefused, match="at most"):
@@ -196,6 +231,9 @@ def test_learned_rules_carry_over_and_nothing_else(template, root):
     other = full.model_copy(update={"search": full.search.model_copy(update={"n_candidates": 5})})
     carried = protocol.carry_over(learned, template, other)
     assert BRANCH_ROW in carried and "n_candidates: 5 " in carried
+    for passage in FORMER:
+        with pytest.raises(UserError, match="--protocol: .*; change that between the file's markers$"):
+            protocol.carry_over(template.replace(DEFAULT, f"{DEFAULT}\n{passage}", 1), template, full)
     with pytest.raises(UserError, match="differs from the template"):
         protocol.carry_over(learned.replace("## Goal", "## Aim"), template, full)
     with pytest.raises(UserError, match="noise_model_level is range: 0 to 0.5"):

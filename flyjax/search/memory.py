@@ -20,6 +20,9 @@ MAX_NOTES = 500  # lines
 PRINCIPLES, QUESTIONS, FALSIFIED = SECTIONS = ("Established principles", "Open questions", "Falsified hypotheses")
 ENOUGH = 3  # nodes that make a principle
 
+# A bracket after a number that names no node itself, where a list goes on.
+_ASIDE = re.compile(r"(?<=\d)\s*[(\[](?:(?!node)[^()\[\]])*[)\]](?=\s*(?:[,;&/–-]|and\b|to\b|through\b))")
+
 Notes = dict[str, list[str]]  # section ("" before the first heading) -> lines
 
 
@@ -48,9 +51,12 @@ def write(notes: Notes) -> str:
 
 
 def witnesses(line: str, known: Sequence[int]) -> int:
-    """How many of the `known` nodes (sorted) a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes"."""
+    """How many of the `known` nodes (sorted) a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes".
+
+    What brackets say of a node in a list, "nodes 2 (0.91), 3 (0.92)", is passed over.
+    """
     spans, listed, last, reach, number, counted = [], False, None, False, None, 0
-    for token in re.findall(r"\d+|\w+|[^\w\s]", line.lower()):
+    for token in re.findall(r"\d+(?:\.\d+)?|nodes?(?=\d)|\w+|[^\w\s]", _ASIDE.sub("", line.lower())):
         before, number = number, int(token[:9]) if token.isdecimal() else None
         if token in ("node", "nodes"):
             counted = max(counted, before or 0) if token == "nodes" and (before or 0) <= len(known) else counted
@@ -58,9 +64,9 @@ def witnesses(line: str, known: Sequence[int]) -> int:
         elif listed and number is not None:
             spans.append((last if reach and last is not None and last <= number else number, number))
             last, reach = number, False
-        elif token in ("to", "-", "–"):
+        elif token in ("to", "through", "-", "–"):
             reach = True
-        elif token not in (",", ";", "and", "&"):
+        elif token not in (",", ";", "and", "&", "/", "#"):
             listed = False
     return max(_members(spans, known), counted)
 

@@ -10,6 +10,7 @@ from typing import Any
 from flyjax.errors import UserError
 from flyjax.search.protocol import EditRefused, body, with_body
 from flyjax.search.state import State
+from flyjax.search.texts import scrub
 
 MAX_INPUT = 20_000  # characters of one instruction
 PENDING, DONE = "## Pending", "## Acknowledged"
@@ -46,8 +47,7 @@ def _read(path: Path) -> str:
 
 def without_key(text: str) -> str:
     """A text without the key of the language model, which goes into no journal, report or prompt."""
-    key = os.environ.get("ANTHROPIC_API_KEY", "").strip()
-    return text.replace(key, "[redacted]") if len(key) >= 16 else text  # a local gateway's "x" is no secret
+    return scrub(text, os.environ.get("ANTHROPIC_API_KEY", "").strip())
 
 
 def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:

@@ -11,13 +11,14 @@ import functools
 import math
 import re
 import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 
 from flyjax.config import Experiment, Range, Training, read_yaml
 from flyjax.errors import UserError
 from flyjax.search.interface import ProtocolEdit
 from flyjax.search.table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
-from flyjax.search.texts import odd
+from flyjax.search.texts import odd, seen, unseen
 
 BEGIN = "## Parent Selection Rule (CRITICAL)"
 END = "## END Parent selection Rule (CRITICAL)"
@@ -81,34 +82,54 @@ def rules(text: str) -> Rules:
 def with_body(text: str, new: str) -> str:
     """`text` with other rules between its markers; all else stays bit for bit.
 
-    **Raises:** `EditRefused` for rules that are too long, hold markers, section headings, control
-    characters or an open code fence, or leave no readable Default row.
+    What the rules hold already may stay, also where it was let in before the guard knew better.
+
+    **Raises:** `EditRefused` for rules that are too long, or that add markers, section headings, control
+    characters, an open code fence and the like, or leave no readable Default row.
     """
-    head, _, tail = split(text)
+    head, old, tail = split(text)
     if len(new) > MAX_BODY:
         raise EditRefused(f"the rules would be {len(new)} characters long; at most {MAX_BODY}")
-    if strange := odd(new):
-        raise EditRefused(f"control and invisible characters are refused: {', '.join(f'U+{ord(c):04X}' for c in strange)[:80]}")
-    if re.search(r"parent[\W_]*selection[\W_]*rule", unicodedata.normalize("NFKC", new), re.I):
-        raise EditRefused("the markers cannot be written by an edit, nor what looks like them")
-    if any(len(line) > MAX_ROW for line in new.split("\n") if line.lstrip().startswith("|")):
-        raise EditRefused(f"a row of a table has at most {MAX_ROW} characters")
-    if re.search(r"^ {0,3}#{1,2}(\s|$)", new, re.M):
-        raise EditRefused("headings of level 1 and 2 are refused between the markers; use ### or deeper")
-    if re.search(r"^ {0,3}\S[^\n]*\n {0,3}(=+|-{2,})[ \t]*$", new, re.M):
-        raise EditRefused("underlined headings are refused between the markers; use ### or deeper")
-    if re.search(r"<[a-zA-Z/!?]", new):
-        raise EditRefused("HTML is refused between the markers; a smaller-than sign needs a space after it")
-    if re.search(r"`{3,}[ \t]*ya?ml", new, re.I):
-        raise EditRefused("listings of parameters are stated outside the markers only")
-    if _open_fence(new):
-        raise EditRefused("a code fence is left open, or made of ~")
-    if not any(r.is_default and r.strategy == "exploit" for r in parse_rules(new)):
-        raise EditRefused("the strategy table has to keep its Default row with the strategy exploit")
+    for (why, now), (_, before) in zip(_offences(new), _offences(old)):
+        if added := Counter(now) - Counter(before):
+            raise EditRefused(why.format(", ".join(sorted(added))[:80]))
     result = head + (new if new.endswith("\n") else new + "\n") + tail
     if split(result)[::2] != (head, tail):
         raise EditRefused("an edit may change nothing outside the markers")
     return result
+
+
+def restored(text: str, earlier: str) -> str:
+    """`text` with the rules of an earlier version of it: they were let in once, and are not judged again."""
+    head, _, tail = split(text)
+    return head + body(earlier) + tail
+
+
+def _offences(inside: str) -> list[tuple[str, list[str]]]:
+    """All that has no place between the markers: (why, each passage that offends), the same reasons for any text."""
+
+    def found(pattern: str, text: str = inside) -> list[str]:
+        return [m[0] for m in re.finditer(pattern, text, re.M | re.I)]
+
+    strange, lines = odd(inside), inside.split("\n")
+    return [
+        ("control and invisible characters are refused: {}", [f"U+{ord(c):04X}" for c in inside if c in strange]),
+        (
+            "the markers cannot be written by an edit, nor what looks like them",
+            found(r"parent[\W_]*selection[\W_]*rule", unicodedata.normalize("NFKC", inside)),
+        ),
+        # A row that is too long already may be reworded.
+        (f"a row of a table has at most {MAX_ROW} characters", ["row" for x in lines if x.lstrip().startswith("|") and len(x) > MAX_ROW]),
+        ("headings of level 1 and 2 are refused between the markers; use ### or deeper", found(r"^ {0,3}#{1,2}(?:[^\S\n].*)?$")),
+        ("underlined headings are refused between the markers; use ### or deeper", found(r"^ {0,3}\S[^\n]*\n {0,3}(?:=+|-{2,})[ \t]*$")),
+        ("HTML is refused between the markers; a smaller-than sign needs a space after it", found(r"<[a-z/!?]\w*")),
+        ("listings of parameters are stated outside the markers only", found(r"`{3,}[ \t]*ya?ml")),
+        ("a code fence is left open, or made of ~", ["fence"] if _open_fence(inside) else []),
+        (
+            "the strategy table has to keep its Default row with the strategy exploit",
+            [] if any(r.is_default and r.strategy == "exploit" for r in parse_rules(inside)) else ["none"],
+        ),
+    ]
 
 
 def _open_fence(text: str) -> bool:
@@ -137,14 +158,19 @@ def apply_edit(text: str, edit: ProtocolEdit) -> str:
     inside = body(text)
     if max(len(edit.old), len(edit.new)) > MAX_EDIT:
         raise EditRefused(f"an edit replaces at most {MAX_EDIT} characters")
-    if not edit.old:
+    # Compared as drawn: what nobody sees cannot be quoted.
+    old, shown = seen(edit.old), [k for k, c in enumerate(inside) if not unseen(c)]
+    if not old:
         raise EditRefused("old is empty: quote the passage that new replaces")
-    if edit.old == edit.new:
+    drawn = seen(inside)
+    places = [k for k in range(len(drawn)) if drawn.startswith(old, k)]
+    if len(places) != 1:
+        raise EditRefused(f"old occurs {len(places)} times between the markers; it has to occur exactly once")
+    first, after = places[0], places[0] + len(old)
+    edited = inside[: shown[first]] + edit.new + inside[shown[after] if after < len(shown) else len(inside) :]
+    if edited == inside:
         raise EditRefused("old and new are the same text")
-    places = sum(inside.startswith(edit.old, k) for k in range(len(inside)))
-    if places != 1:
-        raise EditRefused(f"old occurs {places} times between the markers; it has to occur exactly once")
-    return with_body(text, inside.replace(edit.old, edit.new))
+    return with_body(text, edited)
 
 
 def diff(before: str, after: str, name: str = "protocol.md") -> str:
@@ -262,6 +288,6 @@ def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
     try:
         return with_body(own, inside)
     except EditRefused as error:
-        raise UserError(f"--protocol: {error}") from None
+        raise UserError(f"--protocol: {error}; change that between the file's markers") from None
 
 

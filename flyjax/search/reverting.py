@@ -11,7 +11,7 @@ from flyjax.errors import UserError
 from flyjax.search import render
 from flyjax.search.journal import Journal, apply, fold, read_journal
 from flyjax.search.people import edited_protocol, left_by_a_crash, write_text
-from flyjax.search.protocol import body, diff, with_body
+from flyjax.search.protocol import diff, restored
 
 
 def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
         if not left:
             raise UserError(f"the protocol of {run_dir} has no edit to take back")
         # protocols[0] is the run's first version, so protocols[k] is the one before edit k.
-        text = with_body(state.protocol, body(state.protocols[left[-1]]))
+        text = restored(state.protocol, state.protocols[left[-1]])
         edit = state.edits[left[-1]]
         event = journal.append(
             "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],

@@ -23,8 +23,9 @@ from flyjax.search.proposers.prompt import Prompt, build
 from flyjax.search.proposers.rules import activity_line, observe
 from flyjax.search.proposers.tools import compact, keepable, read
 from flyjax.search.proposers.transport import (
-    FREE, KEY_NAME, MAX_ANSWER_BYTES, CallFailed, api_key, make_client, scrub, send, wait_before_retry, why,
+    FREE, KEY_NAME, MAX_ANSWER_BYTES, CallFailed, api_key, make_client, send, wait_before_retry, why,
 )  # fmt: skip
+from flyjax.search.texts import scrub
 
 __all__ = ["FREE", "KEY_NAME", "LLMProposer", "announce", "complete"]
 

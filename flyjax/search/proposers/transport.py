@@ -21,7 +21,7 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.errors import UserError
-from flyjax.search.texts import line
+from flyjax.search.texts import line, scrub
 
 KEY_NAME = "ANTHROPIC_API_KEY"
 FREE = "go on free with --proposer rules"
@@ -33,7 +33,6 @@ MAX_WAIT_S = 120  # a service that asks for a longer wait before the next try pa
 CONNECT_S = 10  # an answer may take minutes, a connection may not
 GRACE_S = 1.0  # the client's own limits come first: they know what was late
 BACKOFF_S, LONGEST_S = 2.0, 60.0  # before the first retry; four times as long before each next, up to
-MIN_SECRET = 16  # characters: what local gateways take for a key ("x") stands in every text
 
 STATUS, UNREACHABLE, LATE, CUT, CLIENT = "status", "unreachable", "late", "cut off", "client"
 
@@ -69,19 +68,6 @@ def api_key() -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise UserError(f"{KEY_NAME} holds characters no key has: set it again, or {FREE}")
     return key
-
-
-def scrub(value: Any, secret: str) -> Any:
-    """A copy without the secret, should a service or a file have echoed it."""
-    if len(secret) < MIN_SECRET:
-        return value
-    if isinstance(value, str):
-        return value.replace(secret, "[redacted]")
-    if isinstance(value, dict):
-        return {scrub(k, secret): scrub(v, secret) for k, v in value.items()}
-    if isinstance(value, list):
-        return [scrub(v, secret) for v in value]
-    return value
 
 
 # --- one call -----------------------------------------------------------------------------------
