@@ -65,7 +65,7 @@ def test_a_directory_in_the_place_of_a_file_is_one_line(tmp_path, name):
     go(tmp_path, experiment(**SMALL, max_nodes=4))
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"cannot write .*{name}") as error:
+    with pytest.raises(UserError, match=f"cannot use .*{name} .*directory.*mend it") as error:
         go(tmp_path, experiment(**SMALL))
     assert "\n" not in str(error.value)
     (tmp_path / name).rmdir()
@@ -263,7 +263,7 @@ def test_a_call_answered_but_not_journaled_is_paid(tmp_path, monkeypatch, stop):
     assert go(tmp_path, exp, Calling()).status == "finished"
 
 
-UNFORESEEN = [RuntimeError("RESOURCE_EXHAUSTED: sk-secret-0123456789\nallocating"), TimeoutError("no answer"), AssertionError()]
+UNFORESEEN = [RuntimeError("INTERNAL: sk-secret-0123456789\nallocating"), TimeoutError("no answer"), AssertionError()]
 
 
 @pytest.mark.parametrize("error", UNFORESEEN)
@@ -336,6 +336,17 @@ def test_an_earlier_version_restored_while_the_run_stands_still_is_an_edit(tmp_p
 
 def test_a_protocol_deleted_while_the_run_goes_comes_back(tmp_path):
     seen = []
+def test_no_key_is_told_of_what_can_be_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
+
+    def refusing(plan):
+        raise PermissionError(13, "Permission denied", "at/sk-secret-0123456789")
+
+    with pytest.raises(UserError, match="cannot use at/.redacted. .Permission denied"):
+        go(tmp_path, experiment(**SMALL), trainer=refusing)
+    assert b"sk-secret" not in (tmp_path / "journal.jsonl").read_bytes()
+
+
 
     def deleting(state, number):
         path = tmp_path / "protocol.md"

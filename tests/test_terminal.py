@@ -13,7 +13,7 @@ from search_landscape import metrics, r2
 from flyjax import console, forecast, nodes
 from flyjax.config import Training, parse_experiment
 from flyjax.console import Lines
-from flyjax.errors import UserError, exhausted, in_one_line
+from flyjax.errors import UserError, in_one_line, mendable
 from flyjax.search.journal import Journal, read_journal
 from flyjax.training import Progress, train_sweep
 
@@ -183,7 +183,7 @@ def test_what_the_machine_runs_out_of_is_one_line(cli, capsys, error, told):
     def app(standalone_mode):
         raise error
 
-    assert exhausted(error).startswith(told) and "\n" not in exhausted(error)
+    assert mendable(error).startswith(told) and "\n" not in mendable(error)
     with pytest.raises(SystemExit, match="2"):
         cli.run(app)
     assert capsys.readouterr().err.startswith(f"error: {told}")
@@ -205,6 +205,8 @@ def test_trainings_that_run_out_of_memory_say_so_in_one_line(tmp_path, monkeypat
 
 
 def test_a_file_that_refuses_is_one_line_and_a_bug_stays_a_traceback(cli, capsys):
+REFUSED = 'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to write "a/b": Permission denied [os_error_code=\'13\']'
+
     def app(standalone_mode):
         raise PermissionError(errno.EACCES, "Permission denied", "results.csv")
 
@@ -213,7 +215,10 @@ def test_a_file_that_refuses_is_one_line_and_a_bug_stays_a_traceback(cli, capsys
 
     with pytest.raises(SystemExit, match="2"):
         cli.run(app)
-    assert capsys.readouterr().err == "error: cannot use results.csv (Permission denied): mend it, or name another place\n"
+    assert capsys.readouterr().err == "error: cannot use results.csv (Permission denied): mend it and run the same command again, or name another place\n"
+        (ValueError(REFUSED), "cannot use a file (PERMISSION_DENIED: Error writing"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "cannot use a/b (Is a directory)"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot use a file ([Errno 30] Read-only file system)"),
     with pytest.raises(ValueError, match="a bug"):
         cli.run(bug)
     with pytest.raises(KeyError), in_one_line():
@@ -255,6 +260,8 @@ def test_without_a_terminal_a_line_is_printed_now_and_then():
     def chunk(at, steps):
         now[0] = at
         lines.update(Progress(0, 1, steps, 64_000, 0.0123, 0), "steps, loss 0.0123")
+    for other in (ValueError("Failed to write x"), PermissionError(errno.EACCES, "a socket's"), FileNotFoundError(errno.ENOENT, "none", "x"), OSError("truncated")):
+        assert mendable(other) is None
 
     lines.stage("compiling")
     chunk(20, 2_000)

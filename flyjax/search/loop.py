@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.errors import UserError
+from flyjax.errors import UserError, mendable
 from flyjax.search import render
 from flyjax.search.asking import Accepted, ask
 from flyjax.search.heartbeat import Heartbeat, unseen
@@ -92,25 +92,18 @@ def run_loop(
             loop.pause(str(error), error)
             raise
         except Exception as error:
-            told = _told(error)
-            loop.pause(told, error)
-            if _is_of_disk(error):
-                raise UserError(told) from None
-            raise
+            told = without_key(mendable(error) or "")
+            loop.pause(told or _told(error), error)
+            if not told or isinstance(error, UserError):
+                raise
+            raise UserError(told) from None
         finally:
             loop.heartbeat.stop()
         return loop.outcome
 
 
-def _is_of_disk(error: Exception) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError))
-
-
 def _told(error: Exception) -> str:
     """An error that nobody foresaw, in one line."""
-    if _is_of_disk(error):
-        where = f" {error.filename}" if error.filename else ""
-        return f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
     first = next(iter(without_key(str(error)).strip().splitlines()), "")
     return f"stopped by {type(error).__name__}: {first[:500]}"
 
