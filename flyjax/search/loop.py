@@ -121,6 +121,8 @@ class _Loop:
 
     # --- the journal ---
 
+        if self.heartbeat.waited:
+            fields["waited_s"], self.heartbeat.waited = self.heartbeat.waited, 0.0
     def record(self, event: str, **fields) -> None:
         written = self.journal.append(event, **fields)
         known = () if event != "protocol_edited" else rules(self.state.protocol).problems
@@ -265,7 +267,9 @@ class _Loop:
         }  # fmt: skip
         if self.approve is not None:
             ahead = plan_of(apply(state, {"event": "iteration_started", "time": state.last_time, **planned}))
-            if not self.approve(ahead):
+            with self.heartbeat.held():
+                approved = self.approve(ahead)
+            if not approved:
                 self.pause("not approved")
                 self.outcome = Outcome(self.state, "paused", "not approved")
                 return

@@ -379,15 +379,15 @@ def _worked(state: State, event: dict[str, Any]) -> float:
     if event["event"] == "run_resumed":
         # Nobody worked between a stop and this; what a killed session did after its last event is told.
         return event.get("unseen_s", 0.0)
-    # A clock may be set back, and that is no work.
-    return max(0.0, event["time"] - state.last_time) if state.last_time is not None else 0.0
+    # A clock may be set back, and that is no work; neither is waiting for a person's answer.
+    return max(0.0, event["time"] - state.last_time - max(0.0, event.get("waited_s", 0.0))) if state.last_time is not None else 0.0
 
 
 def apply(state: State, event: dict[str, Any]) -> State:
     """The state after one event; an event of an unknown name changes nothing but the clock."""
     name = event["event"]
     try:
-        _check(event, _TYPES.get(name, {}))
+        _check(event, {"waited_s": _NUMBER, **_TYPES.get(name, {})})
         for node in event["nodes"] if name == "iteration_started" else ():
             _check(node, _NODE_TYPES)
         after = _FOLD.get(name, lambda s, e: s)(state, event)
