@@ -336,6 +336,17 @@ def test_an_error_nobody_foresaw_pauses_the_run_and_is_shown(tmp_path, monkeypat
     assert go(tmp_path, experiment(**SMALL)).status == "finished"
 
 
+def test_no_key_is_told_of_what_can_be_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
+
+    def refusing(plan):
+        raise PermissionError(13, "Permission denied", "at/sk-secret-0123456789")
+
+    with pytest.raises(UserError, match="cannot use at/.redacted. .Permission denied"):
+        go(tmp_path, experiment(**SMALL), trainer=refusing)
+    assert b"sk-secret" not in (tmp_path / "journal.jsonl").read_bytes()
+
+
 def test_a_journal_removed_while_the_run_goes_is_whole_at_its_end(whole, tmp_path):  # noqa: F811
     warned = []
 
@@ -389,17 +400,6 @@ def test_an_earlier_version_restored_while_the_run_stands_still_is_an_edit(tmp_p
 
 def test_a_protocol_deleted_while_the_run_goes_comes_back(tmp_path):
     seen = []
-def test_no_key_is_told_of_what_can_be_mended(tmp_path, monkeypatch):
-    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
-
-    def refusing(plan):
-        raise PermissionError(13, "Permission denied", "at/sk-secret-0123456789")
-
-    with pytest.raises(UserError, match="cannot use at/.redacted. .Permission denied"):
-        go(tmp_path, experiment(**SMALL), trainer=refusing)
-    assert b"sk-secret" not in (tmp_path / "journal.jsonl").read_bytes()
-
-
 
     def deleting(state, number):
         path = tmp_path / "protocol.md"

@@ -125,6 +125,7 @@ class State:
     """Everything the journal says."""
 
     experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later budgets applied
+    said: dict[str, Any] | None = None  # of the changeable settings by the config files alone, see `resuming`
     started: dict[str, Any] | None = None
     made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit of the newest session
     protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first
@@ -210,7 +211,7 @@ def _known_node(state: State, event) -> Node:
 
 
 def _run_started(state, event):
-    return replace(state, experiment=event["experiment"], started=event, protocols=(event["protocol"],), made_with=event.get("made_with") or {})
+    return replace(state, experiment=event["experiment"], said=event.get("said"), started=event, protocols=(event["protocol"],), made_with=event.get("made_with") or {})
 
 
 def _run_resumed(state, event):
@@ -220,6 +221,7 @@ def _run_resumed(state, event):
         spent=state.spent.plus(state.in_flight or {}),
         in_flight=None,
         experiment=event.get("experiment", state.experiment),
+        said=event.get("said", state.said),
         made_with=event.get("made_with") or state.made_with,
     )
 
@@ -349,8 +351,8 @@ _FOLD = {
 #: Types of fields that readers of the state rely on, where they are there.
 _NUMBER = (int, float)
 _TYPES = {
-    "run_started": {"experiment": dict, "protocol": str},
-    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER},
+    "run_started": {"experiment": dict, "protocol": str, "said": dict},
+    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER, "said": dict},
     "run_paused": {"usage": (dict, type(None))},
     "call_started": {"usage": dict},
     "protocol_edited": {"block": int, "by": str, "reason": str, "protocol": str, "diff": str, "reverts": int},
