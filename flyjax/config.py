@@ -461,20 +461,25 @@ def apply_overrides(data: dict, overrides) -> dict:
     return data
 
 
-def load_experiment(path: str | Path, overrides=()) -> Experiment:
-    """Read a config file and apply `KEY=VALUE` overrides.
-
-    **Raises:** `UserError` if the file is missing, is not YAML, or does not validate.
-    """
+def read_config(path: str | Path) -> Any:
+    """What a config file holds, not validated. **Raises:** `UserError` if it is missing or is not YAML."""
     path = Path(path)
     if not path.is_file():
         known = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = nearest(path, known) or (f" Known: {', '.join(known)}." if known else "")
         raise UserError(f"no config file {path}.{hint}")
     try:
-        data = read_yaml(path.read_text()) or {}
+        return read_yaml(path.read_text()) or {}
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+
+
+def load_experiment(path: str | Path, overrides=()) -> Experiment:
+    """Read a config file and apply `KEY=VALUE` overrides.
+
+    **Raises:** `UserError` if the file is missing, is not YAML, or does not validate.
+    """
+    path, data = Path(path), read_config(path)
     if isinstance(data, dict):
         data.pop("made_with", None)  # what a run adds to its own config.yaml
         data.setdefault("name", path.stem)

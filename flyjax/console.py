@@ -209,7 +209,7 @@ class Console:
             yield on_progress, on_stage
 
     def run(
-        self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit, viewers: Sequence[str] = ()
+        self, experiment, run_dir: Path, proposer, *, template, earlier, available, stand_ins, ask, commit, said=None, viewers: Sequence[str] = ()
     ) -> Outcome:
         """The loop with a progress bar, a table after each iteration and a report.
 
@@ -269,6 +269,7 @@ class Console:
                 available_stimuli=available,
                 stand_ins=stand_ins,
                 made_with={**nodes.devices(), "commit": commit},
+                said=said,
                 on_event=on_event,
                 on_iteration=on_iteration,
                 approve=approve if ask else None,

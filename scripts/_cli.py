@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import logging
 import os
@@ -85,13 +84,9 @@ def quiet_libraries() -> None:
     own.addHandler(logging.lastResort)  # to sys.stderr as it is then: a live display may stand in for it
 
 
-#: Of an OSError that names a file: what is wrong with the file or the disk, not with the code.
-OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
-
-
 def run(app) -> None:
     """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
-    from flyjax.errors import UserError, exhausted
+    from flyjax.errors import mendable
     from flyjax.interrupts import stoppable
 
     quiet_libraries()
@@ -107,9 +102,7 @@ def run(app) -> None:
             _stopped()
         raise
     except Exception as error:
-        told = str(error) if isinstance(error, UserError) else exhausted(error)
-        if told is None and getattr(error, "errno", None) in OF_THE_FILE and error.filename:
-            told = f"cannot use {error.filename} ({error.strerror}): mend it, or name another place"
+        told = mendable(error)
         if told is None:
             raise
         print(f"error: {told}", file=sys.stderr)

@@ -22,9 +22,10 @@ Examples:
   python scripts/meta_loop.py --dry-run --proposer llm     and its cost and first prompt, without a key\n
   python scripts/meta_loop.py --run runs/short --revert-protocol    take the newest edit of the run's protocol back
 
-The same command goes on with a run that was stopped, by Ctrl-C or kill -9. A limit that it leaves out stays the run's own;
---set search.max_usd=null drops it. search.n_blocks lowered in the middle of a block counts at the block's end. search.max_nodes,
-max_wall_s, target and patience may end a run inside a block, which then has no summary until a higher limit lets it go on.
+The same command goes on with a run that was stopped, by Ctrl-C or kill -9. A limit that it leaves out stays the run's own; the
+config file names one only where it says otherwise than at an earlier call; --set search.max_usd=null drops it. search.n_blocks lowered
+in the middle of a block counts at the block's end. search.max_nodes, max_wall_s, target and patience may end a run inside a block,
+which then has no summary until a higher limit lets it go on.
 
 Exit code 0: finished, or not approved; 2: an error or a spent budget, in one line; 130: Ctrl-C.
 """
@@ -54,7 +55,8 @@ def main(
     from flyjax.config import load_experiment
     from flyjax.search.proposers import make_proposer, resolve_name
 
-    experiment = load_experiment(config, [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])])
+    given = [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])]
+    experiment = load_experiment(config, given)
     if revert:
         from flyjax.search.loop import revert_protocol
 
@@ -66,23 +68,23 @@ def main(
     from flyjax.errors import UserError
     from flyjax.nodes import make_run_dir
     from flyjax.search.opening import changed_settings, check_free
-    from flyjax.search.resuming import begun, taken_up
+    from flyjax.search.resuming import begun, said_by, taken_up
 
     console = Console()
     run_dir = run_dir or Path("runs") / experiment.name
     make_run_dir(run_dir, only_look=True)  # Journal makes it
-    unasked, was, changed = experiment.search.proposer == "auto", begun(run_dir), []
+    unasked, was, changed, said = experiment.search.proposer == "auto", begun(run_dir), [], said_by(config)
     if was is None:
         check_free(run_dir)
     else:
-        experiment, changed = taken_up(experiment, was.experiment)
+        experiment, changed, said = taken_up(experiment, was, said, given)
     experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
     if was is not None:
         changed_settings(was, experiment, run_dir)
     if changed:
-        console.say(f"{run_dir} has begun; this call changes")
+        console.say(f"{run_dir} has begun; this call {'would change' if dry_run else 'changes'}")
         for line in changed:
             console.say(f"  {line}")
     if protocol is not None and not protocol.is_file():
@@ -116,6 +118,7 @@ def main(
         stand_ins=stand_ins,
         ask=approve,
         commit=commit(),
+        said=said,
         viewers=viewers or (),
     )
 

@@ -718,11 +718,22 @@ def test_a_full_disk_anywhere_is_one_line(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(loop_module.render, "write", full)
-        with pytest.raises(UserError, match="No space left on device.*nothing is lost") as caught:
+        with pytest.raises(UserError, match="the disk is full .*analysis.md.*nothing is lost") as caught:
             go(tmp_path / "run", exp, Scripted())
     assert "\n" not in str(caught.value)
     again = go(tmp_path / "run", exp, Scripted()).state
     assert {i: (n.parent, n.config, n.reward) for i, n in again.nodes.items()} == {i: (n.parent, n.config, n.reward) for i, n in whole.nodes.items()}
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(2, "No such file or directory", "movie.npy"), BlockingIOError(11, "busy"), OSError("image file is truncated")])
+def test_an_error_that_is_not_of_the_disk_keeps_its_traceback(tmp_path, error):
+    def broken(plan):
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        go(tmp_path, experiment(**SMALL), trainer=broken)
+    assert caught.value is error
+    assert read_journal(tmp_path)[-1]["reason"] == f"stopped by {type(error).__name__}: {error}"
 
 
 ROW = "| 1+ consecutive successes (R2 >= 0.1) | **force-branch** | one of the top 3 UCB |"

@@ -65,7 +65,7 @@ def test_a_directory_in_the_place_of_a_file_is_one_line(tmp_path, name):
     go(tmp_path, experiment(**SMALL, max_nodes=4))
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"cannot write .*{name}") as error:
+    with pytest.raises(UserError, match=f"cannot use .*{name} .*directory.*mend it") as error:
         go(tmp_path, experiment(**SMALL))
     assert "\n" not in str(error.value)
     (tmp_path / name).rmdir()
@@ -193,6 +193,59 @@ def test_a_session_shows_signs_of_life_and_leaves_none(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(heartbeat.NAME + "*"))
 
 
+def test_waiting_for_approval_is_no_work(tmp_path, monkeypatch):
+    now, answers = [1000.0], [True, True, KeyboardInterrupt, False, Killed, True]
+
+    def trainer(plan):
+        now[0] += 10.0
+        return {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}
+
+    def approve(plan):
+        now[0] += 86_400.0
+        answer = answers.pop(0)
+        if answer in (True, False):
+            return answer
+        raise answer
+
+    def play():
+        return go(tmp_path, experiment(**SMALL, max_wall_s=1000, max_nodes=6), trainer=trainer, approve=approve, clock=lambda: now[0])
+
+    with pytest.raises(KeyboardInterrupt):
+        play()
+    assert play().reason == "not approved"
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Loop, "pause", lambda *a: None)  # a real kill writes nothing down
+        with pytest.raises(Killed):
+            play()
+    state = play().state
+    assert len(state.iterations) == 3 and state.wall_s == 30.0 and {i.wall_s for i in state.iterations.values()} == {10.0}
+    assert [e["waited_s"] for e in read_journal(tmp_path) if "waited_s" in e] == [86_400.0] * 5
+
+
+def test_a_wait_is_never_more_than_the_time_that_went_by():
+    start = {"event": "run_started", "time": 100.0, "experiment": {}, "protocol": ""}
+    for waited, worked in ((4.0, 6.0), (99.0, 0.0), (-5.0, 10.0)):
+        assert fold([start, {"event": "run_paused", "time": 110.0, "waited_s": waited}]).wall_s == worked
+    with pytest.raises(UserError, match="journal is damaged"):
+        fold([start, {"event": "run_paused", "time": 110.0, "waited_s": "x"}])
+
+
+def test_a_session_that_waits_shows_no_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(heartbeat, "EVERY", 0.01)
+    path, beat = tmp_path / heartbeat.NAME, heartbeat.Heartbeat(tmp_path, time.time)
+    beat.start()
+    with beat.held():
+        time.sleep(0.3)  # a sign that was being written is there now
+        path.unlink(missing_ok=True)
+        time.sleep(0.2)
+        assert not path.exists()
+    end = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    beat.stop()
+
+
 def test_an_edit_taken_back_days_later_is_no_work(tmp_path):
     exp, now = experiment(n_candidates=1, n_iter_block=4, n_blocks=2, max_wall_s=1000), [1000.0]
 
@@ -263,7 +316,7 @@ def test_a_call_answered_but_not_journaled_is_paid(tmp_path, monkeypatch, stop):
     assert go(tmp_path, exp, Calling()).status == "finished"
 
 
-UNFORESEEN = [RuntimeError("RESOURCE_EXHAUSTED: sk-secret-0123456789\nallocating"), TimeoutError("no answer"), AssertionError()]
+UNFORESEEN = [RuntimeError("INTERNAL: sk-secret-0123456789\nallocating"), TimeoutError("no answer"), AssertionError()]
 
 
 @pytest.mark.parametrize("error", UNFORESEEN)
@@ -281,6 +334,17 @@ def test_an_error_nobody_foresaw_pauses_the_run_and_is_shown(tmp_path, monkeypat
     assert last["event"] == "run_paused" and last["reason"].startswith(f"stopped by {type(error).__name__}: ") and "\n" not in last["reason"]
     assert b"sk-secret-0123456789" not in (tmp_path / "journal.jsonl").read_bytes()
     assert go(tmp_path, experiment(**SMALL)).status == "finished"
+
+
+def test_no_key_is_told_of_what_can_be_mended(tmp_path, monkeypatch):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
+
+    def refusing(plan):
+        raise PermissionError(13, "Permission denied", "at/sk-secret-0123456789")
+
+    with pytest.raises(UserError, match="cannot use at/.redacted. .Permission denied"):
+        go(tmp_path, experiment(**SMALL), trainer=refusing)
+    assert b"sk-secret" not in (tmp_path / "journal.jsonl").read_bytes()
 
 
 def test_a_journal_removed_while_the_run_goes_is_whole_at_its_end(whole, tmp_path):  # noqa: F811

@@ -4,9 +4,10 @@ import pytest
 from search_contexts import events, experiment
 
 from flyjax.config import parse_experiment
+from flyjax.search.plan import next_nodes
 from flyjax.search.resuming import changeable, taken_up
 from flyjax.search.standing import left, left_text, seconds_left, spent_text
-from flyjax.search.state import fold
+from flyjax.search.state import State, fold
 
 
 def dumped(**search):
@@ -16,21 +17,31 @@ def dumped(**search):
 def test_what_a_call_does_not_name_is_the_runs_own():
     prices = {"input": 1.0, "output": 2.0, "cache_write": 3.0, "cache_read": 4.0}
     was = dumped(max_usd=5, max_wall_s=60, target=0.9, patience=3, transcript="t.jsonl", n_blocks=5, max_disk_gb=2, llm={"effort": "low", "prices": prices})
-    plain = parse_experiment({"name": "played", "search": {"n_blocks": 5}})
-    now, changed = taken_up(plain, was)
+    plain = parse_experiment({"name": "played", "search": {"n_blocks": 4}})
+    now, changed, _ = taken_up(plain, State(was, said={}), {}, [])
     assert changed == [] and changeable(now.model_dump(mode="json")) == changeable(was)
     assert now.search.ranges == plain.search.ranges and now.simulation == plain.simulation, "the rest is as called"
+    given = ["search.max_usd=null", "search.max_wall_s=90.5", "search.llm.prices=null"]
+    told = ["search.max_usd: 5 -> none", "search.max_wall_s: 60 -> 90.5", f"search.llm.prices: {prices} -> none"]
     named = {"max_usd": None, "max_wall_s": 90.5, "llm": {"prices": None}}
-    now, changed = taken_up(parse_experiment({"search": named}), was)
-    assert (now.search.max_usd, now.search.max_wall_s, now.search.llm.prices, now.search.llm.effort) == (None, 90.5, None, "low")
-    assert changed == ["search.max_usd: 5 -> none", "search.max_wall_s: 60 -> 90.5", f"search.llm.prices: {prices} -> none"]
+    for said, settings in (({}, given), (changeable({"search": named}), [])):  # by --set, by a file
+        now, changed, heard = taken_up(parse_experiment({"search": named}), State(was, said={}), said, settings)
+        assert (now.search.max_usd, now.search.max_wall_s, now.search.llm.prices, now.search.llm.effort) == (None, 90.5, None, "low")
+        assert changed == told and heard == said
 
 
 def test_a_run_of_an_older_version_keeps_what_it_knew():
     was = dumped(max_calls=4)
     del was["search"]["patience"], was["search"]["llm"]["share"]
-    now, changed = taken_up(parse_experiment({"search": {"patience": 2}}), was)
+    # It does not tell what its file said: --set alone names anything, and from here on it is known.
+    now, changed, heard = taken_up(parse_experiment({"search": {"patience": 2, "max_calls": 9}}), State(was), {"search.max_calls": 9}, ["search.patience=2"])
     assert (now.search.max_calls, now.search.patience, now.search.llm.share, changed) == (4, 2, 0.5, [])
+    assert heard == {"search.max_calls": 9}
+
+
+def test_the_end_tells_the_blocks_that_were_done():
+    exp = experiment(n_blocks=1)  # lowered in the second block
+    assert next_nodes(exp, fold(events(experiment(), 6)), 0.0) == (0, "2 blocks done")
 
 
 def test_what_is_left_is_counted_as_the_loop_counts():

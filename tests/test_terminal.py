@@ -13,7 +13,7 @@ from search_landscape import metrics, r2
 from flyjax import console, forecast, nodes
 from flyjax.config import Training, parse_experiment
 from flyjax.console import Lines
-from flyjax.errors import UserError, exhausted, in_one_line
+from flyjax.errors import UserError, in_one_line, mendable
 from flyjax.search.journal import Journal, read_journal
 from flyjax.training import Progress, train_sweep
 
@@ -87,6 +87,7 @@ def test_a_call_that_forgets_its_limits_keeps_them(call, tmp_path):
     named = ["--proposer", "random", "--set", "search.max_usd=null", "--set", "search.max_nodes=5", "--set", "search.llm.effort=high"]
     for dry in (["--dry-run"], []):
         code, out, _ = call(*named, *dry)
+        out = out.replace("call would change", "call changes")
         told = [line.strip() for line in out.splitlines() if " -> " in line and line.startswith("  search.")]
         assert code == 0 and "run has begun; this call changes" in out
         assert told == ["search.max_usd: 5 -> none", "search.max_nodes: 3 -> 5", "search.proposer: rules -> random", "search.llm.effort: low -> high"]
@@ -103,6 +104,42 @@ def test_a_file_that_names_a_limit_changes_it(call, tmp_path):
     (tmp_path / "other.yaml").write_text(yaml.safe_dump({**SMALL, "search": {**SMALL["search"], "max_usd": 2}}))
     _, out, _ = call("--set", "search.max_nodes=5", config="other.yaml")
     assert "  search.max_usd: 5 -> 2\n" in out and limits(tmp_path)["max_usd"] == 2
+
+
+def test_a_limit_given_once_is_not_lifted_by_a_file_that_says_what_it_always_said(call, tmp_path):
+    def write(**search):
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "search": {**SMALL["search"], **search}}))
+
+    write(max_usd=2, n_blocks=3)
+    call("--set", "search.max_usd=0.5", "--set", "search.n_blocks=1", "--set", "search.max_nodes=2", "--proposer", "rules")
+    for config in ("small.yaml", "run/config.yaml", "small.yaml"):
+        for dry in (["--dry-run"], []):
+            code, out, _ = call(*dry, config=config)
+            assert code == 0 and "this call" not in out and "limits: max_usd=0.5, max_nodes=2" in out
+    call("--set", "search.max_nodes=3")
+    assert (limits(tmp_path)["max_usd"], limits(tmp_path)["n_blocks"]) == (0.5, 1)
+    # The file is changed: what it says anew counts, once, and --set counts before it.
+    write(max_usd=3, n_blocks=3)
+    assert "\n  search.max_usd: 0.5 -> 3\n" in call("--dry-run")[1]
+    assert "this call" not in call("--set", "search.max_usd=0.5")[1]
+    _, out, _ = call("--set", "search.max_usd=0.25", "--set", "search.max_nodes=4")
+    assert "  search.max_usd: 0.5 -> 0.25\n  search.max_nodes: 3 -> 4\n" in out
+    assert "this call" not in call()[1]
+    write(max_usd=4, n_blocks=3)
+    assert "\n  search.max_usd: 0.25 -> 4\n" in call()[1] and limits(tmp_path)["max_usd"] == 4
+    call("--set", "search.max_usd=null")
+    assert limits(tmp_path)["max_usd"] is None and "this call" not in call()[1]
+
+
+def test_what_is_announced_on_a_finished_run_is_kept_and_a_dry_run_keeps_nothing(call, tmp_path):
+    call("--set", "search.max_nodes=2")
+    dry, real = call("--dry-run", "--set", "search.max_usd=1")[1], call("--set", "search.max_usd=1")[1]
+    assert "run has begun; this call would change\n  search.max_usd: none -> 1\n" in dry
+    assert "run has begun; this call changes\n  search.max_usd: none -> 1\n" in real and "finished: search.max_nodes=2 reached" in real
+    assert limits(tmp_path)["max_usd"] == 1
+    before = read_journal(tmp_path / "run")
+    code, out, _ = call()
+    assert code == 0 and "limits: max_usd=1, max_nodes=2" in out and read_journal(tmp_path / "run") == before
 
 
 def test_a_runs_own_config_is_one(call, tmp_path):
@@ -168,6 +205,8 @@ def test_a_pause_says_what_was_spent(call, monkeypatch):
 
 ORBAX = 'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: Failed to write 812374 bytes to file 11: No space left on device [os_error_code=\'28\']'
 
+REFUSED = 'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to write "a/b": Permission denied [os_error_code=\'13\']'
+
 
 @pytest.mark.parametrize(
     "error, told",
@@ -177,13 +216,16 @@ ORBAX = 'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: Failed to wr
         (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 400000000000000 bytes.\nmore"), "out of memory (Out of memory allocating 4"),
         (RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), "out of memory (INTERNAL: CUDA_ERROR_OUT_OF_MEMORY)"),
         (MemoryError(), "out of memory (MemoryError)"),
+        (ValueError(REFUSED), "cannot use a file (PERMISSION_DENIED: Error writing"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "cannot use a/b (Is a directory)"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot use a file ([Errno 30] Read-only file system)"),
     ],
 )
 def test_what_the_machine_runs_out_of_is_one_line(cli, capsys, error, told):
     def app(standalone_mode):
         raise error
 
-    assert exhausted(error).startswith(told) and "\n" not in exhausted(error)
+    assert mendable(error).startswith(told) and "\n" not in mendable(error)
     with pytest.raises(SystemExit, match="2"):
         cli.run(app)
     assert capsys.readouterr().err.startswith(f"error: {told}")
@@ -213,11 +255,13 @@ def test_a_file_that_refuses_is_one_line_and_a_bug_stays_a_traceback(cli, capsys
 
     with pytest.raises(SystemExit, match="2"):
         cli.run(app)
-    assert capsys.readouterr().err == "error: cannot use results.csv (Permission denied): mend it, or name another place\n"
+    assert capsys.readouterr().err == "error: cannot use results.csv (Permission denied): mend it and run the same command again, or name another place\n"
     with pytest.raises(ValueError, match="a bug"):
         cli.run(bug)
     with pytest.raises(KeyError), in_one_line():
         raise KeyError("x")
+    for other in (ValueError("Failed to write x"), PermissionError(errno.EACCES, "a socket's"), FileNotFoundError(errno.ENOENT, "none", "x"), OSError("truncated")):
+        assert mendable(other) is None
 
 
 def test_a_warning_is_printed_once(cli, capsys):

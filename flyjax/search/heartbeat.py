@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME, EVERY = ".alive", 10.0  # s
@@ -29,10 +30,21 @@ class Heartbeat:
     def __init__(self, run_dir: Path, clock: Callable[[], float]):
         self._path, self._clock, self._over = Path(run_dir) / NAME, clock, threading.Event()
         self._thread: threading.Thread | None = None
+        self._held = False
+        self.waited = 0.0  # s held, until an event tells them
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No signs meanwhile: somebody's answer is waited for, and that is no work."""
+        self._held, since = True, self._clock()
+        try:
+            yield
+        finally:
+            self._held, self.waited = False, self.waited + max(0.0, self._clock() - since)
 
     def stop(self) -> None:
         """No more signs; the file goes. Without a `start` the file of an earlier session stays."""
@@ -44,6 +56,8 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._over.wait(EVERY):
+            if self._held:
+                continue
             try:
                 part = self._path.with_name(NAME + ".new")
                 part.write_text(f"{self._clock():.3f}\n", "ascii")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.errors import UserError
+from flyjax.errors import UserError, mendable
 from flyjax.search import render
 from flyjax.search.asking import Accepted, ask
 from flyjax.search.heartbeat import Heartbeat, unseen
@@ -53,6 +53,7 @@ def run_loop(
     available_stimuli: tuple[str, ...] | None = None,
     stand_ins: dict[str, str] | None = None,
     made_with: dict[str, Any] | None = None,
+    said: dict[str, Any] | None = None,
     on_event: Callable[[dict[str, Any], State], None] = lambda event, state: None,
     on_iteration: Callable[[State, int], None] = lambda state, iteration: None,
     approve: Callable[[IterationPlan], bool] | None = None,
@@ -66,7 +67,8 @@ def run_loop(
     two may be left out); called again with the same plan after a kill, it has to resume by itself.
     `protocol_template` is the path of protocol.md, `earlier_protocol` that of a run whose rules carry
     over. `available_stimuli`: names that this machine can show (default: all of the range);
-    `stand_ins`: missing stimuli and what replaces them, `made_with`: versions, devices, commit, for the record.
+    `stand_ins`: missing stimuli and what replaces them, `made_with`: versions, devices, commit, for the record;
+    `said`: what the config files alone say of the limits, for the next call (see `resuming`).
     `on_iteration(state, number)` is called when an iteration is trained and its step is taken;
     `approve(plan)` before an iteration begins, False pauses the run.
 
@@ -79,7 +81,7 @@ def run_loop(
     with Journal(run_dir, clock) as journal:
         loop = _Loop(experiment, Path(run_dir), evaluate, proposer, journal, clock)
         loop.available = stimuli(experiment, available_stimuli)
-        loop.made_with = made_with or {}
+        loop.told = {"made_with": made_with or {}} | ({} if said is None else {"said": said})
         loop.on_event, loop.on_iteration, loop.approve, loop.warn = on_event, on_iteration, approve, warn
         try:
             loop.open(protocol_template, earlier_protocol, stand_ins or {})
@@ -88,29 +90,19 @@ def run_loop(
         except KeyboardInterrupt as interrupt:
             loop.pause("interrupted", interrupt)
             raise
-        except UserError as error:
-            loop.pause(str(error), error)
-            raise
         except Exception as error:
-            told = _told(error)
-            loop.pause(told, error)
-            if _is_of_disk(error):
-                raise UserError(told) from None
-            raise
+            told = without_key(mendable(error) or "")
+            loop.pause(told or _told(error), error)
+            if not told or isinstance(error, UserError):
+                raise
+            raise UserError(told) from None
         finally:
             loop.heartbeat.stop()
         return loop.outcome
 
 
-def _is_of_disk(error: Exception) -> bool:
-    return isinstance(error, OSError) and not isinstance(error, (ConnectionError, TimeoutError))
-
-
 def _told(error: Exception) -> str:
     """An error that nobody foresaw, in one line."""
-    if _is_of_disk(error):
-        where = f" {error.filename}" if error.filename else ""
-        return f"cannot write{where} ({error.strerror or type(error).__name__}): nothing is lost; mend it (a full disk: make room) and run again"
     first = next(iter(without_key(str(error)).strip().splitlines()), "")
     return f"stopped by {type(error).__name__}: {first[:500]}"
 
@@ -129,6 +121,8 @@ class _Loop:
     # --- the journal ---
 
     def record(self, event: str, **fields) -> None:
+        if self.heartbeat.waited:
+            fields["waited_s"], self.heartbeat.waited = self.heartbeat.waited, 0.0
         written = self.journal.append(event, **fields)
         known = () if event != "protocol_edited" else rules(self.state.protocol).problems
         self.state = apply(self.state, written)
@@ -153,7 +147,7 @@ class _Loop:
             pass  # the disk is full: that is the error being reported
 
     def begin_session(self, event: str, **fields) -> None:
-        self.record(event, proposer=self.proposer.name, made_with=self.made_with, **fields)
+        self.record(event, proposer=self.proposer.name, **self.told, **fields)
         self.working = True
         self.heartbeat.start()
 
@@ -175,7 +169,9 @@ class _Loop:
             if state.finished == EXHAUSTED and not changed:
                 limit = 0  # the same space holds nothing more
             if state.finished and not limit:
-                self.outcome = Outcome(state, "finished", why or state.finished)
+                if changed:  # nothing to do now, but they are the run's from here on
+                    self.begin_session("run_resumed", experiment=own, changed=changed)
+                self.outcome = Outcome(self.state, "finished", why or state.finished)
             else:
                 step = state.step  # the end was decided, and a kill came before it was written down
                 ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not state.pending
@@ -272,7 +268,9 @@ class _Loop:
         }  # fmt: skip
         if self.approve is not None:
             ahead = plan_of(apply(state, {"event": "iteration_started", "time": state.last_time, **planned}))
-            if not self.approve(ahead):
+            with self.heartbeat.held():
+                approved = self.approve(ahead)
+            if not approved:
                 self.pause("not approved")
                 self.outcome = Outcome(self.state, "paused", "not approved")
                 return

@@ -67,7 +67,7 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
     """
     search = experiment.search
     if at_block_end(experiment, state) and state.iteration.block >= search.n_blocks:
-        return 0, f"{search.n_blocks} blocks done"
+        return 0, f"{state.iteration.block} blocks done"  # n_blocks may be less by now
     if search.max_wall_s is not None:
         ahead = state.iteration.wall_s if state.iteration else 0.0
         if wall_s >= search.max_wall_s:

@@ -125,6 +125,7 @@ class State:
     """Everything the journal says."""
 
     experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later budgets applied
+    said: dict[str, Any] | None = None  # of the changeable settings by the config files alone, see `resuming`
     started: dict[str, Any] | None = None
     made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit of the newest session
     protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first
@@ -210,7 +211,7 @@ def _known_node(state: State, event) -> Node:
 
 
 def _run_started(state, event):
-    return replace(state, experiment=event["experiment"], started=event, protocols=(event["protocol"],), made_with=event.get("made_with") or {})
+    return replace(state, experiment=event["experiment"], said=event.get("said"), started=event, protocols=(event["protocol"],), made_with=event.get("made_with") or {})
 
 
 def _run_resumed(state, event):
@@ -220,6 +221,7 @@ def _run_resumed(state, event):
         spent=state.spent.plus(state.in_flight or {}),
         in_flight=None,
         experiment=event.get("experiment", state.experiment),
+        said=event.get("said", state.said),
         made_with=event.get("made_with") or state.made_with,
     )
 
@@ -349,8 +351,8 @@ _FOLD = {
 #: Types of fields that readers of the state rely on, where they are there.
 _NUMBER = (int, float)
 _TYPES = {
-    "run_started": {"experiment": dict, "protocol": str},
-    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER},
+    "run_started": {"experiment": dict, "protocol": str, "said": dict},
+    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER, "said": dict},
     "run_paused": {"usage": (dict, type(None))},
     "call_started": {"usage": dict},
     "protocol_edited": {"block": int, "by": str, "reason": str, "protocol": str, "diff": str, "reverts": int},
@@ -379,15 +381,15 @@ def _worked(state: State, event: dict[str, Any]) -> float:
     if event["event"] == "run_resumed":
         # Nobody worked between a stop and this; what a killed session did after its last event is told.
         return event.get("unseen_s", 0.0)
-    # A clock may be set back, and that is no work.
-    return max(0.0, event["time"] - state.last_time) if state.last_time is not None else 0.0
+    # A clock may be set back, and that is no work; neither is waiting for a person's answer.
+    return max(0.0, event["time"] - state.last_time - max(0.0, event.get("waited_s", 0.0))) if state.last_time is not None else 0.0
 
 
 def apply(state: State, event: dict[str, Any]) -> State:
     """The state after one event; an event of an unknown name changes nothing but the clock."""
     name = event["event"]
     try:
-        _check(event, _TYPES.get(name, {}))
+        _check(event, {"waited_s": _NUMBER, **_TYPES.get(name, {})})
         for node in event["nodes"] if name == "iteration_started" else ():
             _check(node, _NODE_TYPES)
         after = _FOLD.get(name, lambda s, e: s)(state, event)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flyjax.errors import UserError, exhausted, in_one_line
+from flyjax.errors import UserError, in_one_line, mendable
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Store:
             try:
                 return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
-                if (told := exhausted(error)) is not None:
+                if (told := mendable(error)) is not None:
                     raise UserError(told) from None  # this one is not damaged
                 log.warning(
                     "checkpoint %d in %s cannot be read (%s): %s",
