@@ -221,7 +221,7 @@ def recovery_figure(path, evaluation: Evaluation, train_recording) -> Path:
     c, p, found = train_recording.connectome, train_recording.parameters, evaluation.found
     true = np.asarray(p.weight)
     figure = _figure(9.6, 2.75)
-    axes = figure.subplots(1, 4, gridspec_kw=dict(left=0.045, right=0.995, bottom=0.17, top=0.88, wspace=0.36))
+    axes = figure.subplots(1, 4, gridspec_kw=dict(left=0.065, right=0.995, bottom=0.17, top=0.88, wspace=0.36))
     weight_scatter(axes[0], true, found.weight, "W, corrected")
     axes[0].set_ylabel("learned W")
     span = _limits(true, pad=0.12)
