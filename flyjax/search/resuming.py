@@ -11,6 +11,7 @@ from flyjax.search.journal import fold, read_journal
 from flyjax.search.opening import CHANGEABLE, has_begun
 from flyjax.search.state import State
 
+
 def begun(run_dir: str | Path) -> State | None:
     """A run that has begun, as it was last called; None where none has."""
     state = fold(read_journal(run_dir)) if has_begun(run_dir) else None
