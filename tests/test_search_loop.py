@@ -791,6 +791,42 @@ def test_approval_is_asked_before_every_iteration(tmp_path):
     assert go(tmp_path, experiment(**SMALL)).status == "finished"
 
 
+@pytest.mark.parametrize("instruction, killed, asked_again", [("Less noise.", False, True), ("Less noise.", True, True), ("", False, False)])
+def test_who_does_not_approve_may_say_what_should_come_instead(tmp_path, instruction, killed, asked_again):
+    """The step is taken once more where somebody wrote what it should do otherwise, and only then: a call costs money."""
+    seen, shown = [], []
+
+    class Reading(Scripted):
+        def step(self, context):
+            seen.append((context.state.iteration.number if context.state.iteration else 0, context.user_input))
+            step = super().step(context)
+            return replace(step, reason=f"answer {len(seen)}")
+
+    def approve(plan):
+        shown.append(plan.number)
+        return len(shown) != 2
+
+    exp = experiment(**SMALL)
+    assert go(tmp_path, exp, Reading(), approve=approve).reason == "not approved"
+    if instruction:
+        with (tmp_path / "user_input.md").open("a") as file:
+            file.write(instruction)
+    if killed:  # before the proposer could be asked
+        with pytest.raises(KeyboardInterrupt):
+
+            class Killed(Scripted):
+                def step(self, context):
+                    raise KeyboardInterrupt
+
+            go(tmp_path, exp, Killed(), approve=approve)
+    out = go(tmp_path, exp, Reading(), approve=approve)
+    assert out.status == "finished" and len(out.state.iterations) == SMALL["n_iter_block"] * SMALL["n_blocks"]
+    again = [(1, instruction)] if asked_again else []
+    assert seen[:2] == [(0, ""), (1, "")] and seen[2 : 2 + len(again)] == again
+    assert [number for number, _ in seen[2 + len(again) :]] == list(range(2, len(out.state.iterations) + 1))
+    assert out.state.acknowledged == (((1, instruction),) if asked_again else ())
+
+
 def test_stimuli_that_are_missing_are_named_before_anything_starts(tmp_path):
     two = experiment(**{**SMALL, "simulations": ({"visual_input_type": "DAVIS"}, {"visual_input_type": "optical_flow"})})
     with pytest.raises(UserError, match="block 2 shows 'optical_flow', which is not on this machine; there is: DAVIS"):

@@ -19,7 +19,7 @@ from flyjax.search.asking import Accepted, ask
 from flyjax.search.heartbeat import Heartbeat, unseen
 from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
 from flyjax.search.journal import NAME, Journal
-from flyjax.search.opening import changed_settings, check_free, has_begun, read_protocol, stimuli
+from flyjax.search.opening import NOT_APPROVED, changed_settings, check_free, declined, has_begun, read_protocol, stimuli
 from flyjax.search.people import acknowledge, edited_protocol, left_by_a_crash, pending_input, without_key, write_text
 from flyjax.search.plan import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
 from flyjax.search.protocol import EditRefused, apply_edit, carry_over, diff, instantiate, rules
@@ -116,7 +116,7 @@ class _Loop:
         self.state: State = fold(journal.events)
         self.working, self.heartbeat = False, Heartbeat(run_dir, clock)
         self.outcome: Outcome | None = None
-        self.reopened = False  # a finished run goes on, because its limits were raised
+        self.reopened = False  # the newest step is taken once more: limits were raised at the end, or a person wants another
 
     # --- the journal ---
 
@@ -177,7 +177,9 @@ class _Loop:
                 ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not state.pending
                 # A step that has candidates left, of a run that a limit ended, is not asked for again.
                 over = ending and (bool(state.finished) or step["why_none"] != EXHAUSTED)
-                self.reopened = bool(limit) and over
+                # Somebody said no to the newest step, and what should be done otherwise.
+                unwanted = declined(self.journal.events) and self.hears() and pending_input(self.run_dir, state)
+                self.reopened = bool(limit) and (over or bool(unwanted))
                 worked = unseen(self.run_dir, state.last_time, self.clock())
                 self.begin_session("run_resumed", experiment=own, changed=changed, unseen_s=worked)
         if self.outcome is None:
@@ -198,6 +200,10 @@ class _Loop:
             )  # fmt: skip
         if not (self.run_dir / "protocol.md").is_file():
             write_text(self.run_dir / "protocol.md", self.state.protocol)
+
+    def hears(self) -> bool:
+        """Whether the proposer reads people's instructions: only a language model does."""
+        return self.proposer.name != "rules" and not getattr(self.proposer, "deaf", False)
 
     def try_protocol_edit(self) -> None:
         try:
@@ -271,8 +277,8 @@ class _Loop:
             with self.heartbeat.held():
                 approved = self.approve(ahead)
             if not approved:
-                self.pause("not approved")
-                self.outcome = Outcome(self.state, "paused", "not approved")
+                self.pause(NOT_APPROVED)
+                self.outcome = Outcome(self.state, "paused", NOT_APPROVED)
                 return
         self.record("iteration_started", **planned)
 
@@ -326,7 +332,7 @@ class _Loop:
             why = EXHAUSTED
         self.reopened = False
         # Read by whom? An answer of the rules, or of a sampler, has heard nobody: the instruction stays pending.
-        heard = context.user_input and not (nothing_to_decide or answer.by == "rules" or getattr(self.proposer, "deaf", False))
+        heard = context.user_input and self.hears() and not (nothing_to_decide or answer.by == "rules")
         if context.user_input and not heard and not nothing_to_decide:
             self.warn(f"user_input.md stays pending: {answer.by} cannot read it, only a language model can")
         self.record("proposal", **_proposal_event(replace(context, user_input=context.user_input if heard else ""), answer, n_next, why))

@@ -69,6 +69,20 @@ def changed_settings(state: State, experiment: Experiment, run_dir: Path) -> dic
     return {key: now.get(key) for key in different}
 
 
+#: Why a run pauses where a person said no.
+NOT_APPROVED = "not approved"
+
+
+def declined(events: list[dict[str, Any]]) -> bool:
+    """Whether the newest step of a journal was shown to a person who did not approve of it."""
+    for event in reversed(events):
+        if event["event"] not in ("run_paused", "run_resumed", "protocol_edited"):
+            return False
+        if event.get("reason") == NOT_APPROVED:
+            return True
+    return False
+
+
 def read_protocol(path: str | Path) -> str:
     """The text of a template or of an earlier run's protocol. **Raises:** `UserError` where there is none."""
     path = Path(path)
