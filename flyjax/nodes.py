@@ -246,7 +246,7 @@ def judged(
             while ahead:
                 yield ahead.popleft().result()
         except BaseException:
-            if any(job.cancel() or not job.done() for job in ahead):
+            if [job for job in ahead if not job.cancel() and not job.done()]:
                 say("stopping when the nodes in judgement are done")
             raise
 

@@ -99,18 +99,24 @@ def test_room_counts_derivatives_that_are_loaded():
 
 def test_an_interrupt_says_that_it_waits_and_begins_no_more(trained, monkeypatch):
     learner, specs, runs, recordings = trained
-    begun, said = [], []
+    begun, said, inside, told = [], [], threading.Event(), threading.Event()
 
-    def slow(learner, spec, *rest):
+    def judge(learner, spec, *rest):
         begun.append(spec.id)
-        time.sleep(0.2)
+        if spec.id == 2:
+            inside.set()
+        assert spec.id != 2 or told.wait(10), "nobody said that node 2 is waited for"
         return spec.id, None
 
-    monkeypatch.setattr(nodes, "judge", slow)
+    def say(text):
+        said.append(text)
+        told.set()
+
+    monkeypatch.setattr(nodes, "judge", judge)
     monkeypatch.setattr(nodes.Recordings, "room", 2)
     monkeypatch.setattr(equations, "cores", lambda: 2)
-    going = nodes.judged(learner, specs, runs, recordings, said.append)
-    assert [next(going)[0], next(going)[0]] == [0, 1]
+    going = nodes.judged(learner, specs, runs, recordings, say)
+    assert [next(going)[0], next(going)[0]] == [0, 1] and inside.wait(10)
     with pytest.raises(KeyboardInterrupt):
         going.throw(KeyboardInterrupt)
     assert said == ["stopping when the nodes in judgement are done"] and max(begun) == 2
