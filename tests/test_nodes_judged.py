@@ -1,7 +1,6 @@
 """Several nodes judged at once are judged as each alone, in order, and warnings are left as they were."""
 
 import threading
-import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -70,13 +69,14 @@ def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
 @pytest.mark.parametrize("room, most", [(1, 1), (2, 2), (99, 4)])
 def test_no_more_at_once_than_have_room(trained, room, most, monkeypatch):
     learner, specs, runs, recordings = trained
-    now, seen, lock = [], [], threading.Lock()
+    now, seen, lock, together = [], [], threading.Lock(), threading.Barrier(most)
 
     def slow(learner, spec, *rest):
         with lock:
             now.append(spec.id)
             seen.append(len(now))
-        time.sleep(0.1)
+        if spec.id:  # the first is alone
+            together.wait(10)  # fewer at once would never meet
         with lock:
             now.remove(spec.id)
         return spec.id, None
@@ -85,7 +85,7 @@ def test_no_more_at_once_than_have_room(trained, room, most, monkeypatch):
     monkeypatch.setattr(nodes.Recordings, "room", room)
     monkeypatch.setattr(equations, "cores", lambda: 8)
     assert [k for k, _ in nodes.judged(learner, specs, runs, recordings)] == [s.id for s in specs]
-    assert max(seen) == most
+    assert max(seen) <= most
 
 
 def test_room_counts_derivatives_that_are_loaded():
