@@ -309,8 +309,8 @@ class Console:
         if answer.strip().lower() in ("y", "yes"):
             return True
         self.say(
-            f"nothing is lost: the same command asks for this iteration again. What the step after it should do otherwise, write into "
-            f"{run_dir / 'user_input.md'} (a language model reads it) or, as rules, into {run_dir / 'protocol.md'}"
+            f"nothing is lost: the same command asks for this iteration again. Where a language model proposes, it proposes anew if you write what "
+            f"should come instead into {run_dir / 'user_input.md'}; rules for later steps go into {run_dir / 'protocol.md'}"
         )
         return False
 

@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from flyjax import nodes
-from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
+from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment
 from flyjax.errors import UserError
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.lesion import lesion_metrics
@@ -20,6 +20,7 @@ from flyjax.recovery.selection import selection
 from flyjax.recovery.spectrum import spectrum, spectrum_metrics
 from flyjax.report import circuit_figures
 from flyjax.report.tables import csv, markdown_table
+from flyjax.settings import read_yaml
 from flyjax.training import load_params
 from flyjax.training.train import held_out_of_field
 from flyjax.variations import lesioned

@@ -26,11 +26,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flyjax import nodes
-from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
+from flyjax.config import Experiment, content_hash, parse_experiment
 from flyjax.errors import UserError, nearest
 from flyjax.lines import open_lines, write_line
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.recovery.selection import selection
+from flyjax.settings import read_yaml
 from flyjax.training import train_sweep
 from flyjax.truth import checkpoint_file
 

@@ -83,9 +83,10 @@ def main(
     rows of the landscapes named.
     """
     prepare_devices()
-    from flyjax.config import apply_overrides, load_experiment, parse_experiment
+    from flyjax.config import load_experiment, parse_experiment
     from flyjax.errors import UserError, nearest
     from flyjax.search.landscapes import FAMILIES, NOISE, REAL
+    from flyjax.settings import apply_overrides
 
     wanted = [x for name in landscapes or ["made-up"] for x in (FAMILIES if name == "made-up" else [name])]
     for name in wanted:

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 from flyjax.config import (
     PROTOCOL_RANGES,
     Experiment,
-    apply_overrides,
     content_hash,
     dump_yaml,
     load_experiment,
     parse_experiment,
-    read_yaml,
 )
 from flyjax.errors import UserError
+from flyjax.settings import apply_overrides, read_yaml
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from flyjax.config import Experiment, Range, read_yaml
+from flyjax.config import Experiment, Range
 from flyjax.errors import UserError
 from flyjax.report import tables
 from flyjax.search import ranges as moves
@@ -21,6 +21,7 @@ from flyjax.search import tree
 from flyjax.search.journal import read_journal
 from flyjax.search.prices import NOT_REPORTED, dollars
 from flyjax.search.state import Node, State, finite, fold, objective_metric
+from flyjax.settings import read_yaml
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 
-from flyjax.config import Experiment, Range, Training, read_yaml
+from flyjax.config import Experiment, Range, Training
 from flyjax.errors import UserError
 from flyjax.search.interface import ProtocolEdit
 from flyjax.search.table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
 from flyjax.search.texts import odd, seen, unseen
+from flyjax.settings import read_yaml
 
 BEGIN = "## Parent Selection Rule (CRITICAL)"
 END = "## END Parent selection Rule (CRITICAL)"

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flyjax.config import Experiment, apply_overrides, parse_experiment, read_config
+from flyjax.config import Experiment, parse_experiment
 from flyjax.search.journal import fold, read_journal
 from flyjax.search.opening import CHANGEABLE, has_begun
 from flyjax.search.state import State
+from flyjax.settings import apply_overrides, read_config
 
 
 def begun(run_dir: str | Path) -> State | None:
