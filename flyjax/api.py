@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flyjax.config import Model, Simulation, Training, parse_experiment
-from flyjax.errors import UserError
-from flyjax.model import Learner, make_learner
-from flyjax.nodes import NodeSpec, Recordings, check_readable, judged, learner_for, pool
-from flyjax.recording import Recording
+from flyjax.data.recording import Recording
+from flyjax.experiments.nodes import NodeSpec, Recordings, check_readable, judged, learner_for, pool
+from flyjax.models import Learner, make_learner
 from flyjax.training import Trained, train_sweep
+from flyjax.utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,9 @@ def train_candidates(
     trained = train_sweep(learner, trainings, [tuple(seeds)] * len(trainings), by_level, on_progress=on_progress)
     results = []
     specs = [NodeSpec(k, training, tuple(seeds)) for k, training in enumerate(trainings)]
-    for training, runs, (per_seed, evaluation) in zip(trainings, trained, judged(learner, specs, trained, recordings), strict=True):
+    for training, runs, (per_seed, evaluation) in zip(
+        trainings, trained, judged(learner, specs, trained, recordings), strict=True
+    ):
         results.append(
             CandidateResult(
                 training, pool(per_seed), [r.params for r in runs], tuple(seeds), per_seed, runs, evaluation, learner

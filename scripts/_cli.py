@@ -49,7 +49,10 @@ def keep_compiled() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in (
+        "0",
+        "false",
+    ):
         return
     folder = compiled_folder()
     try:
@@ -86,8 +89,8 @@ def quiet_libraries() -> None:
 
 def run(app) -> None:
     """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
-    from flyjax.errors import mendable
-    from flyjax.interrupts import stoppable
+    from flyjax.utils.errors import mendable
+    from flyjax.utils.signals import stoppable
 
     quiet_libraries()
     try:

@@ -48,7 +48,9 @@ def bandwidth(n_bytes: int, seconds: float = 0.3) -> float:
 
     array = jnp.ones((max(n_bytes // 8, 1),), jnp.float32)
     n = max(4, int(2e8 / n_bytes))
-    loop = jax.jit(lambda x: jax.lax.fori_loop(0, n, lambda _, x: jax.lax.optimization_barrier(x * jnp.float32(0.999)), x))
+    loop = jax.jit(
+        lambda x: jax.lax.fori_loop(0, n, lambda _, x: jax.lax.optimization_barrier(x * jnp.float32(0.999)), x)
+    )
     return 8 * array.size * n / best_time(lambda: loop(array).block_until_ready(), seconds)
 
 
@@ -66,10 +68,10 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     import jax
     import numpy as np
 
-    from flyjax import circuit
-    from flyjax.benchmarking import machine
-    from flyjax.circuit import kernels
-    from flyjax.circuit.sampling import draw
+    from flyjax import circuit, simulation
+    from flyjax.experiments.benchmark import machine
+    from flyjax.ground_truth.sampling import draw
+    from flyjax.simulation import kernels
 
     c = circuit.build_connectome(extent)
     types = draw(c, 0)
@@ -81,10 +83,10 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     light = np.random.default_rng(0).uniform(0, 1, (batch, short, c.n_columns)).astype(np.float32)
     light = jax.numpy.asarray(light if batch > 1 else light[0])
     key = jax.random.key(0)
-    start = circuit.steady_state(c, p)
+    start = simulation.steady_state(c, p)
 
     def call():
-        circuit.simulate(c, p, light, noise=noise, key=key, initial=start, kernel=name).block_until_ready()
+        simulation.simulate(c, p, light, noise=noise, key=key, initial=start, kernel=name).block_until_ready()
 
     begin = time.perf_counter()
     call()
@@ -113,10 +115,16 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
 
 @app.command(epilog=EXAMPLES)
 def simulate(
-    extent: Annotated[Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1, 3, 8, 15")] = None,
-    batch: Annotated[Optional[list[int]], typer.Option(help="Sequences at once; repeatable.", show_default="1, 8, 32")] = None,
+    extent: Annotated[
+        Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1, 3, 8, 15")
+    ] = None,
+    batch: Annotated[
+        Optional[list[int]], typer.Option(help="Sequences at once; repeatable.", show_default="1, 8, 32")
+    ] = None,
     noise: Annotated[float, typer.Option(help="Process noise, std per step.", min=0)] = 0.0,
-    frames: Annotated[int, typer.Option(help="Length of the recording in mind: long ones may take another kernel.", min=1)] = 64_000,
+    frames: Annotated[
+        int, typer.Option(help="Length of the recording in mind: long ones may take another kernel.", min=1)
+    ] = 64_000,
     kernel: Annotated[str, typer.Option(help="auto, segment, gather, csr, window or unrolled.")] = "auto",
     seconds: Annotated[float, typer.Option(help="Time spent on each row after compilation.", min=0)] = 3.0,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
@@ -126,7 +134,7 @@ def simulate(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.errors import UserError
+    from flyjax.utils.errors import UserError
 
     if any(b < 1 for b in batch or ()):
         raise UserError(f"--batch must be at least 1, got {min(batch)}")
@@ -136,12 +144,23 @@ def simulate(
             with console.status(f"extent {x}, batch {b}"):
                 rows.append(simulate_row(x, b, noise, frames, kernel, seconds))
     title = "simulate\nx batch: sequence-steps/s; floor: steps/s at the measured GB/s; first: call with compilation, s"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True, caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")
+    table = Table(
+        title=title,
+        box=SIMPLE,
+        pad_edge=False,
+        collapse_padding=True,
+        caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}",
+    )
     for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first"):
         table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
     for r in rows:
         cells = (r["extent"], r["batch"], r["kernel"], f"{r['steps_per_s']:,.0f}", f"{r['sequence_steps_per_s']:,.0f}")
-        limits = (f"{r['floor_steps_per_s'] / 1e3:,.1f}k", f"{r['share_of_floor']:.0%}", f"{r['bandwidth_gb_s']:.1f}", f"{r['first_call_s']:.1f}")
+        limits = (
+            f"{r['floor_steps_per_s'] / 1e3:,.1f}k",
+            f"{r['share_of_floor']:.0%}",
+            f"{r['bandwidth_gb_s']:.1f}",
+            f"{r['first_call_s']:.1f}",
+        )
         table.add_row(*map(str, cells), *limits)
     console.print(table)
     write_rows(rows, json_file, console)
@@ -160,7 +179,9 @@ def train(
     extent: Annotated[Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1")] = None,
     candidates: Annotated[int, typer.Option(help="K, candidates at once.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Trainings of each candidate.", min=1)] = 1,
-    batch_size: Annotated[Optional[list[int]], typer.Option(help="Frames per step; repeatable.", show_default="1, 4")] = None,
+    batch_size: Annotated[
+        Optional[list[int]], typer.Option(help="Frames per step; repeatable.", show_default="1, 4")
+    ] = None,
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
     repeats: Annotated[int, typer.Option(help="Timed chunks of 250 steps; the best counts.", min=1)] = 3,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
@@ -173,7 +194,7 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.benchmarking import machine, matmul_gflops, train_row
+    from flyjax.experiments.benchmark import machine, matmul_gflops, train_row
 
     console, rows = Console(), []
     with console.status("measuring the matrix-product rate"):
@@ -200,7 +221,9 @@ def profile(
     extent: Annotated[int, typer.Option(help="0 to 15.", min=0, max=15)] = 8,
     batch_size: Annotated[int, typer.Option(help="Frames per step.", min=1)] = 4,
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
-    rows: Annotated[Optional[int], typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)] = None,
+    rows: Annotated[
+        Optional[int], typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)
+    ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each part; the shortest counts.", min=1)] = 7,
     json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
@@ -209,11 +232,11 @@ def profile(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.benchmarking import machine, profile_rows
-    from flyjax.model import pieces
+    from flyjax.experiments.benchmark import machine, profile_rows
+    from flyjax.models import chunked_map
 
     if rows is not None:
-        pieces.CPU_ROWS = pieces.ACCELERATOR_ROWS = rows
+        chunked_map.CPU_ROWS = chunked_map.ACCELERATOR_ROWS = rows
     console = Console()
     parts = [{**row, **machine()} for row in profile_rows(extent, batch_size, width, repeats)]
     table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,

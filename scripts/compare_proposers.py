@@ -29,19 +29,27 @@ the same command goes on, other proposers and landscapes join. Remove the folder
 """
 
 
-def chosen_proposers(named: list[str] | None, transcript: str | None, recorded: Path | None) -> tuple[list[str], list[str]]:
+def chosen_proposers(
+    named: list[str] | None, transcript: str | None, recorded: Path | None
+) -> tuple[list[str], list[str]]:
     """(proposers to run, why others are left out)."""
-    from flyjax.errors import UserError, nearest
     from flyjax.search.proposers import NAMES
+    from flyjax.utils.errors import UserError, nearest
 
     for name in named or ():
         if name not in NAMES:
             raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
-    left_out = {} if os.environ.get("ANTHROPIC_API_KEY", "").strip() else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
+    left_out = (
+        {}
+        if os.environ.get("ANTHROPIC_API_KEY", "").strip()
+        else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
+    )
     if recorded is not None:
         held = [name for name in ("llm", "hybrid") if any(recorded.glob(f"*_{name}.jsonl"))]
         if not held:
-            raise UserError(f"{recorded} holds no recorded answers (LANDSCAPE_SEED_llm.jsonl); see scripts/report.py --transcript")
+            raise UserError(
+                f"{recorded} holds no recorded answers (LANDSCAPE_SEED_llm.jsonl); see scripts/report.py --transcript"
+            )
         left_out = {name: f"no answers in {recorded.name}" for name in ("llm", "hybrid") if name not in held}
     if transcript is None:
         left_out["replay"] = "no search.transcript"
@@ -55,10 +63,14 @@ def chosen_proposers(named: list[str] | None, transcript: str | None, recorded: 
 
 def machine() -> str:
     """Hardware in a line."""
-    from flyjax.nodes import devices
+    from flyjax.experiments.nodes import devices
 
     cpu = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")] if cpu.is_file() else []
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        if cpu.is_file()
+        else []
+    )
     d = devices()
     return f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}, JAX {d['versions']['jax']} on {d['device_kind']}"
 
@@ -83,37 +95,51 @@ def main(
     rows of the landscapes named.
     """
     prepare_devices()
-    from flyjax.config import load_experiment, parse_experiment
-    from flyjax.errors import UserError, nearest
-    from flyjax.search.landscapes import FAMILIES, NOISE, REAL
-    from flyjax.settings import apply_overrides
+    from flyjax.config import apply_overrides, load_experiment, parse_experiment
+    from flyjax.search.synthetic import FAMILIES, NOISE, REAL
+    from flyjax.utils.errors import UserError, nearest
 
     wanted = [x for name in landscapes or ["made-up"] for x in (FAMILIES if name == "made-up" else [name])]
     for name in wanted:
         if name not in (*FAMILIES, REAL):
-            raise UserError(f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up.{nearest(name, (*FAMILIES, REAL))}")
+            raise UserError(
+                f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up.{nearest(name, (*FAMILIES, REAL))}"
+            )
     transcript = apply_overrides({}, settings).get("search", {}).get("transcript")
     names, left_out = chosen_proposers(proposers, transcript, transcripts)
     # From here on it takes seconds to load.
-    from flyjax import comparing
-    from flyjax.console import Console
-    from flyjax.report.proposers import with_regret, write
+    from flyjax.cli.console import Console
+    from flyjax.experiments import proposer_benchmark
+    from flyjax.report.figures.proposers import with_regret, write
     from flyjax.search.proposers.samplers import fits_cmaes
 
     made_up = parse_experiment(
-        apply_overrides(comparing.made_up_experiment(candidates, iterations).model_dump(mode="json"), settings), "--set"
+        apply_overrides(
+            proposer_benchmark.made_up_experiment(candidates, iterations).model_dump(mode="json"), settings
+        ),
+        "--set",
     )
     trainings = load_experiment(config, settings)
     for name in ("target", "patience", "max_nodes", "max_wall_s"):
-        if getattr(made_up.search, name) is not None or (REAL in wanted and getattr(trainings.search, name) is not None):
-            raise UserError(f"search.{name} ends searches at different lengths: a comparison has equal budgets; leave it out")
-    unfit = [e.name for e, used in ((made_up, wanted != [REAL]), (trainings, REAL in wanted)) if used and not fits_cmaes(e)]
+        if getattr(made_up.search, name) is not None or (
+            REAL in wanted and getattr(trainings.search, name) is not None
+        ):
+            raise UserError(
+                f"search.{name} ends searches at different lengths: a comparison has equal budgets; leave it out"
+            )
+    unfit = [
+        e.name for e, used in ((made_up, wanted != [REAL]), (trainings, REAL in wanted)) if used and not fits_cmaes(e)
+    ]
     if unfit and "cmaes" in names and not proposers:
         names.remove("cmaes")
         left_out.append("cmaes (it needs two or more parameters and four or more candidates)")
     console, began = Console(), time.monotonic()
-    real = comparing.RealTrainings(trainings, cache / "trainings", began + 60 * minutes) if REAL in wanted else None
-    rows = comparing.compare(
+    real = (
+        proposer_benchmark.RealTrainings(trainings, cache / "trainings", began + 60 * minutes)
+        if REAL in wanted
+        else None
+    )
+    rows = proposer_benchmark.compare(
         [(name, seed) for name in dict.fromkeys(wanted) for seed in range(seeds)],
         names,
         lambda name: trainings if name == REAL else made_up,

@@ -23,12 +23,14 @@ Examples:
 def main(
     where: Annotated[Path, typer.Argument(help="A run directory, or a node's folder in it.")],
     node: Annotated[int, typer.Option(help="Node of the run; 0: the one with the best connectivity_R2.")] = 0,
-    lesion: Annotated[float, typer.Option(help="Also cut this share of the synapses in fly and network, and compare their free runs.")] = 0.0,
+    lesion: Annotated[
+        float, typer.Option(help="Also cut this share of the synapses in fly and network, and compare their free runs.")
+    ] = 0.0,
 ):
     """Print and write every metric of a trained node beside the ceiling, per cell type, and draw its figures."""
     prepare_devices()
-    from flyjax.console import Console
-    from flyjax.judging import judge_again
+    from flyjax.cli.console import Console
+    from flyjax.experiments.reevaluate import judge_again
 
     judge_again(where, node, Console(), lesion)
 

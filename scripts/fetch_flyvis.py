@@ -41,30 +41,39 @@ def main(
     show: Annotated[bool, typer.Option("--list", help="List the models that are there and check their sums.")] = False,
 ):  # fmt: skip
     """Copy flow/0000/000 .. 049 into the cache: each read, checked, and noted with its SHA-256."""
-    from flyjax import ensemble
-    from flyjax.errors import UserError
+    from flyjax.ground_truth import flyvis_ensemble
+    from flyjax.utils.errors import UserError
 
-    folder = target or ensemble.cache_folder()
+    folder = target or flyvis_ensemble.cache_folder()
     if show:
-        states = ensemble.installed(folder)
+        states = flyvis_ensemble.installed(folder)
         for name, state in states.items():
             print(f"{name}  {state}")
         bad = [name for name, state in states.items() if state in ("changed", "missing")]
-        print(f"{len(states) - len(bad)} of {ensemble.N_MODELS} models in {folder}")
+        print(f"{len(states) - len(bad)} of {flyvis_ensemble.N_MODELS} models in {folder}")
         if bad:
             raise UserError(f"{len(bad)} changed or missing ({bad[0]}): run this script again with the download")
         return
-    source = source or ensemble.find_download()
+    source = source or flyvis_ensemble.find_download()
     if source is None:
         print(GUIDE)
         raise typer.Exit(1)
     if source.is_file():
-        same = ensemble.sha256(source) == ensemble.ARCHIVE_SHA256
-        print(f"{source}: " + ("flyvis 1.2.0's archive, checksum as published" if same else "not flyvis 1.2.0's archive by its checksum; every model in it is checked"))
-    names = ensemble.install(source, folder)
-    ok = [name for name, state in ensemble.installed(folder).items() if state == "ok"]
-    print(f"{len(names)} models copied from {source}; {len(ok)} of {ensemble.N_MODELS} in {folder}, sums checked")
-    missing = sorted({f"flow/0000/{k:03d}" for k in range(ensemble.N_MODELS)} - set(ok))
+        same = flyvis_ensemble.sha256(source) == flyvis_ensemble.ARCHIVE_SHA256
+        print(
+            f"{source}: "
+            + (
+                "flyvis 1.2.0's archive, checksum as published"
+                if same
+                else "not flyvis 1.2.0's archive by its checksum; every model in it is checked"
+            )
+        )
+    names = flyvis_ensemble.install(source, folder)
+    ok = [name for name, state in flyvis_ensemble.installed(folder).items() if state == "ok"]
+    print(
+        f"{len(names)} models copied from {source}; {len(ok)} of {flyvis_ensemble.N_MODELS} in {folder}, sums checked"
+    )
+    missing = sorted({f"flow/0000/{k:03d}" for k in range(flyvis_ensemble.N_MODELS)} - set(ok))
     if missing:
         print(f"not there: {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
     print(f"use one: --set simulation.parameters={names[0]}")

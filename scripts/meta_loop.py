@@ -64,11 +64,11 @@ def main(
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
-    from flyjax.console import Console, with_stand_ins
-    from flyjax.errors import UserError
-    from flyjax.nodes import make_run_dir
-    from flyjax.search.opening import changed_settings, check_free
-    from flyjax.search.resuming import begun, said_by, taken_up
+    from flyjax.cli.console import Console, with_stand_ins
+    from flyjax.experiments.nodes import make_run_dir
+    from flyjax.search.run.opening import changed_settings, check_free
+    from flyjax.search.run.resume import begun, said_by, taken_up
+    from flyjax.utils.errors import UserError
 
     console = Console()
     run_dir = run_dir or Path("runs") / experiment.name
@@ -90,11 +90,13 @@ def main(
     if protocol is not None and not protocol.is_file():
         raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
     if protocol is not None and (run_dir / "journal.jsonl").is_file():
-        console.say(f"--protocol has no effect: {run_dir} has begun and goes on with its own; choose another --run to start from it")
+        console.say(
+            f"--protocol has no effect: {run_dir} has begun and goes on with its own; choose another --run to start from it"
+        )
     name = resolve_name(experiment.search.proposer, run_dir)
     if dry_run:
-        from flyjax.forecast import forecast_search, given_memory
-        from flyjax.search.preview import preview
+        from flyjax.experiments.forecast import forecast_search, given_memory
+        from flyjax.search.run.preview import preview
 
         console.say(forecast_search(experiment, given_memory(memory)))
         console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
@@ -103,9 +105,11 @@ def main(
     if unasked and name == "rules" and has_key:
         console.say(f"{run_dir} goes on with `rules`, as before; --proposer llm asks the language model from here on.")
     elif unasked and name == "rules":
-        console.say("No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model.")
+        console.say(
+            "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model."
+        )
     if name in ("llm", "hybrid"):
-        from flyjax.search.proposers.llm import announce
+        from flyjax.search.llm.proposer import announce
 
         console.say(announce(experiment))
     console.run(

@@ -22,12 +22,22 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def main(
-    tables: Annotated[Optional[list[Path]], typer.Argument(help="Table files whose rows are trained; by default all experiments/recovery_*.yaml.")] = None,
-    row: Annotated[Optional[list[str]], typer.Option(help="Train only rows whose name contains this; repeatable.")] = None,
-    journal: Annotated[Path, typer.Option(help="Finished rows, one line each.")] = ROOT / "experiments" / "results" / "recovery.jsonl",
+    tables: Annotated[
+        Optional[list[Path]],
+        typer.Argument(help="Table files whose rows are trained; by default all experiments/recovery_*.yaml."),
+    ] = None,
+    row: Annotated[
+        Optional[list[str]], typer.Option(help="Train only rows whose name contains this; repeatable.")
+    ] = None,
+    journal: Annotated[Path, typer.Option(help="Finished rows, one line each.")] = ROOT
+    / "experiments"
+    / "results"
+    / "recovery.jsonl",
     table: Annotated[Optional[Path], typer.Option(help="The Markdown to write; by default beside the journal.")] = None,
     work: Annotated[Path, typer.Option(help="Recordings and checkpoints.")] = Path("runs/recovery"),
-    checkpoint: Annotated[Optional[Path], typer.Option(help="A file of parameters to read in the place of flow/0000/000.")] = None,
+    checkpoint: Annotated[
+        Optional[Path], typer.Option(help="A file of parameters to read in the place of flow/0000/000.")
+    ] = None,
     render: Annotated[bool, typer.Option("--render", help="Train nothing.")] = False,
 ):
     """Train every row that the journal does not hold yet, and write the tables.
@@ -39,13 +49,18 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from flyjax import rows
-    from flyjax.benchmarking import machine
-    from flyjax.errors import UserError
-    from flyjax.interrupts import stoppable
+    from flyjax.experiments import recovery_table
+    from flyjax.experiments.benchmark import machine
+    from flyjax.utils.errors import UserError
+    from flyjax.utils.signals import stoppable
 
     console = Console()
-    columns = TextColumn("  {task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
+    columns = (
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
+    )
     machine_ = {**machine(), "commit": commit()}
 
     def trained(one, setting, experiment):
@@ -57,24 +72,24 @@ def main(
                 loss = "" if p.loss is None else f"loss {p.loss:.3g}"
                 bar.update(task, completed=p.lane_steps, total=p.total_lane_steps, description=loss)
 
-            return rows.run_row(one, setting, experiment, work, machine_, show)
+            return recovery_table.run_row(one, setting, experiment, work, machine_, show)
 
     own = sorted((ROOT / "experiments").glob("recovery_*.yaml"))
     asked = [path for path in tables or () if path.resolve() not in own]
-    known = {path.resolve(): rows.load_table(path) for path in [*own, *asked]}
-    wanted = rows.chosen([known[path.resolve()] for path in tables or own], row or ())
-    done = {event["identity"]: event for event in rows.read_journal(journal)}
+    known = {path.resolve(): recovery_table.load_table(path) for path in [*own, *asked]}
+    wanted = recovery_table.chosen([known[path.resolve()] for path in tables or own], row or ())
+    done = {event["identity"]: event for event in recovery_table.read_journal(journal)}
     target = table or journal.with_suffix(".md")
 
     def draw() -> None:
         part = target.with_suffix(".part")
-        part.write_text(rows.render(rows.found(list(known.values()), done)))
+        part.write_text(recovery_table.render(recovery_table.found(list(known.values()), done)))
         part.replace(target)
 
     draw()  # before anything is trained: a table that cannot be read is an error now
     for one, setting in wanted if not render else ():
         experiment = one.experiment(setting)
-        identity = rows.identity(experiment, setting)
+        identity = recovery_table.identity(experiment, setting)
         if identity in done:
             continue
         if checkpoint is not None and experiment.simulation.parameters == "flow/0000/000":
@@ -86,10 +101,13 @@ def main(
             console.print(f"  not run: {error}")
             continue
         # The name of the parameters counts, not where this machine keeps them; their checksum is in the line.
-        event["identity"], event["config"]["simulation"]["parameters"] = identity, one.experiment(setting).simulation.parameters
-        rows.append(journal, event)
+        event["identity"], event["config"]["simulation"]["parameters"] = (
+            identity,
+            one.experiment(setting).simulation.parameters,
+        )
+        recovery_table.append(journal, event)
         done[identity] = event
-        console.print(f"  {rows.line(event)}", highlight=False)
+        console.print(f"  {recovery_table.line(event)}", highlight=False)
         draw()
     console.print(f"wrote {target}")
 

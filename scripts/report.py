@@ -31,16 +31,20 @@ def main(
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
     csv: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as CSV")] = None,
     markdown: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as Markdown")] = None,
-    transcript: Annotated[Optional[Path], typer.Option(help="also write the answers of the run's proposer, for --proposer replay")] = None,
-    tree: Annotated[Optional[Path], typer.Option(help="also draw the tree and the edits of the protocol as PNG")] = None,
+    transcript: Annotated[
+        Optional[Path], typer.Option(help="also write the answers of the run's proposer, for --proposer replay")
+    ] = None,
+    tree: Annotated[
+        Optional[Path], typer.Option(help="also draw the tree and the edits of the protocol as PNG")
+    ] = None,
 ) -> None:
     """Write RUN_DIR/report.html from the run's journal and figures; a run in progress is not disturbed."""
-    from flyjax.errors import UserError
     from flyjax.report import tables
+    from flyjax.report.figures.run import run_figure
     from flyjax.report.html import write_report
-    from flyjax.report.runs import run_figure
-    from flyjax.search.journal import fold, read_journal
+    from flyjax.search.journal.journal import fold, read_journal
     from flyjax.search.proposers.replay import write_transcript
+    from flyjax.utils.errors import UserError
 
     written = [write_report(run_dir)]
     rows = tables.nodes_table(fold(read_journal(run_dir)))

@@ -44,9 +44,9 @@ def main(
     strip: Annotated[Optional[Path], typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
 ):  # fmt: skip
     """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
-    from flyjax import showing
+    from flyjax.cli.console import Console, with_stand_ins
     from flyjax.config import Experiment, parse_experiment
-    from flyjax.console import Console, with_stand_ins
+    from flyjax.experiments import simulate
 
     console = Console()
     if extent is None:
@@ -61,10 +61,13 @@ def main(
     experiment: Experiment = parse_experiment({"simulation": given, "search": free}, "simulate")
     if strip is not None:
         from flyjax.circuit import lattice
-        from flyjax.report.films import scenes_figure
+        from flyjax.report.figures.films import scenes_figure
 
         columns = lattice(extent)
-        console.table(showing.film_statistics(columns, dt, seed=seed), ["stimulus", "mean", "contrast", "frame_contrast", "temporal_slope"])
+        console.table(
+            simulate.film_statistics(columns, dt, seed=seed),
+            ["stimulus", "mean", "contrast", "frame_contrast", "temporal_slope"],
+        )
         path = scenes_figure(strip, columns, seed=seed, dt=dt)
         console.say(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
         return
@@ -74,7 +77,7 @@ def main(
     simulation = experiment.simulation
     name = simulation.visual_input_type.replace(":", "").replace("+", "-")
     folder = out or Path("runs") / f"simulate-{name}-{extent}"
-    showing.show(simulation, noise, split, folder, show or out is not None, save, console)
+    simulate.show(simulation, noise, split, folder, show or out is not None, save, console)
 
 
 if __name__ == "__main__":

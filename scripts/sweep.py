@@ -37,9 +37,9 @@ def main(
     Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl.
     """
     prepare_devices()
+    from flyjax.cli.console import Console
     from flyjax.config import load_experiment
-    from flyjax.console import Console
-    from flyjax.sweeping import describe, run_sweep, sweep_candidates
+    from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
 
     experiment = load_experiment(config, settings)
     candidates = sweep_candidates(experiment)

@@ -33,9 +33,9 @@ def main(
 ):  # fmt: skip
     """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
     prepare_devices()
+    from flyjax.cli.console import Console
     from flyjax.config import load_experiment
-    from flyjax.console import Console
-    from flyjax.sweeping import describe, run_sweep
+    from flyjax.experiments.sweep import describe, run_sweep
 
     experiment = load_experiment(config, settings)
     out, console = run_dir or Path("runs") / f"{experiment.name}-train", Console()

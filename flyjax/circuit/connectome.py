@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from flyjax.errors import UserError
+from flyjax.utils.errors import UserError
 
 CONNECTOME_FILE = Path(__file__).parent / "data" / "fib25-fib19_v2.2.json"
 CONNECTOME_SHA256 = "bfbb0766251ff09e22723d0ebbf7b14793e70b3ae8ad0eea64eac9d28223351a"
@@ -84,7 +84,7 @@ class Connectome:
     def neurons(self, cell_type: str) -> Int32[np.ndarray, " n"]:
         """Neurons of one type. **Raises:** `UserError` for an unknown name."""
         if cell_type not in self.cell_types:
-            from flyjax.errors import nearest
+            from flyjax.utils.errors import nearest
 
             raise UserError(f"no cell type {cell_type!r}.{nearest(cell_type, self.cell_types)}")
         return np.flatnonzero(self.cell_type == self.cell_types.index(cell_type)).astype(np.int32)

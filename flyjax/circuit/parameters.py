@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32
 
-from flyjax.circuit.checkpoint import read_torch_checkpoint
 from flyjax.circuit.connectome import Connectome
-from flyjax.errors import UserError
+from flyjax.circuit.torch_checkpoint import read_torch_checkpoint
+from flyjax.utils.errors import UserError
 
 
 class Parameters(NamedTuple):
@@ -95,7 +95,9 @@ def _from_npz(c: Connectome, path: Path) -> TypeParameters:
     types = _rows(c.cell_types, names, path, "cell types")
     every = np.ones(c.n_types, bool)
     named = [(c.cell_types[s], c.cell_types[t]) for s, t in c.pairs]
-    pairs = _rows(named, list(zip(data["edge_source_type"].tolist(), data["edge_target_type"].tolist())), path, "type pairs")
+    pairs = _rows(
+        named, list(zip(data["edge_source_type"].tolist(), data["edge_target_type"].tolist())), path, "type pairs"
+    )
     used = np.isin(np.arange(len(c.pairs)), c.edge_pair)
     if "edge_sign" in data:
         sign = _pick(data["edge_sign"], pairs, used, path, "type pairs")

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyjax.frames import measured
-from flyjax.recording import Recording
-from flyjax.recovery.extract import moments, per_recording
+from flyjax.data.frames import measured
+from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import true_tau
+from flyjax.recovery.readout import moments, per_recording
 
 #: Frames of the principal components; more would not change them.
 RANK_FRAMES = 500

@@ -22,9 +22,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from sklearn.mixture import GaussianMixture
 
-from flyjax.recording import Recording
-from flyjax.recovery.extract import per_recording
+from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, true_tau
+from flyjax.recovery.readout import per_recording
 
 COVARIANCE = "diag"
 REGULARISATION = 1e-6
@@ -157,5 +157,9 @@ def all_cluster_metrics(found, embedding, recording: Recording, seed: int = 0, r
     metrics = cluster_metrics(x, c.cell_type, seed, n_embedding)
     metrics.update(true_cluster_metrics(recording))
     if refitted is not None:
-        metrics.update(cluster_metrics(features(c, refitted.weight, refitted.tau, refitted.v_rest), c.cell_type, seed, suffix="_refit"))
+        metrics.update(
+            cluster_metrics(
+                features(c, refitted.weight, refitted.tau, refitted.v_rest), c.cell_type, seed, suffix="_refit"
+            )
+        )
     return metrics

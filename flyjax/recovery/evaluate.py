@@ -10,17 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from flyjax.errors import UserError
-from flyjax.recording import Recording
+from flyjax.data.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
-from flyjax.recovery.ceiling import closed_form, identifiable_metrics
+from flyjax.recovery.closed_form import closed_form, identifiable_metrics
 from flyjax.recovery.clusters import all_cluster_metrics
-from flyjax.recovery.extract import MIN_STD, Probe, Recovered, canonical, extract, probe
-from flyjax.recovery.light import NO_LIGHT, as_learned, learns_stimulus, light_metrics
-from flyjax.recovery.linearise import OnData, on_data
+from flyjax.recovery.learned_stimulus import NO_LIGHT, as_learned, learns_stimulus, light_metrics
+from flyjax.recovery.linear_readout import OnData, on_data
 from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, per_type, true_tau
+from flyjax.recovery.readout import MIN_STD, Probe, Recovered, canonical, extract, probe
 from flyjax.recovery.refit import Refitted, refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
+from flyjax.utils.errors import UserError
 
 N_CURVE_POINTS = 61
 
@@ -100,7 +100,7 @@ def evaluate(
     A second call with other parameters of the same shapes compiles nothing.
 
     Args:
-        learner: a `flyjax.model.Learner`, or anything with `connectome`, `message`, `update` and
+        learner: a `flyjax.models.Learner`, or anything with `connectome`, `message`, `update` and
             `derivative`.
         train_recording: where the functions are probed; it holds the truth.
         test_recording: held-out and noise-free, for rollout, one-step and input metrics.

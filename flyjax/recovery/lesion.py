@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from flyjax.recording import Recording
+from flyjax.data.recording import Recording
+from flyjax.data.transforms import Lesioned, lesioned
 from flyjax.recovery.metrics import Metrics
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
-from flyjax.variations import Lesioned, lesioned
 
 
 def without(params, kept):
@@ -13,7 +13,9 @@ def without(params, kept):
     return {**params, "W": params["W"][...] * kept.astype("float32")}
 
 
-def lesion_metrics(learner, params, what: Recording | Lesioned, fraction: float = 0.5, seed: int = 0) -> tuple[Metrics, Rollout]:
+def lesion_metrics(
+    learner, params, what: Recording | Lesioned, fraction: float = 0.5, seed: int = 0
+) -> tuple[Metrics, Rollout]:
     """`rollout_metrics` under a lesion, names with `lesion_` for `test_`, and the run itself.
 
     Args:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flyjax.errors import UserError
-from flyjax.recording import Recording
-from flyjax.recovery.extract import canonical, incoming, per_recording
+from flyjax.data.recording import Recording
+from flyjax.recovery.readout import canonical, incoming, per_recording
+from flyjax.utils.errors import UserError
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
 MAX_WEIGHT_ERROR = 5.0
@@ -116,9 +116,7 @@ def circuit_metrics(found, recording: Recording, suffix: str = "", edges=None, n
     neurons = slice(None) if neurons is None else neurons
     true = recording.parameters
     metrics = Metrics()
-    put_fit(
-        metrics, f"connectivity_R2{suffix}", np.asarray(true.weight)[edges], found.weight[edges], MAX_WEIGHT_ERROR
-    )
+    put_fit(metrics, f"connectivity_R2{suffix}", np.asarray(true.weight)[edges], found.weight[edges], MAX_WEIGHT_ERROR)
     put_fit(metrics, f"tau_R2{suffix}", true_tau(recording)[neurons], found.tau[neurons])
     put_fit(metrics, f"V_rest_R2{suffix}", np.asarray(true.v_rest)[neurons], found.v_rest[neurons])
     return metrics

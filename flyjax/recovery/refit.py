@@ -29,12 +29,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from flyjax.frames import measured
-from flyjax.recording import Recording
-from flyjax.recovery.equations import accumulate, prior, solve, target_noise, target_of
-from flyjax.recovery.extract import ROWS, Recovered, canonical, probe, stimulus_rows
-from flyjax.recovery.linearise import message_lines
-from flyjax.recovery.measurement import Table, corrected, laid, sent_noise, table_range, window_of
+from flyjax.data.frames import measured
+from flyjax.data.recording import Recording
+from flyjax.recovery.errors_in_variables import Table, corrected, laid, sent_noise, table_range, window_of
+from flyjax.recovery.linear_readout import message_lines
+from flyjax.recovery.normal_equations import accumulate, prior, solve, target_noise, target_of
+from flyjax.recovery.readout import ROWS, Recovered, canonical, probe, stimulus_rows
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
 MAX_FRAMES = 4000
@@ -125,7 +125,9 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
         return plain
     voltage = np.concatenate([recording.voltage[frames] for frames in blocks])
     points = table_range(voltage, sigma)
-    table = Table(points, messages(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1)).T.astype(np.float64))
+    table = Table(
+        points, messages(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1)).T.astype(np.float64)
+    )
     table = table.unbent(sigma)
     decay = window_of(recording.simulation, recording.split)
     normal = accumulate(c, laid(pieces(table), decay, joined=False), n_own=2)
@@ -140,6 +142,4 @@ def _circuit(solution, c, slowest: float = np.inf) -> Refitted:
     with np.errstate(divide="ignore", invalid="ignore"):
         weight, v_rest = -solution.source / leak[c.receivers], -solution.constant / leak
         tau = np.clip(-1.0 / leak, 0.0, 1.0)
-    return Refitted(
-        weight.astype(np.float32), tau.astype(np.float32), v_rest.astype(np.float32), solution.residual
-    )
+    return Refitted(weight.astype(np.float32), tau.astype(np.float32), v_rest.astype(np.float32), solution.residual)

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from flyjax.recording import Recording
-from flyjax.recovery.extract import canonical, moments
+from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
+from flyjax.recovery.readout import canonical, moments
 
 #: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
 CHUNK = 250

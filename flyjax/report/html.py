@@ -21,13 +21,14 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flyjax.config import Range, Training
-from flyjax.errors import UserError
-from flyjax.report import charts, tables, treeview
-from flyjax.report.facts import Run
-from flyjax.search import tree
-from flyjax.search.interface import STRATEGIES
-from flyjax.search.people import pending_input
-from flyjax.search.state import Node
+from flyjax.report import tables
+from flyjax.report.run_view import Run
+from flyjax.report.svg import charts, tree
+from flyjax.search.journal.state import Node
+from flyjax.search.policy import ucb
+from flyjax.search.proposals.types import STRATEGIES
+from flyjax.search.run.user_files import pending_input
+from flyjax.utils.errors import UserError
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -57,7 +58,7 @@ COLUMNS = (
     ("reward", "reward", "objective, mean over the node's seeds"),
     ("reward_min", "min", "objective, minimum over the node's seeds"),
     ("reward_CV", "CV", "objective, coefficient of variation over the node's seeds"),
-    ("UCB", "UCB", f"at the end of the node's block; {tree.UCB_FORMULA}"),
+    ("UCB", "UCB", f"at the end of the node's block; {ucb.UCB_FORMULA}"),
     ("status", "status", "status"),
 )
 TEXT_COLUMNS = ("parent", "strategy", "mutation", "status")
@@ -97,7 +98,11 @@ def write_report(run_dir: str | Path) -> Path:
 def render(run: Run) -> str:
     """The page as text."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     environment.filters.update(
         num=tables.number, fig=tables.figures, setting=tables.setting, short=lambda k: tables.SHORT.get(k, k)
@@ -116,7 +121,7 @@ def view(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     state, noise = run.state, charts.NoiseScale(run.noise_levels())
     status, why = run.status
-    best_of = {b: n for b in state.blocks if (n := tree.best_node(state, b)) is not None}
+    best_of = {b: n for b in state.blocks if (n := ucb.best_node(state, b)) is not None}
     return {
         "run": run,
         "state": state,
@@ -131,7 +136,7 @@ def view(run: Run) -> dict[str, Any]:
         "best": headline(run),
         "noise_legend": noise.legend() if len(noise.levels) else Markup(""),
         "staircase": charts.staircase(run, noise),
-        "trees": [(b, treeview.block_tree(run, b.number)) for b in state.blocks.values()],
+        "trees": [(b, tree.block_tree(run, b.number)) for b in state.blocks.values()],
         "strategies": [(s, strategy_key(s)) for s in STRATEGIES if any(n.strategy == s for n in run.nodes)],
         "columns": COLUMNS,
         "text_columns": TEXT_COLUMNS,
@@ -233,7 +238,7 @@ def reasons(node: Node) -> dict[str, str]:
 def block_view(run: Run, number: int) -> dict[str, Any]:
     """A block's simulation, measures, best values, summary and what became of the protocol."""
     block, nodes = run.state.blocks[number], run.state.block_nodes(number)
-    best = tree.best_node(run.state, number)
+    best = ucb.best_node(run.state, number)
 
     def top(name):
         values = [v for v in (run.value(n, name) for n in nodes) if v is not None]
@@ -246,8 +251,8 @@ def block_view(run: Run, number: int) -> dict[str, Any]:
         "block": block,
         "best": best,
         "top": {name: top(name) for name in ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2")},
-        "measures": tree.measure(run.state, number),
-        "noise_floor": tree.noise_floor(run.state, number),
+        "measures": ucb.measure(run.state, number),
+        "noise_floor": ucb.noise_floor(run.state, number),
         "summary": ended.get("summary") or "",
         "next": ended.get("next_simulation") or {},
         # Also an edit that brought no event: its reason says why nothing was changed.
@@ -265,7 +270,7 @@ def diff_lines(text: str) -> list[tuple[str, str]]:
 
 def strategy_key(strategy: str) -> Markup:
     """A small drawing of a strategy's shape for the legend."""
-    return charts.svg(22, 22, treeview.marker(strategy, 11.0, 11.0, 6.5, "node key"), label=strategy, class_="inline")
+    return charts.svg(22, 22, ucb.marker(strategy, 11.0, 11.0, 6.5, "node key"), label=strategy, class_="inline")
 
 
 def pictures(run: Run, node: Node, side: int) -> list[tuple[str, str]]:

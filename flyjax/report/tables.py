@@ -10,9 +10,9 @@ from typing import Any, Iterable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from flyjax.search import tree
-from flyjax.search.interface import ROOT
-from flyjax.search.state import Node, State, finite
+from flyjax.search.journal.state import Node, State, finite
+from flyjax.search.policy import ucb
+from flyjax.search.proposals.types import ROOT
 
 #: Columns of metrics.json that a table of nodes shows, in order.
 METRICS = (
@@ -115,7 +115,7 @@ def moved(state: State, node: Node) -> str:
 def ucb_scores(state: State) -> dict[int, float]:
     """UCB of every trained node at the end of its block, or now where the block goes on."""
     c = state.experiment.get("search", {}).get("ucb_c", 1.414)
-    return {s.node.id: s.ucb for block in state.blocks for s in tree.scores(state, block, c)}
+    return {s.node.id: s.ucb for block in state.blocks for s in ucb.scores(state, block, c)}
 
 
 def nodes_table(state: State) -> list[dict[str, Any]]:
@@ -199,10 +199,12 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
     if iteration not in state.iterations:
         table.title = "no iteration yet"
         return table
-    it, best = state.iterations[iteration], tree.best_node(state)
+    it, best = state.iterations[iteration], ucb.best_node(state)
     n_iter_block = state.experiment.get("search", {}).get("n_iter_block")
     of = f"/{n_iter_block}" if n_iter_block else ""
-    table.title = f"block {it.block}, iteration {it.iter_in_block}{of}: R2 of W, tau and V_rest; cluster accuracy; test r"
+    table.title = (
+        f"block {it.block}, iteration {it.iter_in_block}{of}: R2 of W, tau and V_rest; cluster accuracy; test r"
+    )
     # Ten columns fit into 80 characters: only the mutation wraps. The highest UCB follow in lines of their own.
     table.add_column("node", justify="right", no_wrap=True)
     table.add_column("from", justify="right", no_wrap=True)
@@ -215,9 +217,7 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
         node = state.nodes[i]
         m, is_best = node.metrics or {}, best is not None and best.id == i
         mark = ("*" if is_best else "") + (">" if chosen == i else "")
-        change = (
-            f"failed: {node.reason or 'no reason given'}" if node.status == "failed" else moved(state, node)
-        )
+        change = f"failed: {node.reason or 'no reason given'}" if node.status == "failed" else moved(state, node)
         style = _CLASS_STYLE[node.classification] if node.status != "running" else "dim"
         cells = [
             Text(f"{mark}{i}"),

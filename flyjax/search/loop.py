@@ -13,25 +13,41 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.errors import UserError, mendable
-from flyjax.search import render
-from flyjax.search.asking import Accepted, ask
-from flyjax.search.heartbeat import Heartbeat, unseen
-from flyjax.search.interface import ROOT, Context, Proposer, ProtocolEdit
-from flyjax.search.journal import NAME, Journal
-from flyjax.search.opening import NOT_APPROVED, changed_settings, check_free, declined, has_begun, read_protocol, stimuli
-from flyjax.search.people import acknowledge, edited_protocol, left_by_a_crash, pending_input, without_key, write_text
-from flyjax.search.plan import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
-from flyjax.search.protocol import EditRefused, apply_edit, carry_over, diff, instantiate, rules
+from flyjax.search.iteration import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
+from flyjax.search.journal.heartbeat import Heartbeat, unseen
+from flyjax.search.journal.journal import NAME, Journal
+from flyjax.search.journal.state import State, apply, fold
+from flyjax.search.policy.ucb import measure
+from flyjax.search.proposals.request import Accepted, ask
+from flyjax.search.proposals.types import ROOT, Context, Proposer, ProtocolEdit
+from flyjax.search.proposals.validation import root_config
+from flyjax.search.protocol.document import EditRefused, apply_edit, carry_over, diff, instantiate, rules
 from flyjax.search.ranges import derive_seed
-from flyjax.search.reverting import revert_protocol
-from flyjax.search.space import root_config
-from flyjax.search.state import State, apply, fold
-from flyjax.search.tree import measure
+from flyjax.search.run import render
+from flyjax.search.run.opening import (
+    NOT_APPROVED,
+    changed_settings,
+    check_free,
+    declined,
+    has_begun,
+    read_protocol,
+    stimuli,
+)
+from flyjax.search.run.revert import revert_protocol
+from flyjax.search.run.user_files import (
+    acknowledge,
+    edited_protocol,
+    left_by_a_crash,
+    pending_input,
+    without_key,
+    write_text,
+)
+from flyjax.utils.errors import UserError, mendable
 
 __all__ = ["Evaluate", "Outcome", "revert_protocol", "run_loop"]
 
 Evaluate = Callable[[IterationPlan], dict[int, dict[str, Any]]]
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -116,7 +132,9 @@ class _Loop:
         self.state: State = fold(journal.events)
         self.working, self.heartbeat = False, Heartbeat(run_dir, clock)
         self.outcome: Outcome | None = None
-        self.reopened = False  # the newest step is taken once more: limits were raised at the end, or a person wants another
+        self.reopened = (
+            False  # the newest step is taken once more: limits were raised at the end, or a person wants another
+        )
 
     # --- the journal ---
 
@@ -157,12 +175,16 @@ class _Loop:
         own, state = self.experiment.model_dump(mode="json"), self.state
         if state.started is None:
             if self.journal.events:
-                raise UserError(f"{self.run_dir / NAME} does not tell how its run began: restore the file from a copy, or choose another --run")
+                raise UserError(
+                    f"{self.run_dir / NAME} does not tell how its run began: restore the file from a copy, or choose another --run"
+                )
             check_free(self.run_dir)
             text = instantiate(read_protocol(template), self.experiment)
             if earlier is not None:
                 text = carry_over(read_protocol(earlier), read_protocol(template), self.experiment)
-            self.begin_session("run_started", name=self.experiment.name, experiment=own, protocol=text, stand_ins=stand_ins)
+            self.begin_session(
+                "run_started", name=self.experiment.name, experiment=own, protocol=text, stand_ins=stand_ins
+            )
         else:
             changed = changed_settings(state, self.experiment, self.run_dir)
             limit, why = self.next_nodes()
@@ -174,7 +196,9 @@ class _Loop:
                 self.outcome = Outcome(self.state, "finished", why or state.finished)
             else:
                 step = state.step  # the end was decided, and a kill came before it was written down
-                ending = step is not None and step["iteration"] == self.number and not step["n_next"] and not state.pending
+                ending = (
+                    step is not None and step["iteration"] == self.number and not step["n_next"] and not state.pending
+                )
                 # A step that has candidates left, of a run that a limit ended, is not asked for again.
                 over = ending and (bool(state.finished) or step["why_none"] != EXHAUSTED)
                 # Somebody said no to the newest step, and what should be done otherwise.
@@ -260,7 +284,13 @@ class _Loop:
         """Start the iteration that a step proposed, with so many nodes at most."""
         state, search = self.state, self.experiment.search
         opens, first = step["opens_block"], max(state.nodes, default=0) + 1
-        root = {"parent": ROOT, "changes": {}, "config": root_config(self.experiment), "strategy": ROOT, "hypothesis": ""}
+        root = {
+            "parent": ROOT,
+            "changes": {},
+            "config": root_config(self.experiment),
+            "strategy": ROOT,
+            "hypothesis": "",
+        }
         entries = [{**root, "parent_rule": "a block begins: UCB file empty -> parent=root"}] * opens + step["proposals"]
         nodes = []
         for node, entry in enumerate(entries[:limit], first):
@@ -335,7 +365,10 @@ class _Loop:
         heard = context.user_input and self.hears() and not (nothing_to_decide or answer.by == "rules")
         if context.user_input and not heard and not nothing_to_decide:
             self.warn(f"user_input.md stays pending: {answer.by} cannot read it, only a language model can")
-        self.record("proposal", **_proposal_event(replace(context, user_input=context.user_input if heard else ""), answer, n_next, why))
+        self.record(
+            "proposal",
+            **_proposal_event(replace(context, user_input=context.user_input if heard else ""), answer, n_next, why),
+        )
         if heard:
             acknowledge(self.run_dir, self.state, just_read=context.user_input)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flyjax.errors import UserError
 from flyjax.stimulus.eye import flip, flip_matrix, resample, rotation, rotation_matrix
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import videos, watch
+from flyjax.utils.errors import UserError
 
 FPS = 24.0
 VARIANTS = tuple((axis, turn) for axis in (0, 1) for turn in range(4))
@@ -92,7 +92,9 @@ def play(clips: list[np.ndarray], n_frames: int, columns: np.ndarray, *entropy) 
     return out
 
 
-def luminance(columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "native") -> np.ndarray:
+def luminance(
+    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "native"
+) -> np.ndarray:
     """(n_frames, n_col) float32 in [0, 1]. **Raises:** `UserError` if the videos are not there."""
     clips = [watch(path, columns) for path in split_videos(folder_of(data_path), split)]
     if frame_rate == "resampled":

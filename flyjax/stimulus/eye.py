@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from flyjax.errors import UserError
+from flyjax.utils.errors import UserError
 
 
 @dataclass(frozen=True, eq=False)

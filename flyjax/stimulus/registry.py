@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from flyjax.errors import UserError, nearest
-from flyjax.stimulus import davis, protocols, scenes, sintel
+from flyjax.stimulus import davis, lab_stimuli, scenes, sintel
+from flyjax.utils.errors import UserError, nearest
 
 #: Names that need files.
 DATA_SETS = {"DAVIS": davis, "optical_flow": sintel}
-NAMES = (*DATA_SETS, *scenes.NAMES, *protocols.NAMES)
+NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
 _OTHER = {
@@ -27,7 +27,7 @@ def parts_of(name: str) -> list[tuple[str, float]]:
 
     **Raises:** `UserError` for an unknown name, naming the nearest.
     """
-    parts = protocols.parse_mixture(name) if isinstance(name, str) and ("+" in name or ":" in name) else [(name, 1.0)]
+    parts = lab_stimuli.parse_mixture(name) if isinstance(name, str) and ("+" in name or ":" in name) else [(name, 1.0)]
     for part, _ in parts:
         if part not in NAMES:
             raise UserError(f"unknown stimulus {part!r}.{nearest(part, NAMES)} Known: {', '.join(NAMES)}.")
@@ -52,7 +52,9 @@ def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}.{nearest(split, SPLITS)} Known: train, test.")
     if frame_rate not in FRAME_RATES:
-        raise UserError(f"unknown frame rate {frame_rate!r}.{nearest(frame_rate, FRAME_RATES)} Known: {', '.join(FRAME_RATES)}.")
+        raise UserError(
+            f"unknown frame rate {frame_rate!r}.{nearest(frame_rate, FRAME_RATES)} Known: {', '.join(FRAME_RATES)}."
+        )
     if columns.ndim != 2 or columns.shape[1] != 2 or len(columns) == 0:
         raise UserError(f"columns must be (n_col, 2) integers (u, v), got shape {columns.shape}")
     if n_frames < 1 or not dt > 0:
@@ -61,7 +63,7 @@ def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
 
 
 def _built_in(name, columns, n_frames, dt, split, seed) -> scenes.Film:
-    make = scenes.film if name in scenes.NAMES else protocols.lab_film
+    make = scenes.film if name in scenes.NAMES else lab_stimuli.lab_film
     return make(name, columns, n_frames, dt, split, seed)
 
 
@@ -104,7 +106,7 @@ def luminance(
         return _built_in(part, columns, n, dt, split, seed).luminance
 
     parts = parts_of(name)
-    return play(name, n_frames) if parts[0][0] == name else protocols.mix(parts, n_frames, dt, split, seed, play)
+    return play(name, n_frames) if parts[0][0] == name else lab_stimuli.mix(parts, n_frames, dt, split, seed, play)
 
 
 def flow(
@@ -136,7 +138,7 @@ def flow(
         return _built_in(part, columns, n, dt, split, seed).flow
 
     parts = parts_of(name)
-    return play(name, n_frames) if parts[0][0] == name else protocols.mix(parts, n_frames, dt, split, seed, play)
+    return play(name, n_frames) if parts[0][0] == name else lab_stimuli.mix(parts, n_frames, dt, split, seed, play)
 
 
 def available(data_path: str | Path | None = None) -> tuple[str, ...]:

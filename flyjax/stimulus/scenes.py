@@ -70,7 +70,9 @@ def film(name: str, columns, n_frames: int, dt: float, split: str = "train", see
     return _render(name, x, y, field_of(x, y), n_frames, dt, split, seed, shots or _SHOTS[name])
 
 
-def picture(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, pixels: int = 5) -> np.ndarray:
+def picture(
+    name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, pixels: int = 5
+) -> np.ndarray:
     """The film of a built-in scene as a camera takes it: what the eye's columns then average.
 
     Args:
@@ -84,7 +86,9 @@ def picture(name: str, columns, n_frames: int, dt: float, split: str = "train", 
     half_width, half_height = (int(np.ceil((np.abs(a).max() + 0.5) * pixels)) for a in (x, y))
     across, down = (np.arange(2 * half) - half + 0.5 for half in (half_width, half_height))
     px, py = np.meshgrid(across / pixels, down / pixels)
-    flat = _render(name, px.ravel(), py.ravel(), field_of(x, y), n_frames, dt, split, seed, partial(_SHOTS[name], box=1 / pixels))
+    flat = _render(
+        name, px.ravel(), py.ravel(), field_of(x, y), n_frames, dt, split, seed, partial(_SHOTS[name], box=1 / pixels)
+    )
     return flat.luminance.reshape(n_frames, *px.shape)
 
 
@@ -225,7 +229,9 @@ def _texture_shot(rng, x, y, t, duration, field, world, box=1.0):
         meets = rng.uniform(-0.7, 0.7, 2) * field
         when = rng.uniform(0, duration)
         own = _Motion(np.tile(velocity, (t.size, 1)), np.zeros_like(t), np.zeros_like(t))
-        cover = disc(x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)), box)
+        cover = disc(
+            x, y, meets + (t - when)[:, None] * velocity, np.full(t.size, rng.uniform(0.7, 0.6 * field + 1)), box
+        )
         picture = _over(cover, _see(rng, own, x, y, t, world, scale=rng.uniform(0.6, 1.8), box=box), picture)
     return expose(picture[0], light_of(rng, t)), picture[1]
 
@@ -291,7 +297,11 @@ def _edges_shot(rng, x, y, t, duration, field, world, box=1.0):
         # At least 3 columns: at 25 columns/s a frame of 50 ms still moves less than half a period.
         period = rng.uniform(3, 14)
         phase = (along / period + rng.random()) * 2 * np.pi
-        image = square_wave(phase, 2 * np.pi * box / period) if kind == "square" else 0.5 + 0.5 * np.sinc(box / period) * np.sin(phase)
+        image = (
+            square_wave(phase, 2 * np.pi * box / period)
+            if kind == "square"
+            else 0.5 + 0.5 * np.sinc(box / period) * np.sin(phase)
+        )
     return expose(image, light_of(rng, t)), np.broadcast_to(speed * direction, (*along.shape, 2))
 
 

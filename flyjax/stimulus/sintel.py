@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from flyjax.errors import UserError
 from flyjax.stimulus.davis import play, roots
 from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.stimulus.video import frames, images
+from flyjax.utils.errors import UserError
 
 FPS = 24.0
 CROP = 0.7
@@ -123,7 +123,9 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
     margin = eye.min_frame_size[1] + 2 * eye.kernel
 
     def render(pictures, how):
-        return np.stack([np.stack([eye(p[..., w], how) for w in windows(p.shape[-1], margin)]) for p in pictures], axis=1)
+        return np.stack(
+            [np.stack([eye(p[..., w], how) for w in windows(p.shape[-1], margin)]) for p in pictures], axis=1
+        )
 
     shots = list(frames(folder / "training" / "final" / scene))[1:]
     if not shots:
@@ -136,7 +138,9 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
         if fields[0].shape[:2] != shots[0].shape:
             raise UserError(f"{scene}: flow and frames differ in size: unpack the data set again")
         # Over the image height, y up.
-        flow = np.stack([render([s * f[..., k] / len(f) for f in fields], "sum") for k, s in ((0, 1), (1, -1))], axis=-1)
+        flow = np.stack(
+            [render([s * f[..., k] / len(f) for f in fields], "sum") for k, s in ((0, 1), (1, -1))], axis=-1
+        )
     return tuple(Clip(len(shots[0]), light[k], None if flow is None else flow[k]) for k in range(SPLITS))
 
 
@@ -153,7 +157,9 @@ def clips(folder: Path, split: str, columns, with_flow: bool = False) -> list[Cl
     ]
 
 
-def luminance(columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled") -> np.ndarray:
+def luminance(
+    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled"
+) -> np.ndarray:
     """(n_frames, n_col) float32 in [0, 1], in 2 flips x 4 rotations, looped.
 
     **Raises:** `UserError` if the data set is not there or damaged.
@@ -164,7 +170,9 @@ def luminance(columns, n_frames: int, dt: float, split: str, seed: int, data_pat
     return play(shown, n_frames, columns, "optical_flow", split, seed)
 
 
-def flow(columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled") -> np.ndarray:
+def flow(
+    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled"
+) -> np.ndarray:
     """(n_frames, n_col, 2) columns/s of the frames that `luminance` shows.
 
     **Raises:** `UserError` if the data set is not there, damaged or has no flow.

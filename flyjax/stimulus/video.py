@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
-from flyjax.errors import UserError
 from flyjax.stimulus.eye import BoxEye
+from flyjax.utils.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")

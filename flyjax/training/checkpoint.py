@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flyjax.errors import UserError, in_one_line, mendable
+from flyjax.utils.errors import UserError, in_one_line, mendable
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +26,9 @@ class Store:
 
     def _open(self) -> None:
         # What it expects of every checkpoint it reads off the newest.
-        self._manager = ocp.CheckpointManager(self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True))
+        self._manager = ocp.CheckpointManager(
+            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+        )
 
     @in_one_line()
     def save(self, number: int, tree: Any) -> None:
@@ -52,7 +54,9 @@ class Store:
                     number,
                     self._folder,
                     type(error).__name__,
-                    "going back to the one before" if number != numbers[-1] else "there is none before it, beginning anew",
+                    "going back to the one before"
+                    if number != numbers[-1]
+                    else "there is none before it, beginning anew",
                 )
                 self._manager.delete(number)
                 self._manager.close()

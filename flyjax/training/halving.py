@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flyjax.config import Training
-from flyjax.errors import UserError
+from flyjax.utils.errors import UserError
 
 #: Frames, spread evenly, that the spread of a recording's targets is measured on.
 SPREAD_FRAMES = 256

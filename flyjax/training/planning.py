@@ -24,9 +24,9 @@ from typing import NamedTuple
 import jax
 
 from flyjax.config import Model, Simulation, Training
-from flyjax.errors import UserError
-from flyjax.model.pieces import ACCELERATOR_ROWS, CPU_ROWS
+from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
 from flyjax.training.train import TARGET_BYTES, Static, n_steps, static_of
+from flyjax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -108,20 +108,24 @@ def device_memory() -> Memory:
     if device.platform != "cpu" and "bytes_limit" in stats:
         return Memory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on each {device.device_kind}", False)
     shared = device.platform == "cpu"
-    return Memory(available_ram(), "available RAM" + ("" if shared else ", as the accelerator does not tell its own"), shared)
+    return Memory(
+        available_ram(), "available RAM" + ("" if shared else ", as the accelerator does not tell its own"), shared
+    )
 
 
 def sizes_of(learner, n_frames: int, keeps_target: bool = True) -> Sizes:
     """Sizes of a learner's training on a recording of so many frames."""
     c = learner.connectome
     params = jax.eval_shape(learner.init, jax.random.key(0))
-    return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, sum(leaf.size for leaf in jax.tree.leaves(params)), keeps_target)
+    return Sizes(
+        n_frames, c.n_neurons, c.n_columns, c.n_edges, sum(leaf.size for leaf in jax.tree.leaves(params)), keeps_target
+    )
 
 
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     """The same from a configuration alone: neither checkpoint nor videos need be there."""
     from flyjax.circuit import build_connectome
-    from flyjax.model import make_learner
+    from flyjax.models import make_learner
 
     connectome = build_connectome(simulation.extent)
     exact = not simulation.measurement_noise_level and simulation.target == "exact"
@@ -180,7 +184,9 @@ def group_bytes(sizes: Sizes, model: Model, group: Group, memory: Memory) -> int
 EDGE_WORK = 300
 
 
-def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers: bool = True, n_edges: int = 0, bends: bool = False) -> float:
+def gflop_per_frame(
+    n_neurons: int, model: Model, batch_size: int, regularisers: bool = True, n_edges: int = 0, bends: bool = False
+) -> float:
     """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
 
     In variant B the message network is evaluated on each of `n_edges`, not of the neurons. The message sum is
@@ -189,7 +195,11 @@ def gflop_per_frame(n_neurons: int, model: Model, batch_size: int, regularisers:
     """
 
     def multiply_adds(n_signals: int, n_embedded: int = 1) -> int:
-        return (n_signals + n_embedded * model.embedding_size) * model.width + (model.n_layers - 2) * model.width**2 + model.width
+        return (
+            (n_signals + n_embedded * model.embedding_size) * model.width
+            + (model.n_layers - 2) * model.width**2
+            + model.width
+        )
 
     if not has_networks(model):
         return EDGE_WORK * n_edges / 1e9
@@ -211,7 +221,9 @@ class Limits(NamedTuple):
     n_devices: int = 1
 
 
-def limits(sizes: Sizes, model: Model, batch_size: int, n_lanes: int, n_levels: int, memory: Memory, n_devices: int) -> Limits:
+def limits(
+    sizes: Sizes, model: Model, batch_size: int, n_lanes: int, n_levels: int, memory: Memory, n_devices: int
+) -> Limits:
     """The fewest programs that fit; where a recording is too large for all devices at once, fewer devices.
 
     **Raises:** `UserError` if not even one training on one recording fits.
@@ -262,7 +274,9 @@ def kept_memory(folder: Path | None, key: str, now: Memory) -> Memory:
     return now
 
 
-def warn_if_too_large(groups: Sequence[Group], sizes: Sizes, model: Model, kept: Memory, now: Memory, folder: Path) -> None:
+def warn_if_too_large(
+    groups: Sequence[Group], sizes: Sizes, model: Model, kept: Memory, now: Memory, folder: Path
+) -> None:
     """One line where a kept plan takes more than there is now."""
     needed = max(group_bytes(sizes, model, group, kept) for group in groups)
     if needed > now.free:
@@ -356,7 +370,9 @@ def duration(seconds: float) -> str:
     return f"{max(seconds, 1):.0f} s"
 
 
-def rows(groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]) -> list[dict[str, str]]:
+def rows(
+    groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]
+) -> list[dict[str, str]]:
     """A line of text per kind of program: how many, lanes, memory, recordings, time of each."""
     kinds: dict[tuple, int] = {}
     for group, time in zip(groups, seconds, strict=True):
@@ -364,7 +380,9 @@ def rows(groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, se
         line = {
             "batch": str(group.static.batch_size),
             "lanes": str(len(group.lanes)) + (f" (+{filling})" if filling else ""),
-            "steps": str(max(group.n_steps)) if len(set(group.n_steps)) == 1 else f"{min(group.n_steps)}-{max(group.n_steps)}",
+            "steps": str(max(group.n_steps))
+            if len(set(group.n_steps)) == 1
+            else f"{min(group.n_steps)}-{max(group.n_steps)}",
             "per lane": gb(sum(lane_bytes(sizes, model, group.static.batch_size, memory.shared).values())),
             "noise levels": str(len(group.levels)),
             "recordings": gb(len(group.levels) * level_bytes(sizes)),

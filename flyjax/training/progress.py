@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flyjax.training.lanes import Piece
 from flyjax.training.planning import CHUNK, Lane
-from flyjax.training.programs import Piece
 
 #: Of the training time, what readings along the way may take.
 WATCH_SHARE = 0.05
@@ -21,7 +21,9 @@ class LaneProgress:
     lane: Lane
     step: int
     n_steps: int
-    values: dict[str, float]  #: loss and total over the chunk, rate_* of its last step, validation if there is one, and what `watch` read
+    values: dict[
+        str, float
+    ]  #: loss and total over the chunk, rate_* of its last step, validation if there is one, and what `watch` read
     status: str  #: training, finished, diverged or stopped
 
 

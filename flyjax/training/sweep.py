@@ -17,15 +17,15 @@ import jax
 import numpy as np
 
 from flyjax.config import Training, content_hash
-from flyjax.errors import in_one_line
-from flyjax.model import Learner
-from flyjax.recording import Recording
+from flyjax.data.recording import Recording
+from flyjax.models import Learner
 from flyjax.training import planning
 from flyjax.training.halving import Halving, check_comparable, lost, relative_error, rungs, target_spread
+from flyjax.training.lanes import Data, Piece, Run, compiled, unpacked
 from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
-from flyjax.training.programs import Data, Piece, Run, compiled, unpacked
 from flyjax.training.progress import Progress, Reporter
 from flyjax.training.train import check_field, check_rollouts, computes_target, numbers_of, selected, units_of
+from flyjax.utils.errors import in_one_line
 
 #: GFLOP that a narrower program must save to be compiled: about ten seconds.
 WORTH = {"cpu": 300.0}
@@ -126,7 +126,12 @@ def train_sweep(
     n_devices = n_devices or jax.local_device_count()
 
     # Recordings of other levels are not asked for here: reading them only to name the work would take minutes.
-    work = content_hash([c.model_dump() for c in candidates], [list(own) for own in seeds], recordings(levels[0]).fingerprint, config.model_dump())
+    work = content_hash(
+        [c.model_dump() for c in candidates],
+        [list(own) for own in seeds],
+        recordings(levels[0]).fingerprint,
+        config.model_dump(),
+    )
     planned = planning.kept_memory(checkpoint_dir, work, memory)
 
     def limits_of(static, n_lanes, n_levels):
@@ -190,7 +195,10 @@ def _stopped(candidates, runs: Mapping[Lane, Run], recordings, halving: Halving)
         recording = recordings(level)
         if level not in spreads:
             spreads[level] = target_spread(recording)
-        errors = [_newest_error(run, candidate, recording.voltage.shape[1], spreads[level]) if run.alive else np.inf for run in own]
+        errors = [
+            _newest_error(run, candidate, recording.voltage.shape[1], spreads[level]) if run.alive else np.inf
+            for run in own
+        ]
         scores[k] = float(np.mean(errors))
     gone = lost(scores, {k for k, own in racing.items() if all(run.done for run in own)}, halving.factor)
     return [run.lane for k in gone for run in racing[k] if not run.done]

@@ -31,15 +31,15 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from flyjax.circuit import messages
 from flyjax.config import Training, field_problem
-from flyjax.errors import UserError
-from flyjax.frames import differenced, measured
-from flyjax.model import Learner, loss, rollout_loss, stimulus_of_neurons
-from flyjax.model.losses import BENDS, COEFFICIENTS, FIELD_COEFFICIENTS
-from flyjax.model.learner import group_of
-from flyjax.model.pieces import n_pieces
-from flyjax.recording import Recording
+from flyjax.data.frames import differenced, measured
+from flyjax.data.recording import Recording
+from flyjax.models import Learner, loss, rollout_loss, stimulus_of_neurons
+from flyjax.models.chunked_map import n_pieces
+from flyjax.models.learner import group_of
+from flyjax.models.losses import BENDS, COEFFICIENTS, FIELD_COEFFICIENTS
+from flyjax.simulation import message_sum
+from flyjax.utils.errors import UserError
 
 #: Frames at most between those trained on and those held out, and held-out frames that are evaluated.
 GAP, VALIDATION_FRAMES = 50, 32
@@ -180,7 +180,9 @@ def check_rollouts(candidates: Sequence[Training], recording) -> None:
     steps = max(c.rollout_steps for c in candidates)
     shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, len(recording.voltage)),)))
     if steps > shortest:
-        raise UserError(f"rollout_steps={steps}, but a part of the recording has {shortest} frames: lower rollout_steps or n_recordings")
+        raise UserError(
+            f"rollout_steps={steps}, but a part of the recording has {shortest} frames: lower rollout_steps or n_recordings"
+        )
 
 
 def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[str, Any]:
@@ -202,7 +204,9 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
         data["target"] = jnp.stack([jnp.asarray(r.derivative) for r in recordings])
     if all(hasattr(r, "spans") for r in recordings):
         data["dt"] = jnp.asarray([r.dt for r in recordings], jnp.float32)
-        data["last"] = jnp.asarray([np.concatenate([np.full(s.stop - s.start, s.stop - 1) for s in r.spans]) for r in recordings], jnp.int32)
+        data["last"] = jnp.asarray(
+            [np.concatenate([np.full(s.stop - s.start, s.stop - 1) for s in r.spans]) for r in recordings], jnp.int32
+        )
     return data
 
 
@@ -222,8 +226,8 @@ def _truth(recording: Recording) -> dict[str, Array]:
 def _target(connectome, truth, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]) -> Float[Array, "B N"]:
     """The exact right-hand side, 1/s: `flyjax.circuit.derivative` with the circuit as arrays."""
     v = voltage.T
-    edges = messages.Edges(truth["senders"], truth["receivers"], None)
-    msg = messages.segment_sum(edges, truth["weight"], jax.nn.relu(v))
+    edges = message_sum.Edges(truth["senders"], truth["receivers"], None)
+    msg = message_sum.segment_sum(edges, truth["weight"], jax.nn.relu(v))
     seen = stimulus_of_neurons(connectome, luminance)
     return ((truth["v_rest"][:, None] - v + msg + seen) / truth["tau"][:, None]).T
 
@@ -268,7 +272,9 @@ def unpack(learner: Learner, packed) -> dict:
     for group in GROUPS:
         sizes = [leaf.size for g, (_, leaf) in zip(groups, with_path, strict=True) if g == group]
         pieces[group] = iter(jax.lax.split(packed[group], sizes) if sizes else ())
-    return jax.tree.unflatten(tree, [next(pieces[g]).reshape(leaf.shape) for g, (_, leaf) in zip(groups, with_path, strict=True)])
+    return jax.tree.unflatten(
+        tree, [next(pieces[g]).reshape(leaf.shape) for g, (_, leaf) in zip(groups, with_path, strict=True)]
+    )
 
 
 def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
@@ -287,7 +293,8 @@ def make_optimizer(numbers, schedule: str) -> optax.GradientTransformation:
         return constant if schedule == "constant" else lambda count: constant * unit(count)
 
     inner = optax.multi_transform(
-        {group: optax.adam(rate(name)) for group, name in RATES.items() if name in numbers} | {"units": optax.set_to_zero()},
+        {group: optax.adam(rate(name)) for group, name in RATES.items() if name in numbers}
+        | {"units": optax.set_to_zero()},
         lambda packed: {group: group for group in packed},
     )
 
@@ -308,7 +315,9 @@ def init_state(learner: Learner, static: Static, numbers, key: PRNGKeyArray) -> 
     params = pack(params)
     optimizer = make_optimizer(numbers, static.schedule)
     kept = {} if static.select == "last" else jax.tree.map(jnp.copy, params)
-    return TrainState(params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True), kept, jnp.float32(jnp.inf))
+    return TrainState(
+        params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True), kept, jnp.float32(jnp.inf)
+    )
 
 
 def selected(state: TrainState) -> dict[str, Array]:
@@ -316,7 +325,9 @@ def selected(state: TrainState) -> dict[str, Array]:
     return state.kept if state.kept else state.params
 
 
-def draw_frames(static: Static, n_frames: int | Int[Array, ""], state: TrainState, length: int) -> Int[Array, "length B"]:
+def draw_frames(
+    static: Static, n_frames: int | Int[Array, ""], state: TrainState, length: int
+) -> Int[Array, "length B"]:
     """The frames of the next `length` steps, drawn with replacement by step counter.
 
     All at once and before the scan: inside it, threefry's small loops took a fifth of a small circuit's step.
@@ -346,7 +357,9 @@ def train_step(
             return loss(learner, params, numbers, batch, x_norm, static.bends)
         # Starts from which all steps lie in one part of the recording.
         starts = jnp.minimum(frames, data["last"][level, frames] - (static.rollout_steps - 1))
-        batch = batch_of(learner, data, level, (starts[:, None] + jnp.arange(static.rollout_steps)[None, :]).reshape(-1))
+        batch = batch_of(
+            learner, data, level, (starts[:, None] + jnp.arange(static.rollout_steps)[None, :]).reshape(-1)
+        )
         batch = {name: x.reshape(-1, static.rollout_steps, x.shape[-1]) for name, x in batch.items()}
         return rollout_loss(learner, params, numbers, batch, x_norm, data["dt"][level], static.bends)
 
@@ -392,7 +405,9 @@ def validation_loss(learner: Learner, static: Static, numbers, data, packed) -> 
     frames = (held + 1) * numbers["held_every"] - 1 if learner.learns_stimulus else n_frames - 1 - held
     params = unpack(learner, packed)
     errors = jax.lax.map(
-        lambda own: learner.square_error(params, **lit(learner, params, batch_of(learner, data, numbers["level"], own))),
+        lambda own: learner.square_error(
+            params, **lit(learner, params, batch_of(learner, data, numbers["level"], own))
+        ),
         frames.reshape(groups, -1),
     )
     return jnp.sqrt(jnp.sum(errors) / (count * data["voltage"].shape[2]))

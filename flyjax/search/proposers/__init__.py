@@ -1,4 +1,4 @@
-"""Proposers behind one interface (`flyjax.search.interface.Proposer`), by name."""
+"""Proposers behind one interface (`flyjax.search.proposals.types.Proposer`), by name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from flyjax.config import Experiment
-from flyjax.errors import UserError, nearest
-from flyjax.search.journal import NAME, read_journal
+from flyjax.search.journal.journal import NAME, read_journal
+from flyjax.utils.errors import UserError, nearest
 
 SAMPLERS = {"random": "RandomProposer", "tpe": "TPEProposer", "cmaes": "CMAESProposer", "hybrid": "HybridProposer"}
 NAMES = ("llm", "rules", *SAMPLERS, "replay")
@@ -42,7 +42,7 @@ def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None 
     name = resolve_name(name, run_dir)
     if name == "llm":
         # Imports the SDK, which the other proposers do without.
-        from flyjax.search.proposers.llm import LLMProposer
+        from flyjax.search.llm.proposer import LLMProposer
 
         return LLMProposer(experiment, run_dir)
     if name == "rules":

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.errors import UserError
-from flyjax.search.interface import BadAnswer, Context, Proposal, ProtocolEdit, Step
-from flyjax.search.journal import read_journal
-from flyjax.search.plan import IterationPlan
-from flyjax.search.proposers.llm import complete
-from flyjax.search.proposers.tools import read
-from flyjax.search.state import Node, finite, fold
-from flyjax.search.texts import line, text
+from flyjax.search.iteration import IterationPlan
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import Node, finite, fold
+from flyjax.search.llm.proposer import complete
+from flyjax.search.llm.schema import read
+from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.sanitize import line, text
+from flyjax.utils.errors import UserError
 
 EVENTS = ("proposal_rejected", "proposal")
 INSTEAD = "name a journal.jsonl with --set search.transcript=FILE, or use --proposer rules"
@@ -66,7 +66,11 @@ def _is_answer(event: dict[str, Any]) -> bool:
     raw = event.get("raw")
     if event.get("by") == "hybrid" and event["event"] == "proposal":
         return False
-    return event.get("by") == "llm" or (isinstance(raw, dict) and "content" in raw) or event["event"] == "proposal_rejected"
+    return (
+        event.get("by") == "llm"
+        or (isinstance(raw, dict) and "content" in raw)
+        or event["event"] == "proposal_rejected"
+    )
 
 
 #: What a step needs that is taken as it was carried out.
@@ -81,9 +85,14 @@ def _slim(event: dict[str, Any]) -> dict[str, Any]:
         return out | {"raw": None} | {k: event.get(k) for k in STEP_FIELDS}
     raw = event.get("raw")
     content = raw.get("content") if isinstance(raw, dict) else None
-    calls = [b for b in content if isinstance(b, dict) and b.get("type") == "tool_use"] if isinstance(content, list) else []
+    calls = (
+        [b for b in content if isinstance(b, dict) and b.get("type") == "tool_use"] if isinstance(content, list) else []
+    )
     if calls:  # what is read, without the thoughts before it
-        raw = {"stop_reason": raw.get("stop_reason"), "content": [{k: b.get(k) for k in ("type", "name", "input")} for b in calls]}
+        raw = {
+            "stop_reason": raw.get("stop_reason"),
+            "content": [{k: b.get(k) for k in ("type", "name", "input")} for b in calls],
+        }
     return out | {"raw": raw}
 
 
@@ -115,7 +124,11 @@ def recorded_results(path: str | Path) -> Callable[[IterationPlan], dict[int, di
         out = {}
         for node in plan.nodes:
             kept = known.get(node.id)
-            if kept is None or any(node.config[k] != v for k, v in kept["config"].items()) or list(node.seeds) != kept["seeds"]:
+            if (
+                kept is None
+                or any(node.config[k] != v for k, v in kept["config"].items())
+                or list(node.seeds) != kept["seeds"]
+            ):
                 raise UserError(f"{path} has no result for node {node.id} as it is proposed now; train it: {INSTEAD}")
             out[node.id] = {k: kept[k] for k in ("metrics", "reason", "activity")}
         return out
@@ -143,7 +156,9 @@ def write_transcript(run: str | Path, path: str | Path) -> Path:
     }
     results = [_result(node, started) for node in state.nodes.values() if node.status != "running"]
     kept = [e for k in sorted(answers) for e in answers[k]]
-    if started.get("proposer") == "hybrid":  # its steps are taken as they were carried out: what was refused is not needed
+    if (
+        started.get("proposer") == "hybrid"
+    ):  # its steps are taken as they were carried out: what was refused is not needed
         kept = [e for e in kept if e["event"] == "proposal"]
     path = Path(path)
     try:
@@ -163,7 +178,10 @@ def accepted_step(event: dict[str, Any], context: Context) -> Step:
         spans = context.experiment.search.simulation_ranges
         return Step(
             proposals=tuple(
-                Proposal(p["parent"], dict(p["changes"]), line(p["strategy"]), line(p.get("hypothesis")), line(p.get("by"))) for p in event["proposals"]
+                Proposal(
+                    p["parent"], dict(p["changes"]), line(p["strategy"]), line(p.get("hypothesis")), line(p.get("by"))
+                )
+                for p in event["proposals"]
             ),
             chosen=event["chosen"],
             reason=line(event["reason"]),
@@ -171,7 +189,9 @@ def accepted_step(event: dict[str, Any], context: Context) -> Step:
             observation={int(n): line(t) for n, t in event["observation"].items()},
             notes=text(event["notes"]),
             block_summary=line(event["block_summary"]),
-            next_simulation={k: simulation[k] for k in spans if k in simulation} if context.next_opens_block and context.new_nodes else {},
+            next_simulation={k: simulation[k] for k in spans if k in simulation}
+            if context.next_opens_block and context.new_nodes
+            else {},
             protocol_edit=ProtocolEdit(text(edit["old"]), text(edit["new"]), line(edit["reason"])) if edit else None,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:

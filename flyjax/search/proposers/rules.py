@@ -9,14 +9,21 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.search import memory, moves
-from flyjax.search.interface import ROOT, Context, Proposal, Step
-from flyjax.search.protocol import Rules, rules
-from flyjax.search.revise import revise
-from flyjax.search.space import available_visuals, block_simulation, next_simulation, resolve, root_config
-from flyjax.search.state import Node, State
-from flyjax.search.strategy import Slot, deal
-from flyjax.search.tree import best_configuration, best_node, clear_gain, measure, noise_floor, score
+from flyjax.search import memory_notes
+from flyjax.search.journal.state import Node, State
+from flyjax.search.policy import moves
+from flyjax.search.policy.strategy import Slot, deal
+from flyjax.search.policy.ucb import best_configuration, best_node, clear_gain, measure, noise_floor, score
+from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
+from flyjax.search.proposals.validation import (
+    available_visuals,
+    block_simulation,
+    next_simulation,
+    resolve,
+    root_config,
+)
+from flyjax.search.protocol.document import Rules, rules
+from flyjax.search.protocol.revision import revise
 
 PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
 
@@ -47,16 +54,22 @@ class RulesProposer:
         )
         if context.is_block_end:
             step = self._end_block(context, step)
-        return replace(step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step))))
+        return replace(
+            step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step)))
+        )
 
-    def propose(self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]) -> list[Proposal]:
+    def propose(
+        self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]
+    ) -> list[Proposal]:
         """`n` lawful proposals whose configurations are neither `taken` nor known; fewer where the space is exhausted."""
         known, rng = rules(context.protocol), generator(context)
         taken = [*taken, *self._known_configs(context, simulation)]
         if context.next_opens_block:
             return self._companions(context, n, taken, known, rng)
         search = context.experiment.search
-        slots = deal(known, context.state, context.block, n, n_iter_block=search.n_iter_block, ucb_c=search.ucb_c, rng=rng)
+        slots = deal(
+            known, context.state, context.block, n, n_iter_block=search.n_iter_block, ucb_c=search.ucb_c, rng=rng
+        )
         sources: dict[tuple, Iterator] = {}  # slots of one kind draw from one stream of drafts
         out = []
         for slot in slots:
@@ -119,17 +132,22 @@ class RulesProposer:
         edit = revise(context.protocol, measures)
         tried, clear = moves.moves(state, block), max(0.01, clear_gain(state, block))
         if best is None:
-            summary = f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
+            summary = (
+                f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
+            )
         else:
             helped, hurt = [m for m in tried if m.gain > clear], [m for m in tried if m.gain < -max(0.05, clear)]
             summary = f"helped: {_told(helped)}; hurt: {_told(hurt[::-1])}; {measures.describe()}"
-        found = {"": [f"block {block}: {summary}"], **memory.learned(block, tried, self.experiment.search.ranges, clear)}
+        found = {
+            "": [f"block {block}: {summary}"],
+            **memory_notes.learned(block, tried, self.experiment.search.ranges, clear),
+        }
         return replace(
             step,
             block_summary=summary,
             protocol_edit=edit,
             next_simulation=self._next_simulation(context) if context.next_opens_block else {},
-            notes=memory.merge(state.notes, found),
+            notes=memory_notes.merge(state.notes, found),
         )
 
     def _next_simulation(self, context: Context) -> dict[str, Any]:
@@ -146,7 +164,9 @@ class RulesProposer:
         return {k: wanted[k] for k in spans if wanted[k] != current[k]}
 
 
-def _first_new(context: Context, drafts: Iterator[dict[str, Any]], parent, strategy: str, taken: list) -> Proposal | None:
+def _first_new(
+    context: Context, drafts: Iterator[dict[str, Any]], parent, strategy: str, taken: list
+) -> Proposal | None:
     """The first draft whose configuration is new, its parent by the reversion check; it joins `taken`."""
     for changes in itertools.islice(drafts, PATIENCE):
         if not changes:
@@ -188,7 +208,11 @@ def observe(state: State, node: Node) -> str:
     if node.status == "failed":
         return f"failed: {node.reason}"
     lost = node.spread.get("lost")
-    told = f"R2 {score(node):.3f}" + (f" ({lost} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})" if lost else "")
+    told = f"R2 {score(node):.3f}" + (
+        f" ({lost} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
+        if lost
+        else ""
+    )
     root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
     start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
     if start is None or start is node:

@@ -19,13 +19,13 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Experiment, Range
-from flyjax.errors import UserError
-from flyjax.search.interface import ROOT, Context, Proposal, Step
-from flyjax.search.proposers.drafts import allowed
+from flyjax.search.llm.drafts import allowed
+from flyjax.search.policy.ucb import worths
+from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
+from flyjax.search.proposals.validation import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.search.ranges import at, sample, unit
-from flyjax.search.space import child_config, highest_ucb, next_simulation, root_config
-from flyjax.search.tree import worths
+from flyjax.utils.errors import UserError
 
 
 def _missing(name: str, package: str) -> UserError:
@@ -49,15 +49,25 @@ class SamplerProposer:
     def step(self, context: Context) -> Step:
         step = self._rules.step(replace(context, n_proposals=0))
         if step.protocol_edit is not None:
-            unchanged = replace(step.protocol_edit, old="", new="", reason=f"No changes needed: {self.name} follows no rules")
+            unchanged = replace(
+                step.protocol_edit, old="", new="", reason=f"No changes needed: {self.name} follows no rules"
+            )
             step = replace(step, protocol_edit=unchanged)
-        return replace(step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step))))
+        return replace(
+            step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step)))
+        )
 
-    def propose(self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]) -> list[Proposal]:
+    def propose(
+        self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]
+    ) -> list[Proposal]:
         """`n` proposals with configurations that are new; fewer where the draws do not find them."""
         state, parent = context.state, highest_ucb(context)
         start = root_config(context.experiment) if parent == ROOT else state.nodes[parent].config
-        taken = [*taken, start, *(m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation)]
+        taken = [
+            *taken,
+            start,
+            *(m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation),
+        ]
         out, draws = [], self.draws(context) if n else iter(())
         for _ in range(PATIENCE if n else 0):
             changes, config = child_config(context.experiment, start, next(draws))
@@ -101,7 +111,10 @@ class TPEProposer(SamplerProposer):
             # Optuna calls the options it has recommended for years experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
-                seed=int(generator(context, stream=2).integers(2**31)), n_startup_trials=8, multivariate=True, constant_liar=True
+                seed=int(generator(context, stream=2).integers(2**31)),
+                n_startup_trials=8,
+                multivariate=True,
+                constant_liar=True,
             )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         nodes = context.state.block_nodes(context.block) if not context.next_opens_block else []
@@ -142,7 +155,9 @@ class CMAESProposer(SamplerProposer):
         except ImportError:
             raise _missing("cmaes", "cmaes") from None
         if not fits_cmaes(experiment):
-            raise UserError("proposer cmaes needs two or more parameters and n_candidates of 4 or more; use --proposer tpe")
+            raise UserError(
+                "proposer cmaes needs two or more parameters and n_candidates of 4 or more; use --proposer tpe"
+            )
         self._cmaes = cmaes
 
     def draws(self, context):
@@ -186,7 +201,7 @@ class HybridProposer:
     name, spends = "hybrid", True
 
     def __init__(self, experiment, run_dir=None):
-        from flyjax.search.proposers.llm import LLMProposer
+        from flyjax.search.llm.proposer import LLMProposer
 
         self._llm = LLMProposer(experiment, run_dir)
         self._classical = _classical(experiment)

@@ -1,0 +1,153 @@
+"""Read a torch zip checkpoint without torch and without executing anything in it.
+
+A torch file is a zip of `data.pkl` (a pickle of names and tensor headers) and raw storages. A
+pickle can name any importable function; here only a handful of names resolve, all to inert
+stand-ins of this module, and every other name is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flyjax.utils.errors import UserError
+
+#: Storage classes and what their raw bytes are.
+_STORAGES = {
+    "FloatStorage": "f4",
+    "DoubleStorage": "f8",
+    "HalfStorage": "f2",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "?",
+}
+_MAX_PICKLE = 16 << 20  # bytes; an official checkpoint's pickle has a few kB
+_MAX_STORAGE = 1 << 30
+
+
+class _Refused(Exception):
+    """A part of the file that a flyvis checkpoint has no use for."""
+
+
+class _Storage:
+    """The class a tensor header names, reduced to its item type."""
+
+    def __init__(self, dtype: str):
+        self.dtype = np.dtype(dtype)
+
+
+def _tensor(storage, offset, size, stride, *_ignored) -> np.ndarray:
+    """A tensor header -> array; gradient flags and hooks are of no interest."""
+    integers = (
+        isinstance(size, tuple)
+        and isinstance(stride, tuple)
+        and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
+    )
+    if not isinstance(storage, np.ndarray) or not integers or len(size) != len(stride):
+        raise _Refused("a malformed tensor header")
+    last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if math.prod(size) else -1
+    if last >= storage.size or math.prod(size) > max(storage.size, 1):
+        raise _Refused("a tensor that reaches beyond its storage")
+    steps = [s * storage.itemsize for s in stride]
+    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
+
+
+def _parameter(tensor, *_ignored):
+    return tensor
+
+
+def _opaque(*_ignored) -> None:
+    """Numbers that numpy pickled (the validation loss): not needed, not built."""
+
+
+class _OpaqueType:
+    """Takes the place of `numpy.dtype` in such numbers; keeps nothing."""
+
+    def __init__(self, *_ignored):
+        pass
+
+    def __setstate__(self, _state):
+        pass
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("numpy", "dtype"): _OpaqueType,
+    ("_codecs", "encode"): _opaque,
+    ("numpy.core.multiarray", "scalar"): _opaque,
+    ("numpy._core.multiarray", "scalar"): _opaque,
+    **{("torch", name): _Storage(dtype) for name, dtype in _STORAGES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, text: bytes, storage):
+        super().__init__(io.BytesIO(text))
+        self._read_storage = storage
+
+    def find_class(self, module, name):
+        try:
+            return _ALLOWED[module, name]
+        except KeyError:
+            raise _Refused(f"the global {module}.{name}") from None
+
+    def persistent_load(self, pid):
+        match pid:
+            case ("storage", _Storage() as kind, str(key), str(), int(n)) if n >= 0:
+                return self._read_storage(kind.dtype, key, n)
+        raise _Refused("a reference that is not a tensor storage")
+
+
+def read_torch_checkpoint(path: str | Path) -> dict:
+    """The dictionary a torch zip file holds, tensors as NumPy arrays.
+
+    **Raises:** `UserError` if the file is missing, torn, not a torch zip, or its pickle names
+    anything but tensors, dictionaries and numbers (the refused name is in the message).
+    """
+    path = Path(path)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            pickles = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
+            if len(pickles) != 1:
+                raise UserError(f"{path} is not a torch checkpoint: {len(pickles)} data.pkl in it, expected one")
+            prefix = pickles[0].removesuffix("data.pkl")
+            if sizes[pickles[0]] > _MAX_PICKLE:
+                raise _Refused(f"a pickle of {sizes[pickles[0]]:,} bytes")
+            if prefix + "byteorder" in sizes and archive.read(prefix + "byteorder") != b"little":
+                raise _Refused("big-endian storages")
+            storages: dict[str, np.ndarray] = {}
+
+            def storage(dtype: np.dtype, key: str, n: int) -> np.ndarray:
+                name = f"{prefix}data/{key}"
+                if sizes.get(name, -1) != n * dtype.itemsize or sizes[name] > _MAX_STORAGE:
+                    raise _Refused(f"storage {key!r} of {sizes.get(name, 0):,} bytes, announced as {n} {dtype}")
+                if name not in storages:
+                    storages[name] = np.frombuffer(archive.read(name), dtype.newbyteorder("<"))
+                return storages[name].view(dtype)
+
+            content = _Unpickler(archive.read(pickles[0]), storage).load()
+    except FileNotFoundError:
+        raise UserError(f"no checkpoint {path}; scripts/fetch_flyvis.py gets the official ones") from None
+    except _Refused as error:
+        raise UserError(f"{path} is refused: it holds {error}, which a flyvis checkpoint has no use for") from None
+    except UserError:
+        raise
+    # A pickle stream that was tampered with can fail in any way; none of them is a crash of ours.
+    except Exception as error:  # noqa: BLE001
+        raise UserError(f"{path} is not a readable torch zip checkpoint ({type(error).__name__}: {error})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a flyvis checkpoint: it holds a {type(content).__name__}, not a dictionary")
+    return content

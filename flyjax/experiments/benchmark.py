@@ -1,0 +1,182 @@
+"""How fast a training runs, beside the floating-point floor measured in the same run."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import resource
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flyjax.circuit import build_connectome
+from flyjax.config import Model, Training
+from flyjax.models import losses, make_learner
+from flyjax.training import lanes, train
+from flyjax.training.planning import CHUNK, gflop_per_frame
+from flyjax.training.train import numbers_of, stack_recordings, static_of
+
+
+def machine() -> dict:
+    """What figures were measured on; neighbours on a shared machine show in the load."""
+    from flyjax.experiments.nodes import devices
+
+    cpu = Path("/proc/cpuinfo")
+    names = (
+        [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
+        if cpu.is_file()
+        else []
+    )
+    d = devices()
+    return {
+        "hardware": f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}",
+        "device": d["device_kind"],
+        "jax": d["versions"]["jax"],
+        "load": round(os.getloadavg()[0], 1),
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:
+    """The best rate of a float32 matrix product of that size, GFLOP/s."""
+    a = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(lambda x: x @ x)
+    product(a).block_until_ready()
+    best = np.inf
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e9
+
+
+def _noise(connectome, n_frames: int):
+    """A recording's worth of random numbers: the time of a step does not depend on what is in them."""
+    rng = np.random.default_rng(0)
+    voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
+    return SimpleNamespace(
+        voltage=voltage,
+        derivative=rng.normal(size=voltage.shape).astype(np.float32),
+        luminance=rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32),
+    )
+
+
+def train_row(
+    extent: int,
+    candidates: int,
+    seeds: int,
+    batch_size: int,
+    width: int,
+    n_frames: int = 256,
+    repeats: int = 3,
+    peak: float | None = None,
+) -> dict:
+    """One row of `scripts/benchmark.py train`: the whole training step, regularisers included."""
+    connectome = build_connectome(extent)
+    model = Model(width=width)
+    learner = make_learner(connectome, model)
+    training = Training(batch_size=batch_size, data_augmentation_loop=1e6)
+    n_lanes = candidates * seeds
+    n_devices = min(jax.local_device_count(), n_lanes)
+    padded = -(-n_lanes // n_devices) * n_devices
+    init, chunk, by_lane, everywhere = lanes.compiled(learner, static_of(training), n_devices)
+    numbers = jax.device_put(lanes.stack_numbers([numbers_of(training, n_frames, 0)] * padded), by_lane)
+    data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), everywhere)
+    start = time.perf_counter()
+    state = jax.block_until_ready(init(numbers, jax.device_put(lanes.keys_of(list(range(padded))), by_lane)))
+    compiled = chunk.lower(numbers, data, state).compile()
+    compile_s = time.perf_counter() - start
+    best = np.inf
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        state, losses = jax.block_until_ready(compiled(numbers, data, state))
+        best = min(best, time.perf_counter() - start)
+    if not np.isfinite(np.asarray(losses)).any():
+        raise RuntimeError("the benchmarked training diverged")
+    rate = n_lanes * batch_size * CHUNK / best
+    work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
+    peak = peak or matmul_gflops()
+    return {
+        "extent": extent,
+        "candidates": candidates,
+        "seeds": seeds,
+        "batch_size": batch_size,
+        "width": width,
+        "regularisers": True,
+        "frames_per_s": rate,
+        "ms_per_step": 1e3 * best / CHUNK,
+        "gflop_per_frame": work,
+        "matmul_gflops": peak,
+        "share_of_peak": rate * work / peak,
+        "compile_s": compile_s,
+        "peak_memory_gb": _peak_memory(),
+        "device": jax.local_devices()[0].device_kind,
+        "n_devices": n_devices,
+    }
+
+
+def profile_rows(extent: int, batch_size: int, width: int, repeats: int = 7) -> list[dict]:
+    """Where one training step's time goes: each part compiled and timed alone, shortest of several runs.
+
+    CPU seconds are of all threads; on a machine with neighbours they vary less than the time on the clock.
+    The parts do not add up to the step, which overlaps and fuses them.
+    """
+    connectome, model = build_connectome(extent), Model(width=width)
+    learner, training = make_learner(connectome, model), Training(batch_size=batch_size)
+    numbers = jax.tree.map(jnp.asarray, numbers_of(training, 1_000_000, 0))
+    static, data = static_of(training), stack_recordings([_noise(connectome, 64)])
+    state = train.init_state(learner, static, numbers, jax.random.key(0))
+    params, frames = train.unpack(learner, state.params), jnp.arange(batch_size)
+    batch = {name: data[name][0, :batch_size] for name in ("voltage", "target", "luminance")}
+    voltage, senders, receivers = batch["voltage"].T, jnp.asarray(connectome.senders), jnp.asarray(connectome.receivers)
+
+    def message_sum(weight, sent):
+        return jax.ops.segment_sum(
+            weight[:, None] * sent[senders], receivers, connectome.n_neurons, indices_are_sorted=True
+        )
+
+    def total(params):
+        return losses.loss(learner, params, numbers, batch, jnp.float32(1.0), static.bends)[0]
+
+    def regularisers(params):
+        return sum(losses.regularisers(learner, params, numbers, batch, jnp.float32(1.0), static.bends).values())
+
+    def adam(state):
+        return train.make_optimizer(numbers, static.schedule).update(state.params, state.optimizer, state.params)
+
+    parts = {
+        "one step": (lambda s: train.train_step(learner, static, numbers, data, s, frames), state),
+        "loss and gradient": (jax.value_and_grad(total), params),
+        "loss alone": (total, params),
+        "data term and gradient": (jax.value_and_grad(lambda p: learner.square_error(p, **batch)), params),
+        "regularisers and gradient": (jax.value_and_grad(regularisers), params),
+        "message sum": (lambda args: message_sum(*args), (params["W"], voltage)),
+        "message sum and gradient": (
+            jax.value_and_grad(lambda args: jnp.sum(jnp.square(message_sum(*args)))),
+            (params["W"], voltage),
+        ),
+        "Adam": (adam, state),
+    }
+    rows = []
+    for name, (function, argument) in parts.items():
+        compiled = jax.jit(function)
+        jax.block_until_ready(compiled(argument))
+        wall = cpu = np.inf
+        for _ in range(repeats):
+            start, used = time.perf_counter(), time.process_time()
+            jax.block_until_ready(compiled(argument))
+            wall, cpu = min(wall, time.perf_counter() - start), min(cpu, time.process_time() - used)
+        rows.append({"part": name, "ms": 1e3 * wall, "cpu_ms": 1e3 * cpu})
+    return rows
+
+
+def _peak_memory() -> float:
+    """GB: of the accelerator where it says, else of this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"] / 1e9
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

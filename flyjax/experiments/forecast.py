@@ -1,0 +1,152 @@
+"""What a training would take, before it is started: programs, memory, recordings, time. Needs no data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+
+from flyjax.config import Experiment, Model, Simulation, Training
+from flyjax.experiments.benchmark import matmul_gflops
+from flyjax.search.iteration import seeds_of
+from flyjax.search.proposals.validation import block_simulation
+from flyjax.training import planning
+from flyjax.training.planning import duration, gb
+from flyjax.utils.errors import UserError
+
+#: Of the rate of a large matrix product: what trainings reach (experiments/results/benchmark_train.json has
+#: 0.29 to 0.47 on two CPU cores); on accelerators an assumption.
+SHARE_OF_PEAK = {"cpu": 0.35}
+SHARE_ELSEWHERE = 0.1
+
+
+@dataclass(frozen=True)
+class Rate:
+    """GFLOP/s that a time estimate rests on."""
+
+    gflops: float
+    source: str
+
+
+def measured_rate() -> Rate:
+    """The rate of a matrix product, measured now within a second, times the share that trainings reach of it."""
+    platform = jax.local_devices()[0].platform
+    share = SHARE_OF_PEAK.get(platform, SHARE_ELSEWHERE)
+    peak = matmul_gflops(1024, repeats=2) * (1 if platform == "cpu" else jax.local_device_count())
+    return Rate(
+        share * peak,
+        f"{share:.0%} (assumed) of the {peak:.0f} GFLOP/s of a matrix product measured just now, compilation not counted",
+    )
+
+
+def plural(n: int, what: str) -> str:
+    return f"{n:,} {what}" + ("s" if n != 1 else "")
+
+
+def given_memory(size_gb: float | None) -> planning.Memory | None:
+    """An accelerator of so many GB, to plan for another machine; None for this one."""
+    return None if size_gb is None else planning.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
+
+
+def aligned(rows: Sequence[dict[str, str]]) -> str:
+    """Rows of text under their names, in columns."""
+    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  " + "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The plan of one batch of trainings."""
+
+    text: str
+    seconds: float
+    recordings: int
+
+
+def forecast(
+    simulation: Simulation,
+    model: Model,
+    candidates: Sequence[Training],
+    seeds: Sequence[Sequence[int]],
+    rate: Rate,
+    memory: planning.Memory | None = None,
+    max_disk_gb: float = 20.0,
+) -> Forecast:
+    """Programs of candidates x seeds as a table, with memory, recordings and a time estimate."""
+    memory = memory or planning.device_memory()
+    sizes = planning.sizes_without_data(simulation, model)
+    n_devices, too_large = jax.local_device_count(), []
+
+    def limits_of(static, n_lanes, n_levels):
+        try:
+            return planning.limits(sizes, model, static.batch_size, n_lanes, n_levels, memory, n_devices)
+        except UserError as error:
+            too_large.append(str(error))
+            return planning.Limits(1, 1, 1)
+
+    groups = planning.plan(candidates, seeds, sizes.n_frames, limits_of)
+    seconds = []
+    for group in groups:
+        frame = planning.gflop_per_frame(
+            sizes.n_neurons, model, group.static.batch_size, n_edges=sizes.n_edges, bends=group.static.bends
+        )
+        seconds.append(max(group.n_steps) * group.width * group.static.batch_size * frame / rate.gflops)
+    levels = sorted({c.noise_model_level for c in candidates})
+    lanes = sum(len(g.lanes) for g in groups)
+    lane = planning.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
+    stored = 4 * sizes.n_frames * (sizes.n_neurons + sizes.n_columns)
+    if simulation.voltage_dtype == "float16":
+        stored -= 2 * sizes.n_frames * sizes.n_neurons
+    if simulation.store_derivative:
+        stored += 4 * sizes.n_frames * sizes.n_neurons
+    lines = [
+        f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, {sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
+        aligned(planning.rows(groups, sizes, model, memory, seconds)),
+        f"memory: {gb(memory.free)} {memory.source}, {planning.SHARE:.0%} of it planned for; a lane holds parameters {gb(lane['params'])}, "
+        f"Adam {gb(lane['adam'])}, a step {gb(lane['step'])}, activations {gb(lane['activations'])}",
+        f"recordings: {plural(len(levels), 'noise level')} ({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
+        f"{gb(planning.level_bytes(sizes))} each while it trains, {gb(stored)} on disk",
+    ]
+    if len(levels) * stored > max_disk_gb * 1e9:
+        lines.append(
+            f"  {gb(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, or recordings are simulated again when asked for"
+        )
+    lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
+    lines += [f"does not fit on this machine: {line}" for line in dict.fromkeys(too_large)]
+    return Forecast("\n".join(lines), sum(seconds), len(levels))
+
+
+def _of_many_levels(experiment: Experiment) -> list[Training]:
+    """K candidates like the root, their noise levels as different as the search may make them."""
+    root, k = experiment.training, experiment.search.n_candidates
+    span = experiment.search.ranges.get("noise_model_level")
+    if span is None:
+        return [root] * k
+    levels = (
+        span.values
+        if span.scale == "choice"
+        else [round(span.min + i * (span.max - span.min) / k, 6) for i in range(k)]
+    )
+    return [root.model_copy(update={"noise_model_level": levels[i % len(levels)]}) for i in range(k)]
+
+
+def forecast_search(experiment: Experiment, memory: planning.Memory | None = None) -> str:
+    """One iteration of each block, as large as it may get: every candidate with a noise level of its own."""
+    search, rate = experiment.search, measured_rate()
+    total, parts, known = 0.0, [], {}
+    for block in range(1, search.n_blocks + 1):
+        simulation = experiment.simulation.model_copy(update=block_simulation(experiment, block))
+        candidates = _of_many_levels(experiment)
+        seeds = [range(experiment.training.n_seeds)] * search.n_candidates
+        key = simulation.model_dump_json(exclude={"visual_input_type", "test_visual_input_type", "delta_t"})
+        if key not in known:
+            known[key] = forecast(simulation, experiment.model, candidates, seeds, rate, memory, search.max_disk_gb)
+            what = f"an iteration of block {block}, {search.n_candidates} candidates of {plural(known[key].recordings, 'noise level')} at the root's batch size"
+            parts.append(f"{what}:\n{known[key].text}")
+        extra = (seeds_of(experiment, True) - experiment.training.n_seeds) / (
+            search.n_candidates * experiment.training.n_seeds
+        )
+        total += known[key].seconds * (search.n_iter_block + extra)
+    return "\n".join([*parts, f"whole run: about {duration(total)} of training, judging and proposing not counted"])

@@ -1,0 +1,271 @@
+"""Proposers compared: the same root, the same budget, the same seeds, on made-up landscapes and on real trainings.
+
+Every (landscape, seed, proposer) is a row; rows and trainings that are done are kept in a folder, so that
+the same call goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from flyjax.config import Experiment, Training, content_hash, parse_experiment
+from flyjax.experiments import nodes
+from flyjax.recovery import extract
+from flyjax.recovery.metrics import circuit_metrics
+from flyjax.search.iteration import IterationPlan
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import Node, State
+from flyjax.search.llm.proposer import FREE
+from flyjax.search.loop import run_loop
+from flyjax.search.policy.ucb import score, worths
+from flyjax.search.proposals.types import Paused
+from flyjax.search.proposers import make_proposer
+from flyjax.search.proposers.replay import ReplayProposer
+from flyjax.search.synthetic import REAL, make_landscape
+from flyjax.training import train_sweep
+from flyjax.utils.errors import UserError
+from flyjax.utils.jsonl import open_lines
+
+Row = dict[
+    str, Any
+]  # landscape, seed, proposer, nodes, wall_s, root, curve, held, root_held: see flyjax.report.proposers
+
+#: Seeds that judge the configuration a search of trainings ends with. A run's own seeds are hashes, which are never that small.
+FRESH_SEEDS = tuple(range(10))
+
+
+class OutOfTime(Exception):
+    """The time given is used up; what is done is kept."""
+
+
+def made_up_experiment(n_candidates: int, n_iterations: int) -> Experiment:
+    """One block over the protocol's ranges; its simulation is never run."""
+    search = {"n_candidates": n_candidates, "n_iter_block": n_iterations, "n_blocks": 1, "simulation_ranges": {}}
+    return parse_experiment(
+        {"name": "proposers", "simulation": {"visual_input_type": "scenes_texture"}, "search": search}
+    )
+
+
+class RealTrainings:
+    """connectivity_R2 of real trainings; each is kept by a hash of configuration and seed.
+
+    **Arguments:** `until` is the time.monotonic() after which no training begins.
+    """
+
+    def __init__(self, experiment: Experiment, folder: Path, until: float = float("inf")):
+        self.experiment, self.folder, self.until = experiment, Path(folder), until
+        self.trained, self.seconds = 0, 0.0
+        self._learner = nodes.learner_for(experiment.simulation, experiment.model)
+        self._recordings = nodes.Recordings(experiment.simulation)
+
+    def _path(self, training: Training, seed: int) -> Path:
+        # How many seeds a node has and how often it is saved changes no training.
+        what = training.model_dump(exclude={"n_seeds", "checkpoint_every"})
+        return self.folder / f"{content_hash(self.experiment.simulation, self.experiment.model, what, seed)}.json"
+
+    def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
+        """The nodes of a plan, as `run_loop` wants them.
+
+        **Raises:** `OutOfTime`.
+        """
+        found = self._results([(Training.model_validate(n.config), tuple(n.seeds)) for n in plan.nodes])
+        out = {}
+        for node, per_seed in zip(plan.nodes, found, strict=True):
+            metrics = nodes.pool(per_seed)
+            reason = metrics["reasons"].get("connectivity_R2", "")
+            out[node.id] = {
+                "metrics": metrics if metrics["connectivity_R2"] is not None else None,
+                "reason": reason,
+                "per_seed": per_seed,
+            }
+        return out
+
+    def again(self, config: dict[str, Any]) -> list[float]:
+        """connectivity_R2 of a configuration on `FRESH_SEEDS`; a training without one counts as 0.
+
+        **Raises:** `OutOfTime`.
+        """
+        (per_seed,) = self._results([(Training.model_validate(config), FRESH_SEEDS)])
+        return [one["connectivity_R2"] or 0.0 for one in per_seed]
+
+    def _results(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> list[list[dict[str, Any]]]:
+        """What is kept of each job's seeds; those that are missing are trained first."""
+        missing = [
+            (training, tuple(s for s in seeds if not self._path(training, s).is_file())) for training, seeds in jobs
+        ]
+        missing = [(training, seeds) for training, seeds in missing if seeds]
+        if missing and time.monotonic() > self.until:
+            raise OutOfTime
+        self._train(missing)
+        return [[json.loads(self._path(training, seed).read_text()) for seed in seeds] for training, seeds in jobs]
+
+    def _train(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> None:
+        if not jobs:
+            return
+        start = time.monotonic()
+        levels = {training.noise_model_level for training, _ in jobs}
+        by_level = {level: self._recordings.train(level) for level in levels}
+        results = train_sweep(self._learner, [t for t, _ in jobs], [s for _, s in jobs], by_level)
+        for (training, _), runs in zip(jobs, results, strict=True):
+            for one in runs:
+                told = {
+                    "connectivity_R2": None,
+                    "reasons": {"connectivity_R2": f"the training diverged at step {one.diverged_at}"},
+                }
+                if one.diverged_at is None:
+                    recording = by_level[training.noise_model_level]
+                    found = circuit_metrics(extract(self._learner, one.params, recording), recording).as_dict()
+                    told = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
+                nodes.write_json(self._path(training, one.seed), told)
+                self.trained += 1
+        self.seconds += time.monotonic() - start
+
+
+def reported(state: State) -> list[Node]:
+    """After each iteration, the node that the search would report as its best (highest reward; of equal ones the older)."""
+    worth, seen, out = worths(state.nodes.values()), [], []
+    for number in sorted(state.iterations):
+        seen += state.iterations[number].nodes
+        out.append(state.nodes[max(seen, key=lambda i: (worth[i], -i))])
+    return out
+
+
+PAID = ("llm", "hybrid")  # proposers whose answers cost money, and can be recorded
+
+
+def transcript_of(folder: Path | None, landscape: str, seed: int, proposer: str) -> Path | None:
+    """The recorded answers of a search, where `folder` has them: LANDSCAPE_SEED_PROPOSER.jsonl."""
+    path = folder / f"{landscape}_{seed}_{proposer}.jsonl" if folder is not None and proposer in PAID else None
+    return path if path is not None and path.is_file() else None
+
+
+def _without_rules(told: Any) -> str:
+    """A reason to pause without the advice to go on with other proposers: here they are what is compared."""
+    return str(told).removesuffix(f", or {FREE}")
+
+
+def one_row(
+    landscape: str,
+    seed: int,
+    proposer: str,
+    experiment: Experiment,
+    real: RealTrainings | None,
+    folder: Path,
+    template: Path,
+    transcript: Path | None = None,
+) -> Row:
+    """Run one search to its end and read its curve; with a transcript its answers are played again."""
+    data = experiment.model_dump(mode="json")
+    data["search"] |= {"seed": seed, "proposer": proposer}
+    experiment = parse_experiment(data, "comparison")
+    if landscape == REAL:
+        evaluate, quality = real.evaluate, score
+    else:
+        made_up = make_landscape(landscape, seed, experiment)
+        evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
+    run_dir, start = folder / f"{landscape}_{seed}_{proposer}", time.monotonic()
+    if proposer not in PAID or transcript is not None:  # what was paid for goes on
+        shutil.rmtree(run_dir, ignore_errors=True)
+    if transcript is not None:
+        asked = ReplayProposer(experiment, run_dir, transcript)
+    else:
+        asked = make_proposer(proposer, experiment, run_dir)
+    outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
+    state = outcome.state
+    if outcome.status != "finished":
+        told = _without_rules(outcome.reason)
+        raise UserError(
+            f"{proposer} paused on {landscape}, seed {seed}: {told}; the same command goes on with {run_dir}"
+        )
+    row = {
+        "landscape": landscape,
+        "seed": seed,
+        "proposer": proposer,
+        "nodes": len(state.nodes),
+        "wall_s": time.monotonic() - start,
+    }
+    best = reported(state)
+    row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
+    if landscape == REAL:
+        row |= {"held": real.again(best[-1].config), "root_held": real.again(state.nodes[1].config)}
+    if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
+        row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
+    if proposer not in PAID or transcript is not None:  # what was paid for is kept
+        shutil.rmtree(run_dir, ignore_errors=True)
+    return row
+
+
+def compare(
+    cases: Iterable[tuple[str, int]],
+    proposers: Sequence[str],
+    experiment_of: Callable[[str], Experiment],
+    folder: Path,
+    template: Path,
+    real: RealTrainings | None = None,
+    say: Callable[[str], None] = lambda line: None,
+    transcripts: Path | None = None,
+) -> list[Row]:
+    """The rows of all (landscape, seed) x proposers, those of earlier calls included; seed by seed, so that pairs
+    are complete early. Ends early, with what is done, when `real` runs out of time.
+
+    **Arguments:** `transcripts` is a folder of recorded answers (see `transcript_of`), which are played again; with it,
+    searches of llm and hybrid that it does not hold are left out.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(str(folder / ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{folder} is in use by another comparison; wait for it, or choose another --cache") from None
+    try:
+        return _compare(cases, proposers, experiment_of, folder, template, real, say, transcripts)
+    finally:
+        lock.release()
+
+
+def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, say, transcripts) -> list[Row]:
+    path = folder / "rows.jsonl"
+    known: dict[str, Row] = {}
+    open_lines(path).close()  # what a kill left half-written is cut off
+    for line in path.read_text().splitlines():
+        entry = json.loads(line)
+        known[entry["key"]] = entry["row"]
+    out = []
+    for landscape, seed in cases:
+        for proposer in proposers:
+            experiment = experiment_of(landscape)
+            played = transcript_of(transcripts, landscape, seed, proposer)
+            if transcripts is not None and proposer in PAID and played is None:
+                say(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
+                continue
+            told = [experiment.simulation, experiment.model, experiment.training, experiment.search]
+            told += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
+            key = content_hash(landscape, seed, proposer, *told, *(FRESH_SEEDS if landscape == REAL else ()))
+            if key not in known:
+                try:
+                    known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)
+                except OutOfTime:
+                    say(f"out of time at {landscape}, seed {seed}, {proposer}; the same command goes on")
+                    return out
+                except Paused as error:
+                    raise UserError(
+                        f"{proposer} on {landscape}, seed {seed}: {_without_rules(error)}; nothing is lost"
+                    ) from None
+                with open(path, "a") as file:
+                    file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
+            row = known[key]
+            mended = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
+            say(
+                f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f}"
+                + (f", {sum(row['held']) / len(row['held']):.3f} on fresh seeds" if "held" in row else "")
+                + f" ({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
+            )
+            out.append(row)
+    return out

@@ -1,0 +1,261 @@
+"""A trained node judged again from its folder: parameters, config and recordings, nothing else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import yaml
+from pydantic import ValidationError
+
+from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
+from flyjax.data.transforms import lesioned
+from flyjax.experiments import nodes
+from flyjax.recovery import Evaluation, closed_form, evaluate
+from flyjax.recovery.lesion import lesion_metrics
+from flyjax.recovery.metrics import Metrics, per_type
+from flyjax.recovery.model_selection import selection
+from flyjax.recovery.spectrum import spectrum, spectrum_metrics
+from flyjax.report.figures import circuit
+from flyjax.report.tables import csv, markdown_table
+from flyjax.training import load_params
+from flyjax.training.train import held_out_of_field
+from flyjax.utils.errors import UserError
+
+#: Read-outs by the suffix of their metrics, in the order of the table.
+READ_OUTS = {
+    "": "published", "_data": "on data", "_refit": "refit", "_refit_corrected": "refit, cor.", "_ceiling": "ceiling",
+    "_ceiling_corrected": "ceiling, cor.",
+}  # fmt: skip
+QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
+COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 told", "slope told")
+LEGEND = (
+    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu "
+    "(cor.: corrected for measurement noise). "
+    "told: over the edges and neurons that the closed form can tell"
+)
+#: Columns of the per-type table by the keys of its rows: eighty characters are few.
+TYPE_COLUMNS = {
+    "cell_type": "type", "n": "n", "tau_true": "tau*", "tau_learned": "tau", "tau_refit": "tau rf", "V_rest_true": "V*",
+    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf", "told": "told",
+}  # fmt: skip
+TYPE_LEGEND = (
+    "* true, rf refit, W R2 and slope of incoming weights, told: share of incoming edges that the closed form can tell"
+)
+
+
+def _folder(where: Path, node: int) -> Path:
+    where = Path(where)
+    if (where / "config.yaml").is_file() and (where / "params").is_dir():
+        return where
+    folders = sorted(p for p in (where / "nodes").glob("[0-9]*") if (p / "metrics.json").is_file())
+    if not folders:
+        raise UserError(f"no trained node in {where}: give a run directory (runs/quickstart) or a node's folder in it")
+    if node:
+        wanted = nodes.node_folder(where, node)
+        if wanted not in folders:
+            raise UserError(f"no node {node} in {where}; there are {', '.join(str(int(p.name)) for p in folders)}")
+        return wanted
+
+    def quality(folder: Path) -> float:
+        value = json.loads((folder / "metrics.json").read_text()).get("connectivity_R2")
+        return -1.0 if value is None else value
+
+    return max(folders, key=quality)
+
+
+def _recordings(folder: Path, simulation: Simulation) -> tuple[nodes.Recordings, str]:
+    """The recordings of a node from its run's cache, under its run's limit; of a folder that was taken out of its run,
+    from a cache inside it. **Returns:** them, and a line on where they are where it is not the run's."""
+    whole = folder.resolve()
+    if not (whole.parent.name == "nodes" and whole.name.isdigit()):
+        return nodes.Recordings(
+            simulation, folder / "recordings"
+        ), f"{folder} is in no run (nodes/NNNN of one): its recordings are made in {folder / 'recordings'}"
+    run = whole.parent.parent
+    limit = Search.model_fields["max_disk_gb"].default
+    try:
+        limit = Search(max_disk_gb=read_yaml((run / "config.yaml").read_text())["search"]["max_disk_gb"]).max_disk_gb
+    except FileNotFoundError:  # of runs and notebooks that wrote none
+        pass
+    except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError):
+        raise UserError(
+            f"{run / 'config.yaml'} says no valid search.max_disk_gb: repair it, or its recordings might be dropped"
+        ) from None
+    return nodes.Recordings(simulation, run / "recordings", limit), ""
+
+
+def node_selection(where: Path) -> list[dict]:
+    """Among the nodes of each simulation of a run (a block's): which one each criterion chooses, and what choosing
+    without the truth costs. `among` says which nodes."""
+    groups: dict[str, dict[int, dict]] = {}
+    for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
+        simulation = read_yaml((path.parent / "config.yaml").read_text())["simulation"]
+        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(path.read_text())
+    rows = []
+    for found in groups.values():
+        among = (
+            f"{min(found)}-{max(found)}"
+            if len(found) == max(found) - min(found) + 1
+            else f"{len(found)} nodes from {min(found)}"
+        )
+        rows += [{"among": among, **row} for row in selection(found)] if len(found) > 1 else []
+    return rows
+
+
+def recovery_table(metrics: Mapping) -> list[dict]:
+    """W, tau and V_rest by every read-out beside the ceiling, over all and over what can be told: rows by `COLUMNS`."""
+    rows = []
+    for name, quantity in QUANTITIES.items():
+        for suffix, read_out in READ_OUTS.items():
+            if f"{name}{suffix}" in metrics:
+                rows.append(
+                    {
+                        "of": quantity, "read-out": read_out, "R2": metrics[f"{name}{suffix}"],
+                        "slope": metrics.get(f"{name}{suffix}_slope"), "identity": metrics.get(f"{name}{suffix}_identity"),
+                        "R2 told": metrics.get(f"{name}{suffix}_identifiable"),
+                        "slope told": metrics.get(f"{name}{suffix}_identifiable_slope"),
+                    }
+                )  # fmt: skip
+    return rows
+
+
+def other_metrics(metrics: Mapping) -> list[dict]:
+    """Everything that `recovery_table` does not show, each with its reason where it is missing."""
+    why = metrics.get("reasons", {})
+    shown = tuple(f"{name}{suffix}" for name in QUANTITIES for suffix in READ_OUTS)
+    return [
+        {"metric": k, "value": v, "note": why.get(k, "")}
+        for k, v in metrics.items()
+        if k != "reasons"
+        and not (
+            k in shown or (k.startswith(tuple(QUANTITIES)) and k.endswith(("_slope", "_identity", "_identifiable")))
+        )
+    ]
+
+
+def type_table(result: Evaluation, train) -> list[dict]:
+    """One row per cell type: published and refit estimates beside the truth, and the share of incoming edges that can be told."""
+    rows = [dict(row) for row in result.per_type]
+    if result.refitted is not None:
+        for row, refit in zip(rows, per_type(train, result.refitted), strict=True):
+            row |= {f"{k}_refit": refit[f"{k}_learned"] for k in ("tau", "V_rest")}
+            row |= {f"{k}_refit": refit[k] for k in ("W_R2", "W_slope")}
+    told, c = closed_form(train).edges, train.connectome
+    receiving = c.cell_type[c.receivers]
+    for k, row in enumerate(rows):
+        mine = receiving == k
+        row["told"] = float(told[mine].mean()) if mine.any() else None
+    return rows
+
+
+def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
+    """All figures of a node, and the metrics of the spectra that were computed for one of them."""
+    nodes.write_figures(folder, result, train, test)
+    c = train.connectome
+    true = spectrum(c, train.parameters.weight)
+    learned = [
+        spectrum(c, result.found.weight),
+        spectrum(c, result.refitted.weight) if result.refitted is not None else None,
+    ]
+    circuit.spectrum_figure(folder / "spectrum.png", c, true, learned)
+    circuit.types_figure(folder / "types.png", result, train)
+    circuit.type_functions_figure(folder / "type_functions.png", result, train)
+    metrics = spectrum_metrics(true, learned[0])
+    if result.refitted is not None:
+        metrics.update(spectrum_metrics(true, learned[1], "_refit"))
+    return metrics
+
+
+def _short(types: list[dict]) -> list[dict]:
+    return [{short: row.get(key) for key, short in TYPE_COLUMNS.items()} for row in types]
+
+
+def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types: list[dict]) -> None:
+    """evaluation.json, evaluation.md and per_type.csv."""
+    nodes.write_json(
+        folder / "evaluation.json",
+        {"seeds": {str(seed): metrics for seed, metrics in judged.items()}, "figures_of_seed": drawn},
+    )
+    text = [f"# {title}", "", LEGEND, ""]
+    for seed, metrics in judged.items():
+        text += [f"## Seed {seed}", "", markdown_table(recovery_table(metrics), COLUMNS)]
+        text += [markdown_table(other_metrics(metrics), ("metric", "value", "note"))]
+    text += [
+        f"## Cell types, seed {drawn}",
+        "",
+        TYPE_LEGEND,
+        "",
+        markdown_table(_short(types), list(TYPE_COLUMNS.values())),
+    ]
+    (folder / "evaluation.md").write_text("\n".join(text))
+    (folder / "per_type.csv").write_text(csv(types, list(types[0])))
+
+
+def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
+    """Print and write the metrics of each seed; draw the figures of the seed with the lowest training loss.
+
+    Writes evaluation.json, evaluation.md, per_type.csv and figures/ into the node's folder. With `lesion` > 0
+    also the free run after that share of the synapses is cut in fly and network (`lesion_R2`, ...).
+
+    **Raises:** `UserError` where the node or its parameters are missing or damaged.
+    """
+    folder = _folder(where, node)
+    stated = read_yaml((folder / "config.yaml").read_text())
+    free = {"ranges": {}, "simulation_ranges": {}}
+    experiment = parse_experiment(
+        {k: stated[k] for k in ("simulation", "model", "training")} | {"search": free}, str(folder / "config.yaml")
+    )
+    simulation: Simulation = experiment.simulation
+    training: Training = experiment.training
+    model: Model = experiment.model
+    recordings, elsewhere = _recordings(folder, simulation)
+    if elsewhere:
+        console.say(elsewhere)
+    learner = nodes.learner_for(simulation, model)
+    unknown = learner.learns_stimulus
+    if lesion and unknown:
+        raise UserError(
+            "--lesion runs the network on another movie, and its stimulus was learned as a field: leave --lesion out"
+        )
+    like = learner.init(jax.random.key(0))
+    train, test = recordings.train(training.noise_model_level), recordings.test
+    title = f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}"
+    console.say(f"{title}\n{LEGEND}")
+    told = dict(zip(stated["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
+    finished = [seed for seed in told if told[seed].get("final_loss") is not None]
+    for seed in told:
+        if seed not in finished:
+            console.say(f"seed {seed}: {told[seed]['reasons'].get('connectivity_R2', 'no result')}")
+    if not finished:
+        return
+    best = min(finished, key=lambda seed: told[seed]["final_loss"])  # a choice that needs no ground truth
+    held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
+    cut = lesioned(train, lesion) if lesion else None
+    judged, types = {}, []
+    for seed in finished:
+        params = load_params(folder / "params" / f"seed_{seed}", like)
+        losses = {k: told[seed].get(k) for k in ("final_loss", "final_loss_total")}
+        result = evaluate(learner, params, train, test, **losses, held_out=held_out)
+        metrics = dict(result.metrics)
+        further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
+        if seed == best:
+            further.append(draw(folder / "figures", result, train, test))
+            types = type_table(result, train)
+        for more in further:
+            metrics = {**metrics, **more.values, "reasons": {**metrics["reasons"], **more.reasons}}
+        judged[seed] = metrics
+        console.say(f"seed {seed}")
+        console.table(recovery_table(metrics), COLUMNS)
+        console.table(other_metrics(metrics), ["metric", "value", "note"])
+    console.say(f"cell types, seed {best} ({TYPE_LEGEND})")
+    console.table(_short(types), list(TYPE_COLUMNS.values()))
+    _write(folder, title, judged, best, types)
+    if choices := node_selection(where):
+        console.say(
+            "choosing among the nodes of a block, on the truth and without it (value, lost: connectivity_R2 there, and against the best)"
+        )
+        console.table(choices, list(choices[0]))
+    console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

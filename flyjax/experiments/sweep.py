@@ -1,0 +1,177 @@
+"""Sweeps without a search: which configurations, trained how, and the table of what came out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
+from flyjax.experiments import nodes
+from flyjax.experiments.forecast import forecast, given_memory, measured_rate, plural
+from flyjax.report.figures.sweep import parallel_figure
+from flyjax.report.tables import SHORT, csv, markdown_table, setting
+from flyjax.search.ranges import derive_seed, sample
+from flyjax.training import Halving
+from flyjax.training.loggers import HISTORY, make_watcher
+from flyjax.utils.errors import UserError
+
+COLUMNS = (
+    "connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson", "external_input_R2",
+    "one_step_R2", "final_loss", "wall_s",
+)  # fmt: skip
+
+
+def sweep_candidates(experiment: Experiment) -> list[Training]:
+    """The configurations of the sweep section: its list, then its grid, then its random draws.
+
+    **Raises:** `UserError` where there is none, or a value is outside its range.
+    """
+    sweep, ranges = experiment.sweep, experiment.search.ranges
+    changes = [dict(c) for c in sweep.candidates]
+    if sweep.grid:
+        changes += [dict(zip(sweep.grid, values)) for values in itertools.product(*sweep.grid.values())]
+    rng = np.random.default_rng(sweep.seed)
+    changes += [{name: sample(span, rng) for name, span in ranges.items()} for _ in range(sweep.n_random)]
+    if not changes:
+        raise UserError(
+            "nothing to sweep: give sweep.candidates, sweep.grid or sweep.n_random (python scripts/sweep.py --help)"
+        )
+    base = experiment.model_dump(mode="json")
+    return [
+        parse_experiment({**base, "training": {**base["training"], **change}}, f"sweep configuration {k + 1}").training
+        for k, change in enumerate(changes)
+    ]
+
+
+def varied(candidates: list[Training]) -> list[str]:
+    """Names whose values differ between candidates."""
+    return [name for name in Training.model_fields if len({getattr(c, name) for c in candidates}) > 1]
+
+
+def _specs(experiment: Experiment, candidates: list[Training]) -> list[nodes.NodeSpec]:
+    n_seeds, seed = experiment.training.n_seeds, experiment.search.seed
+    return [
+        nodes.NodeSpec(k, c, tuple(derive_seed(seed, k, s) for s in range(n_seeds)))
+        for k, c in enumerate(candidates, 1)
+    ]
+
+
+def describe(experiment: Experiment, candidates: list[Training], memory_gb: float | None = None) -> str:
+    """The programs a sweep compiles, what they take and how long. Needs no data.
+
+    `memory_gb`: plan for an accelerator of so many GB instead of this machine.
+    """
+    seeds = [spec.seeds for spec in _specs(experiment, candidates)]
+    told = forecast(
+        experiment.simulation,
+        experiment.model,
+        candidates,
+        seeds,
+        measured_rate(),
+        given_memory(memory_gb),
+        experiment.search.max_disk_gb,
+    )
+    lines = [
+        f"{experiment.name}: {plural(len(candidates), 'configuration')} x {plural(experiment.training.n_seeds, 'seed')}",
+        told.text,
+    ]
+    halving = halving_of(experiment)
+    if halving is not None:
+        lines.append(
+            f"successive halving: one in {halving.factor:g} goes on at each of {plural(halving.rungs, 'rung')}; the time above is without it"
+        )
+    return "\n".join(lines)
+
+
+def halving_of(experiment: Experiment) -> Halving | None:
+    """Successive halving as the sweep section asks for it."""
+    return (
+        None if experiment.sweep.halving is None else Halving(experiment.sweep.halving, experiment.sweep.halving_rungs)
+    )
+
+
+def run_sweep(
+    experiment: Experiment, candidates: list[Training], run_dir: Path, console, viewers: Sequence[str] = ()
+) -> dict[int, dict]:
+    """Train and judge; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table."""
+    run_dir = Path(run_dir)
+    text = dump_yaml(experiment)
+    own = run_dir / "config.yaml"
+    if own.is_file() and own.read_text() != text:
+        raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
+    watcher = make_watcher(viewers, run_dir, experiment.name)
+    nodes.make_run_dir(run_dir)
+    own.write_text(text)
+    specs = _specs(experiment, candidates)
+    try:
+        with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
+            on_progress,
+            on_stage,
+        ):
+            results = nodes.train_nodes(
+                experiment,
+                specs,
+                run_dir,
+                on_progress=on_progress,
+                on_stage=on_stage,
+                watcher=watcher,
+                halving=halving_of(experiment) if len(candidates) > 1 else None,
+            )
+    finally:
+        watcher.close()
+    names = varied(candidates)
+    rows = [_row(spec, results[spec.id], names) for spec in specs]
+    # The best first: by what was recovered, without which by number.
+    best_first = sorted(
+        rows, key=lambda r: (-1.0 if r["connectivity_R2"] is None else r["connectivity_R2"], -r["node"]), reverse=True
+    )
+    stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
+    columns = ["node", *names, *COLUMNS, *stopped, "reason"]
+    (run_dir / "results.csv").write_text(csv(rows, columns))
+    written = ["results.md", "results.csv"]
+    figure = ""
+    if names and len(rows) > 1:
+        parallel_figure(run_dir / "parallel.png", rows, names, experiment.search.ranges)
+        written.append("parallel.png")
+        figure = "![One line per configuration](parallel.png)\n\n"
+    shown = [{**row, **{name: setting(row[name]) for name in names}} for row in best_first]
+    (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
+    # Eighty characters; the rest is in the files.
+    brief = {
+        "W": "connectivity_R2",
+        "tau": "tau_R2",
+        "V_rest": "V_rest_R2",
+        "clust": "cluster_accuracy",
+        "r": "test_pearson",
+    }
+    lines = [
+        {
+            "node": row["node"],
+            "settings": ", ".join(f"{SHORT.get(name, name)} {row[name]}" for name in names) or "as configured",
+            **{short: row[name] for short, name in brief.items()},
+            "final_loss": row["final_loss"],
+            **{name: row[name] for name in stopped},
+        }
+        for row in shown
+    ]
+    # More than three settings would wrap into a tower.
+    console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
+    nodes.drop_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
+    console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
+    return results
+
+
+def _row(spec: nodes.NodeSpec, result: dict, names: Sequence[str]) -> dict:
+    """What the tables say of a configuration."""
+    metrics = result["metrics"] or {}
+    stopped = [m["stopped_at"] for m in result["per_seed"] if m.get("stopped_at") is not None]
+    return {
+        "node": spec.id,
+        **{name: getattr(spec.training, name) for name in names},
+        **{name: metrics.get(name) for name in COLUMNS},
+        "stopped_at": max(stopped) if stopped else None,
+        "reason": result["reason"],
+    }

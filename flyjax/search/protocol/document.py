@@ -1,0 +1,302 @@
+"""The protocol: a document people read, whose rules between two markers are data and may be edited.
+
+A run works on its own copy (`instantiate`), whose parameter listings state the run's own values and
+ranges. Everything outside the markers is locked; an edit replaces one passage between them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+
+from flyjax.config import Experiment, Range, Training, read_yaml
+from flyjax.search.proposals.types import ProtocolEdit
+from flyjax.search.protocol.rule_table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
+from flyjax.search.sanitize import odd, seen, unseen
+from flyjax.utils.errors import UserError
+
+BEGIN = "## Parent Selection Rule (CRITICAL)"
+END = "## END Parent selection Rule (CRITICAL)"
+MAX_BODY = 12_000  # characters between the markers
+MAX_EDIT = 6_000  # characters of one replacement
+
+
+class EditRefused(ValueError):
+    """An edit that breaks the guard; the message says how."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What code can act on between the markers."""
+
+    rows: tuple[Rule, ...]
+    hints: tuple[Hint, ...]
+
+    @property
+    def usable(self) -> tuple[Rule, ...]:
+        return tuple(r for r in self.rows if not r.problem)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One line for every row that is kept for a reader but not acted on."""
+        return tuple(f"row {r.text.strip()!r}: {r.problem}" for r in self.rows if r.problem)
+
+
+def _find(text: str, marker: str) -> re.Match:
+    # \s would run over line ends.
+    words = r"[ \t]+".join(re.escape(w) for w in marker.split())
+    found = list(re.finditer(rf"^{words}[ \t]*$", text, re.M | re.I))
+    if len(found) != 1:
+        raise UserError(
+            f"protocol: the line {marker!r} occurs {len(found)} times, it has to occur once; restore the file"
+        )
+    return found[0]
+
+
+def split(text: str) -> tuple[str, str, str]:
+    """(up to and with the first marker's line, the rules, the second marker's line and the rest).
+
+    **Raises:** `UserError` unless both markers occur exactly once, in order.
+    """
+    begin, end = _find(text, BEGIN).end() + 1, _find(text, END).start()
+    if begin > end:
+        raise UserError("protocol: the END marker stands before the first one; restore the file")
+    return text[:begin], text[begin:end], text[end:]
+
+
+def body(text: str) -> str:
+    """The rules between the markers."""
+    return split(text)[1]
+
+
+@functools.lru_cache(maxsize=16)  # asked for many times between two edits
+def rules(text: str) -> Rules:
+    """The rules between the markers as data."""
+    inside = body(text)
+    return Rules(parse_rules(inside), parse_hints(inside))
+
+
+def with_body(text: str, new: str) -> str:
+    """`text` with other rules between its markers; all else stays bit for bit.
+
+    What the rules hold already may stay, also where it was let in before the guard knew better.
+
+    **Raises:** `EditRefused` for rules that are too long, or that add markers, section headings, control
+    characters, an open code fence and the like, or leave no readable Default row.
+    """
+    head, old, tail = split(text)
+    if len(new) > MAX_BODY:
+        raise EditRefused(f"the rules would be {len(new)} characters long; at most {MAX_BODY}")
+    for (why, now), (_, before) in zip(_offences(new), _offences(old)):
+        if added := Counter(now) - Counter(before):
+            raise EditRefused(why.format(", ".join(sorted(added))[:80]))
+    result = head + (new if new.endswith("\n") else new + "\n") + tail
+    if split(result)[::2] != (head, tail):
+        raise EditRefused("an edit may change nothing outside the markers")
+    return result
+
+
+def restored(text: str, earlier: str) -> str:
+    """`text` with the rules of an earlier version of it: they were let in once, and are not judged again."""
+    head, _, tail = split(text)
+    return head + body(earlier) + tail
+
+
+def _offences(inside: str) -> list[tuple[str, list[str]]]:
+    """All that has no place between the markers: (why, each passage that offends), the same reasons for any text."""
+
+    def found(pattern: str, text: str = inside) -> list[str]:
+        return [m[0] for m in re.finditer(pattern, text, re.M | re.I)]
+
+    strange, lines = odd(inside), inside.split("\n")
+    return [
+        ("control and invisible characters are refused: {}", [f"U+{ord(c):04X}" for c in inside if c in strange]),
+        (
+            "the markers cannot be written by an edit, nor what looks like them",
+            found(r"parent[\W_]*selection[\W_]*rule", unicodedata.normalize("NFKC", inside)),
+        ),
+        # A row that is too long already may be reworded.
+        (
+            f"a row of a table has at most {MAX_ROW} characters",
+            ["row" for x in lines if x.lstrip().startswith("|") and len(x) > MAX_ROW],
+        ),
+        (
+            "headings of level 1 and 2 are refused between the markers; use ### or deeper",
+            found(r"^ {0,3}#{1,2}(?:[^\S\n].*)?$"),
+        ),
+        (
+            "underlined headings are refused between the markers; use ### or deeper",
+            found(r"^ {0,3}\S[^\n]*\n {0,3}(?:=+|-{2,})[ \t]*$"),
+        ),
+        ("HTML is refused between the markers; a smaller-than sign needs a space after it", found(r"<[a-z/!?]\w*")),
+        ("listings of parameters are stated outside the markers only", found(r"`{3,}[ \t]*ya?ml")),
+        ("a code fence is left open, or made of ~", ["fence"] if _open_fence(inside) else []),
+        (
+            "the strategy table has to keep its Default row with the strategy exploit",
+            [] if any(r.is_default and r.strategy == "exploit" for r in parse_rules(inside)) else ["none"],
+        ),
+    ]
+
+
+def _open_fence(text: str) -> bool:
+    """Whether a code fence would swallow what follows the text; one of ~ counts as open."""
+    ticks = 0  # of the fence that is open
+    for found in re.finditer(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.M):
+        fence, rest = found[1], found[2]
+        if not ticks:
+            if fence[0] == "~":
+                return True
+            ticks = 0 if "`" in rest else len(fence)
+        elif fence[0] == "`" and len(fence) >= ticks and not rest.strip():
+            ticks = 0
+    return ticks > 0
+
+
+def apply_edit(text: str, edit: ProtocolEdit) -> str:
+    """The protocol after an edit; unchanged for "no changes needed".
+
+    **Raises:** `EditRefused`, one line, where the guard does not allow it.
+    """
+    if not isinstance(edit.old, str) or not isinstance(edit.new, str):
+        raise EditRefused("old and new have to be text")
+    if not edit.is_edit:
+        return text
+    inside = body(text)
+    if max(len(edit.old), len(edit.new)) > MAX_EDIT:
+        raise EditRefused(f"an edit replaces at most {MAX_EDIT} characters")
+    # Compared as drawn: what nobody sees cannot be quoted.
+    old, shown = seen(edit.old), [k for k, c in enumerate(inside) if not unseen(c)]
+    if not old:
+        raise EditRefused("old is empty: quote the passage that new replaces")
+    drawn = seen(inside)
+    places = [k for k in range(len(drawn)) if drawn.startswith(old, k)]
+    if len(places) != 1:
+        raise EditRefused(f"old occurs {len(places)} times between the markers; it has to occur exactly once")
+    first, after = places[0], places[0] + len(old)
+    edited = inside[: shown[first]] + edit.new + inside[shown[after] if after < len(shown) else len(inside) :]
+    if edited == inside:
+        raise EditRefused("old and new are the same text")
+    return with_body(text, edited)
+
+
+def diff(before: str, after: str, name: str = "protocol.md") -> str:
+    """Unified diff of two versions; empty where they are equal."""
+    lines = difflib.unified_diff(before.splitlines(True), after.splitlines(True), f"a/{name}", f"b/{name}")
+    return "".join(lines)
+
+
+# --- parameter listings -------------------------------------------------------------------------
+
+_FENCE = re.compile(r"^```yaml\n(training|simulation|search):\n(.*?)```", re.S | re.M)
+_LINE = re.compile(r"^  (\w+):[ \t]*(\S+)[ \t]*#[ \t]*(.*)$", re.M)
+_SPAN = re.compile(
+    r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?"
+    r"|values: (?P<values>.+)|(?P<fixed>fixed in this run))$"
+)
+_SCALES = {None: "linear", "log": "log", "whole numbers": "int"}
+
+
+def _number(value, span: Range | None = None) -> str:
+    """A value as YAML, exactly; small numbers, and those of a log range, like 1.0E-3."""
+    if isinstance(value, str):
+        return f'"{value}"'
+    if value and abs(value) < (0.1 if span is not None and span.scale == "log" else 1e-3):
+        power = math.floor(math.log10(abs(value)) + 1e-9)
+        mantissa = f"{value / 10**power:.6g}"
+        text = f"{mantissa if '.' in mantissa else mantissa + '.0'}E{power}"
+        return text if float(text) == value else repr(value)
+    short = f"{value:.12g}"
+    return short if float(short) == value else repr(value)
+
+
+def _span_text(span: Range | None) -> str:
+    if span is None:
+        return "fixed in this run"
+    if span.scale == "choice":
+        return "values: " + ", ".join(_number(v) for v in span.values)
+    extra = {"log": " (log)", "int": " (whole numbers)"}.get(span.scale, "")
+    return f"range: {_number(span.min, span)} to {_number(span.max, span)}{extra}"
+
+
+def _descriptions(listing: str) -> dict[str, str]:
+    return {name: _SPAN.sub("", comment).strip() for name, _, comment in _LINE.findall(listing)}
+
+
+def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
+    """The lines of one listing: `name: value  # description, range: low to high`."""
+    search = experiment.search
+    if section == "search":
+        spans, rows = {}, [(k, getattr(search, k), told[k]) for k in told]
+    else:
+        spans = search.ranges if section == "training" else search.simulation_ranges
+        names = [k for k in told if k in spans or section == "simulation"] + [k for k in spans if k not in told]
+        fields, values = Training.model_fields, getattr(experiment, section)
+        rows = []
+        for k in names:
+            text = told.get(k) or (fields[k].description if k in fields else None) or k.replace("_", " ")
+            rows.append((k, getattr(values, k), f"{text}, {_span_text(spans.get(k))}"))
+    cells = [(f"  {k}: {_number(v, spans.get(k))}", text) for k, v, text in rows]
+    width = max(len(c) for c, _ in cells)
+    return "".join(f"{c:<{width}}  # {text}\n" for c, text in cells)
+
+
+def instantiate(template: str, experiment: Experiment) -> str:
+    """The run's copy of a template: its parameter listings state this experiment's values and ranges."""
+    head, inside, tail = split(template)
+
+    def own(match):
+        section = match[1]
+        return f"```yaml\n{section}:\n{_listing(section, _descriptions(match[2]), experiment)}```"
+
+    return _FENCE.sub(own, head) + inside + _FENCE.sub(own, tail)
+
+
+def parameters(text: str) -> dict[str, dict[str, tuple[str, Range | None]]]:
+    """What a protocol's locked listings state: section -> name -> (value as written, range or None)."""
+    out: dict[str, dict] = {}
+    for section, listing in (found for part in split(text)[::2] for found in _FENCE.findall(part)):
+        for name, value, comment in _LINE.findall(listing):
+            out.setdefault(section, {})[name] = (value.strip('"'), _read_span(comment))
+    return out
+
+
+def _read_span(comment: str) -> Range | None:
+    found = _SPAN.search(comment)
+    if not found or found["fixed"]:
+        return None
+    if found["values"]:
+        return Range(scale="choice", values=tuple(read_yaml(f"[{found['values']}]")))
+    return Range(min=float(found["low"]), max=float(found["high"]), scale=_SCALES[found["scale"]])
+
+
+def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
+    """The run's copy with the rules an earlier run has learned.
+
+    **Raises:** `UserError` where the earlier file differs from the template in anything locked (goal,
+    metrics, formats) or states other training ranges than this run, naming the first difference.
+    """
+    own = instantiate(template, experiment)
+    head, inside, tail = split(earlier)
+    locked = [_FENCE.sub("", part).splitlines() for part in (head + tail, "".join(split(template)[::2]))]
+    for theirs, ours in zip(*(part + [""] * abs(len(locked[0]) - len(locked[1])) for part in locked)):
+        if theirs != ours:
+            raise UserError(
+                f"--protocol: {theirs.strip()[:60]!r} differs from the template's {ours.strip()[:60]!r}; only the rules "
+                "between the markers carry over"
+            )
+    mine, other = parameters(own).get("training", {}), parameters(earlier).get("training", {})
+    for name in sorted(set(mine) | set(other)):
+        if name not in mine or name not in other or mine[name][1] != other[name][1]:
+            raise UserError(
+                f"--protocol: the range of {name} is {_span_text(other[name][1]) if name in other else 'absent'} there and "
+                f"{_span_text(mine[name][1]) if name in mine else 'absent'} here; set search.ranges to the same"
+            )
+    try:
+        return with_body(own, inside)
+    except EditRefused as error:
+        raise UserError(f"--protocol: {error}; change that between the file's markers") from None

@@ -1,0 +1,404 @@
+"""What a person at a terminal, or one who reads a log file on Monday, sees of a search; and what a script reads: exit codes."""
+
+import errno
+import importlib
+import io
+import logging
+import sys
+
+import pytest
+import yaml
+from support.search_landscape import metrics, r2
+
+from flyjax.cli import console
+from flyjax.cli.console import Lines
+from flyjax.config import Training, parse_experiment
+from flyjax.experiments import forecast, nodes
+from flyjax.search.journal.journal import Journal, read_journal
+from flyjax.training import Progress, train_sweep
+from flyjax.utils.errors import UserError, in_one_line, mendable
+
+SMALL = {
+    "name": "small",
+    "simulation": {"extent": 1, "visual_input_type": "scenes_texture", "n_frames": 1600},
+    "search": {"n_candidates": 2, "n_iter_block": 2, "n_blocks": 2, "simulation_ranges": {}},
+}
+
+
+def trained(experiment, specs, run_dir, **options):
+    """On the landscape, in no time."""
+    out = {}
+    for spec in specs:
+        values = [r2(spec.training.model_dump(), None, seed) for seed in spec.seeds]
+        out[spec.id] = {
+            "metrics": metrics(sum(values) / len(values)),
+            "per_seed": [metrics(v) for v in values],
+            "reason": "",
+            "activity": "quiet",
+        }
+    return out
+
+
+@pytest.fixture
+def cli(root, monkeypatch):
+    """The scripts' shared part, as they import it; what it does to loggers is undone."""
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    own = logging.getLogger("flyjax")
+    before = {name: logging.getLogger(name).level for name in ("orbax", "absl", "jax._src.xla_bridge")}
+    state = own.propagate, list(own.handlers)
+    yield importlib.import_module("_cli")
+    own.propagate, own.handlers[:] = state
+    for name, level in before.items():
+        logging.getLogger(name).setLevel(level)
+
+
+@pytest.fixture
+def call(cli, tmp_path, monkeypatch, capsys):
+    """`meta_loop.py small.yaml --run run …`; gives (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
+    monkeypatch.setattr(nodes, "train_nodes", trained)
+    monkeypatch.setattr(console, "write_report", lambda run_dir: run_dir / "report.html")
+    monkeypatch.setattr(forecast, "measured_rate", lambda: forecast.Rate(1.0, "given"))
+    meta_loop = importlib.import_module("meta_loop")
+
+    def command(*arguments, config="small.yaml", run="run"):
+        monkeypatch.setattr(sys, "argv", ["meta_loop.py", config, "--run", run, *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.run(meta_loop.app)
+        out, err = capsys.readouterr()
+        return end.value.code or 0, out, err
+
+    return command
+
+
+def limits(tmp_path, run="run"):
+    events = [e for e in read_journal(tmp_path / run) if e["event"] in ("run_started", "run_resumed")]
+    return events[-1]["experiment"]["search"]
+
+
+# --- limits that were given are kept ---
+
+
+def test_a_call_that_forgets_its_limits_keeps_them(call, tmp_path):
+    given = [
+        "--set",
+        "search.max_usd=5",
+        "--set",
+        "search.max_nodes=3",
+        "--set",
+        "search.llm.model=m1",
+        "--set",
+        "search.llm.effort=low",
+    ]
+    code, out, _ = call("--proposer", "rules", *given)
+    assert (
+        code == 0
+        and "limits: max_usd=5, max_nodes=3" in out
+        and "finished: search.max_nodes=3 reached; 3 of 3 nodes" in out
+    )
+    code, out, _ = call()
+    assert code == 0 and "3 of 3 nodes" in out and "changes" not in out
+    _, plan, _ = call("--dry-run")
+    assert (
+        "limits: max_usd=5, max_nodes=3" in plan
+        and "run has begun: 3 of 3 nodes" in plan
+        and "nothing is left to train" in plan
+    )
+    # What is named counts and is told; null drops a limit; what is not named stays, key by key.
+    named = [
+        "--proposer",
+        "random",
+        "--set",
+        "search.max_usd=null",
+        "--set",
+        "search.max_nodes=5",
+        "--set",
+        "search.llm.effort=high",
+    ]
+    for dry in (["--dry-run"], []):
+        code, out, _ = call(*named, *dry)
+        out = out.replace("call would change", "call changes")
+        told = [line.strip() for line in out.splitlines() if " -> " in line and line.startswith("  search.")]
+        assert code == 0 and "run has begun; this call changes" in out
+        assert told == [
+            "search.max_usd: 5 -> none",
+            "search.max_nodes: 3 -> 5",
+            "search.proposer: rules -> random",
+            "search.llm.effort: low -> high",
+        ]
+        assert "limits: max_nodes=5" in out
+    assert "at most 2 nodes in 1 iteration left" in call(*named[2:], "--set", "search.max_nodes=7", "--dry-run")[1]
+    now = limits(tmp_path)
+    assert (now["max_usd"], now["max_nodes"], now["llm"]["model"], now["llm"]["effort"]) == (None, 5, "m1", "high")
+    call()
+    assert limits(tmp_path) == now
+
+
+def test_a_file_that_names_a_limit_changes_it(call, tmp_path):
+    call("--set", "search.max_usd=5", "--set", "search.max_nodes=3")
+    (tmp_path / "other.yaml").write_text(yaml.safe_dump({**SMALL, "search": {**SMALL["search"], "max_usd": 2}}))
+    _, out, _ = call("--set", "search.max_nodes=5", config="other.yaml")
+    assert "  search.max_usd: 5 -> 2\n" in out and limits(tmp_path)["max_usd"] == 2
+
+
+def test_a_limit_given_once_is_not_lifted_by_a_file_that_says_what_it_always_said(call, tmp_path):
+    def write(**search):
+        (tmp_path / "small.yaml").write_text(yaml.safe_dump({**SMALL, "search": {**SMALL["search"], **search}}))
+
+    write(max_usd=2, n_blocks=3)
+    call(
+        "--set",
+        "search.max_usd=0.5",
+        "--set",
+        "search.n_blocks=1",
+        "--set",
+        "search.max_nodes=2",
+        "--proposer",
+        "rules",
+    )
+    for config in ("small.yaml", "run/config.yaml", "small.yaml"):
+        for dry in (["--dry-run"], []):
+            code, out, _ = call(*dry, config=config)
+            assert code == 0 and "this call" not in out and "limits: max_usd=0.5, max_nodes=2" in out
+    call("--set", "search.max_nodes=3")
+    assert (limits(tmp_path)["max_usd"], limits(tmp_path)["n_blocks"]) == (0.5, 1)
+    # The file is changed: what it says anew counts, once, and --set counts before it.
+    write(max_usd=3, n_blocks=3)
+    assert "\n  search.max_usd: 0.5 -> 3\n" in call("--dry-run")[1]
+    assert "this call" not in call("--set", "search.max_usd=0.5")[1]
+    _, out, _ = call("--set", "search.max_usd=0.25", "--set", "search.max_nodes=4")
+    assert "  search.max_usd: 0.5 -> 0.25\n  search.max_nodes: 3 -> 4\n" in out
+    assert "this call" not in call()[1]
+    write(max_usd=4, n_blocks=3)
+    assert "\n  search.max_usd: 0.25 -> 4\n" in call()[1] and limits(tmp_path)["max_usd"] == 4
+    call("--set", "search.max_usd=null")
+    assert limits(tmp_path)["max_usd"] is None and "this call" not in call()[1]
+
+
+def test_what_is_announced_on_a_finished_run_is_kept_and_a_dry_run_keeps_nothing(call, tmp_path):
+    call("--set", "search.max_nodes=2")
+    dry, real = call("--dry-run", "--set", "search.max_usd=1")[1], call("--set", "search.max_usd=1")[1]
+    assert "run has begun; this call would change\n  search.max_usd: none -> 1\n" in dry
+    assert (
+        "run has begun; this call changes\n  search.max_usd: none -> 1\n" in real
+        and "finished: search.max_nodes=2 reached" in real
+    )
+    assert limits(tmp_path)["max_usd"] == 1
+    before = read_journal(tmp_path / "run")
+    code, out, _ = call()
+    assert code == 0 and "limits: max_usd=1, max_nodes=2" in out and read_journal(tmp_path / "run") == before
+
+
+def test_a_runs_own_config_is_one(call, tmp_path):
+    call("--set", "search.max_nodes=3")
+    assert "made_with" in yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    code, out, _ = call(config="run/config.yaml")
+    assert code == 0 and "finished: search.max_nodes=3 reached" in out
+
+
+# --- what stops a run is one line ---
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(call):
+    call("--set", "search.max_nodes=2")
+    dry, real = call("--dry-run", "--set", "search.ucb_c=2"), call("--set", "search.ucb_c=2")
+    assert dry == real and dry[0] == 2 and dry[1] == ""
+    assert (
+        dry[2]
+        == "error: the config differs from the one run began with: search.ucb_c was 1.414, is 2.0; restore it, or choose another --run\n"
+    )
+
+
+def test_a_dry_run_refuses_a_folder_that_holds_something_else(call, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: other\n")
+    dry, real = call("--dry-run"), call()
+    assert dry == real and dry[0] == 2 and "run holds config.yaml but no journal.jsonl" in dry[2]
+
+
+@pytest.mark.parametrize("run", ["afile", "afile/x", "/proc/nope"])
+def test_what_cannot_be_a_run_directory_is_one_line(call, tmp_path, run):
+    (tmp_path / "afile").write_text("")
+    for dry in ([], ["--dry-run"]) if run != "/proc/nope" else ([],):  # only trying tells of the last
+        code, _, err = call(*dry, run=run)
+        assert (
+            code == 2 and err.startswith(f"error: cannot make the run directory {run}: ") and len(err.splitlines()) == 1
+        )
+    with pytest.raises(UserError, match="cannot make the run directory"):
+        nodes.make_run_dir(tmp_path / "afile" / "x")
+
+
+@pytest.mark.parametrize("limit", ["max_calls=0", "max_tokens=0", "max_usd=0"])
+def test_a_spent_budget_is_an_error_to_a_script(call, tmp_path, monkeypatch, limit):
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    code, out, err = call("--proposer", "llm", "--set", f"search.{limit}")
+    assert code == 2 and f"search.{limit} spent; raise it to go on" in err and len(err.splitlines()) == 1
+    assert "paused: " in out and read_journal(tmp_path / "run")[-1]["event"] == "run_paused"
+
+
+@pytest.mark.parametrize("answer", ["n\n", ""])
+def test_who_does_not_approve_is_told_how_to_go_on(call, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
+    code, out, err = call("--approve")
+    assert (code, err) == (0, "") and "paused: not approved" in out and "nothing is lost" in out
+    if answer:
+        assert "the same command asks for this iteration again" in out and "run/user_input.md" in out
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n" * 4))
+    code, out, _ = call("--approve")
+    assert code == 0 and "finished: 2 blocks done; 8 nodes" in out
+
+
+def test_a_pause_says_what_was_spent(call, monkeypatch):
+    monkeypatch.setattr(
+        nodes,
+        "train_nodes",
+        in_one_line()(lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))),
+    )
+    code, out, err = call()
+    assert code == 2 and out.splitlines()[-1].startswith("paused after 0 nodes, ")
+    assert err == "error: the disk is full: nothing is lost; make room and run the same command again\n"
+
+
+ORBAX = "RESOURCE_EXHAUSTED: Error writing \"x/0\" in OCDBT database: Failed to write 812374 bytes to file 11: No space left on device [os_error_code='28']"
+
+REFUSED = 'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to write "a/b": Permission denied [os_error_code=\'13\']'
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (ValueError(ORBAX), "the disk is full: nothing is lost"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), "the disk is full (a/b): nothing is lost"),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 400000000000000 bytes.\nmore"),
+            "out of memory (Out of memory allocating 4",
+        ),
+        (RuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY"), "out of memory (INTERNAL: CUDA_ERROR_OUT_OF_MEMORY)"),
+        (MemoryError(), "out of memory (MemoryError)"),
+        (ValueError(REFUSED), "cannot use a file (PERMISSION_DENIED: Error writing"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "cannot use a/b (Is a directory)"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot use a file ([Errno 30] Read-only file system)"),
+    ],
+)
+def test_what_the_machine_runs_out_of_is_one_line(cli, capsys, error, told):
+    def app(standalone_mode):
+        raise error
+
+    assert mendable(error).startswith(told) and "\n" not in mendable(error)
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(app)
+    assert capsys.readouterr().err.startswith(f"error: {told}")
+    with pytest.raises(UserError, match="and run the same command again"), in_one_line():
+        raise error
+
+
+def test_trainings_that_run_out_of_memory_say_so_in_one_line(tmp_path, monkeypatch):
+    def too_much(*arguments):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 400 bytes.")
+
+    monkeypatch.setattr(nodes, "learner_for", too_much)
+    for work in (
+        lambda: nodes.train_nodes(parse_experiment(SMALL), [], tmp_path),
+        lambda: train_sweep(None, [Training()], [[0]], too_much),
+    ):
+        with pytest.raises(
+            UserError, match="out of memory .* fewer candidates or a smaller model.width; --dry-run shows what fits"
+        ):
+            work()
+
+
+def test_a_file_that_refuses_is_one_line_and_a_bug_stays_a_traceback(cli, capsys):
+    def app(standalone_mode):
+        raise PermissionError(errno.EACCES, "Permission denied", "results.csv")
+
+    def bug(standalone_mode):
+        raise ValueError("a bug")
+
+    with pytest.raises(SystemExit, match="2"):
+        cli.run(app)
+    assert (
+        capsys.readouterr().err
+        == "error: cannot use results.csv (Permission denied): mend it and run the same command again, or name another place\n"
+    )
+    with pytest.raises(ValueError, match="a bug"):
+        cli.run(bug)
+    with pytest.raises(KeyError), in_one_line():
+        raise KeyError("x")
+    for other in (
+        ValueError("Failed to write x"),
+        PermissionError(errno.EACCES, "a socket's"),
+        FileNotFoundError(errno.ENOENT, "none", "x"),
+        OSError("truncated"),
+    ):
+        assert mendable(other) is None
+
+
+def test_a_warning_is_printed_once(cli, capsys):
+    root = logging.StreamHandler(sys.stderr)  # as libraries add one
+    logging.getLogger().addHandler(root)
+    try:
+        cli.quiet_libraries()
+        cli.quiet_libraries()
+        logging.getLogger("flyjax.training.checkpoint").warning("checkpoint 5 cannot be read")
+    finally:
+        logging.getLogger().removeHandler(root)
+    assert capsys.readouterr().err == "checkpoint 5 cannot be read\n"
+
+
+# --- how far it has come ---
+
+
+def test_after_an_iteration_a_line_says_what_is_done_spent_and_left(call, tmp_path):
+    call("--set", "search.max_nodes=3")
+    with Journal(tmp_path / "run") as journal:
+        journal.append(
+            "run_paused", reason="x", usage={"calls": 3, "input_tokens": 80_000, "output_tokens": 4_210, "usd": 0.41}
+        )
+    _, out, _ = call("--set", "search.max_nodes=7", "--set", "search.max_usd=2", "--set", "search.max_calls=9")
+    money = "3 of 9 calls, 84,210 tokens, $0.41 of $2 paid"
+    told = [line for line in out.splitlines() if line.startswith("  so far ")]
+    assert (
+        told[0].startswith(f"  so far 3 of 7 nodes, {money}, ")
+        and "; at most 4 nodes in 2 iterations left, about" in told[0]
+    )
+    assert (
+        told[1].startswith(f"  so far 5 of 7 nodes, {money}, ")
+        and "; at most 2 nodes in 1 iteration left, about" in told[1]
+    )
+    assert told[-1].startswith(f"  so far 7 of 7 nodes, {money}, ") and told[-1].endswith(" worked")
+    assert f"finished: 2 blocks done; 7 of 7 nodes, {money}, " in out.splitlines()[-1]
+
+
+def test_without_a_terminal_a_line_is_printed_now_and_then():
+    now, said = [0.0], []
+    lines = Lines(said.append, "block 1, iteration 2/3", 60, lambda: now[0])
+
+    def chunk(at, steps):
+        now[0] = at
+        lines.update(Progress(0, 1, steps, 64_000, 0.0123, 0), "steps, loss 0.0123")
+
+    lines.stage("compiling")
+    chunk(20, 2_000)
+    chunk(59, 4_000)
+    assert said == [], "what is short says nothing"
+    for at in range(65, 200, 5):
+        chunk(at, 4_000 + 200 * at)
+    assert len(said) == 3 and said[0].startswith(
+        "  block 1, iteration 2/3: 17,000 of 64,000 steps, loss 0.0123, about "
+    )
+    assert said[0].endswith("2.4 min left")
+    now[0] = 300
+    lines.stage("judging node 3")
+    assert said[-1] == "  block 1, iteration 2/3: judging node 3"
+
+
+def test_progress_reaches_a_file_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(console, "EVERY_S", 0)
+    with (tmp_path / "log").open("w") as file:
+        monkeypatch.setattr(sys, "stdout", file)
+        with console.Console().training_bar("block 1") as (on_progress, on_stage):
+            on_stage("simulating")
+            on_progress(Progress(0, 1, 250, 1_000, 0.5, 0))
+            assert (tmp_path / "log").read_text() == "  block 1: simulating\n  block 1: 250 of 1,000 steps, loss 0.5\n"

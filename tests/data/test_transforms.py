@@ -1,0 +1,157 @@
+"""Recordings in parts, lesions, and what is kept of a recording on disk."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from support.true_learner import TrueLearner
+
+from flyjax import circuit, simulation
+from flyjax.circuit import Parameters
+from flyjax.config import Simulation
+from flyjax.data.recording import load_recording, record
+from flyjax.data.transforms import concatenate, lesioned
+from flyjax.recovery.lesion import lesion_metrics
+from flyjax.recovery.rollout import rollout, rollout_metrics
+from flyjax.utils import array_store
+from flyjax.utils.errors import UserError
+
+FLY = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=50, n_test_frames=50)
+
+
+def sim(**changes):
+    return FLY.model_copy(update=changes)
+
+
+@pytest.fixture(scope="module")
+def fly():
+    c = circuit.build_connectome(0)
+    rng = np.random.default_rng(0)
+    weight = (c.sign * rng.lognormal(0, 0.5, c.n_edges) * 0.05).astype(np.float32)
+    tau = rng.uniform(0.02, 0.2, c.n_neurons).astype(np.float32)
+    return dict(connectome=c, parameters=Parameters(weight, tau, np.full(c.n_neurons, 0.3, np.float32)))
+
+
+def test_parts_follow_each_other_and_no_pair_spans_a_border(fly):
+    rec = record(sim(n_frames=150, n_recordings=3), 0.05, **fly)
+    assert [(s.start, s.stop) for s in rec.spans] == [(0, 50), (50, 100), (100, 150)]
+    grey = simulation.steady_state(fly["connectome"], fly["parameters"])
+    np.testing.assert_array_equal(rec.voltage[[0, 50, 100]], np.stack([grey] * 3))
+    step = np.diff(rec.voltage, axis=0) - 0.02 * rec.derivative[:-1]
+    assert np.abs(step[[49, 99]]).max() > 0.4  # a jump, which belongs to no pair
+    assert abs(np.delete(step, [49, 99], axis=0).std() - 0.05) < 0.003
+    alone = record(FLY, 0.05, **fly)
+    np.testing.assert_array_equal(rec.voltage[:50], alone.voltage)
+    assert np.abs(rec.luminance[50:100] - rec.luminance[:50]).mean() > 0.05
+    assert len({part.seed for part in rec.parts}) == 3
+    assert len(record(sim(n_recordings=3), 0.05, "test", **fly).spans) == 1
+
+
+def test_joined_recordings_are_what_they_were(fly, tmp_path):
+    noisy = sim(measurement_noise_level=0.03)
+    single = [record(noisy, 0.05, seed=k, **fly) for k in (0, 1)]
+    single.append(record(noisy.model_copy(update=dict(visual_input_type="scenes_edges")), 0.05, **fly))
+    joined = concatenate([concatenate(single[:2]), single[2]])
+    assert joined.visual_input_type == "scenes_texture+scenes_edges" and joined.n_frames == 150
+    for name in ("voltage", "luminance", "derivative"):
+        np.testing.assert_allclose(getattr(joined, name), np.concatenate([getattr(r, name) for r in single]), atol=1e-4)
+    index = np.array([49, 50, 149, 3])
+    fresh = dataclasses.replace(joined)
+    np.testing.assert_allclose(fresh.pairs(index)[2], joined.derivative[index], atol=1e-4)
+    joined.save(tmp_path / "a")
+    again = load_recording(tmp_path / "a")
+    assert again.parts == joined.parts and again.fingerprint == joined.fingerprint != single[0].fingerprint
+    np.testing.assert_array_equal(again.derivative, joined.derivative)
+
+
+def test_recordings_that_do_not_fit_are_not_joined(fly):
+    rec = record(FLY, 0.05, **fly)
+    other = dict(fly, parameters=fly["parameters"]._replace(v_rest=np.zeros(65, np.float32)))
+    cases = {
+        "delta_t": record(sim(delta_t=0.01), 0.05, **fly), "noise_model_level": record(FLY, 0.1, **fly),
+        "split": record(FLY, 0.05, "test", **fly), "different circuits": record(FLY, 0.05, **other),
+    }  # fmt: skip
+    for message, wrong in cases.items():
+        with pytest.raises(UserError, match=message):
+            concatenate([rec, wrong])
+    with pytest.raises(UserError, match="at least one"):
+        concatenate([])
+
+
+def test_a_rollout_starts_again_in_each_part(fly):
+    tests = [record(sim(test_visual_input_type=name), 0.0, "test", **fly) for name in ("scenes_flow", "scenes_edges")]
+    joined = concatenate(tests)
+    learner = TrueLearner(fly["connectome"])
+    run = rollout(learner, learner.params(joined), joined)
+    np.testing.assert_allclose(run.voltage, joined.voltage, atol=1e-4)
+    metrics = rollout_metrics(run, joined)
+    assert metrics.values["test_frames"] == 98 and metrics.values["test_R2"] > 0.9999
+    # Run through, the second part would begin where the first ended.
+    through = rollout(learner, learner.params(joined), dataclasses.replace(joined, parts=()))
+    assert np.abs(through.voltage[50] - joined.voltage[50]).max() > 0.01
+
+
+@pytest.mark.parametrize("told", [{}, {"null_edges": 0.5, "removed_edges": 0.1}])
+def test_a_lesion_cuts_fly_and_learner_alike(fly, told):
+    whole = record(sim(**told), 0.05, **fly)
+    recording, kept = lesioned(whole, 0.5, seed=2)
+    c, known = fly["connectome"], whole.connectome
+    assert recording.connectome is known and recording.split == "test" and kept.shape == (known.n_edges,)
+    true_weight = np.asarray(recording.truth[1].weight)
+    assert (true_weight == 0).sum() == round(0.5 * c.n_edges)
+    weight_of = dict(zip(zip(c.senders.tolist(), c.receivers.tolist()), true_weight.tolist()))
+    for k, pair in enumerate(zip(known.senders.tolist(), known.receivers.tolist())):
+        assert kept[k] == (pair not in weight_of or weight_of[pair] != 0)
+        assert recording.parameters.weight[k] == weight_of.get(pair, 0.0)
+    intact = record(sim(**told), 0.0, "test", **fly)
+    assert np.abs(intact.voltage - recording.voltage).max() > 1e-2
+    if not told:
+        learner = TrueLearner(c)
+        params = learner.params(whole)
+        assert lesion_metrics(learner, params, whole, 0.5, seed=2)[0].values["lesion_R2"] > 0.9999
+        assert rollout_metrics(rollout(learner, params, recording), recording).values["test_R2"] < 0.999
+    assert not np.array_equal(lesioned(whole, 0.5, seed=3).kept, kept) and lesioned(whole, 0.0).kept.all()
+    with pytest.raises(UserError, match="share"):
+        lesioned(whole, 1.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"measurement_noise_level": 0.02, "n_recordings": 2, "store_derivative": True}]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_written_chunk_by_chunk_is_the_same(fly, tmp_path, monkeypatch, dtype, changes):
+    monkeypatch.setattr(
+        array_store, "_CHUNK_BYTES", 11 * 65 * 4
+    )  # rows of several pieces in one chunk, and the reverse
+    simulation = sim(voltage_dtype=dtype, **changes)
+    written = record(simulation, 0.05, store=tmp_path / "a", chunk=7, **fly)
+    memory = record(simulation, 0.05, **fly)
+    tolerance = 2e-6 if dtype == "float32" else 2e-3
+    np.testing.assert_allclose(written.voltage, memory.voltage, atol=tolerance)
+    np.testing.assert_allclose(written.final, memory.final, atol=2e-6)
+    assert written.voltage.dtype == np.float32 and written.parts == memory.parts
+    stored = array_store.read_store(tmp_path / "a")[0]
+    assert stored["voltage"].dtype == dtype and ("derivative" in stored) == simulation.store_derivative
+    # Targets are those of the voltages that are kept, not of those before rounding.
+    computed = dataclasses.replace(written).derivative
+    np.testing.assert_allclose(written.derivative, computed, atol=2e-4)
+    memory.save(tmp_path / "b")
+    again = load_recording(tmp_path / "b")
+    np.testing.assert_array_equal(again.voltage, memory.voltage)
+    np.testing.assert_array_equal(again.derivative, memory.derivative)
+    test = record(simulation, 0.05, "test", store=tmp_path / "t", **fly)
+    np.testing.assert_array_equal(test.voltage, record(FLY, 0.05, "test", **fly).voltage)
+
+
+def test_a_recording_that_fails_leaves_no_store(fly, tmp_path):
+    wild = dict(fly, parameters=fly["parameters"]._replace(weight=np.full(fly["connectome"].n_edges, 50, np.float32)))
+    with pytest.raises(UserError, match="diverged"):
+        record(sim(n_frames=400), 0.0, store=tmp_path / "a", **wild)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_fade_in_starts_as_the_simulator_does(fly):
+    rec = record(sim(initial="fade_in"), 0.0, **fly)
+    after = simulation.simulate(*fly.values(), rec.luminance, initial="fade_in")
+    np.testing.assert_allclose(rec.voltage[1:], after[:-1], atol=1e-5)
+    assert np.abs(rec.initial - record(FLY, 0.0, **fly).initial).max() > 1e-3

@@ -1,0 +1,239 @@
+"""The report against fabricated runs: every number has to come from the journal, no text may act."""
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from html import unescape
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from support.made_up_run import DIFF, Maker, metrics, two_blocks
+
+from flyjax.config import parse_experiment
+from flyjax.report.html import write_report
+from flyjax.report.run_view import Run
+from flyjax.search.journal.journal import fold, read_journal
+from flyjax.search.loop import run_loop
+from flyjax.search.policy import ucb
+from flyjax.search.proposers.rules import RulesProposer
+from flyjax.utils.errors import UserError
+
+
+@pytest.fixture()
+def made(tmp_path):
+    return two_blocks(tmp_path / "run")
+
+
+class Page(HTMLParser):
+    """Elements of a page, for questions that a search for strings cannot answer."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.ids, self.links, self.open = [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        self.tags.append((tag, a))
+        if "id" in a:
+            self.ids.append(a["id"])
+        if tag == "a":
+            self.links.append(a.get("href", ""))
+        if tag not in ("meta", "img", "br", "link", "input"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, f"</{tag}> closes something else"
+
+
+def text_of(path):
+    return path.read_text(encoding="utf-8")
+
+
+def rows_of(page_text):
+    """Cells of the table of nodes by node id: {id: {heading: data-value}}."""
+    table = page_text.split('id="table-of-nodes"')[1].split("</table>")[0]
+    heads = re.findall(r"<button[^>]*>([^<]*)</button>", table)
+    out = {}
+    for chunk in re.findall(r'<tr id="node-(\d+)".*?</tr>', table, re.S):
+        body = re.search(rf'<tr id="node-{chunk}".*?</tr>', table, re.S)[0]
+        out[int(chunk)] = dict(
+            zip(heads, map(unescape, re.findall(r'<td[^>]*data-value="([^"]*)"', body)), strict=True)
+        )
+    return out
+
+
+def test_page_is_well_formed_and_loads_nothing(made):
+    path = write_report(made)
+    assert path == made / "report.html" and not list(made.glob(".report.*"))
+    text = text_of(path)
+    page = Page(text)
+    assert page.open == []
+    assert len(set(page.ids)) == len(page.ids)
+    for link in page.links:
+        assert link.startswith("#") and link[1:] in page.ids, link
+    for tag, attributes in page.tags:
+        assert tag not in ("link", "iframe", "object", "embed", "base", "form")
+        assert "srcset" not in attributes and not any(k.startswith("on") for k in attributes)
+        if "src" in attributes:
+            assert attributes["src"].startswith("data:image/")
+    assert "url(" not in text and "@import" not in text and not re.search(r"https?://", text)
+
+
+def test_texts_of_a_run_cannot_act(made):
+    text = text_of(write_report(made))
+    assert text.count("<script") == 1 and "<img src=x" not in text
+    assert "&lt;script&gt;alert" in text and "{{ 7*7 }}" in text
+    script = re.search(r"<script>(.*?)</script>", text, re.S)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    # The policy admits the page's own script and no other.
+    assert f"script-src 'sha256-{digest}'" in text.replace("&#39;", "'")
+
+
+def test_rows_agree_with_the_journal(made):
+    shown, state = rows_of(text_of(write_report(made))), fold(read_journal(made))
+    assert sorted(shown) == sorted(state.nodes) == list(range(26))
+    for i, node in state.nodes.items():
+        row = shown[i]
+        assert row["parent"] == str(node.parent) and row["strategy"] == node.strategy
+        value = (node.metrics or {}).get("connectivity_R2")
+        assert row["W R²"] == ("" if value is None else str(value))
+        assert row["reward"] == ("" if node.reward is None else str(node.reward))
+    assert shown[5]["status"] == "failed" and shown[24]["status"] == "running"
+    assert shown[4]["mutation"] == "batch_size: 1 -> 4"
+    assert shown[8]["mutation"] == "none (same configuration)"
+    assert float(shown[4]["min"]) == 0.91
+
+
+def test_failures_reasons_edits_and_instructions_are_told(made):
+    text = text_of(write_report(made))
+    assert "loss was not finite at step 40 &lt;b&gt;" in text
+    assert 'title="the learned values are constant"' in text
+    assert "slot 2: parent 99 is unknown" in text and "replaced by the rules" in text
+    assert "learning_rate_start 7 is outside its range" in text
+    assert "try noise 0.1" in text and "noise helps" in text and "branching rate 0 %" in text
+    assert '<span class="add">+| new &lt;b&gt;row |</span><span class="del">-old row</span>' in text
+    assert "No changes needed" not in text
+    assert "stimulus DAVIS is not on that machine: scenes_1 stands in" in text
+    assert "abc1234" in text and "9.9.9" in text
+    assert "$0 (rules)" in text and "ground-truth" in text
+
+
+def test_no_changes_needed_has_its_reason(tmp_path):
+    m = Maker(tmp_path)
+    m.train(1, 1, [("root", {}, "root")], results=[metrics(0.5)])
+    m.choose(0)
+    m.journal.append("protocol_edited", block=1, by="user", protocol="x", reason="edited by hand", diff=DIFF)
+    m.end_block(1, "all three numbers are fine")
+    m.journal.append("run_finished", reason="all blocks done")
+    text = text_of(write_report(tmp_path))
+    # What people changed is no edit of the search.
+    assert "Protocol edited by hand" in text
+    assert "No changes needed" in text and "all three numbers are fine" in text
+    assert 'class="pill finished"' in text and "all blocks done" in text
+
+
+@pytest.mark.parametrize("stage", ["begun", "training", "all failed", "paused"])
+def test_runs_without_a_finished_node(tmp_path, stage):
+    m = Maker(tmp_path)
+    if stage != "begun":
+        result = "running" if stage == "training" else "out of memory"
+        m.train(1, 1, [("root", {}, "root"), ("root", {"batch_size": 2}, "exploit")], results=[result] * 2)
+    if stage == "paused":
+        m.journal.append("run_paused", reason="the budget is spent", usage={})
+    text = text_of(write_report(tmp_path))
+    assert Page(text).open == []
+    assert "No node has finished" in text
+    assert ("out of memory" in text) == (stage in ("all failed", "paused"))
+    assert (stage == "paused") == ("the budget is spent" in text)
+
+
+def test_missing_and_broken_figures(made):
+    folder = made / "nodes" / "0013" / "figures"
+    (folder / "activity.png").write_bytes(b"\x89PNG\r\n\x1a\n broken")
+    text = text_of(write_report(made))
+    assert 'alt="node 13: recovery"' in text and 'alt="node 13: activity"' not in text
+    assert "No figures of node 0." in text
+
+
+def test_figures_are_whole_or_smaller_never_distorted(made):
+    m_folder = made / "nodes" / "0013" / "figures"
+    Image.new("RGB", (3000, 1500), "white").save(m_folder / "recovery.png")
+    text = text_of(write_report(made))
+    uris = re.findall(r'src="data:image/(\w+);base64,([^"]+)" alt="node 13: recovery"', text)
+    assert len(uris) == 2  # best of its block, and in the gallery
+    for _, data in uris:
+        width, height = Image.open(io.BytesIO(base64.b64decode(data))).size
+        assert width in (1600, 760) and width == 2 * height
+
+
+def test_a_blind_search_says_so_and_shows_both(tmp_path):
+    m = Maker(tmp_path, objective="blind")
+    m.train(1, 1, [("root", {}, "root"), ("root", {"batch_size": 2}, "exploit")], results=[metrics(0.6), metrics(0.3)])
+    m.choose(1)
+    text, run = text_of(write_report(tmp_path)), Run(tmp_path)
+    assert run.best.id == 1 and run.truth_metric == "connectivity_R2"
+    assert "test_R2, best: " in text and "its connectivity_R2" in text and "<b>blind</b>" in text
+
+
+@pytest.mark.parametrize("damage", ["absent", "empty", "other"])
+def test_no_run_is_one_clear_line(tmp_path, damage):
+    if damage == "empty":
+        (tmp_path / "journal.jsonl").touch()
+    if damage == "other":
+        (tmp_path / "journal.jsonl").write_text("no json\n" + json.dumps({"event": "x"}) + "\n")
+    with pytest.raises(UserError) as caught:
+        write_report(tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_measures_shown_are_those_of_the_tree(made):
+    text, state = text_of(write_report(made)), fold(read_journal(made))
+    found = ucb.measure(state, 1)
+    blocks = text.split('<section id="blocks">')[1]
+    assert f"<b>{100 * found.branching:.0f} %</b>" in blocks and f"<b>{100 * found.improvement:.0f} %</b>" in blocks
+    assert f"<b>{ucb.noise_floor(state, 1):.4f}</b>" in blocks
+
+
+def test_report_of_a_run_of_the_real_loop(tmp_path, root):
+    def evaluate(plan):
+        # Best at noise 0.1 and batch 4; one seed.
+        def r2(c):
+            return max(0.0, 0.95 - 3 * abs(c["noise_model_level"] - 0.1) - 0.05 * (4 - c["batch_size"]))
+
+        return {n.id: {"metrics": metrics(r2(n.config)), "activity": "lively"} for n in plan.nodes}
+
+    made_up = parse_experiment(
+        {"name": "real-loop", "search": {"n_iter_block": 3, "n_blocks": 2, "n_candidates": 3, "proposer": "rules"}}
+    )
+    outcome = run_loop(made_up, tmp_path, evaluate, RulesProposer(made_up), protocol_template=root / "protocol.md")
+    text = text_of(write_report(tmp_path))
+    page, shown = Page(text), rows_of(text)
+    assert page.open == [] and sorted(shown) == sorted(outcome.state.nodes) and len(shown) == 18
+    assert 'class="pill finished"' in text and "2 blocks done" in text and "$0 (rules)" in text
+    for block in (1, 2):
+        assert outcome.state.blocks[block].ended["summary"] in unescape(text)
+        assert outcome.state.blocks[block].ended["edit"]["reason"] in unescape(text)
+    best = max(n.reward for n in outcome.state.nodes.values())
+    assert f"<b>{best:.3f}</b>" in text
+
+
+def test_command_line(made, root):
+    def call(*args):
+        return subprocess.run(
+            [sys.executable, str(root / "scripts" / "report.py"), *args], capture_output=True, text=True
+        )
+
+    done = call(str(made), "--csv", str(made / "nodes.csv"))
+    assert done.returncode == 0 and (made / "report.html").exists(), done.stderr
+    assert len((made / "nodes.csv").read_text().splitlines()) == 27
+    lost = call(str(made / "nowhere"))
+    assert lost.returncode == 2 and len(lost.stderr.strip().splitlines()) == 1 and "journal.jsonl" in lost.stderr
+    told = call("--help")
+    assert told.returncode == 0 and "runs/quickstart --open" in told.stdout

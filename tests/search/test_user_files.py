@@ -1,0 +1,164 @@
+"""user_input.md: what people write is heard wherever they write it, and none of it is lost."""
+
+import json
+
+import pytest
+from support.search_landscape import TEMPLATE, experiment
+
+from flyjax.search import sanitize
+from flyjax.search.journal.journal import State, fold, read_journal
+from flyjax.search.loop import revert_protocol, run_loop
+from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.protocol.revision import BRANCH_ROW
+from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, without_key, write_text
+
+READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))
+
+
+@pytest.fixture
+def path(tmp_path):
+    acknowledge(tmp_path, READ)
+    return tmp_path / "user_input.md"
+
+
+def test_the_file_as_we_write_it_holds_nothing_pending(tmp_path, path):
+    assert pending_input(tmp_path, READ) == ""
+    before = path.read_bytes()
+    acknowledge(tmp_path, READ)
+    assert path.read_bytes() == before
+
+
+def test_what_is_appended_is_heard_and_stays_until_it_is_read(tmp_path, path):
+    with open(path, "a") as file:
+        file.write("try noise 0.1\n\nand batch 4\n")
+    assert pending_input(tmp_path, READ) == "try noise 0.1\n\nand batch 4"
+    acknowledge(tmp_path, READ)  # a resume in between
+    assert pending_input(tmp_path, READ) == "try noise 0.1\n\nand batch 4"
+    text = path.read_text()
+    assert text.index("## Pending") < text.index("try noise 0.1") < text.index("## Acknowledged")
+    heard = State(acknowledged=(*READ.acknowledged, (3, "try noise 0.1\n\nand batch 4")))
+    acknowledge(tmp_path, heard, just_read="try noise 0.1\n\nand batch 4")
+    assert pending_input(tmp_path, heard) == "" and path.read_text().count("try noise 0.1") == 1
+
+
+def test_every_place_counts_and_what_comes_meanwhile_stays(tmp_path, path):
+    text = path.read_text()
+    path.write_text("At the top.\n" + text.replace("## Pending\n", "## Pending\n\nIn its place.\n") + "At the end.\n")
+    read = pending_input(tmp_path, READ)
+    assert read == "In its place.\n\nAt the end.\n\nAt the top."
+    with open(path, "a") as file:
+        file.write("Later.\n")
+    acknowledge(tmp_path, READ, just_read=read)
+    assert pending_input(tmp_path, READ) == "Later."
+
+
+def test_a_changed_line_was_not_read(tmp_path, path):
+    path.write_text(path.read_text().replace("## Pending\n", "## Pending\n\ndo not try noise\n"))
+    acknowledge(tmp_path, READ, just_read="try noise")
+    assert pending_input(tmp_path, READ) == "do not try noise"
+
+
+def test_a_kill_between_journal_and_file_with_appended_text(tmp_path, path):
+    with open(path, "a") as file:
+        file.write("try noise 0.1\n")
+    journaled = State(acknowledged=(*READ.acknowledged, (3, "try noise 0.1")))
+    acknowledge(tmp_path, journaled)
+    assert pending_input(tmp_path, journaled) == "" and "- iteration 3: try noise 0.1" in path.read_text()
+
+
+def test_a_long_text_is_read_in_pieces(tmp_path, path):
+    path.write_text("x" * MAX_INPUT + "rest")
+    read = pending_input(tmp_path, READ)
+    acknowledge(tmp_path, READ, just_read=read)
+    assert pending_input(tmp_path, READ) == "rest"
+
+
+def test_latin_1_and_windows_text_is_kept(tmp_path, path):
+    with open(path, "ab") as file:
+        file.write("größer à la 0,1\r\n".encode("latin-1"))
+        file.write("größer\r\n".encode())
+    assert pending_input(tmp_path, READ) == "größer à la 0,1\ngrößer"
+    acknowledge(tmp_path, READ)
+    assert "größer à la 0,1\ngrößer" in path.read_text("utf-8") and "\ufffd" not in path.read_text("utf-8")
+    path.write_bytes(b"\xef\xbb\xbfHello.")
+    assert pending_input(tmp_path, READ) == "Hello."
+
+
+def test_a_link_stays_a_link(tmp_path):
+    run, real = tmp_path / "run", tmp_path / "notes.md"
+    run.mkdir()
+    real.write_text("Hello.")
+    (run / "user_input.md").symlink_to(real)
+    acknowledge(run, State())
+    assert (run / "user_input.md").is_symlink() and "## Pending\n\nHello." in real.read_text()
+    write_text(run / "user_input.md", "x")
+    assert real.read_text() == "x" and [p.name for p in tmp_path.iterdir()] in (
+        ["run", "notes.md"],
+        ["notes.md", "run"],
+    )
+
+
+def test_a_key_is_taken_out_and_a_word_is_not(monkeypatch):
+    for length in (sanitize.MIN_SECRET, sanitize.MIN_SECRET - 1, 1):
+        key = "k" * length
+        shown = "[redacted]" if length == sanitize.MIN_SECRET else key
+        monkeypatch.setenv("ANTHROPIC_API_KEY", f" {key}\n")
+        assert without_key(f"a {key} b") == f"a {shown} b"
+
+
+# --- protocol.md of an older run ---
+
+DEFAULT = "| Default |"
+FORMER = f"| best R2 < 0.5 | **explore** | \u26a0\ufe0f W<tau, by the parent selection rules {'x' * 500} |"  # the guard was milder then
+
+
+@pytest.fixture
+def older(tmp_path):
+    """(go on, its run directory): a run stopped in its second block, whose rules were given FORMER before the first."""
+    exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
+
+    def go(stop=0):
+        def trainer(plan):
+            if plan.block == stop:
+                raise KeyboardInterrupt
+            return {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}
+
+        run_loop(exp, tmp_path, trainer, RulesProposer(exp), protocol_template=TEMPLATE)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=2)
+    events = read_journal(tmp_path)
+    for event in events:
+        if "protocol" in event:
+            event["protocol"] = event["protocol"].replace(DEFAULT, f"{FORMER}\n{DEFAULT}", 1)
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
+    (tmp_path / "protocol.md").unlink()
+    return go, tmp_path
+
+
+def test_an_older_run_goes_on_and_its_rules_are_edited_and_restored(older):
+    go, run_dir = older
+    path = run_dir / "protocol.md"
+    with pytest.raises(KeyboardInterrupt):
+        go(stop=2)
+    assert FORMER in path.read_text("utf-8")
+    path.write_text(
+        path.read_text("utf-8").replace(FORMER, f"{FORMER}\n| best R2 < 0.4 | **explore** | blue |"), "utf-8"
+    )
+    go()
+    by = [e["by"] for e in fold(read_journal(run_dir)).edits]
+    assert by == ["rules", "user", "rules"] and FORMER in path.read_text("utf-8")
+    for _ in by:
+        revert_protocol(run_dir)
+    assert path.read_text("utf-8") == fold(read_journal(run_dir)).protocols[0] and FORMER in path.read_text("utf-8")
+    assert BRANCH_ROW not in path.read_text("utf-8").split("## END")[0]
+
+
+def test_what_an_edit_took_away_comes_back_with_the_version_before_it(older):
+    go, run_dir = older
+    (run_dir / "protocol.md").write_text(fold(read_journal(run_dir)).protocol.replace(FORMER + "\n", ""), "utf-8")
+    go()
+    assert FORMER not in (run_dir / "protocol.md").read_text("utf-8")
+    revert_protocol(run_dir)
+    revert_protocol(run_dir)
+    assert FORMER in (run_dir / "protocol.md").read_text("utf-8")

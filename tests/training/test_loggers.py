@@ -1,0 +1,160 @@
+"""What is watched can be read back, by us and by the viewers it is written for."""
+
+import json
+import struct
+import sys
+import types
+
+import pytest
+
+from flyjax.training.loggers import History, make_watcher, read_history
+from flyjax.utils.errors import UserError
+from flyjax.utils.jsonl import open_lines, write_line
+
+LANES = {"node_0001/seed_7": {"batch_size": 4}, "node_0002/seed_8": {"batch_size": 1}}
+
+
+def tell(watcher):
+    watcher.start(LANES)
+    for step in (250, 500):
+        watcher.log(step, "node_0001/seed_7", {"loss": 1000.0 / step, "connectivity_R2": None if step == 250 else 0.5})
+    watcher.log(250, "node_0002/seed_8", {"loss": float("nan"), "total": 3.0})
+    watcher.close()
+
+
+def test_history_holds_what_was_told(tmp_path):
+    tell(make_watcher((), tmp_path, "test"))
+    assert read_history(tmp_path / "history.jsonl") == {
+        "node_0001/seed_7": [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 2.0, "connectivity_R2": 0.5}],
+        "node_0002/seed_8": [{"step": 250, "total": 3.0}],
+    }
+    assert "NaN" not in (tmp_path / "history.jsonl").read_text()
+
+
+def test_history_outlives_a_kill(tmp_path):
+    path = tmp_path / "history.jsonl"
+    tell(History(path))
+    path.write_text(path.read_text() + '{"lane": "node_0001/seed_7", "st')  # killed in the middle of a line
+    again = History(path)
+    again.start(LANES)
+    again.log(500, "node_0001/seed_7", {"loss": 1.5})  # gone back to a checkpoint
+    again.close()
+    assert read_history(path)["node_0001/seed_7"] == [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 1.5}]
+    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert len(whole) == 4 and all(json.loads(line) for line in whole)
+
+
+@pytest.mark.parametrize(
+    "left, kept",
+    [
+        (b"", 0),
+        (b'{"a": 1}\n', 1),
+        (b'{"a": 1}\n{"a"', 1),
+        (b'{"a": 1}', 1),
+        (b'{"a"', 0),
+        (b'{"a": 1}\n{"b": "\xc3', 1),
+    ],
+)
+def test_what_is_added_to_a_torn_file_is_a_line_of_its_own(tmp_path, left, kept):
+    path = tmp_path / "x" / "lines.jsonl"
+    path.parent.mkdir()
+    path.write_bytes(left)
+    for n in (2, 3):
+        with open_lines(path) as file:
+            write_line(file, {"a": n})
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1] * kept + [2, 3]
+
+
+def test_a_torn_line_longer_than_a_read_is_cut_whole(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"a": 1}\n{"a": "' + "x" * 200_000)
+    with open_lines(path) as file:
+        write_line(file, {"a": 2})
+    assert path.read_text() == '{"a": 1}\n{"a": 2}\n'
+
+
+def test_tensorboard_files_hold_the_same(tmp_path):
+    event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
+    tell(make_watcher(["tensorboard"], tmp_path, "test"))
+    read = {}
+    for path in (tmp_path / "tensorboard").rglob("events.out.tfevents.*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):  # records of length, checksum, content, checksum
+            (size,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
+            at += 16 + size
+            for value in event.summary.value:
+                lane = path.parent.relative_to(tmp_path / "tensorboard").as_posix()
+                read[lane, value.tag, event.step] = value.simple_value
+    assert read == {
+        ("node_0001/seed_7", "loss", 250): 4.0,
+        ("node_0001/seed_7", "loss", 500): 2.0,
+        ("node_0001/seed_7", "connectivity_R2", 500): 0.5,
+        ("node_0002/seed_8", "total", 250): 3.0,
+    }
+
+
+@pytest.mark.parametrize(
+    "viewer, package", [("tensorboard", "tensorboardX"), ("wandb", "wandb"), ("trackio", "trackio")]
+)
+def test_a_missing_viewer_names_its_remedy(tmp_path, monkeypatch, viewer, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=f"--log {viewer} needs the package {package}: pip install {package}") as error:
+        make_watcher([viewer], tmp_path, "test")
+    assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
+
+
+def test_an_unknown_viewer_names_the_nearest(tmp_path):
+    with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
+        make_watcher(["tensorbord"], tmp_path, "test")
+
+
+class Settings:
+    """As wandb's: no dictionary, but it can be added to."""
+
+    def __init__(self, settings):
+        self.known = dict(settings)
+
+    def update(self, settings):
+        self.known |= settings
+
+
+@pytest.mark.parametrize("viewer", ["wandb", "trackio"])
+def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
+    calls = []
+    fake = types.SimpleNamespace(
+        init=lambda **k: calls.append(("init", k)),
+        log=lambda values: calls.append(("log", values)),
+        finish=lambda: calls.append(("finish",)),
+    )
+    monkeypatch.setitem(sys.modules, viewer, fake)
+    tell(make_watcher([viewer], tmp_path, "test"))
+    assert calls[0] == ("init", {"project": "test", "config": LANES}) and calls[-1] == ("finish",)
+    assert (
+        "log",
+        {"node_0001/seed_7/loss": 2.0, "node_0001/seed_7/connectivity_R2": 0.5, "node_0001/seed_7/step": 500},
+    ) in calls
+
+
+@pytest.mark.parametrize("viewer, kind", [("wandb", Settings), ("trackio", dict)])
+def test_a_tracker_learns_the_settings_of_every_iteration(tmp_path, monkeypatch, viewer, kind):
+    runs, told, steps = [], [], []
+
+    def init(project, config):
+        runs.append(types.SimpleNamespace(config=kind(config)))
+        return runs[-1]
+
+    fake = types.SimpleNamespace(
+        init=init, log=told.append, finish=lambda: None, define_metric=lambda name, step_metric: steps.append(name)
+    )
+    monkeypatch.setitem(sys.modules, viewer, fake)
+    watcher = make_watcher([viewer], tmp_path, "test")
+    later = {"node_0003/seed_9": {"batch_size": 2, "schedule": "constant"}}
+    watcher.start(LANES)
+    watcher.start({**later, "node_0002/seed_8": LANES["node_0002/seed_8"]})
+    watcher.close()
+    (run,) = runs
+    assert (run.config if kind is dict else run.config.known) == {**LANES, **later}
+    assert steps == [f"{lane}/*" for lane in (*LANES, *later)]
+    # trackio sends its config once: what comes later is told as numbers.
+    assert told == ([{"node_0003/seed_9/batch_size": 2}] if kind is dict else [])
