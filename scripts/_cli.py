@@ -35,13 +35,14 @@ def compiled_folder() -> Path:
 
     Homes are shared by machines whose processors differ, and a program made for one may not run on another.
     """
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    from flyjax.utils.environment import cache_dir
+
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     except OSError:  # not Linux
         kind = platform.processor()
-    return root / "flyjax" / "compiled" / hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:12]
+    return cache_dir() / "compiled" / hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:12]
 
 
 def keep_compiled() -> None:

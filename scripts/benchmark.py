@@ -1,4 +1,4 @@
-"""Measure flyjax on this machine and set the result beside the machine's own limit."""
+"""Measure flyjax on this measured_on and set the result beside the measured_on's own limit."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     import numpy as np
 
     from flyjax import circuit, simulation
-    from flyjax.experiments.benchmark import machine
+    from flyjax.experiments.benchmark import measured_on
     from flyjax.ground_truth.sampling import draw
     from flyjax.simulation import kernels
 
@@ -109,7 +109,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
         "bandwidth_gb_s": rate / 1e9,
         "floor_steps_per_s": rate / n_bytes,
         "share_of_floor": n_bytes / rate / step,
-        **machine(),
+        **measured_on(),
     }
 
 
@@ -194,7 +194,7 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.experiments.benchmark import machine, matmul_gflops, train_row
+    from flyjax.experiments.benchmark import matmul_gflops, measured_on, train_row
 
     console, rows = Console(), []
     with console.status("measuring the matrix-product rate"):
@@ -202,7 +202,7 @@ def train(
     for x in extent or (1,):
         for b in batch_size or (1, 4):
             with console.status(f"extent {x}, batch size {b}"):
-                rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **machine()})
+                rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **measured_on()})
     table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False, collapse_padding=True,
                   caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")  # fmt: skip
     for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP", "of peak", "compile s", "peak GB"):
@@ -232,13 +232,13 @@ def profile(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.experiments.benchmark import machine, profile_rows
+    from flyjax.experiments.benchmark import measured_on, profile_rows
     from flyjax.models import chunked_map
 
     if rows is not None:
         chunked_map.CPU_ROWS = chunked_map.ACCELERATOR_ROWS = rows
     console = Console()
-    parts = [{**row, **machine()} for row in profile_rows(extent, batch_size, width, repeats)]
+    parts = [{**row, **measured_on()} for row in profile_rows(extent, batch_size, width, repeats)]
     table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,
                   caption=f"{parts[0]['hardware']}, {parts[0]['device']}, JAX {parts[0]['jax']}, load {parts[-1]['load']}, {parts[0]['date']}")  # fmt: skip
     table.add_column("part")

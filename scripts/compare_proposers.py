@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Optional
@@ -34,16 +33,13 @@ def chosen_proposers(
 ) -> tuple[list[str], list[str]]:
     """(proposers to run, why others are left out)."""
     from flyjax.search.proposers import NAMES
+    from flyjax.utils import environment
     from flyjax.utils.errors import UserError, nearest
 
     for name in named or ():
         if name not in NAMES:
             raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
-    left_out = (
-        {}
-        if os.environ.get("ANTHROPIC_API_KEY", "").strip()
-        else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
-    )
+    left_out = {} if environment.api_key() else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
     if recorded is not None:
         held = [name for name in ("llm", "hybrid") if any(recorded.glob(f"*_{name}.jsonl"))]
         if not held:
@@ -59,20 +55,6 @@ def chosen_proposers(
             raise UserError(f"cannot run {', '.join(refused)}; see --help")
         return list(dict.fromkeys(named)), []
     return [n for n in NAMES if n not in left_out], [f"{n} ({why})" for n, why in left_out.items()]
-
-
-def machine() -> str:
-    """Hardware in a line."""
-    from flyjax.experiments.nodes import devices
-
-    cpu = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        if cpu.is_file()
-        else []
-    )
-    d = devices()
-    return f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}, JAX {d['versions']['jax']} on {d['device_kind']}"
 
 
 @app.command(epilog=EXAMPLES)
@@ -153,7 +135,11 @@ def main(
     if not complete:
         raise UserError("no seed is complete for all proposers yet; run the same command again, or give more --minutes")
     spent = sum(r["wall_s"] for r in complete) / 60
-    about = [f"- {datetime.date.today().isoformat()}, {machine()}; {spent:.0f} minutes of searching in all."]
+    from flyjax.utils.system import devices, hardware
+
+    found = devices()
+    machine = f"{hardware()}, JAX {found['versions']['jax']} on {found['device_kind']}"
+    about = [f"- {datetime.date.today().isoformat()}, {machine}; {spent:.0f} minutes of searching in all."]
     if any(r["landscape"] != REAL for r in complete):
         about.append(
             f"- Made-up landscapes (flyjax/search/landscapes.py; their number in the panel's title): {candidates} candidates x "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -54,6 +53,7 @@ def main(
     prepare_devices()
     from flyjax.config import load_experiment
     from flyjax.search.proposers import make_proposer, resolve_name
+    from flyjax.utils import environment
 
     given = [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])]
     experiment = load_experiment(config, given)
@@ -101,7 +101,7 @@ def main(
         console.say(forecast_search(experiment, given_memory(memory)))
         console.say(preview(experiment, run_dir, ROOT / "protocol.md", available, name))
         return
-    has_key = bool(os.environ.get("ANTHROPIC_API_KEY", "").strip())
+    has_key = bool(environment.api_key())
     if unasked and name == "rules" and has_key:
         console.say(f"{run_dir} goes on with `rules`, as before; --proposer llm asks the language model from here on.")
     elif unasked and name == "rules":

@@ -50,7 +50,8 @@ def main(
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     from flyjax.experiments import recovery_table
-    from flyjax.experiments.benchmark import machine
+    from flyjax.experiments.benchmark import measured_on
+    from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
     from flyjax.utils.signals import stoppable
 
@@ -61,7 +62,7 @@ def main(
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),
     )
-    machine_ = {**machine(), "commit": commit()}
+    machine_ = {**measured_on(), "commit": commit()}
 
     def trained(one, setting, experiment):
         with stoppable() as check, Progress(*columns, console=console, transient=True) as bar:
@@ -82,9 +83,7 @@ def main(
     target = table or journal.with_suffix(".md")
 
     def draw() -> None:
-        part = target.with_suffix(".part")
-        part.write_text(recovery_table.render(recovery_table.found(list(known.values()), done)))
-        part.replace(target)
+        write_atomic(target, recovery_table.render(recovery_table.found(list(known.values()), done)))
 
     draw()  # before anything is trained: a table that cannot be read is an error now
     for one, setting in wanted if not render else ():
@@ -100,7 +99,7 @@ def main(
         except UserError as error:
             console.print(f"  not run: {error}")
             continue
-        # The name of the parameters counts, not where this machine keeps them; their checksum is in the line.
+        # The name of the parameters counts, not where this measured_on keeps them; their checksum is in the line.
         event["identity"], event["config"]["simulation"]["parameters"] = (
             identity,
             one.experiment(setting).simulation.parameters,

@@ -19,16 +19,17 @@ from flyjax.data import recording
 from flyjax.data.recording import SPLITS
 from flyjax.experiments import nodes
 from flyjax.report.html import write_report
-from flyjax.report.tables import cell, rich_table, visible
+from flyjax.report.tables import cell, rich_table
 from flyjax.search.iteration import IterationPlan, seeds_of
 from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.proposals.validation import block_simulation
 from flyjax.search.run.status import left_text, limits_text, spent_text
 from flyjax.training import Progress as TrainingProgress
 from flyjax.training.loggers import make_watcher
-from flyjax.training.planning import duration
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import duration, printable
 from flyjax.utils.signals import stoppable
+from flyjax.utils.system import devices
 
 EVERY_S = 60  # between lines of progress where there is no terminal
 
@@ -175,7 +176,7 @@ class Console:
         for name in columns:
             table.add_column(name, justify="left" if rows and isinstance(rows[0].get(name), str) else "right")
         for row in rows:
-            table.add_row(*(visible(cell(name, row.get(name))) for name in columns))
+            table.add_row(*(printable(cell(name, row.get(name))) for name in columns))
         self._rich.print(table)
 
     @contextmanager
@@ -294,7 +295,7 @@ class Console:
                 earlier_protocol=earlier,
                 available_stimuli=available,
                 stand_ins=stand_ins,
-                made_with={**nodes.devices(), "commit": commit},
+                made_with={**devices(), "commit": commit},
                 said=said,
                 on_event=on_event,
                 on_iteration=on_iteration,

@@ -6,7 +6,6 @@ import datetime
 import os
 import resource
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -19,23 +18,16 @@ from flyjax.models import losses, make_learner
 from flyjax.training import lanes, train
 from flyjax.training.planning import CHUNK, gflop_per_frame
 from flyjax.training.train import numbers_of, stack_recordings, static_of
+from flyjax.utils.system import devices, hardware
 
 
-def machine() -> dict:
-    """What figures were measured on; neighbours on a shared machine show in the load."""
-    from flyjax.experiments.nodes import devices
-
-    cpu = Path("/proc/cpuinfo")
-    names = (
-        [line.split(":", 1)[1].strip() for line in cpu.read_text().splitlines() if line.startswith("model name")]
-        if cpu.is_file()
-        else []
-    )
-    d = devices()
+def measured_on() -> dict:
+    """Hardware, device, JAX version, load and date of a measurement."""
+    found = devices()
     return {
-        "hardware": f"{d['cpu_cores']} cores of {names[0] if names else d['machine']}",
-        "device": d["device_kind"],
-        "jax": d["versions"]["jax"],
+        "hardware": hardware(),
+        "device": found["device_kind"],
+        "jax": found["versions"]["jax"],
         "load": round(os.getloadavg()[0], 1),
         "date": datetime.date.today().isoformat(),
     }

@@ -12,8 +12,8 @@ from flyjax.experiments.benchmark import matmul_gflops
 from flyjax.search.iteration import seeds_of
 from flyjax.search.proposals.validation import block_simulation
 from flyjax.training import planning
-from flyjax.training.planning import duration, gb
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import aligned_table, duration, format_bytes, plural
 
 #: Of the rate of a large matrix product: what trainings reach (experiments/results/benchmark_train.json has
 #: 0.29 to 0.47 on two CPU cores); on accelerators an assumption.
@@ -40,20 +40,9 @@ def measured_rate() -> Rate:
     )
 
 
-def plural(n: int, what: str) -> str:
-    return f"{n:,} {what}" + ("s" if n != 1 else "")
-
-
 def given_memory(size_gb: float | None) -> planning.Memory | None:
     """An accelerator of so many GB, to plan for another machine; None for this one."""
     return None if size_gb is None else planning.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
-
-
-def aligned(rows: Sequence[dict[str, str]]) -> str:
-    """Rows of text under their names, in columns."""
-    cells = [list(rows[0]), *(list(row.values()) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  " + "  ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) for line in cells)
 
 
 @dataclass(frozen=True)
@@ -103,15 +92,15 @@ def forecast(
         stored += 4 * sizes.n_frames * sizes.n_neurons
     lines = [
         f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, {sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
-        aligned(planning.rows(groups, sizes, model, memory, seconds)),
-        f"memory: {gb(memory.free)} {memory.source}, {planning.SHARE:.0%} of it planned for; a lane holds parameters {gb(lane['params'])}, "
-        f"Adam {gb(lane['adam'])}, a step {gb(lane['step'])}, activations {gb(lane['activations'])}",
+        aligned_table(planning.rows(groups, sizes, model, memory, seconds)),
+        f"memory: {format_bytes(memory.free)} {memory.source}, {planning.SHARE:.0%} of it planned for; a lane holds parameters {format_bytes(lane['params'])}, "
+        f"Adam {format_bytes(lane['adam'])}, a step {format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
         f"recordings: {plural(len(levels), 'noise level')} ({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
-        f"{gb(planning.level_bytes(sizes))} each while it trains, {gb(stored)} on disk",
+        f"{format_bytes(planning.level_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
     ]
     if len(levels) * stored > max_disk_gb * 1e9:
         lines.append(
-            f"  {gb(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, or recordings are simulated again when asked for"
+            f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, or recordings are simulated again when asked for"
         )
     lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
     lines += [f"does not fit on this machine: {line}" for line in dict.fromkeys(too_large)]

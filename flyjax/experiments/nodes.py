@@ -6,7 +6,6 @@ This is where the rooms meet. The search loop, a sweep and a single training all
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import deque
@@ -17,7 +16,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import yaml
 from threadpoolctl import threadpool_limits
@@ -30,11 +28,13 @@ from flyjax.recovery.learned_stimulus import as_learned
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node
 from flyjax.report.figures.learned_stimulus import light_figure
-from flyjax.training import Halving, Progress, Trained, planning, save_params, train_sweep
+from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.loggers import Watcher
 from flyjax.training.train import held_out_of_field
+from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError, in_one_line
+from flyjax.utils.system import available_ram, cores
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Recordings:
         hold_bytes: float | None = None,
     ):
         self.simulation, self._cache, self._max = simulation, cache_dir, max_disk_gb
-        self._room = HELD_SHARE * planning.available_ram() if hold_bytes is None else hold_bytes
+        self._room = HELD_SHARE * available_ram() if hold_bytes is None else hold_bytes
         self._held: dict[tuple[str, float], Recording] = {}  # the one used last at the end
 
     def _get(self, split: str, level: float) -> Recording:
@@ -170,15 +170,6 @@ class Recordings:
     def test(self) -> Recording:
         """Held-out, noise-free."""
         return self._get("test", 0.0)
-
-
-def write_json(path: Path, content) -> None:
-    """JSON without NaN tokens, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(content, indent=1, allow_nan=False, default=lambda x: x.tolist())
-    part = path.with_suffix(".part")
-    part.write_text(text + "\n")
-    part.replace(path)
 
 
 def pool(per_seed: Sequence[dict]) -> dict:
@@ -252,7 +243,7 @@ def judged(
     for those begun, and `say` tells so: a thread in the middle of compiled code cannot be left behind.
     """
     jobs = zip(specs, trained, strict=True)
-    n_workers = max(1, min(normal_equations.cores(), len(specs) - 1, recordings.room))
+    n_workers = max(1, min(cores(), len(specs) - 1, recordings.room))
     ahead: deque[Future] = deque()
     # One thread of BLAS each: the cores are taken, and sums do not depend on who else is judged.
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
@@ -415,27 +406,3 @@ def checkpoints(run_dir: Path) -> Path:
 def drop_checkpoints(run_dir: Path) -> None:
     """Once the results are journaled nobody needs them."""
     shutil.rmtree(checkpoints(run_dir), ignore_errors=True)
-
-
-def devices() -> dict[str, Any]:
-    """What this runs on, for the journal and the report."""
-    import importlib.metadata as metadata
-    import platform
-
-    first = jax.local_devices()[0]
-    packages = ("jax", "flax", "optax", "jraph", "diffrax", "orbax-checkpoint", "anthropic", "numpy")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return {
-        "platform": first.platform,
-        "device_kind": first.device_kind,
-        "n_devices": jax.local_device_count(),
-        "cpu_cores": os.cpu_count(),
-        "machine": platform.machine(),
-        "python": platform.python_version(),
-        "versions": versions,
-    }

@@ -30,6 +30,7 @@ from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.training import train_sweep
+from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.jsonl import open_lines
 
@@ -123,7 +124,7 @@ class RealTrainings:
                     recording = by_level[training.noise_model_level]
                     found = circuit_metrics(extract(self._learner, one.params, recording), recording).as_dict()
                     told = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
-                nodes.write_json(self._path(training, one.seed), told)
+                write_json(self._path(training, one.seed), told)
                 self.trained += 1
         self.seconds += time.monotonic() - start
 

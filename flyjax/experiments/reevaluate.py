@@ -22,6 +22,7 @@ from flyjax.report.figures import circuit
 from flyjax.report.tables import csv, markdown_table
 from flyjax.training import load_params
 from flyjax.training.train import held_out_of_field
+from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
@@ -175,7 +176,7 @@ def _short(types: list[dict]) -> list[dict]:
 
 def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types: list[dict]) -> None:
     """evaluation.json, evaluation.md and per_type.csv."""
-    nodes.write_json(
+    write_json(
         folder / "evaluation.json",
         {"seeds": {str(seed): metrics for seed, metrics in judged.items()}, "figures_of_seed": drawn},
     )

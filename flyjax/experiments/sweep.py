@@ -10,13 +10,14 @@ import numpy as np
 
 from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
 from flyjax.experiments import nodes
-from flyjax.experiments.forecast import forecast, given_memory, measured_rate, plural
+from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT, csv, markdown_table, setting
 from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
 from flyjax.training.loggers import HISTORY, make_watcher
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import plural
 
 COLUMNS = (
     "connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson", "external_input_R2",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
 from flyjax.ground_truth.edge_edits import with_null_edges, without_edges
 from flyjax.ground_truth.flyvis_ensemble import check_sum
+from flyjax.utils import environment
 from flyjax.utils.errors import UserError, nearest
 
 
@@ -22,8 +22,8 @@ def checkpoint_file(name: str) -> Path:
     given = Path(name).expanduser()
     if given.exists():
         return given
-    roots = [Path(os.environ["FLYJAX_DATA"]).expanduser()] if os.environ.get("FLYJAX_DATA") else []
-    roots += [root / "flyvis" for root in roots] + [Path.home() / ".cache" / "flyjax" / "flyvis"]
+    data = environment.data_root()
+    roots = [*([data, data / "flyvis"] if data else []), environment.cache_dir() / "flyvis"]
     for root in roots:
         folder = root / name
         for candidate in (folder / "best_chkpt", folder / "chkpts" / "chkpt_00000", folder.with_suffix(".npz"), folder):

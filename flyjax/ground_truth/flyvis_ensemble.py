@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from flyjax.circuit import build_connectome, read_flyvis
+from flyjax.utils import environment
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 
 N_MODELS = 50
@@ -28,8 +29,7 @@ _MAX_BYTES = 64 << 20  # of one checkpoint; an official one has 49 kB
 
 def cache_folder() -> Path:
     """Where models are kept: FLYJAX_DATA/flyvis, or ~/.cache/flyjax/flyvis."""
-    data = os.environ.get("FLYJAX_DATA")
-    return Path(data).expanduser() / "flyvis" if data else Path.home() / ".cache" / "flyjax" / "flyvis"
+    return (environment.data_root() or environment.cache_dir()) / "flyvis"
 
 
 def sha256(path: Path) -> str:
@@ -40,7 +40,8 @@ def sha256(path: Path) -> str:
 
 def find_download() -> Path | None:
     """Where flyvis put its download on this machine: FLYVIS_ROOT_DIR, or beside an installed flyvis."""
-    roots = [Path(os.environ["FLYVIS_ROOT_DIR"]).expanduser()] if os.environ.get("FLYVIS_ROOT_DIR") else []
+    root = environment.flyvis_root()
+    roots = [root] if root else []
     spec = importlib.util.find_spec("flyvis")
     for place in (spec.submodule_search_locations if spec else None) or ():
         roots += [Path(place) / "data", Path(place).parent / "data"]
@@ -113,9 +114,7 @@ def install(source: str | Path, target: Path | None = None, on_model: Callable[[
         finally:
             part.unlink(missing_ok=True)
         sums[name] = hashlib.sha256(content).hexdigest()
-        part = target / f"{SUMS}.part"
-        part.write_text("".join(f"{digest}  {k}/best_chkpt\n" for k, digest in sorted(sums.items())))
-        part.replace(target / SUMS)
+        write_atomic(target / SUMS, "".join(f"{digest}  {k}/best_chkpt\n" for k, digest in sorted(sums.items())))
         if on_model:
             on_model(name)
     return sorted(chosen)

@@ -11,7 +11,6 @@ others of the same neuron are regressed out, in the units of the regressor.
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from jaxtyping import Float
 from threadpoolctl import threadpool_limits
 
 from flyjax.recovery.gram_groups import groups
+from flyjax.utils.system import cores
 
 #: Weight of the prior that an unresolved source coefficient is 0, in squared units of the source.
 RIDGE = 1e-11
@@ -70,11 +70,6 @@ def sharing(n: int):
         yield
     finally:
         _SHARED.n = 1
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _workers() -> int:

@@ -11,8 +11,6 @@ import base64
 import functools
 import hashlib
 import io
-import os
-import tempfile
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,9 @@ from flyjax.search.journal.state import Node
 from flyjax.search.policy import ucb
 from flyjax.search.proposals.types import STRATEGIES
 from flyjax.search.run.user_files import pending_input
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import duration
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -80,16 +80,7 @@ def write_report(run_dir: str | Path) -> Path:
     path = run.folder / NAME
     page = render(run)
     try:
-        handle, scratch = tempfile.mkstemp(prefix=".report.", suffix=".html", dir=run.folder)
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", errors="replace") as file:
-                file.write(page)
-            # mkstemp makes a file for its owner alone; a report is for others.
-            os.chmod(scratch, 0o644)
-            os.replace(scratch, path)
-        except BaseException:
-            Path(scratch).unlink(missing_ok=True)
-            raise
+        write_atomic(path, page)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}; make room or check its permissions") from None
     return path
@@ -308,16 +299,6 @@ def _encoded(path: str, side: int, modified: int, size: int) -> str | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode("ascii")
-
-
-def duration(seconds: float) -> str:
-    """A time people read: 42 s, 3 min 20 s, 5 h 12 min."""
-    s = int(round(seconds))
-    if s < 60:
-        return f"{s} s"
-    if s < 3600:
-        return f"{s // 60} min {s % 60} s"
-    return f"{s // 3600} h {s % 3600 // 60} min"
 
 
 def moment(seconds: float | None) -> str:

@@ -17,10 +17,11 @@ from flyjax.config import Experiment, Range, read_yaml
 from flyjax.report import tables
 from flyjax.search import ranges as moves
 from flyjax.search.journal.journal import read_journal
-from flyjax.search.journal.state import Node, State, finite, fold, objective_metric
+from flyjax.search.journal.state import Node, State, fold, objective_metric
 from flyjax.search.llm.prices import NOT_REPORTED, dollars
 from flyjax.search.policy import ucb
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import finite
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv as _csv
-import io
-import unicodedata
 from typing import Any, Iterable, Sequence
 
 from rich.table import Table
 from rich.text import Text
 
-from flyjax.search.journal.state import Node, State, finite
+from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import ucb
 from flyjax.search.proposals.types import ROOT
+from flyjax.utils import format
+from flyjax.utils.format import MISSING, finite, printable
 
 #: Columns of metrics.json that a table of nodes shows, in order.
 METRICS = (
@@ -51,7 +50,6 @@ SHORT = {
     "data_augmentation_loop": "loop",
     "batch_size": "batch",
 }
-MISSING = "–"
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -161,28 +159,12 @@ def cell(name: str, value: Any) -> str:
 
 def markdown_table(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """A pipe table; pipes and line breaks inside cells are escaped."""
-
-    def row(cells):
-        return "| " + " | ".join(" ".join(c.replace("|", "\\|").split()) for c in cells) + " |"
-
-    lines = [row(columns), "|" + " --- |" * len(columns)]
-    return "\n".join([*lines, *(row([cell(c, r.get(c)) for c in columns]) for r in rows)]) + "\n"
+    return format.markdown_table(columns, [[cell(c, r.get(c)) for c in columns] for r in rows])
 
 
 def csv(rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> str:
     """Comma-separated values at full precision; a missing value is an empty cell."""
-    out = io.StringIO()
-    writer = _csv.DictWriter(out, columns, restval="", extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        # A spreadsheet would run a text that begins like a formula.
-        writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@") else v for k, v in row.items()})
-    return out.getvalue()
-
-
-def visible(text: str) -> str:
-    """One line without control characters: nothing a text holds may steer a terminal."""
-    return " ".join("".join(" " if unicodedata.category(c)[0] == "C" else c for c in str(text)).split())
+    return format.csv_table(columns, rows)
 
 
 _CLASS_STYLE = {"converged": "green", "partial": "yellow", "failed": "red"}
@@ -221,9 +203,9 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
         style = _CLASS_STYLE[node.classification] if node.status != "running" else "dim"
         cells = [
             Text(f"{mark}{i}"),
-            Text(visible(str(node.parent))),
-            Text(visible(node.strategy)),
-            Text(visible(change)[:120]),
+            Text(printable(str(node.parent))),
+            Text(printable(node.strategy)),
+            Text(printable(change)[:120]),
         ]
         cells += [Text(number(m.get("connectivity_R2")), style=style)]
         cells += [Text(number(m.get(k))) for k in ("tau_R2", "V_rest_R2", "cluster_accuracy", "test_pearson")]

@@ -40,8 +40,8 @@ from flyjax.search.run.user_files import (
     left_by_a_crash,
     pending_input,
     without_key,
-    write_text,
 )
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError, mendable
 
 __all__ = ["Evaluate", "Outcome", "revert_protocol", "run_loop"]
@@ -209,7 +209,7 @@ class _Loop:
         if self.outcome is None:
             self.take_protocol_edit(left_by_a_crash(self.journal.events, self.state))
         if self.outcome is None or not (self.run_dir / "protocol.md").is_file():
-            write_text(self.run_dir / "protocol.md", self.state.protocol)
+            write_atomic(self.run_dir / "protocol.md", self.state.protocol)
         acknowledge(self.run_dir, self.state)
         render.write(self.run_dir, self.state)
         for line in rules(self.state.protocol).problems:
@@ -223,7 +223,7 @@ class _Loop:
                 reason="edited by hand", protocol=text, diff=diff(self.state.protocol, text),
             )  # fmt: skip
         if not (self.run_dir / "protocol.md").is_file():
-            write_text(self.run_dir / "protocol.md", self.state.protocol)
+            write_atomic(self.run_dir / "protocol.md", self.state.protocol)
 
     def hears(self) -> bool:
         """Whether the proposer reads people's instructions: only a language model does."""
@@ -401,7 +401,7 @@ class _Loop:
             "protocol_edited", block=step["block"], by=_editor(step), old=edit["old"], new=edit["new"], reason=edit["reason"],
             protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
-        write_text(self.run_dir / "protocol.md", text)
+        write_atomic(self.run_dir / "protocol.md", text)
         return edit
 
     def late_edit(self, step: dict[str, Any]) -> bool:

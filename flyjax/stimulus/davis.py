@@ -9,7 +9,6 @@ frames to play the video at its own speed.
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from flyjax.stimulus.eye import flip, flip_matrix, resample, rotation, rotation_matrix
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import videos, watch
+from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 
 FPS = 24.0
@@ -26,8 +26,8 @@ _TEST_SHARE = 0.2
 
 def roots(data_path: str | Path | None) -> list[Path]:
     """Where a data set may lie: the path given, or the environment's FLYJAX_DATA."""
-    given = data_path or os.environ.get("FLYJAX_DATA")
-    return [Path(given).expanduser()] if given else []
+    given = Path(data_path).expanduser() if data_path else environment.data_root()
+    return [given] if given else []
 
 
 def find(data_path: str | Path | None) -> Path | None:

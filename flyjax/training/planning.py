@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,10 @@ import jax
 from flyjax.config import Model, Simulation, Training
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
 from flyjax.training.train import TARGET_BYTES, Static, n_steps, static_of
+from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import duration, format_bytes
+from flyjax.utils.system import available_ram
 
 log = logging.getLogger(__name__)
 
@@ -82,23 +84,6 @@ class Sizes(NamedTuple):
     n_edges: int
     n_params: int
     keeps_target: bool = True  #: derivatives are on the device; else they are computed in the step
-
-
-def available_ram() -> int:
-    """Bytes that this process may still take: of the machine, or of its container."""
-    known = []
-    try:
-        fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        known.append(int(fields["MemAvailable"].split()[0]) * 1024)
-    except (OSError, KeyError, ValueError):  # not Linux
-        known.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2)
-    try:
-        limit, used = (Path(f"/sys/fs/cgroup/memory.{name}").read_text().strip() for name in ("max", "current"))
-        if limit != "max":
-            known.append(int(limit) - int(used))
-    except (OSError, ValueError):  # no container, or an older kind
-        pass
-    return max(0, min(known))
 
 
 def device_memory() -> Memory:
@@ -245,8 +230,8 @@ def limits(
             return best[1]
     copies = 2 if memory.shared else 1
     raise UserError(
-        f"one training takes about {gb(lane + copies * level)} ({gb(copies * level)} of it its recording), and "
-        f"{gb(memory.free)} are {memory.source}: reduce simulation.n_frames, training.batch_size or model.width"
+        f"one training takes about {format_bytes(lane + copies * level)} ({format_bytes(copies * level)} of it its recording), and "
+        f"{format_bytes(memory.free)} are {memory.source}: reduce simulation.n_frames, training.batch_size or model.width"
     )
 
 
@@ -267,10 +252,7 @@ def kept_memory(folder: Path | None, key: str, now: Memory) -> Memory:
             return kept
     except (OSError, ValueError, TypeError):  # none, or torn
         pass
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(now._asdict()))
-    part.replace(path)
+    write_json(path, now._asdict())
     return now
 
 
@@ -282,7 +264,7 @@ def warn_if_too_large(
     if needed > now.free:
         log.warning(
             "going on with the programs of %s takes about %s, and %s are %s: free memory, or remove that folder to begin anew with smaller ones",
-            folder, gb(needed), gb(now.free), now.source,
+            folder, format_bytes(needed), format_bytes(now.free), now.source,
         )  # fmt: skip
 
 
@@ -354,22 +336,6 @@ def narrowed(group: Group, begin: int, end: int, gflop_per_step: float, worth: f
 # -- for people ------------------------------------------------------------------------------------
 
 
-def gb(n_bytes: float) -> str:
-    """Bytes for people."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6)):
-        if n_bytes >= size:
-            return f"{n_bytes / size:.3g} {unit}"
-    return f"{n_bytes / 1e3:.3g} kB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people, two figures at most."""
-    for unit, size in (("days", 86_400), ("h", 3_600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.2g} {unit}" if seconds < 100 * size else f"{seconds / size:.0f} {unit}"
-    return f"{max(seconds, 1):.0f} s"
-
-
 def rows(
     groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]
 ) -> list[dict[str, str]]:
@@ -383,10 +349,10 @@ def rows(
             "steps": str(max(group.n_steps))
             if len(set(group.n_steps)) == 1
             else f"{min(group.n_steps)}-{max(group.n_steps)}",
-            "per lane": gb(sum(lane_bytes(sizes, model, group.static.batch_size, memory.shared).values())),
+            "per lane": format_bytes(sum(lane_bytes(sizes, model, group.static.batch_size, memory.shared).values())),
             "noise levels": str(len(group.levels)),
-            "recordings": gb(len(group.levels) * level_bytes(sizes)),
-            "memory": gb(group_bytes(sizes, model, group, memory)),
+            "recordings": format_bytes(len(group.levels) * level_bytes(sizes)),
+            "memory": format_bytes(group_bytes(sizes, model, group, memory)),
             "time each": duration(time),
         }
         key = tuple(line.items())

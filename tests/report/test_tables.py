@@ -9,7 +9,7 @@ from rich.console import Console
 from support.made_up_run import Maker, metrics, two_blocks
 
 from flyjax.report import tables
-from flyjax.report.html import duration
+from flyjax.utils.format import duration
 from flyjax.report.run_view import Run
 from flyjax.report.svg.charts import Axis, NoiseScale
 from flyjax.report.svg.tree import layout
@@ -82,7 +82,7 @@ def test_tables_agree_with_each_other(made):
         and tables.setting(0.02) == "0.02"
         and tables.setting(64000) == "64000"
     )
-    assert [duration(s) for s in (0.4, 61, 3599.6, 7260)] == ["0 s", "1 min 1 s", "1 h 0 min", "2 h 1 min"]
+    assert [duration(s) for s in (0.4, 61, 3599.6, 7260)] == ["1 s", "61 s", "60 min", "2 h"]
 
 
 def printed(table, width=140):

@@ -17,7 +17,7 @@ from matplotlib.path import Path as Curve
 from flyjax.config import Range
 from flyjax.report.figures.node import DPI, _save, styled
 from flyjax.report.tables import SHORT, setting
-from flyjax.search.journal.state import finite
+from flyjax.utils.format import finite
 
 #: A range without a scale of its own is drawn on a log axis from this ratio of its ends on.
 WIDE = 20.0

@@ -14,7 +14,8 @@ from markupsafe import Markup, escape
 
 from flyjax.report.run_view import Run
 from flyjax.report.tables import SHORT, mutation, number, setting
-from flyjax.search.journal.state import CONVERGED, FAILED, Node, finite
+from flyjax.search.journal.state import CONVERGED, FAILED, Node
+from flyjax.utils.format import finite
 
 #: Low to high; each step is legible on white and on near-black paper.
 RAMP = ("#4c63d2", "#8a52c6", "#c9488f", "#e5704f", "#d99a26")

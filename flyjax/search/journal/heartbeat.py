@@ -6,11 +6,12 @@ the file with it; one that is killed leaves it to the next, which journals the t
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from flyjax.utils.atomic_io import write_atomic
 
 NAME, EVERY = ".alive", 10.0  # s
 
@@ -59,8 +60,6 @@ class Heartbeat:
             if self._held:
                 continue
             try:
-                part = self._path.with_name(NAME + ".new")
-                part.write_text(f"{self._clock():.3f}\n", "ascii")
-                os.replace(part, self._path)
+                write_atomic(self._path, f"{self._clock():.3f}\n")
             except OSError:
                 pass  # a full disk: the loop will say so

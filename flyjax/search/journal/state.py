@@ -12,6 +12,7 @@ from functools import reduce
 from typing import Any
 
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import finite
 
 CONVERGED, FAILED = 0.9, 0.1  # the protocol's classes of connectivity_R2
 
@@ -19,17 +20,6 @@ CONVERGED, FAILED = 0.9, 0.1  # the protocol's classes of connectivity_R2
 def objective_metric(objective: str) -> str:
     """The metric a search maximises; `blind` is what a real recording would allow."""
     return "test_R2" if objective == "blind" else objective
-
-
-def finite(value) -> float | None:
-    """`value` as a float, or None where it is not a finite number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return None
-    try:
-        number = float(value)
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 @dataclass(frozen=True)

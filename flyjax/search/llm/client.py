@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import queue
 import threading
 import time
@@ -21,9 +20,10 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.search.sanitize import line, scrub
+from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 
-KEY_NAME = "ANTHROPIC_API_KEY"
+KEY_NAME = environment.API_KEY
 FREE = "go on free with --proposer rules"
 RESUME = "then run the same command again"
 
@@ -62,7 +62,7 @@ def api_key() -> str:
 
     **Raises:** `UserError` where none is set or it cannot be one; the message does not show it.
     """
-    key = os.environ.get(KEY_NAME, "").strip()
+    key = environment.api_key()
     if not key:
         raise UserError(f"no {KEY_NAME} is set: set it to your key, or {FREE}")
     if not (key.isascii() and key.isprintable()) or " " in key:

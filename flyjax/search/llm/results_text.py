@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flyjax.search.journal.state import Node, finite
+from flyjax.search.journal.state import Node
 from flyjax.search.policy.ucb import worths
 from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposers.rules import observe
+from flyjax.utils.format import finite
 
 #: What a search may look at when its objective is `blind`: nothing that needs the ground truth.
 BLIND_METRICS = ("test_R2", "test_pearson", "one_step_R2", "final_loss", "n_steps", "wall_s")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from flyjax.config import Experiment
 from flyjax.search.journal.journal import NAME, read_journal
+from flyjax.utils import environment
 from flyjax.utils.errors import UserError, nearest
 
 SAMPLERS = {"random": "RandomProposer", "tpe": "TPEProposer", "cmaes": "CMAESProposer", "hybrid": "HybridProposer"}
@@ -31,7 +31,7 @@ def resolve_name(name: str, run_dir: str | Path | None = None) -> str:
     known = last_proposer(run_dir) if run_dir is not None else None
     if known in NAMES:
         return known
-    return "llm" if os.environ.get("ANTHROPIC_API_KEY", "").strip() else "rules"
+    return "llm" if environment.api_key() else "rules"
 
 
 def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None = None):

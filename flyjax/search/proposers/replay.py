@@ -18,12 +18,13 @@ from typing import Any
 from flyjax.config import Experiment
 from flyjax.search.iteration import IterationPlan
 from flyjax.search.journal.journal import read_journal
-from flyjax.search.journal.state import Node, finite, fold
+from flyjax.search.journal.state import Node, fold
 from flyjax.search.llm.proposer import complete
 from flyjax.search.llm.schema import read
 from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.sanitize import line, text
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import finite
 
 EVENTS = ("proposal_rejected", "proposal")
 INSTEAD = "name a journal.jsonl with --set search.transcript=FILE, or use --proposer rules"

@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
-from flyjax.search.journal.state import Node, State, finite
+from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.ucb import best_node, noise_floor, scores, trained_iterations, ucb_lines
 from flyjax.search.protocol.document import rules
-from flyjax.search.run.user_files import write_text
+from flyjax.utils.atomic_io import write_atomic
+from flyjax.utils.format import finite
 
 METRICS = ("test_R2", "test_pearson", "connectivity_R2", "tau_R2", "V_rest_R2", "external_input_R2", "cluster_accuracy")
 CONFIG = {
@@ -223,7 +224,7 @@ def write(run_dir: Path, state: State) -> None:
             files[f"protocol/block_{block:03d}.md"] = edit["protocol"] if edit else _version_at(state, block)
             files[f"protocol/block_{block:03d}.diff"] = edit["diff"] if edit else ""
     for name, text in files.items():
-        write_text(run_dir / name, text)
+        write_atomic(run_dir / name, text)
 
 
 def _version_at(state: State, block: int) -> str:

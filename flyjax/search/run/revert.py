@@ -10,7 +10,8 @@ from typing import Any
 from flyjax.search.journal.journal import Journal, apply, fold, read_journal
 from flyjax.search.protocol.document import diff, restored
 from flyjax.search.run import render
-from flyjax.search.run.user_files import edited_protocol, left_by_a_crash, write_text
+from flyjax.search.run.user_files import edited_protocol, left_by_a_crash
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 
 
@@ -39,6 +40,6 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
             "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],
             reason=f"taken back: {edit['reason']}", protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
-        write_text(run_dir / "protocol.md", text)
+        write_atomic(run_dir / "protocol.md", text)
         render.write(run_dir, apply(state, event))
     return event

@@ -6,7 +6,7 @@ from flyjax.config import Experiment
 from flyjax.search.iteration import next_nodes
 from flyjax.search.journal.state import State
 from flyjax.search.llm.prices import NOT_REPORTED, dollars
-from flyjax.training.planning import duration
+from flyjax.utils.format import duration
 
 #: What ends or pauses a run early.
 LIMITS = ("max_usd", "max_tokens", "max_calls", "max_wall_s", "max_nodes", "target", "patience")

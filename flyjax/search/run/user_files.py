@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from flyjax.search.journal.state import State
 from flyjax.search.protocol.document import EditRefused, body, with_body
 from flyjax.search.sanitize import scrub
+from flyjax.utils import environment
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 
 MAX_INPUT = 20_000  # characters of one instruction
@@ -18,18 +19,6 @@ _HEAD = f"""# Instructions to the search
 
 Write below "{PENDING[3:]}". The next step reads it and moves it to "{DONE[3:]}".
 """
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file as a whole: a reader sees the old text or the new one. Unchanged text is not written."""
-    data = text.encode("utf-8", "backslashreplace")
-    if path.is_file() and path.read_bytes() == data:
-        return
-    path = Path(os.path.realpath(path))  # of a link, what it points to
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_bytes(data)
-    fresh.replace(path)
 
 
 def _decoded(line: bytes) -> str:
@@ -47,7 +36,7 @@ def _read(path: Path) -> str:
 
 def without_key(text: str) -> str:
     """A text without the key of the language model, which goes into no journal, report or prompt."""
-    return scrub(text, os.environ.get("ANTHROPIC_API_KEY", "").strip())
+    return scrub(text, environment.api_key())
 
 
 def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:
@@ -91,7 +80,7 @@ def acknowledge(run_dir: Path, state: State, just_read: str = "") -> None:
     elif newest and listed is not None and listed < len(state.acknowledged):
         text = _without(text, newest)
     parts = [_HEAD.rstrip(), PENDING, text, DONE, _entries(state)]
-    write_text(path, "\n\n".join(p for p in parts if p) + "\n")
+    write_atomic(path, "\n\n".join(p for p in parts if p) + "\n")
 
 
 def _entries(state: State) -> str:

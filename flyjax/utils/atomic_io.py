@@ -1,0 +1,39 @@
+"""Files that are replaced as a whole: a reader sees the old content or the new one, never a part."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_atomic(path: str | Path, content: str | bytes, *, sync: bool = False) -> None:
+    """Replace a file; text is written as UTF-8. Unchanged content is not written again.
+
+    **Arguments:** `sync` waits until the content is on disk.
+    """
+    path = Path(path)
+    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    if path.is_file() and path.read_bytes() == data:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Write indented JSON; arrays become lists.
+
+    **Raises:** `ValueError` for a number that is not finite.
+    """
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False, default=lambda x: x.tolist()) + "\n")

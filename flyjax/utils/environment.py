@@ -1,0 +1,31 @@
+"""The environment variables that flyjax reads; no other module looks at the environment."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+API_KEY = "ANTHROPIC_API_KEY"
+
+
+def api_key() -> str:
+    """The key of the language model's service, or an empty string."""
+    return os.environ.get(API_KEY, "").strip()
+
+
+def data_root() -> Path | None:
+    """FLYJAX_DATA: the folder of videos, optic flow and flyvis models."""
+    given = os.environ.get("FLYJAX_DATA")
+    return Path(given).expanduser() if given else None
+
+
+def flyvis_root() -> Path | None:
+    """FLYVIS_ROOT_DIR: where the flyvis package keeps its models."""
+    given = os.environ.get("FLYVIS_ROOT_DIR")
+    return Path(given).expanduser() if given else None
+
+
+def cache_dir() -> Path:
+    """The user's cache folder of flyjax: compiled programs and downloaded models."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "flyjax"
