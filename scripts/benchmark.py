@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from _cli import run
@@ -115,11 +115,9 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
 
 @app.command(epilog=EXAMPLES)
 def simulate(
-    extent: Annotated[
-        Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1, 3, 8, 15")
-    ] = None,
+    extent: Annotated[list[int] | None, typer.Option(help="0 to 15; repeatable.", show_default="1, 3, 8, 15")] = None,
     batch: Annotated[
-        Optional[list[int]], typer.Option(help="Sequences at once; repeatable.", show_default="1, 8, 32")
+        list[int] | None, typer.Option(help="Sequences at once; repeatable.", show_default="1, 8, 32")
     ] = None,
     noise: Annotated[float, typer.Option(help="Process noise, std per step.", min=0)] = 0.0,
     frames: Annotated[
@@ -127,7 +125,7 @@ def simulate(
     ] = 64_000,
     kernel: Annotated[str, typer.Option(help="auto, segment, gather, csr, window or unrolled.")] = "auto",
     seconds: Annotated[float, typer.Option(help="Time spent on each row after compilation.", min=0)] = 3.0,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Steps per second of the simulator, beside the floor: bytes per step over measured bandwidth."""
     from rich.box import SIMPLE
@@ -176,15 +174,15 @@ def write_rows(rows: list[dict], path: Path | None, console) -> None:
 
 @app.command(epilog=EXAMPLES)
 def train(
-    extent: Annotated[Optional[list[int]], typer.Option(help="0 to 15; repeatable.", show_default="1")] = None,
+    extent: Annotated[list[int] | None, typer.Option(help="0 to 15; repeatable.", show_default="1")] = None,
     candidates: Annotated[int, typer.Option(help="K, candidates at once.", min=1)] = 4,
     seeds: Annotated[int, typer.Option(help="Trainings of each candidate.", min=1)] = 1,
     batch_size: Annotated[
-        Optional[list[int]], typer.Option(help="Frames per step; repeatable.", show_default="1, 4")
+        list[int] | None, typer.Option(help="Frames per step; repeatable.", show_default="1, 4")
     ] = None,
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
     repeats: Annotated[int, typer.Option(help="Timed chunks of 250 steps; the best counts.", min=1)] = 3,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Training frames per second, regularisers at every step, beside the matrix-product rate of the same run."""
     from _cli import prepare_devices
@@ -222,10 +220,10 @@ def profile(
     batch_size: Annotated[int, typer.Option(help="Frames per step.", min=1)] = 4,
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
     rows: Annotated[
-        Optional[int], typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)
+        int | None, typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)
     ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each part; the shortest counts.", min=1)] = 7,
-    json_file: Annotated[Optional[Path], typer.Option("--json", help="Write the rows here.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Where the time of one training step goes, part by part."""
     from rich.box import SIMPLE

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from _cli import ROOT, commit, prepare_devices, run
@@ -33,15 +33,15 @@ Exit code 0: finished, or not approved; 2: an error or a spent budget, in one li
 @app.command(epilog=EXAMPLES)
 def main(
     config: Annotated[Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
-    run_dir: Annotated[Optional[Path], typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
-    proposer: Annotated[Optional[str], typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; of a new run llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
-    protocol: Annotated[Optional[Path], typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,
-    settings: Annotated[Optional[list[str]], typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
+    run_dir: Annotated[Path | None, typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
+    proposer: Annotated[str | None, typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; of a new run llm where ANTHROPIC_API_KEY is set, else rules.")] = None,
+    protocol: Annotated[Path | None, typer.Option(help="Start from an earlier run's protocol.md: its learned rules carry over.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus, and say so everywhere.")] = False,
     approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration. At N nothing is lost: write into user_input.md of the run what the next step should do otherwise, and run the same command again.")] = False,
-    viewers: Annotated[Optional[list[str]], typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
+    viewers: Annotated[list[str] | None, typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing.")] = False,
-    memory: Annotated[Optional[float], typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
+    memory: Annotated[float | None, typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
     revert: Annotated[bool, typer.Option("--revert-protocol", help="Take back the newest edit of the run's protocol, then stop.")] = False,
 ):  # fmt: skip
     """Search for the training settings that recover the circuit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from _cli import ROOT, commit, prepare_devices, run
@@ -23,20 +23,18 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def main(
     tables: Annotated[
-        Optional[list[Path]],
+        list[Path] | None,
         typer.Argument(help="Table files whose rows are trained; by default all experiments/recovery_*.yaml."),
     ] = None,
-    row: Annotated[
-        Optional[list[str]], typer.Option(help="Train only rows whose name contains this; repeatable.")
-    ] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Train only rows whose name contains this; repeatable.")] = None,
     journal: Annotated[Path, typer.Option(help="Finished rows, one line each.")] = ROOT
     / "experiments"
     / "results"
     / "recovery.jsonl",
-    table: Annotated[Optional[Path], typer.Option(help="The Markdown to write; by default beside the journal.")] = None,
+    table: Annotated[Path | None, typer.Option(help="The Markdown to write; by default beside the journal.")] = None,
     work: Annotated[Path, typer.Option(help="Recordings and checkpoints.")] = Path("runs/recovery"),
     checkpoint: Annotated[
-        Optional[Path], typer.Option(help="A file of parameters to read in the place of flow/0000/000.")
+        Path | None, typer.Option(help="A file of parameters to read in the place of flow/0000/000.")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Train nothing.")] = False,
 ):

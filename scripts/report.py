@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import webbrowser
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from _cli import run
@@ -29,14 +29,12 @@ EPILOG = """
 def main(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, going on or finished")],
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
-    csv: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as CSV")] = None,
-    markdown: Annotated[Optional[Path], typer.Option(help="also write the table of nodes as Markdown")] = None,
+    csv: Annotated[Path | None, typer.Option(help="also write the table of nodes as CSV")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="also write the table of nodes as Markdown")] = None,
     transcript: Annotated[
-        Optional[Path], typer.Option(help="also write the answers of the run's proposer, for --proposer replay")
+        Path | None, typer.Option(help="also write the answers of the run's proposer, for --proposer replay")
     ] = None,
-    tree: Annotated[
-        Optional[Path], typer.Option(help="also draw the tree and the edits of the protocol as PNG")
-    ] = None,
+    tree: Annotated[Path | None, typer.Option(help="also draw the tree and the edits of the protocol as PNG")] = None,
 ) -> None:
     """Write RUN_DIR/report.html from the run's journal and figures; a run in progress is not disturbed."""
     from flyjax.report import tables

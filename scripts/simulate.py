@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from _cli import run
@@ -23,7 +23,7 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def main(
-    extent: Annotated[Optional[int], typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")] = None,
+    extent: Annotated[int | None, typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")] = None,
     visual_input_type: Annotated[str, typer.Option(help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3.")] = "scenes_flow",
     n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
     dt: Annotated[float, typer.Option(help="Step and frame interval, s.")] = 0.02,
@@ -35,13 +35,13 @@ def main(
     seed: Annotated[int, typer.Option(help="Of stimulus and noise.")] = 0,
     split: Annotated[str, typer.Option(help="train or test: other videos, other scenes. A test is noise-free and starts grey.")] = "train",
     frame_rate: Annotated[str, typer.Option(help="Of videos: native (one frame per step), resampled (24/s at 1/dt) or default.")] = "default",
-    data_path: Annotated[Optional[Path], typer.Option(help="Folder of the videos. Default: FLYJAX_DATA.")] = None,
+    data_path: Annotated[Path | None, typer.Option(help="Folder of the videos. Default: FLYJAX_DATA.")] = None,
     allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")] = False,
     show: Annotated[bool, typer.Option("--show", help="Draw: hexagonal maps, film strip, kinographs, traces of all types, film (gif, mp4).")] = False,
     save: Annotated[bool, typer.Option("--save", help="Keep the recording, in the folder of --out.")] = False,
     voltage_dtype: Annotated[str, typer.Option(help="float32 or float16, as --save stores training voltages.")] = "float32",
-    out: Annotated[Optional[Path], typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>.")] = None,
-    strip: Annotated[Optional[Path], typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>.")] = None,
+    strip: Annotated[Path | None, typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
 ):  # fmt: skip
     """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
     from flyjax.cli.console import Console, with_stand_ins

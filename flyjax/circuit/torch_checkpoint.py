@@ -146,7 +146,7 @@ def read_torch_checkpoint(path: str | Path) -> dict:
     except UserError:
         raise
     # A pickle stream that was tampered with can fail in any way; none of them is a crash of ours.
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise UserError(f"{path} is not a readable torch zip checkpoint ({type(error).__name__}: {error})") from None
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a flyvis checkpoint: it holds a {type(content).__name__}, not a dictionary")

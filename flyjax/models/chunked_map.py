@@ -15,8 +15,9 @@ depending on the same row of `rows` alone; `shared` and `rows` are pytrees of ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

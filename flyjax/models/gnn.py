@@ -19,7 +19,7 @@ batch behind it was about twice as fast as the other way round.
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -112,9 +112,9 @@ def test_moments_without_bias_are_those_of_the_clean_states(decay, width):
         clean_sent, sent, of_sent = np.maximum(v, 0), unbent(x, sigma), unbent_noise(x.T, sigma)
     for sign in (1.0, -1.0):
         # In two pieces, the second going on where the first ends.
-        pieces = lambda s, own, target: [
-            (s[:, a], [(own[:, a],)], target[:, a]) for a in (slice(0, n // 3), slice(n // 3, n))
-        ]
+        def pieces(s, own, target):
+            return [(s[:, a], [(own[:, a],)], target[:, a]) for a in (slice(0, n // 3), slice(n // 3, n))]
+
         clean = accumulate(Two, laid(pieces(clean_sent, sign * v, rate), decay), n_own=1).moments[1]
         raw = accumulate(Two, laid(pieces(sent, sign * x, y), decay), n_own=1)
         mended = raw.moments[1] - list(biases(raw, Two, sigma, dt, of_sent, sign, decay))[1]

@@ -9,11 +9,11 @@ from rich.console import Console
 from support.made_up_run import Maker, metrics, two_blocks
 
 from flyjax.report import tables
-from flyjax.utils.format import duration
 from flyjax.report.run_view import Run
 from flyjax.report.svg.charts import Axis, NoiseScale
 from flyjax.report.svg.tree import layout
 from flyjax.search.journal.journal import Node, fold, read_journal
+from flyjax.utils.format import duration
 
 
 @pytest.fixture()

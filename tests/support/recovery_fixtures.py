@@ -1,6 +1,6 @@
 """Recordings shared by the recovery tests: extent 1, a truth drawn per type on the spot."""
 
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from flyjax.data.recording import record
 SIMULATION = Simulation(extent=1, visual_input_type="scenes_texture", n_frames=1200, n_test_frames=300)
 
 
-@lru_cache(maxsize=None)
+@cache
 def truth():
     """(connectome, parameters): in-weights of norm 0.7, time constants 10-200 ms (some below dt)."""
     c = build_connectome(1)
@@ -23,7 +23,7 @@ def truth():
     return c, p._replace(weight=p.weight * np.float32(0.7 / np.maximum(per_type, 1e-6))[c.cell_type[c.receivers]])
 
 
-@lru_cache(maxsize=None)
+@cache
 def recordings(noise: float = 0.05):
     """(training, test)."""
     c, p = truth()

@@ -36,9 +36,9 @@ class Price:
     cache_write: float  # kept five minutes
     cache_read: float
     long_from: int | None = None
-    long: "Price | None" = None
+    long: Price | None = None
 
-    def at(self, prompt_tokens: int) -> "Price":
+    def at(self, prompt_tokens: int) -> Price:
         return self.long if self.long is not None and prompt_tokens > self.long_from else self
 
 
