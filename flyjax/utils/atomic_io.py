@@ -13,7 +13,7 @@ def write_atomic(path: str | Path, content: str | bytes, *, sync: bool = False) 
 
     **Arguments:** `sync` waits until the content is on disk.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))  # of a link, what it points to
     data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
         return

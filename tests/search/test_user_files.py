@@ -10,7 +10,8 @@ from flyjax.search.journal.journal import State, fold, read_journal
 from flyjax.search.loop import revert_protocol, run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW
-from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, without_key, write_text
+from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, without_key
+from flyjax.utils.atomic_io import write_atomic
 
 READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))
 
@@ -91,7 +92,7 @@ def test_a_link_stays_a_link(tmp_path):
     (run / "user_input.md").symlink_to(real)
     acknowledge(run, State())
     assert (run / "user_input.md").is_symlink() and "## Pending\n\nHello." in real.read_text()
-    write_text(run / "user_input.md", "x")
+    write_atomic(run / "user_input.md", "x")
     assert real.read_text() == "x" and [p.name for p in tmp_path.iterdir()] in (
         ["run", "notes.md"],
         ["notes.md", "run"],
