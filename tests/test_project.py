@@ -88,7 +88,9 @@ def test_every_dependency_is_imported(root, project):
 
 
 def test_tests_need_only_the_requirements_files(root):
-    required = names(requirements_file(root / "requirements.txt")) | names(requirements_file(root / "requirements-dev.txt"))
+    required = names(requirements_file(root / "requirements.txt")) | names(
+        requirements_file(root / "requirements-dev.txt")
+    )
     support = {path.stem for path in (root / "tests").iterdir()}
     used = third_party(root, ["tests"])
     assert {k: v for k, v in used.items() if k not in required | support} == {}
