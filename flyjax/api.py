@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flyjax.config import Model, Simulation, Training, parse_experiment
+from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
-from flyjax.experiments.nodes import NodeSpec, Recordings, check_readable, judged, learner_for, pool
+from flyjax.experiments.nodes import NodeSpec, check_readable, judged, learner_for, pool
 from flyjax.models import Learner, make_learner
 from flyjax.training import Trained, train_sweep
 from flyjax.utils.errors import UserError
@@ -40,7 +41,7 @@ class CandidateResult:
 class _Given:
     """A single recording in the place of a run's recordings."""
 
-    room = 1_000  # it is there once, however many ask
+    capacity = 1_000  # it is in memory once, however many nodes use it
 
     def __init__(self, recording: Recording):
         self._train, self._others = recording, Recordings(recording.simulation)

@@ -23,8 +23,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import logging
-import shutil
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -54,14 +52,12 @@ __all__ = [
     "Part",
     "Recording",
     "build_truth",
-    "cached_recording",
     "known_circuit",
     "load_recording",
     "recipe",
     "record",
     "shown",
 ]
-log = logging.getLogger(__name__)
 SPLITS = ("train", "test")
 CHUNK = 1000  # frames per compiled call
 
@@ -382,7 +378,7 @@ def record(
     return recording if store is None else load_recording(store)
 
 
-# -- the cache -------------------------------------------------------------------------------------
+# -- what identifies one -------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=1)
@@ -414,36 +410,3 @@ def recipe(simulation: Simulation, noise_model_level: float, split: str, seed: i
         content["parameters"] = hashlib.sha256(checkpoint_file(simulation.parameters).read_bytes()).hexdigest()
     level = 0.0 if split == "test" else float(noise_model_level)
     return content_hash(content, name, stimulus.fingerprint(name, simulation.data_path), level, split, seed, _code())
-
-
-def cached_recording(
-    simulation: Simulation,
-    noise_model_level: float = 0.05,
-    split: str = "train",
-    seed: int = 0,
-    cache_dir: str | Path = "recordings",
-    max_disk_gb: float = 20.0,
-) -> Recording:
-    """The recording from the cache, or made and put there.
-
-    Stores are named by `recipe`. A torn or edited one is rebuilt with a warning. The least
-    recently used go first beyond `max_disk_gb`; the one asked for always stays.
-
-    **Raises:** `UserError` as `record`, or if the folder cannot be written.
-    """
-    cache_dir = Path(cache_dir)
-    path = cache_dir / recipe(simulation, noise_model_level, split, seed)
-    if path.exists():
-        try:
-            recording = load_recording(path)
-            array_store.touch(path)
-            out = dataclasses.replace(recording, simulation=simulation)
-            if "derivative" in vars(recording):  # no field: a copy would compute what was stored again
-                vars(out)["derivative"] = recording.derivative
-            return out
-        except UserError as error:
-            log.warning("%s; it is recorded again", error)
-            shutil.rmtree(path, ignore_errors=True)
-    recording = record(simulation, noise_model_level, split, seed, store=path)
-    array_store.evict(cache_dir, max_disk_gb * 1e9, keep=path)
-    return recording

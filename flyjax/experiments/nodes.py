@@ -21,7 +21,8 @@ import yaml
 from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
-from flyjax.data.recording import Recording, cached_recording, known_circuit, record
+from flyjax.data.cache import Recordings
+from flyjax.data.recording import Recording, known_circuit
 from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate, extract, normal_equations
 from flyjax.recovery.learned_stimulus import as_learned
@@ -34,7 +35,7 @@ from flyjax.training.loggers import Watcher
 from flyjax.training.train import held_out_of_field
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError, in_one_line
-from flyjax.utils.system import available_ram, cores
+from flyjax.utils.system import cores
 
 
 @dataclass(frozen=True)
@@ -112,66 +113,6 @@ def learner_for(simulation: Simulation, model: Model) -> Learner:
     return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
 
 
-#: Of the memory that is free at first, what recordings may keep between uses.
-HELD_SHARE = 0.25
-
-
-def _bytes(recording: Recording) -> int:
-    return recording.voltage.nbytes * (2 if "derivative" in vars(recording) else 1)
-
-
-class Recordings:
-    """Training recordings by noise level and the held-out one, from the run's cache.
-
-    Those used last stay in memory while they are few enough (`hold_bytes`, a quarter of what is free by
-    default); the others are read again when they are asked for.
-    """
-
-    def __init__(
-        self,
-        simulation: Simulation,
-        cache_dir: Path | None = None,
-        max_disk_gb: float = 20.0,
-        hold_bytes: float | None = None,
-    ):
-        self.simulation, self._cache, self._max = simulation, cache_dir, max_disk_gb
-        self._room = HELD_SHARE * available_ram() if hold_bytes is None else hold_bytes
-        self._held: dict[tuple[str, float], Recording] = {}  # the one used last at the end
-
-    def _get(self, split: str, level: float) -> Recording:
-        key = (split, level)
-        found = self._held.pop(key, None)
-        if found is None and self._cache is None:
-            found = record(self.simulation, level, split)
-        elif found is None:
-            self._make_room()
-            found = cached_recording(self.simulation, level, split, cache_dir=self._cache, max_disk_gb=self._max)
-        self._held[key] = found
-        return found
-
-    def _make_room(self) -> None:
-        """Let go of training recordings not used for longest, so that one more of their size fits."""
-        train = [key for key in self._held if key[0] == "train"]
-        sizes = [_bytes(self._held[key]) for key in train]
-        while train and sum(sizes) + max(sizes) > self._room:
-            del self._held[train.pop(0)], sizes[0]
-
-    @property
-    def room(self) -> int:
-        """How many recordings like those held fit into as much memory again, one at least."""
-        largest = max((_bytes(r) for (split, _), r in self._held.items() if split == "train"), default=1)
-        return max(1, int(self._room // largest))
-
-    def train(self, level: float) -> Recording:
-        """Training split at a process-noise level (std per step)."""
-        return self._get("train", level)
-
-    @property
-    def test(self) -> Recording:
-        """Held-out, noise-free."""
-        return self._get("test", 0.0)
-
-
 def pool(per_seed: Sequence[dict]) -> dict:
     """Metrics of a node: each the mean over the seeds that have it, None where none has.
 
@@ -243,7 +184,7 @@ def judged(
     for those begun, and `say` tells so: a thread in the middle of compiled code cannot be left behind.
     """
     jobs = zip(specs, trained, strict=True)
-    n_workers = max(1, min(cores(), len(specs) - 1, recordings.room))
+    n_workers = max(1, min(cores(), len(specs) - 1, recordings.capacity))
     ahead: deque[Future] = deque()
     # One thread of BLAS each: the cores are taken, and sums do not depend on who else is judged.
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:

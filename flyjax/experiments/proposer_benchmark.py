@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
+from flyjax.data.cache import Recordings
 from flyjax.experiments import nodes
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import circuit_metrics
@@ -64,7 +65,7 @@ class RealTrainings:
         self.experiment, self.folder, self.until = experiment, Path(folder), until
         self.trained, self.seconds = 0, 0.0
         self._learner = nodes.learner_for(experiment.simulation, experiment.model)
-        self._recordings = nodes.Recordings(experiment.simulation)
+        self._recordings = Recordings(experiment.simulation)
 
     def _path(self, training: Training, seed: int) -> Path:
         # How many seeds a node has and how often it is saved changes no training.

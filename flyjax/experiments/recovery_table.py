@@ -26,6 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
+from flyjax.data.cache import Recordings
 from flyjax.experiments import nodes
 from flyjax.ground_truth.build import checkpoint_file
 from flyjax.recovery.lesion import lesion_metrics
@@ -191,7 +192,7 @@ def run_row(
         raise UserError(
             f"{table.name}, row {row.name!r}: a free run after a lesion needs a stimulus that is given: set lesion to 0"
         )
-    recordings = nodes.Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
+    recordings = Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
     train, test = recordings.train(training.noise_model_level), recordings.test
     learner = nodes.learner_for(experiment.simulation, experiment.model)
     start = time.perf_counter()

@@ -11,6 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
+from flyjax.data.cache import Recordings
 from flyjax.data.transforms import lesioned
 from flyjax.experiments import nodes
 from flyjax.recovery import Evaluation, closed_form, evaluate
@@ -67,12 +68,12 @@ def _folder(where: Path, node: int) -> Path:
     return max(folders, key=quality)
 
 
-def _recordings(folder: Path, simulation: Simulation) -> tuple[nodes.Recordings, str]:
+def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
     """The recordings of a node from its run's cache, under its run's limit; of a folder that was taken out of its run,
     from a cache inside it. **Returns:** them, and a line on where they are where it is not the run's."""
     whole = folder.resolve()
     if not (whole.parent.name == "nodes" and whole.name.isdigit()):
-        return nodes.Recordings(
+        return Recordings(
             simulation, folder / "recordings"
         ), f"{folder} is in no run (nodes/NNNN of one): its recordings are made in {folder / 'recordings'}"
     run = whole.parent.parent
@@ -85,7 +86,7 @@ def _recordings(folder: Path, simulation: Simulation) -> tuple[nodes.Recordings,
         raise UserError(
             f"{run / 'config.yaml'} says no valid search.max_disk_gb: repair it, or its recordings might be dropped"
         ) from None
-    return nodes.Recordings(simulation, run / "recordings", limit), ""
+    return Recordings(simulation, run / "recordings", limit), ""
 
 
 def node_selection(where: Path) -> list[dict]:

@@ -9,8 +9,10 @@ import pytest
 from flyjax import circuit, simulation
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
+from flyjax.data import cache as cache_module
 from flyjax.data import recording
-from flyjax.data.recording import build_truth, cached_recording, known_circuit, load_recording, record
+from flyjax.data.cache import cached_recording
+from flyjax.data.recording import build_truth, known_circuit, load_recording, record
 from flyjax.ground_truth.edge_edits import without_edges
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
@@ -248,7 +250,7 @@ def cache(fly, tmp_path, monkeypatch):
         made.append((simulation, args))
         return original(simulation, *args, **kwargs)
 
-    monkeypatch.setattr(recording, "record", counting)
+    monkeypatch.setattr(cache_module, "record", counting)
     monkeypatch.setattr(recording, "build_truth", lambda _: (fly["connectome"], fly["parameters"]))
     return (
         lambda *args, **kwargs: cached_recording(*args, cache_dir=tmp_path / "cache", **kwargs),

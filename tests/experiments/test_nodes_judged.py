@@ -9,6 +9,7 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from flyjax.config import Model, Simulation, Training
+from flyjax.data.cache import Recordings
 from flyjax.experiments import nodes
 from flyjax.recovery import clusters, normal_equations
 from flyjax.recovery.readout import per_recording
@@ -20,7 +21,7 @@ SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=3
 @pytest.fixture(scope="module")
 def trained():
     model = Model(width=8)
-    learner, recordings = nodes.learner_for(SIMULATION, model), nodes.Recordings(SIMULATION)
+    learner, recordings = nodes.learner_for(SIMULATION, model), Recordings(SIMULATION)
     specs = [
         nodes.NodeSpec(k, Training(noise_model_level=level, data_augmentation_loop=2), (k,))
         for k, level in enumerate((0.05, 0.1, 0.05, 0.1, 0.05))
@@ -74,8 +75,8 @@ def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
     assert normal_equations._workers() == 8
 
 
-@pytest.mark.parametrize("room, most", [(1, 1), (2, 2), (99, 4)])
-def test_no_more_at_once_than_have_room(trained, room, most, monkeypatch):
+@pytest.mark.parametrize("capacity, most", [(1, 1), (2, 2), (99, 4)])
+def test_no_more_at_once_than_have_room(trained, capacity, most, monkeypatch):
     learner, specs, runs, recordings = trained
     now, seen, lock, together = [], [], threading.Lock(), threading.Barrier(most)
 
@@ -90,19 +91,19 @@ def test_no_more_at_once_than_have_room(trained, room, most, monkeypatch):
         return spec.id, None
 
     monkeypatch.setattr(nodes, "judge", slow)
-    monkeypatch.setattr(nodes.Recordings, "room", room)
+    monkeypatch.setattr(Recordings, "capacity", capacity)
     monkeypatch.setattr(normal_equations, "cores", lambda: 8)
     assert [k for k, _ in nodes.judged(learner, specs, runs, recordings)] == [s.id for s in specs]
     assert max(seen) <= most
 
 
-def test_room_counts_derivatives_that_are_loaded():
-    recordings = nodes.Recordings(SIMULATION)
+def test_capacity_counts_derivatives_that_are_loaded():
+    recordings = Recordings(SIMULATION)
     recording = recordings.train(0.05)
-    recordings._room = 4 * recording.voltage.nbytes
-    before = recordings.room
+    recordings._max_bytes = 4 * recording.voltage.nbytes
+    before = recordings.capacity
     assert recording.derivative is not None
-    assert (before, recordings.room) == (4, 2)
+    assert (before, recordings.capacity) == (4, 2)
 
 
 def test_an_interrupt_says_that_it_waits_and_begins_no_more(trained, monkeypatch):
@@ -121,7 +122,7 @@ def test_an_interrupt_says_that_it_waits_and_begins_no_more(trained, monkeypatch
         told.set()
 
     monkeypatch.setattr(nodes, "judge", judge)
-    monkeypatch.setattr(nodes.Recordings, "room", 2)
+    monkeypatch.setattr(Recordings, "capacity", 2)
     monkeypatch.setattr(normal_equations, "cores", lambda: 2)
     going = nodes.judged(learner, specs, runs, recordings, say)
     assert [next(going)[0], next(going)[0]] == [0, 1] and inside.wait(10)

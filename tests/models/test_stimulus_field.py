@@ -13,6 +13,7 @@ from support.training_fixtures import Noise
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training, parse_experiment
+from flyjax.data.cache import Recordings
 from flyjax.experiments import nodes, recovery_table, reevaluate
 from flyjax.models import losses, make_learner, parameter_groups, stimulus_field
 from flyjax.recovery import evaluate
@@ -281,7 +282,7 @@ def ends(run):
     experiment, folder, _ = run
     learner = nodes.learner_for(experiment.simulation, experiment.model)
     params = load_params(folder / "nodes" / "0001" / "params" / "seed_0", learner.init(jax.random.key(0)))
-    recordings = nodes.Recordings(experiment.simulation, folder / "recordings")
+    recordings = Recordings(experiment.simulation, folder / "recordings")
     return learner, params, recordings.train(0.05), recordings.test, train.held_out_of_field(experiment.training, 600)
 
 

@@ -1,0 +1,115 @@
+"""Recordings kept between uses: on disk by what made them, in memory while there is room."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import shutil
+from pathlib import Path
+
+from flyjax.config import Simulation
+from flyjax.data.recording import Recording, load_recording, recipe, record
+from flyjax.utils import array_store
+from flyjax.utils.errors import UserError
+from flyjax.utils.system import available_ram
+
+log = logging.getLogger(__name__)
+#: Share of the memory that is free at first which `Recordings` may use.
+MEMORY_SHARE = 0.25
+
+
+def cached_recording(
+    simulation: Simulation,
+    noise_model_level: float = 0.05,
+    split: str = "train",
+    seed: int = 0,
+    cache_dir: str | Path = "recordings",
+    max_disk_gb: float = 20.0,
+) -> Recording:
+    """Read a recording from a cache folder, or simulate it and store it there.
+
+    Folders are named by the content hash of what makes a recording. A damaged one is replaced with a warning.
+    Beyond `max_disk_gb` the least recently used are removed, but never the one asked for.
+
+    **Raises:** `UserError` as `record` does, or if the folder cannot be written.
+    """
+    cache_dir = Path(cache_dir)
+    path = cache_dir / recipe(simulation, noise_model_level, split, seed)
+    if path.exists():
+        try:
+            recording = load_recording(path)
+            array_store.touch(path)
+            out = dataclasses.replace(recording, simulation=simulation)
+            if "derivative" in vars(recording):  # no field: `replace` drops it, and computing it again is slow
+                vars(out)["derivative"] = recording.derivative
+            return out
+        except UserError as error:
+            log.warning("%s; it is recorded again", error)
+            shutil.rmtree(path, ignore_errors=True)
+    recording = record(simulation, noise_model_level, split, seed, store=path)
+    array_store.evict(cache_dir, max_disk_gb * 1e9, keep=path)
+    return recording
+
+
+def _n_bytes(recording: Recording) -> int:
+    return recording.voltage.nbytes * (2 if "derivative" in vars(recording) else 1)
+
+
+class Recordings:
+    """Training recordings by noise level and the test recording of one simulation.
+
+    The most recently used stay in memory up to `max_bytes`; the others are read from `cache_dir` when needed.
+
+    **Arguments:**
+
+    - `simulation`: what is recorded.
+    - `cache_dir`: the cache folder; without one every recording stays in memory.
+    - `max_disk_gb`: the size of the cache folder.
+    - `max_bytes`: memory for training recordings, by default a quarter of what is free.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        cache_dir: Path | None = None,
+        max_disk_gb: float = 20.0,
+        max_bytes: float | None = None,
+    ):
+        self.simulation, self._cache_dir, self._max_disk_gb = simulation, cache_dir, max_disk_gb
+        self._max_bytes = MEMORY_SHARE * available_ram() if max_bytes is None else max_bytes
+        self._in_memory: dict[tuple[str, float], Recording] = {}  # the most recently used last
+
+    def _get(self, split: str, level: float) -> Recording:
+        key = (split, level)
+        recording = self._in_memory.pop(key, None)
+        if recording is None and self._cache_dir is None:
+            recording = record(self.simulation, level, split)
+        elif recording is None:
+            self._release_memory()
+            recording = cached_recording(
+                self.simulation, level, split, cache_dir=self._cache_dir, max_disk_gb=self._max_disk_gb
+            )
+        self._in_memory[key] = recording
+        return recording
+
+    def _release_memory(self) -> None:
+        """Drop the least recently used training recordings until one more of their size fits."""
+        train = [key for key in self._in_memory if key[0] == "train"]
+        sizes = [_n_bytes(self._in_memory[key]) for key in train]
+        while train and sum(sizes) + max(sizes) > self._max_bytes:
+            del self._in_memory[train.pop(0)], sizes[0]
+
+    @property
+    def capacity(self) -> int:
+        """Number of training recordings of the present size that fit into `max_bytes`, at least one."""
+        largest = max((_n_bytes(r) for (split, _), r in self._in_memory.items() if split == "train"), default=1)
+        return max(1, int(self._max_bytes // largest))
+
+    def train(self, level: float) -> Recording:
+        """Return the training recording at a process-noise level (std per step)."""
+        return self._get("train", level)
+
+    @property
+    def test(self) -> Recording:
+        """The held-out, noise-free recording."""
+        return self._get("test", 0.0)

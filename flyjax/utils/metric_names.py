@@ -1,0 +1,24 @@
+"""The lists of metric names that tables, logs and transcripts share; metrics.json of a node has more."""
+
+from __future__ import annotations
+
+#: The recovered quantities, each with its symbol in tables.
+QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
+RECOVERY = (*QUANTITIES, "cluster_accuracy")
+PREDICTION = ("test_R2", "test_pearson")
+
+#: Of a node in the history that a language model reads.
+HISTORY = (*RECOVERY, "test_R2")
+#: Of a node in a transcript.
+TRANSCRIPT = (*RECOVERY, *PREDICTION)
+#: Of a node in the log, in the order of the protocol's log format.
+LOG = (*PREDICTION, *QUANTITIES, "external_input_R2", "cluster_accuracy")
+#: Of a node in the report's tables.
+NODE_TABLE = (*TRANSCRIPT, "external_input_R2", "final_loss")
+#: Of a configuration in the tables of a sweep.
+SWEEP_TABLE = (*TRANSCRIPT, "external_input_R2", "one_step_R2", "final_loss", "wall_s")
+
+#: Criteria to choose a model by that need no ground truth, and whether larger is better.
+BLIND_CRITERIA = {"test_R2": True, "one_step_R2": True, "final_error": False}
+#: All that a search with the objective `blind` may show a proposer.
+BLIND = (*PREDICTION, "one_step_R2", "final_loss", "n_steps", "wall_s")
