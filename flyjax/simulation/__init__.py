@@ -1,6 +1,7 @@
 """The circuit in time: its right-hand side and the diffrax solve."""
 
-from flyjax.simulation.chunks import SOLVERS
-from flyjax.simulation.solve import derivative, simulate, simulate_chunks, steady_state
+from flyjax.simulation.rollout import initial_state, simulate, simulate_chunks, steady_state
+from flyjax.simulation.solve import SOLVERS
+from flyjax.simulation.vector_field import derivative
 
-__all__ = ["SOLVERS", "derivative", "simulate", "simulate_chunks", "steady_state"]
+__all__ = ["SOLVERS", "derivative", "initial_state", "simulate", "simulate_chunks", "steady_state"]

@@ -35,18 +35,18 @@ class Grid:
     n_types: int
     size: int  #: L, cells of a type's grid, padding between rows included
     border: int  #: zeros before and after it when it is read
-    at: np.ndarray  #: (N,) flat cell of each neuron in (n_types, L)
-    neuron: np.ndarray  #: (n_types * L,) neuron of each cell, N where there is none
-    column: np.ndarray  #: (L,) column of each cell, n_columns where there is none
+    cell_of_neuron: np.ndarray  #: (N,) flat cell of each neuron in (n_types, L)
+    neuron_of_cell: np.ndarray  #: (n_types * L,) neuron of each cell, N where there is none
+    column_of_cell: np.ndarray  #: (L,) column of each cell, n_col where there is none
     is_input: np.ndarray  #: (n_types,) 1 for R1..R8
     edge_of_key: np.ndarray  #: (K,) an edge of each offset key, n_edges where none occurs
     start: np.ndarray  #: (K,) where a shifted row starts in the flat, bordered grids
-    terms: tuple[np.ndarray, ...]  #: per target type: keys that occur
-    regular: bool  #: whether the edges are exactly those of the keys: none added, none removed
+    keys_of_target: tuple[np.ndarray, ...]  #: per target type: keys that occur
+    is_regular: bool  #: whether the edges are exactly those of the keys: none added, none removed
 
 
 @lru_cache(maxsize=8)
-def grid(c: Connectome) -> Grid:
+def make_grid(c: Connectome) -> Grid:
     """The flat layout of a connectome, made once."""
     source, target, du, dv = c.keys.astype(np.int64).T
     x, side = c.extent, 2 * c.extent + 1
@@ -74,7 +74,7 @@ def grid(c: Connectome) -> Grid:
     ends = np.stack([c.cell_type[c.senders], c.cell_type[c.receivers]], axis=1)
     steps = np.stack([c.u[c.receivers] - c.u[c.senders], c.v[c.receivers] - c.v[c.senders]], axis=1)
     regular &= bool((c.keys[c.offset_key] == np.concatenate([ends, steps], axis=1)).all())
-    # Light reaches whole types, each neuron from its own column.
+    # Luminance reaches all neurons of a type, each neuron from its own column.
     regular &= bool((c.input_column == c.column[c.inputs]).all())
     regular &= bool((np.flatnonzero(np.isin(c.cell_type, np.unique(c.cell_type[c.inputs]))) == c.inputs).all())
 
@@ -85,34 +85,34 @@ def grid(c: Connectome) -> Grid:
         n_types=c.n_types,
         size=size,
         border=border,
-        at=at.astype(np.int32),
-        neuron=neuron.astype(np.int32),
-        column=column.astype(np.int32),
+        cell_of_neuron=at.astype(np.int32),
+        neuron_of_cell=neuron.astype(np.int32),
+        column_of_cell=column.astype(np.int32),
         is_input=np.isin(np.arange(c.n_types), c.cell_type[c.inputs]).astype(np.float32),
         edge_of_key=edge_of_key.astype(np.int32),
         # The source lies at target minus offset.
         start=start.astype(np.int32),
-        terms=tuple(occurs[target[occurs] == t] for t in range(c.n_types)),
-        regular=regular,
+        keys_of_target=tuple(occurs[target[occurs] == t] for t in range(c.n_types)),
+        is_regular=regular,
     )
 
 
-def applies(c: Connectome, weight: np.ndarray) -> bool:
+def is_applicable(c: Connectome, weight: np.ndarray) -> bool:
     """Whether edges and weights repeat over the lattice, as in flyvis and in drawn circuits."""
     weight = np.asarray(weight)
-    g = grid(c)
-    return g.regular and bool((np.append(weight, np.float32(0))[g.edge_of_key][c.offset_key] == weight).all())
+    g = make_grid(c)
+    return g.is_regular and bool((np.append(weight, np.float32(0))[g.edge_of_key][c.offset_key] == weight).all())
 
 
 def to_grid(g: Grid, x: Float32[Array, "... N B"]) -> Float32[Array, "... n_types L B"]:
     """Neurons to cells; 0 where there is no neuron."""
     padded = jnp.concatenate([x, jnp.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype)], axis=-2)
-    return padded[..., g.neuron, :].reshape(*x.shape[:-2], g.n_types, g.size, x.shape[-1])
+    return padded[..., g.neuron_of_cell, :].reshape(*x.shape[:-2], g.n_types, g.size, x.shape[-1])
 
 
 def from_grid(g: Grid, state: Float32[Array, "... n_types L B"]) -> Float32[Array, "... N B"]:
     """Cells to neurons."""
-    return state.reshape(*state.shape[:-3], g.n_types * g.size, state.shape[-1])[..., g.at, :]
+    return state.reshape(*state.shape[:-3], g.n_types * g.size, state.shape[-1])[..., g.cell_of_neuron, :]
 
 
 def key_weights(g: Grid, weight: Float32[Array, " E"]) -> Float32[Array, " K"]:
@@ -122,9 +122,9 @@ def key_weights(g: Grid, weight: Float32[Array, " E"]) -> Float32[Array, " K"]:
 
 def _bordered(g: Grid, rate) -> jax.Array:
     """Every type's grid between two borders of zeros, (n_types, (L + 2 border) B)."""
-    n_lanes = rate.shape[2]
-    flat = rate.reshape(g.n_types, g.size * n_lanes)
-    return jnp.pad(flat, ((0, 0), (g.border * n_lanes, g.border * n_lanes)))
+    n_states = rate.shape[2]
+    flat = rate.reshape(g.n_types, g.size * n_states)
+    return jnp.pad(flat, ((0, 0), (g.border * n_states, g.border * n_states)))
 
 
 def window_sum(
@@ -132,7 +132,7 @@ def window_sum(
 ) -> Float32[Array, "n_types L 1"]:
     """Shifted rows by a gather of windows, a matrix product per block of target types."""
     flat = _bordered(g, rate).reshape(-1)
-    n_terms = np.array([len(keys) for keys in g.terms])
+    n_terms = np.array([len(keys) for keys in g.keys_of_target])
     order = np.argsort(n_terms, kind="stable")
     rows = lax.GatherDimensionNumbers(offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,))
     parts, begin = [], 0
@@ -146,7 +146,7 @@ def window_sum(
         keys = np.zeros((len(block), width), np.int32)
         used = np.zeros((len(block), width), np.float32)
         for row, target in enumerate(block):
-            keys[row, : n_terms[target]] = g.terms[target]
+            keys[row, : n_terms[target]] = g.keys_of_target[target]
             used[row, : n_terms[target]] = 1
         start = jnp.asarray(g.start[keys] * (used > 0))[..., None]
         shifted = lax.gather(flat, start, rows, (g.size,), mode="promise_in_bounds")
@@ -161,16 +161,16 @@ def unrolled_sum(
     g: Grid, weight: Float32[Array, " K"], rate: Float32[Array, "n_types L B"]
 ) -> Float32[Array, "n_types L B"]:
     """Term by term: one fused pass over each target type."""
-    n_lanes = rate.shape[2]
-    length = g.size * n_lanes
+    n_states = rate.shape[2]
+    length = g.size * n_states
     # A row per type, then a shift: on one long row XLA's code is half as fast.
     bordered = _bordered(g, rate)
     targets = []
-    for keys in g.terms:
+    for keys in g.keys_of_target:
         terms = []
         for key in keys.tolist():
             source, shift = divmod(int(g.start[key]), g.size + 2 * g.border)
-            shift *= n_lanes
+            shift *= n_states
             terms.append(weight[key] * lax.slice(bordered[source], (shift,), (shift + length,)))
         while len(terms) > 1:  # a tree keeps the expression shallow
             terms = [a + b for a, b in zip(terms[::2], terms[1::2])] + terms[len(terms) & ~1 :]

@@ -74,24 +74,24 @@ def edges(c: Connectome) -> Edges:
         return Edges(jnp.asarray(c.senders), jnp.asarray(c.receivers), jnp.asarray(starts))
 
 
-def pack(plan: Buckets, weight: Float32[Array, " E"]) -> tuple[jax.Array, ...]:
+def pack_weights(plan: Buckets, weight: Float32[Array, " E"]) -> tuple[jax.Array, ...]:
     """Weights in bucket order, 0 in the padding; once per simulation, not per step."""
     padded = jnp.append(weight, jnp.zeros((1,), weight.dtype))
     return tuple(padded[edges] for edges in plan.edges)
 
 
-def gather_sum(plan: Buckets, packed: tuple[jax.Array, ...], rate: Float32[Array, "N B"]) -> Float32[Array, "N B"]:
+def gather_sum(plan: Buckets, weight: tuple[jax.Array, ...], rate: Float32[Array, "N B"]) -> Float32[Array, "N B"]:
     """sum over edges into i of w_ij rate_j, for B independent states."""
-    n_lanes = rate.shape[1]
-    if n_lanes == 1:
+    n_states = rate.shape[1]
+    if n_states == 1:
         # One-dimensional operands: XLA's CPU gather is several times slower with a trailing 1.
         flat = rate[:, 0]
         read = [flat.at[senders].get(mode="promise_in_bounds") for senders in plan.senders]
-        total = jnp.concatenate([jnp.einsum("nd,nd->n", w, r) for w, r in zip(packed, read)])
+        total = jnp.concatenate([jnp.einsum("nd,nd->n", w, r) for w, r in zip(weight, read)])
         return total[plan.position][:, None]
     parts = []
-    for senders, w in zip(plan.senders, packed):
-        read = rate.at[senders.reshape(-1)].get(mode="promise_in_bounds").reshape(*senders.shape, n_lanes)
+    for senders, w in zip(plan.senders, weight):
+        read = rate.at[senders.reshape(-1)].get(mode="promise_in_bounds").reshape(*senders.shape, n_states)
         parts.append(jnp.einsum("nd,ndb->nb", w, read))
     return jnp.concatenate(parts)[plan.position]
 

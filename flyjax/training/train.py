@@ -34,11 +34,12 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from flyjax.config import Training, field_problem
 from flyjax.data.frames import differenced, measured
 from flyjax.data.recording import Recording
-from flyjax.models import Learner, loss, rollout_loss, stimulus_of_neurons
+from flyjax.models import Learner, loss, rollout_loss
 from flyjax.models.chunked_map import n_pieces
 from flyjax.models.learner import group_of
 from flyjax.models.losses import BENDS, COEFFICIENTS, FIELD_COEFFICIENTS
-from flyjax.simulation import message_sum
+from flyjax.simulation.kernels import Kernel
+from flyjax.simulation.vector_field import VectorFieldArgs, vector_field, vector_field_args
 from flyjax.utils.errors import UserError
 
 #: Frames at most between those trained on and those held out, and held-out frames that are evaluated.
@@ -189,7 +190,7 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
     """Training data on the device, one leading index per noise level; no luminance where a `field` is learned for it.
 
     Returns `voltage` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v), and either `target`
-    (L, T, N) or, where `computes_target`, `truth`: the circuit they are computed from. Real recordings also
+    (L, T, N) or, where `computes_target`, `circuit`: the arrays they are computed from. Real recordings also
     have `dt` (L,) in s and `last` (L, T), the last frame of each frame's part.
     """
     data: dict[str, Any] = {
@@ -198,8 +199,7 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
         "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
     }
     if not field and all(map(computes_target, recordings)):
-        truths = [_truth(r) for r in recordings]
-        data["truth"] = {name: jnp.stack([t[name] for t in truths]) for name in truths[0]}
+        data["circuit"] = jax.tree.map(lambda *x: jnp.stack(x), *map(_vector_field_args, recordings))
     else:
         data["target"] = jnp.stack([jnp.asarray(r.derivative) for r in recordings])
     if all(hasattr(r, "spans") for r in recordings):
@@ -210,26 +210,18 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
     return data
 
 
-def _truth(recording: Recording) -> dict[str, Array]:
+def _vector_field_args(recording: Recording) -> VectorFieldArgs:
     connectome, parameters = recording.truth
-    clamp = recording.simulation.clamp_tau
-    tau = jnp.maximum(parameters.tau, recording.dt) if clamp else jnp.asarray(parameters.tau)
-    return {
-        "senders": jnp.asarray(connectome.senders),
-        "receivers": jnp.asarray(connectome.receivers),
-        "weight": jnp.asarray(parameters.weight),
-        "tau": tau,
-        "v_rest": jnp.asarray(parameters.v_rest),
-    }
+    kernel = Kernel("segment", connectome)
+    return vector_field_args(kernel, kernel.plan(), parameters, recording.dt, recording.simulation.clamp_tau)
 
 
-def _target(connectome, truth, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]) -> Float[Array, "B N"]:
-    """The exact right-hand side, 1/s: `flyjax.circuit.derivative` with the circuit as arrays."""
-    v = voltage.T
-    edges = message_sum.Edges(truth["senders"], truth["receivers"], None)
-    msg = message_sum.segment_sum(edges, truth["weight"], jax.nn.relu(v))
-    seen = stimulus_of_neurons(connectome, luminance)
-    return ((truth["v_rest"][:, None] - v + msg + seen) / truth["tau"][:, None]).T
+def _target(
+    connectome, circuit: VectorFieldArgs, dt, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
+) -> Float[Array, "B N"]:
+    """The exact right-hand side, 1/s, as `flyjax.simulation.derivative` with the circuit as arrays."""
+    kernel = Kernel("segment", connectome)
+    return (vector_field(kernel, circuit, voltage.T, kernel.pack_stimulus(luminance.T)) / dt).T
 
 
 def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
@@ -239,8 +231,8 @@ def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[st
     batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
     if "target" in data:
         return batch | {"target": data["target"][level, frames]}
-    truth = jax.tree.map(lambda x: x[level], data["truth"])
-    return batch | {"target": _target(learner.connectome, truth, **batch)}
+    circuit = jax.tree.map(lambda x: x[level], data["circuit"])
+    return batch | {"target": _target(learner.connectome, circuit, data["dt"][level], **batch)}
 
 
 def lit(learner: Learner, params, batch) -> dict[str, Array]:

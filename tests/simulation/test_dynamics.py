@@ -12,7 +12,7 @@ from scipy.integrate import solve_ivp
 from flyjax.circuit import Parameters, build_connectome, expand, load_flyvis_parameters, read_flyvis
 from flyjax.circuit.connectome import CONNECTOME_FILE
 from flyjax.ground_truth.edge_edits import with_null_edges, without_edges
-from flyjax.simulation import chunks, derivative, hex_convolution, kernels, simulate, simulate_chunks, steady_state
+from flyjax.simulation import derivative, hex_convolution, kernels, simulate, simulate_chunks, solve, steady_state
 from flyjax.utils.errors import UserError
 
 
@@ -132,16 +132,16 @@ def test_chunks_change_no_bit_and_share_one_program():
     common = dict(noise=0.2, key=jax.random.key(1))
     start = steady_state(c, p)
     whole = simulate(c, p, x, initial=start, **common)
-    compiled = chunks._run._cache_size()
+    compiled = solve.solve._cache_size()
     pieces = list(simulate_chunks(c, p, x, initial=start, chunk=7, **common))
-    assert chunks._run._cache_size() == compiled + 1, "the short last piece runs the same program"
+    assert solve.solve._cache_size() == compiled + 1, "the short last piece runs the same program"
     assert [len(piece) for piece in pieces] == [7, 7, 7, 7, 2]
     np.testing.assert_array_equal(np.concatenate(pieces), whole)
     np.testing.assert_array_equal(simulate(c, p, x, initial=start, chunk=7, **common), whole)
     later = simulate(c, p, x[7:14], initial=pieces[0][-1], first_step=7, **common)
     np.testing.assert_array_equal(later, whole[7:14])
     simulate(c, p, x[::-1][:7], 0.03, 0.5, jax.random.key(9), start)
-    assert chunks._run._cache_size() == compiled + 1, "dt, noise, key and stimulus are no part of the program"
+    assert solve.solve._cache_size() == compiled + 1, "dt, noise, key and stimulus are no part of the program"
 
 
 def test_a_batch_is_its_sequences():
@@ -271,7 +271,7 @@ def test_every_message_sum_equals_the_edge_list(few_types, name, lanes):
     expected = np.stack([np.bincount(c.receivers, weight * r[c.senders], c.n_neurons) for r in rate.T], axis=1)
     kernel = kernels.Kernel(name, c)
     plan = kernel.plan()
-    found = jax.jit(lambda w, r: kernel.leave(kernel.sum(plan, kernel.pack(plan, w), kernel.enter(r))))(weight, rate)
+    found = jax.jit(lambda w, r: kernel.from_layout(kernel.sum(plan, kernel.pack_weights(plan, w), kernel.to_layout(r))))(weight, rate)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -289,16 +289,16 @@ def test_unrolled_rollout_of_a_wide_batch(few_types):
 
 def test_shifted_rows_are_used_only_where_they_are_exact():
     c, p, _ = small(2)
-    assert hex_convolution.applies(c, p.weight)
+    assert hex_convolution.is_applicable(c, p.weight)
     own = np.asarray(p.weight).copy()
     own[100] *= 1.01
-    assert not hex_convolution.applies(c, own)
+    assert not hex_convolution.is_applicable(c, own)
     fewer, q, _ = without_edges(c, p, 0.01, seed=0)
-    assert not hex_convolution.applies(fewer, q.weight)
+    assert not hex_convolution.is_applicable(fewer, q.weight)
     more, q = with_null_edges(c, p, 0.1, seed=0)
-    assert not hex_convolution.applies(more, q.weight)
+    assert not hex_convolution.is_applicable(more, q.weight)
     moved = dataclasses.replace(c, input_column=c.input_column[::-1].copy())
-    assert not hex_convolution.applies(moved, p.weight)
+    assert not hex_convolution.is_applicable(moved, p.weight)
     # A circuit without some edges runs, with the right sum.
     x = np.random.default_rng(0).uniform(0, 1, (3, c.n_columns)).astype(np.float32)
     fewer, q, _ = without_edges(c, p, 0.3, seed=0)

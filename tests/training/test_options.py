@@ -166,7 +166,7 @@ def test_computed_targets_are_the_stored_ones(learner, recording, monkeypatch):
     stored = train.stack_recordings([recording, recording])
     monkeypatch.setattr(train, "TARGET_BYTES", 1e3)
     computed = train.stack_recordings([recording, recording])
-    assert "target" not in computed and "truth" not in stored
+    assert "target" not in computed and "circuit" not in stored
     frames = jnp.array([0, 7, 119])
     a, b = (train.batch_of(learner, data, 1, frames) for data in (stored, computed))
     close(a, b, rtol=1e-4, atol=1e-4)

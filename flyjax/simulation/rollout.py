@@ -1,0 +1,221 @@
+"""Voltages under a stimulus: rollouts of any length, chunk by chunk.
+
+Every chunk of frames runs the same compiled program (`flyjax.simulation.solve`), a short last one included.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float32
+
+from flyjax.circuit.connectome import Connectome
+from flyjax.circuit.parameters import Parameters
+from flyjax.simulation.checks import check_luminance, check_parameters, is_concrete
+from flyjax.simulation.kernels import choose
+from flyjax.simulation.solve import SOLVERS, solve
+from flyjax.utils.errors import UserError, nearest
+
+GREY = 0.5
+#: Voltages one compiled call returns by default, 4 bytes each: small enough that malloc passes the memory of
+#: one call on to the next; above 32 MB every call waits for fresh pages from the system.
+CHUNK_VALUES = 1 << 22
+
+
+def simulate(
+    c: Connectome,
+    p: Parameters,
+    luminance: Float32[Array, "T n_col"],
+    dt: float = 0.02,
+    noise: float = 0.0,
+    key=None,
+    initial="grey",
+    clamp_tau: bool = True,
+    solver: str = "euler",
+    first_step: int = 0,
+    chunk: int | None = None,
+    kernel: str = "auto",
+) -> Float32[Array, "T N"]:
+    """Voltages under a stimulus; v[t] is the state after frame t. Differentiable, compiled once per shape.
+
+    **Arguments:**
+
+    - `luminance`: (T, n_col) in [0, 1]; or (B, T, n_col) for B independent sequences, which gives (B, T, N).
+    - `dt`: duration of one frame, s.
+    - `noise`: standard deviation added to every voltage after each step (not scaled by dt).
+    - `key`: of the noise, drawn per step as `fold_in(key, first_step + t)`; a batch takes one key per sequence,
+        or splits a single one.
+    - `initial`: "grey" (1 s of uniform 0.5), "rest" (V_rest), "fade_in" (1 s from grey to the first frame, from
+        V_rest, as flyvis fades in) or (N,) voltages; (B, N) for a batch.
+    - `clamp_tau`: integrate with max(tau, dt).
+    - `solver`: a name in `flyjax.simulation.SOLVERS`. All but "euler" are noise-free and hold the luminance
+        constant within a frame; the embedded Runge-Kutta methods adapt their steps (PID controller).
+    - `first_step`: number of the first frame, for a rollout that continues an earlier one.
+    - `chunk`: frames per compiled call; any value gives the same numbers.
+    - `kernel`: message sum, a name in `flyjax.simulation.kernels.KERNELS`; "auto" takes the fastest. Kernels
+        agree to float32 rounding; "segment" (the choice under jit and grad) and "gather" are differentiable.
+
+    **Raises:** `UserError` for a stimulus of the wrong shape or outside [0, 1], non-finite parameters, noise
+    without a key or with a higher-order solver, and `clamp_tau=False` where dt > 1.5 min(tau).
+    """
+    chunks = simulate_chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
+    return collect(chunks, np.shape(luminance)[-2])
+
+
+def simulate_chunks(
+    c: Connectome,
+    p: Parameters,
+    luminance: Float32[Array, "T n_col"],
+    dt: float = 0.02,
+    noise: float = 0.0,
+    key=None,
+    initial="grey",
+    clamp_tau: bool = True,
+    solver: str = "euler",
+    first_step: int = 0,
+    chunk: int | None = None,
+    kernel: str = "auto",
+) -> Iterator[Float32[Array, "chunk N"]]:
+    """`simulate` chunk by chunk, for recordings larger than memory; the last chunk may be shorter.
+
+    The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus. Arguments and errors
+    are those of `simulate`.
+    """
+    luminance = check_luminance(c, luminance)
+    p = check_parameters(c, p, dt, clamp_tau)
+    noisy = _check_solver(noise, key, solver)
+    concrete = is_concrete(p, luminance, initial, dt, noise, key)
+    batched = luminance.ndim == 3
+    n_states, n_frames = (luminance.shape[0] if batched else 1), luminance.shape[-2]
+    if chunk is None:
+        chunk = max(16, CHUNK_VALUES // (c.n_neurons * n_states)) if concrete else n_frames
+    if chunk < 1:
+        raise UserError(f"chunk must be a positive number of frames, got {chunk}")
+    chunk = min(chunk, n_frames)
+    start = jnp.broadcast_to(initial_state(c, p, initial, luminance, dt, clamp_tau), (n_states, c.n_neurons))
+    chosen = choose(c, p.weight, not concrete, n_frames, n_states, kernel)
+    run = partial(solve, chosen.plan(), p, kernel=chosen, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
+    return _chunks(
+        run,
+        start.T,
+        jnp.moveaxis(luminance, -2, 0) if batched else luminance[:, None],
+        chunk,
+        (jnp.float32(dt), jnp.asarray(noise, jnp.float32), _keys(key, n_states if batched else None)),
+        first_step,
+        batched,
+    )
+
+
+def _chunks(run, state, luminance, chunk: int, settings: tuple, first_step: int, batched: bool) -> Iterator[jax.Array]:
+    """States in chunks; the next one is dispatched before one is handed out."""
+    pending = None
+    for begin in range(0, len(luminance), chunk):
+        frames = luminance[begin : begin + chunk]
+        n_steps = len(frames)
+        if n_steps < chunk:
+            frames = jnp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))
+        states = run(state, frames, jnp.int32(n_steps), *settings, jnp.int32(first_step + begin))
+        if n_steps < chunk:
+            states = states[:n_steps]
+        state = states[-1]
+        if pending is not None:
+            yield pending
+        pending = jnp.moveaxis(states, 2, 0) if batched else states[:, :, 0]
+    yield pending
+
+
+@partial(jax.jit, donate_argnums=0)
+def _insert(states, chunk, begin):
+    return jax.lax.dynamic_update_slice_in_dim(states, chunk, begin, axis=-2)
+
+
+def collect(chunks: Iterator[Float32[Array, "... chunk N"]], n_frames: int) -> Float32[Array, "... T N"]:
+    """All chunks of a rollout in one array, in memory that is allocated once."""
+    first = next(chunks)
+    if first.shape[-2] == n_frames:
+        return first
+    states = jnp.zeros((*first.shape[:-2], n_frames, first.shape[-1]), first.dtype)
+    begin = 0
+    for chunk in itertools.chain([first], chunks):
+        states = _insert(states, chunk, begin)
+        begin += chunk.shape[-2]
+    return states
+
+
+def steady_state(
+    c: Connectome,
+    p: Parameters,
+    dt: float = 0.02,
+    luminance: float = GREY,
+    duration: float = 1.0,
+    clamp_tau: bool = True,
+) -> Float32[Array, " N"]:
+    """State after `duration` seconds of uniform luminance from V = V_rest, without noise (flyvis: 1 s of 0.5).
+
+    **Raises:** `UserError` for luminance outside [0, 1] or bad parameters.
+    """
+    n_steps = max(1, round(duration / dt))
+    uniform = np.full((n_steps, c.n_columns), luminance, np.float32)
+    return simulate(c, p, uniform, dt, initial="rest", clamp_tau=clamp_tau)[-1]
+
+
+def initial_state(
+    c: Connectome, p: Parameters, initial, luminance: Float32[Array, "T n_col"], dt: float, clamp_tau: bool = True
+) -> Float32[Array, " N"]:
+    """State before the first frame of `luminance`, by the names that `simulate` knows or as given.
+
+    **Raises:** `UserError` for another name, or voltages of another shape.
+    """
+    if isinstance(initial, str):
+        if initial == "rest":
+            return p.v_rest
+        if initial == "grey":
+            return steady_state(c, p, dt, clamp_tau=clamp_tau)
+        if initial == "fade_in":
+            ramp = jnp.linspace(0, 1, max(1, int(1 / dt)), dtype=jnp.float32)[:, None]
+            frames = GREY + ramp * (luminance[..., :1, :] - GREY)
+            return simulate(c, p, frames, dt, initial="rest", clamp_tau=clamp_tau)[..., -1, :]
+        raise UserError(
+            f"initial is 'grey', 'rest', 'fade_in' or an array of ({c.n_neurons},) voltages, got {initial!r}"
+        )
+    start = jnp.asarray(initial, jnp.float32)
+    allowed = [(c.n_neurons,)] + ([(luminance.shape[0], c.n_neurons)] if luminance.ndim == 3 else [])
+    if start.shape not in allowed:
+        raise UserError(f"initial has the shape {start.shape}, expected {' or '.join(map(str, allowed))}")
+    return start
+
+
+def _check_solver(noise, key, solver: str) -> bool:
+    """Whether there is process noise. **Raises:** `UserError` for an unknown solver, or noise that it cannot add."""
+    if solver not in SOLVERS:
+        raise UserError(f"no solver {solver!r}.{nearest(solver, SOLVERS)} Known: {', '.join(SOLVERS)}.")
+    if is_concrete(noise) and not (np.isfinite(noise) and noise >= 0):
+        raise UserError(f"noise must be a standard deviation >= 0, got {noise!r}")
+    noisy = not is_concrete(noise) or bool(noise > 0)
+    if noisy and key is None:
+        raise UserError("noise > 0 needs a key, for example key=jax.random.key(0)")
+    if noisy and solver != "euler":
+        raise UserError(f"solver {solver!r} is noise-free: process noise is defined per Euler step; use solver='euler'")
+    return noisy
+
+
+def _keys(key, n_batch: int | None):
+    """(B,) typed keys: the key itself for one sequence, split for a batch."""
+    if key is None:
+        key = 0  # without noise no number is drawn
+    if isinstance(key, (int, np.integer)):
+        key = jax.random.key(key)
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    if key.ndim == 0:
+        return key[None] if n_batch is None else jax.random.split(key, n_batch)
+    if key.shape != (n_batch,):
+        raise UserError(
+            f"{key.shape} keys for {n_batch or 'an unbatched'} sequence(s): give one key or one per sequence"
+        )
+    return key
