@@ -14,8 +14,7 @@ from scipy.sparse import csr_matrix
 
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters, TypeParameters, expand
-from flyjax.simulation import hex_convolution
-from flyjax.simulation import simulate
+from flyjax.simulation import hex_convolution, simulate
 from flyjax.utils.errors import UserError
 
 STRENGTH_SIGMA = 0.5  #: of log synapse strength, per type pair

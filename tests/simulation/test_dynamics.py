@@ -271,7 +271,9 @@ def test_every_message_sum_equals_the_edge_list(few_types, name, lanes):
     expected = np.stack([np.bincount(c.receivers, weight * r[c.senders], c.n_neurons) for r in rate.T], axis=1)
     kernel = kernels.Kernel(name, c)
     plan = kernel.plan()
-    found = jax.jit(lambda w, r: kernel.from_layout(kernel.sum(plan, kernel.pack_weights(plan, w), kernel.to_layout(r))))(weight, rate)
+    found = jax.jit(
+        lambda w, r: kernel.from_layout(kernel.sum(plan, kernel.pack_weights(plan, w), kernel.to_layout(r)))
+    )(weight, rate)
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
