@@ -12,8 +12,8 @@ import numpy as np
 from flyjax.search import memory_notes
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import moves
-from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.measures import best_configuration, best_node, clear_gain, measure, noise_floor
+from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
 from flyjax.search.proposals.validation import (
