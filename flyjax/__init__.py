@@ -13,9 +13,9 @@ import importlib
 # Each name is imported at first use: `import flyjax` costs nothing and starts no device.
 _PUBLIC = {
     "build_connectome": "flyjax.circuit",
-    "sample_parameters": "flyjax.ground_truth",
+    "sample_parameters": "flyjax.circuit",
     "load_flyvis_parameters": "flyjax.circuit",
-    "simulate": "flyjax.simulation",
+    "simulate": "flyjax.circuit",
     "record": "flyjax.data.recording",
     "load_recording": "flyjax.data.recording",
     "Recording": "flyjax.data.recording",

@@ -28,7 +28,7 @@ from flyjax.recovery import Evaluation, evaluate, extract, normal_equations
 from flyjax.recovery.learned_stimulus import as_learned
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node
-from flyjax.report.figures.learned_stimulus import light_figure
+from flyjax.report.figures.learned_stimulus import stimulus_field_figure
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.loggers import Watcher
@@ -222,7 +222,7 @@ class _Held:
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
     """The four pictures of a node; where the stimulus was unknown, the learned light in the place of a free run."""
     if evaluation.rollout is None:
-        light_figure(folder / "light.png", evaluation)
+        stimulus_field_figure(folder / "light.png", evaluation)
     else:
         node.activity_figure(folder / "activity.png", evaluation, test)
     node.recovery_figure(folder / "recovery.png", evaluation, train)

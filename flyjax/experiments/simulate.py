@@ -11,7 +11,8 @@ from flyjax import stimulus
 from flyjax.config import Simulation
 from flyjax.data.recording import Recording, build_truth, record
 from flyjax.recovery.activity import recording_activity
-from flyjax.report.figures import films, hexmaps
+from flyjax.report.figures import films, hexmaps, kinograph, traces
+from flyjax.report.figures.hexagons import VoltageMaps, most_eventful_frame
 from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
 from flyjax.utils.array_store import store_bytes
@@ -78,16 +79,16 @@ def true_flow(recording: Recording):
 
 def draw(recording: Recording, folder: Path, say=lambda text: None) -> list[Path]:
     """maps.png, strip.png, kinograph.png, traces.png, film.gif and, where ffmpeg is at hand, film.mp4."""
-    folder, view = Path(folder), hexmaps.View(recording)
+    folder, maps = Path(folder), VoltageMaps(recording)
     # What changes within a window around the most eventful frame.
-    first = int(max(0, min(view.eventful() - 125, recording.n_frames - 250)))
+    first = int(max(0, min(most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
     paths = [
-        hexmaps.maps_figure(folder / "maps.png", recording, view=view),
-        hexmaps.strip_figure(folder / "strip.png", recording, flow=true_flow(recording), view=view),
-        hexmaps.kinograph_figure(folder / "kinograph.png", recording, first, view=view),
-        hexmaps.traces_figure(folder / "traces.png", recording, first, view=view),
+        hexmaps.maps_figure(folder / "maps.png", maps),
+        hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
+        kinograph.kinograph_figure(folder / "kinograph.png", maps, first),
+        traces.traces_figure(folder / "traces.png", recording, first),
     ]
-    film = films.film_frames(recording, first, view=view)
+    film = films.film_frames(maps, first)
     paths += [
         films.write_gif(folder / "film.gif", film, recording.dt),
         films.write_mp4(folder / "film.mp4", film, recording.dt),

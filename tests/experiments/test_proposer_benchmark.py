@@ -82,7 +82,7 @@ def test_pairs_are_tested_not_means():
 @pytest.mark.parametrize("others", [[], ["cliff"]])
 def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     drawn = []
-    monkeypatch.setattr("flyjax.report.figures.node.proposers._save", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr("flyjax.report.figures.proposers.save_png", lambda fig, path: drawn.append(fig))
     rows = [row(name, 0, who, 0.1, 0.5, 0.6) for name in ["bowl", "hills", *others] for who in ("rules", "tpe")]
     rows += [row(REAL, 0, who, 0.1, 0.5, 0.7) for who in ("rules", "llm")]
     figure(tmp_path / "f.png", with_regret(rows))

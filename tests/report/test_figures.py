@@ -10,6 +10,7 @@ from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
 from flyjax.report.figures import node
+from flyjax.report.figures.style import GROUPS, group_of
 
 FIGURES = {
     "activity": (node.activity_figure, 1),
@@ -75,7 +76,7 @@ def test_embeddings_of_other_sizes(good, both, tmp_path):
 
 def test_every_type_has_its_group(both):
     names = both[0].connectome.cell_types
-    label = {name: node.GROUPS[node.group_of(name)][0] for name in names}
+    label = {name: GROUPS[group_of(name)].name for name in names}
     assert label["R1"] == "photoreceptors" and label["Tm3"] == "transmedullary" and label["T4a"] == "T4, T5"
     assert label["T2a"] == "T1-T3" and label["Mi1"] == "medulla intrinsic" and label["Lawf2"] == "lamina"
     assert label["TmY5a"] == "transmedullary" and label["CT1(M10)"] == "lamina"

@@ -12,8 +12,9 @@ from flyjax.circuit import Parameters, build_connectome, lattice
 from flyjax.config import Simulation
 from flyjax.data.recording import Recording
 from flyjax.experiments import simulate
-from flyjax.report.figures import films, hexmaps
-from flyjax.report.figures.hexmaps import View
+from flyjax.report.figures import films
+from flyjax.report.figures.hexagons import VoltageMaps, hexagon_centres
+from flyjax.report.figures.kinograph import midline_columns
 
 
 @pytest.fixture(scope="module")
@@ -35,28 +36,28 @@ def made_up():
 
 def test_maps_are_deviations_in_units_of_the_type(made_up):
     rec, bright = made_up
-    view, c = View(rec), rec.connectome
-    t = view.index("T4a")
-    maps = view.maps(t, [10, 70])
+    maps_of, c = VoltageMaps(rec), rec.connectome
+    t = c.cell_types.index("T4a")
+    maps = maps_of.maps(t, [10, 70])
     others = np.delete(np.arange(c.n_columns), bright)
     assert np.nanargmax(maps[1]) == bright and maps[1, bright] > 0.5 and np.abs(maps[:, others]).max() < 1e-3
-    rise = (maps[1] - maps[0])[bright] * view.scale(t)
+    rise = (maps[1] - maps[0])[bright] * maps_of.scale(t)
     np.testing.assert_allclose(rise, (1 + t) * 0.01 * 0.5, rtol=1e-3)
-    stride = view.maps(view.index("Lawf1"), [0])[0]
-    assert np.isnan(stride).sum() == c.n_columns - np.sum(c.cell_type == view.index("Lawf1")) > 0
+    stride = maps_of.maps(c.cell_types.index("Lawf1"), [0])[0]
+    assert np.isnan(stride).sum() == c.n_columns - np.sum(c.cell_type == c.cell_types.index("Lawf1")) > 0
 
 
 def test_the_midline_goes_from_left_to_right():
     c = build_connectome(3)
-    row = hexmaps.middle_row(c)
-    at = hexmaps.centres(c.columns)[row]
+    row = midline_columns(c)
+    at = hexagon_centres(c.columns)[row]
     assert len(row) == 7 and (np.diff(at[:, 0]) > 0.8).all() and (np.abs(at[:, 1]) <= 0.5).all()
 
 
 def test_the_raster_has_each_column_at_its_place():
     columns = lattice(2)
-    raster = films._raster(np.ascontiguousarray(columns, np.int64).tobytes(), 200)
-    at = hexmaps.centres(columns)
+    raster = films.column_of_pixel(np.ascontiguousarray(columns, np.int64).tobytes(), 200)
+    at = hexagon_centres(columns)
     middle = np.array([[np.argwhere(raster == k)[:, d].mean() for d in (1, 0)] for k in range(len(columns))])
     fit = np.linalg.lstsq(np.column_stack([at, np.ones(len(at))]), middle, rcond=None)[0]
     np.testing.assert_allclose(np.column_stack([at, np.ones(len(at))]) @ fit, middle, atol=1.5)
@@ -83,7 +84,7 @@ def test_every_picture_is_drawn_and_the_film_shows_the_flash(made_up, tmp_path):
         for k in (10, 70):
             gif.seek(k)
             tile[k] = np.asarray(gif.convert("L"), int)[films.LABEL : films.LABEL + films.TILE, 12 : 12 + films.TILE]
-    raster = films._raster(np.ascontiguousarray(rec.connectome.columns, np.int64).tobytes(), films.TILE)
+    raster = films.column_of_pixel(np.ascontiguousarray(rec.connectome.columns, np.int64).tobytes(), films.TILE)
     changed = np.abs(tile[70] - tile[10])[:, : raster.shape[1]]
     inside = raster[:, : changed.shape[1]] == bright
     assert changed[inside].mean() > 80 and changed[~inside].mean() < 6

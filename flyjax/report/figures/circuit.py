@@ -1,6 +1,6 @@
-"""Figures of a recovered circuit beside the true one: eigenvalues, every type's spread, every type's functions.
+"""Figures of a recovered circuit beside the true one: eigenvalues, and the spread and functions of every cell type.
 
-In the house style of `figures`: truth is black; orange is the published read-out, blue the least-squares refit.
+Truth is black; orange is the published read-out, blue the least-squares refit.
 """
 
 from __future__ import annotations
@@ -8,234 +8,227 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Complex, Float, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
+from flyjax.circuit import Connectome
+from flyjax.data.recording import Recording
 from flyjax.recovery import Evaluation
-from flyjax.recovery.evaluate import representatives
 from flyjax.recovery.metrics import true_tau
-from flyjax.report.figures.node import (
+from flyjax.report.figures.style import (
     ACCENT,
-    GROUPS,
+    DASHED,
+    GUIDE,
     LEARNED,
     MUTED,
     TRUE,
-    _figure,
-    _groups,
-    _limits,
-    _save,
-    group_of,
-    styled,
+    colour_types,
+    house_style,
+    limits,
+    new_figure,
+    save_png,
+    type_colour,
+    type_order,
 )
 
-#: The estimates that are drawn: name, colour.
+#: The estimates that are drawn: name and colour.
 READ_OUTS = (("published read-out", LEARNED), ("refit", ACCENT))
 
-
-def _ordered(connectome) -> np.ndarray:
-    """Types in the order of the figures: by group, then by name's place."""
-    return np.argsort(_groups(connectome.cell_types), kind="stable")
+Eigenvalues = Complex[np.ndarray, " n"]
 
 
-@styled
-def spectrum_figure(path, connectome, true, learned) -> Path:
+def _draw_plane(axes: Axes, true: Eigenvalues | None, learned: Eigenvalues | None, colour: str, reach: float) -> None:
+    """Eigenvalues in the complex plane, -reach to reach upwards and as much as fits sideways."""
+    axes.axhline(0, color=GUIDE, lw=0.6, zorder=0)
+    axes.axvline(0, color=GUIDE, lw=0.6, zorder=0)
+    if reach > 1:
+        circle = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
+        axes.plot(circle.real, circle.imag, color=MUTED, lw=0.6, ls=DASHED, zorder=0)
+    if true is not None:
+        axes.scatter(true.real, true.imag, s=22, fc="none", ec=TRUE, lw=0.6, zorder=2)
+    if learned is None:
+        axes.text(0.5, 0.5, "none: not finite", transform=axes.transAxes, ha="center", color=MUTED)
+    else:
+        axes.scatter(learned.real, learned.imag, s=9, lw=0, color=colour, alpha=0.8, zorder=3)
+        radius = f"radius {abs(learned[0]):.2f}" + (f", true {abs(true[0]):.2f}" if true is not None else "")
+        box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1}
+        axes.text(0.02, 0.98, radius, transform=axes.transAxes, va="top", zorder=5, bbox=box)
+    # As wide as the panel: circles stay round.
+    panel = axes.get_window_extent()
+    axes.set_ylim(-reach, reach)
+    axes.set_xlim(-reach * panel.width / panel.height, reach * panel.width / panel.height)
+    axes.set_xlabel("real part")
+
+
+@house_style
+def spectrum_figure(
+    path: str | Path,
+    connectome: Connectome,
+    true: Eigenvalues | None,
+    learned: tuple[Eigenvalues | None, Eigenvalues | None],
+) -> Path:
     """Eigenvalues in the complex plane and their sorted magnitudes.
 
-    Args:
-        true: eigenvalues of the true W, by falling magnitude.
-        learned: those of the published read-out and of the refit; None where there are none.
+    **Arguments:**
+
+    - `true`: eigenvalues of the true W, in order of falling magnitude.
+    - `learned`: those of the published read-out and of the refit; None where there are none.
     """
-    figure = _figure(9.6, 3.3)
-    axes = figure.subplots(1, 3, gridspec_kw=dict(left=0.06, right=0.985, bottom=0.145, top=0.86, wspace=0.27))
-    shown = [z for z in (true, *learned) if z is not None]
-    reach = 1.08 * max([float(np.abs(z).max()) for z in shown] + [1e-9])
-    turn = np.exp(1j * np.linspace(0, 2 * np.pi, 200))
-    for ax, (name, colour), z in zip(axes, READ_OUTS, learned):
-        ax.axhline(0, color="#dddddd", lw=0.6, zorder=0)
-        ax.axvline(0, color="#dddddd", lw=0.6, zorder=0)
-        if reach > 1:
-            ax.plot(turn.real, turn.imag, color=MUTED, lw=0.6, ls=(0, (4, 3)), zorder=0)
-        if true is not None:
-            ax.scatter(true.real, true.imag, s=22, fc="none", ec=TRUE, lw=0.6, zorder=2)
-        title = f"Eigenvalues of W, {name}"
-        if z is None:
-            ax.text(0.5, 0.5, "none: not finite", transform=ax.transAxes, ha="center", color=MUTED)
-        else:
-            ax.scatter(z.real, z.imag, s=9, lw=0, color=colour, alpha=0.8, zorder=3)
-            radius = f"radius {abs(z[0]):.2f}" + (f", true {abs(true[0]):.2f}" if true is not None else "")
-            ax.text(
-                0.02,
-                0.98,
-                radius,
-                transform=ax.transAxes,
-                va="top",
-                zorder=5,
-                bbox=dict(facecolor="white", alpha=0.75, lw=0, pad=1),
-            )
-        ax.set_title(title)
-        # As wide as the panel: circles stay round.
-        box = ax.get_position()
-        ax.set_ylim(-reach, reach)
-        ax.set_xlim(*(np.array([-reach, reach]) * box.width * 9.6 / (box.height * 3.3)))
-        ax.set_xlabel("real part")
-    axes[0].set_ylabel("imaginary part")
-    ax = axes[2]
-    for z, colour, label, width in (
-        (true, TRUE, "true", 1.8),
-        *((z, c, n, 1.1) for z, (n, c) in zip(learned, READ_OUTS)),
-    ):
+    figure = new_figure(9.6, 3.3)
+    place = {"left": 0.06, "right": 0.985, "bottom": 0.145, "top": 0.86, "wspace": 0.27}
+    *planes, magnitudes = figure.subplots(1, 3, gridspec_kw=place)
+    curves = [(true, TRUE, "true", 1.8), *((z, c, n, 1.1) for z, (n, c) in zip(learned, READ_OUTS, strict=True))]
+    given = [z for z, *_ in curves if z is not None]
+    reach = 1.08 * max([float(np.abs(z).max()) for z in given] + [1e-9])
+    for axes, (name, colour), z in zip(planes, READ_OUTS, learned, strict=True):
+        _draw_plane(axes, true, z, colour, reach)
+        axes.set_title(f"Eigenvalues of W, {name}")
+    planes[0].set_ylabel("imaginary part")
+    for z, colour, label, width in curves:
         if z is not None:
-            ax.plot(np.arange(1, len(z) + 1), np.abs(z), color=colour, lw=width, label=label)
-    if shown:
-        n = max(len(z) for z in shown)
-        ax.set_xlim(1, n)
-        ax.set_xscale("log")
-        ax.set_ylim(0, reach)
-        note = "all" if n == connectome.n_neurons else f"the {n} largest"
-        ax.text(
-            0.97,
-            0.66,
-            f"{note} of {connectome.n_neurons:,}",
-            transform=ax.transAxes,
-            ha="right",
-            color=MUTED,
-            fontsize=7,
-        )
-    ax.set_title("Sorted magnitudes")
-    ax.set_xlabel("rank")
-    ax.set_ylabel("|eigenvalue|")
-    if shown:
-        ax.legend(loc="upper right")
+            magnitudes.plot(np.arange(1, len(z) + 1), np.abs(z), color=colour, lw=width, label=label)
+    if given:
+        n = max(len(z) for z in given)
+        magnitudes.set_xlim(1, n)
+        magnitudes.set_xscale("log")
+        magnitudes.set_ylim(0, reach)
+        note = f"{'all' if n == connectome.n_neurons else f'the {n} largest'} of {connectome.n_neurons:,}"
+        magnitudes.text(0.97, 0.66, note, transform=magnitudes.transAxes, ha="right", color=MUTED, fontsize=7)
+        magnitudes.legend(loc="upper right")
+    magnitudes.set_title("Sorted magnitudes")
+    magnitudes.set_xlabel("rank")
+    magnitudes.set_ylabel("|eigenvalue|")
     figure.text(0.06, 0.955, "open circles: the true circuit; dashed: the unit circle", fontsize=7, color=MUTED)
-    return _save(figure, path)
+    return save_png(figure, path)
 
 
-def _quartiles(values: np.ndarray, labels: np.ndarray, n: int) -> np.ndarray:
-    """(3, n) lower quartile, median and upper quartile of the finite values of each label; NaN where there are none."""
-    out = np.full((3, n), np.nan)
-    for k in range(n):
-        mine = values[labels == k]
+def _quartiles(
+    values: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"], order: Int[np.ndarray, " n_types"]
+) -> Float[np.ndarray, "3 n_types"]:
+    """Lower quartile, median and upper quartile of the finite values of each label; NaN where there are none."""
+    out = np.full((3, len(order)), np.nan)
+    for k, label in enumerate(order):
+        mine = values[labels == label]
         mine = mine[np.isfinite(mine)]
         if len(mine):
             out[:, k] = np.quantile(mine, [0.25, 0.5, 0.75])
     return out
 
 
-@styled
-def types_figure(path, evaluation: Evaluation, train_recording) -> Path:
-    """Every cell type: tau, V_rest and the error of incoming weights, median and quartiles, against the truth."""
+def _draw_types(
+    axes: Axes, true: Float[np.ndarray, " n_types"] | None, estimates: list[Float[np.ndarray, "3 n_types"] | None]
+) -> None:
+    """Quartiles of each estimate per type beside the true medians; without these, around zero."""
+    x = np.arange(next(e.shape[1] for e in (true[None] if true is not None else None, *estimates) if e is not None))
+    if true is None:
+        axes.axhline(0, color=TRUE, lw=1)
+    else:
+        axes.hlines(true, x - 0.42, x + 0.42, color=TRUE, lw=1.6, label="true")
+    # Nine types in ten set the scale: a few estimates far off do not flatten the others.
+    scale = [np.zeros(1) if true is None else true]
+    drawn = []
+    for (name, colour), side, estimate in zip(READ_OUTS, (-0.17, 0.17), estimates, strict=True):
+        if estimate is None:
+            continue
+        low, median, high = estimate
+        axes.vlines(x + side, low, high, color=colour, lw=1.5, alpha=0.55)
+        axes.scatter(x + side, median, s=13, lw=0.3, ec="white", color=colour, zorder=3, label=name)
+        finite = median[np.isfinite(median)]
+        scale += [np.quantile(finite, [0.05, 0.95])] if len(finite) else []
+        drawn.append((x + side, estimate, colour))
+    if true is not None and drawn:
+        scale += [drawn[-1][1][0], drawn[-1][1][2]]
+    bottom, top = limits(*scale, pad=0.12)
+    for at, (_, median, _), colour in drawn:
+        for mask, edge, marker in ((median > top, top, "^"), (median < bottom, bottom, "v")):
+            axes.scatter(at[mask], np.full(mask.sum(), edge), marker=marker, s=16, lw=0, color=colour, clip_on=False)
+    axes.set_ylim(bottom, top)
+    axes.set_xlim(-0.7, len(x) - 0.3)
+    axes.grid(axis="x", color="#eeeeee", lw=0.5)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="x", length=0)
+
+
+@house_style
+def types_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
+    """Time constant, resting potential and error of incoming weights of every cell type: median and quartiles."""
     c, p = train_recording.connectome, train_recording.parameters
-    order, n = _ordered(c), c.n_types
+    order = type_order(c.cell_types)
     estimates = [evaluation.found, evaluation.refitted]
     weight, receiving = np.asarray(p.weight, np.float64), c.cell_type[c.receivers]
-    size = np.array(
-        [np.sqrt(np.mean(weight[receiving == t] ** 2)) if (receiving == t).any() else np.nan for t in range(n)]
-    )
+    with np.errstate(invalid="ignore"):  # a type without incoming edges
+        count = np.bincount(receiving, minlength=c.n_types)
+        rms = np.sqrt(np.bincount(receiving, weight**2, c.n_types) / count)
+    error = [e and (e.weight - weight) / rms[receiving] for e in estimates]
     panels = (
         ("Time constant (s)", true_tau(train_recording), [e and e.tau for e in estimates], c.cell_type),
-        ("Resting potential", np.asarray(p.v_rest), [e and e.v_rest for e in estimates], c.cell_type),
-        (
-            "Incoming W: (learned - true) / rms",
-            None,
-            [e and (e.weight - weight) / size[receiving] for e in estimates],
-            receiving,
-        ),
+        ("Resting potential (a.u.)", np.asarray(p.v_rest), [e and e.v_rest for e in estimates], c.cell_type),
+        ("Incoming W: (learned - true) / rms", None, error, receiving),
     )
-    figure = _figure(9.6, 6.6)
-    axes = figure.subplots(
-        3, 1, sharex=True, gridspec_kw=dict(left=0.06, right=0.99, bottom=0.085, top=0.93, hspace=0.2)
-    )
-    x = np.arange(n)
-    for ax, (title, true, learned, labels) in zip(axes, panels):
+    figure = new_figure(9.6, 6.6)
+    place = {"left": 0.06, "right": 0.99, "bottom": 0.085, "top": 0.93, "hspace": 0.2}
+    axes = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
+    for ax, (title, true, learned, labels) in zip(axes, panels, strict=True):
+        quartiles = [None if v is None else _quartiles(np.asarray(v, np.float64), labels, order) for v in learned]
+        _draw_types(ax, None if true is None else _quartiles(true, labels, order)[1], quartiles)
         ax.set_title(title)
-        seen = []
-        if true is None:
-            ax.axhline(0, color=TRUE, lw=1)
-            seen.append(np.zeros(1))
-        else:
-            middle = _quartiles(true, labels, n)[1, order]
-            ax.hlines(middle, x - 0.42, x + 0.42, color=TRUE, lw=1.6, label="true")
-            seen.append(middle)
-        for k, values in enumerate(learned):
-            if values is None:
-                continue
-            low, median, high = _quartiles(np.asarray(values, np.float64), labels, n)[:, order]
-            at = x + (-0.17 if k == 0 else 0.17)
-            name, colour = READ_OUTS[k]
-            ax.vlines(at, low, high, color=colour, lw=1.5, alpha=0.55)
-            ax.scatter(at, median, s=13, lw=0.3, ec="white", color=colour, zorder=3, label=name)
-            # Nine types in ten decide the scale: one that is lost may not flatten the others.
-            kept = median[np.isfinite(median)]
-            seen += [np.quantile(kept, [0.05, 0.95])] if len(kept) else []
-            if k == 1 or len(learned) == 1 or learned[1] is None:
-                seen += [low, high] if true is not None else []
-        limits = _limits(*seen, pad=0.12)
-        ax.set_ylim(*limits)
-        ax.set_xlim(-0.7, n - 0.3)
-        for k, values in enumerate(learned):
-            if values is None:
-                continue
-            median = _quartiles(np.asarray(values, np.float64), labels, n)[1, order]
-            at = x + (-0.17 if k == 0 else 0.17)
-            for mask, edge, marker in ((median > limits[1], limits[1], "^"), (median < limits[0], limits[0], "v")):
-                ax.scatter(
-                    at[mask], np.full(mask.sum(), edge), marker=marker, s=16, lw=0, color=READ_OUTS[k][1], clip_on=False
-                )
-        ax.grid(axis="x", color="#eeeeee", lw=0.5)
-        ax.set_axisbelow(True)
-        ax.tick_params(axis="x", length=0)
-    axes[2].set_xticks(x)
-    for label, t in zip(axes[2].set_xticklabels([c.cell_types[t] for t in order], rotation=90, fontsize=6), order):
-        label.set_color(GROUPS[group_of(c.cell_types[t])][2])
-    handles, names = axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="upper right", ncols=3, bbox_to_anchor=(0.99, 0.995))
-    figure.text(
-        0.06,
-        0.972,
-        "Every cell type: median and quartiles over its neurons or incoming edges; triangles: beyond the scale",
-        fontsize=7,
-        color=MUTED,
-    )
-    return _save(figure, path)
+    names = [c.cell_types[t] for t in order]
+    axes[2].set_xticks(np.arange(c.n_types), names, rotation=90, fontsize=6)
+    colour_types(axes[2].get_xticklabels(), names)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=3, bbox_to_anchor=(0.99, 0.995))
+    note = "Every cell type: median and quartiles over its neurons or incoming edges; triangles: beyond the scale"
+    figure.text(0.06, 0.972, note, fontsize=7, color=MUTED)
+    return save_png(figure, path)
 
 
-@styled
-def type_functions_figure(path, evaluation: Evaluation, train_recording) -> Path:
-    """g and f of one neuron of every type over the voltages it visits, each in a panel of its own, truth dashed."""
-    c, curves = train_recording.connectome, evaluation.curves
-    shown = representatives(c)
-    place = np.argsort(_groups(c.cell_types)[c.cell_type[shown]], kind="stable")
+def _draw_functions(
+    figure: Figure,
+    top: float,
+    names: list[str],
+    voltage: Float[np.ndarray, "n_types points"],
+    true: Float[np.ndarray, "n_types points"],
+    learned: Float[np.ndarray, "n_types points"],
+    smallest_span: float,
+) -> None:
+    """One small panel per cell type below `top`, and the median error above them."""
     n_columns = 13
-    n_rows = -(-len(shown) // n_columns)
-    figure = _figure(9.6, 2 * (n_rows * 0.78 + 0.42))
-    scores = {}
-    halves = (("Messages g / slope (dashed: relu)", curves.message, np.maximum(curves.voltage, 0)),
-        ("Updates f(v, a, 0, 0) in 1/s (dashed: (V_rest - v) / tau)", curves.update, curves.true_update))  # fmt: skip
-    for half, (title, learned, true) in enumerate(halves):
-        top = 0.975 - half * 0.5
+    height, width = 0.46 / -(-len(names) // n_columns), 0.982 / n_columns
+    for k, name in enumerate(names):
+        row, column = divmod(k, n_columns)
+        place = (0.012 + column * width, top - 0.013 - (row + 1) * height, width * 0.9, height * 0.74)
+        axes = figure.add_axes(place)
+        axes.plot(voltage[k], learned[k], color=type_colour(name), lw=1.5)
+        axes.plot(voltage[k], true[k], color=TRUE, lw=0.8, ls=(0, (3, 2)))
+        # The truth sets the scale: a learned function far from it leaves the panel.
+        low, high = limits(true[k], pad=0.35)
+        axes.set_ylim(low, high if high - low > 1e-3 else low + 1)
+        if not (true[k] > 0).any() and smallest_span:
+            axes.set_ylim(-0.15, smallest_span)
+        if voltage[k, 0] < 0 < voltage[k, -1]:
+            axes.axvline(0, color=GUIDE, lw=0.6, zorder=0)
+        axes.set_xlim(voltage[k, 0], voltage[k, -1])
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_title(name, fontsize=6, fontweight="normal", loc="center", pad=1.5)
+    error = np.sqrt(np.mean((learned - true) ** 2, axis=1)) / np.maximum(np.std(true, axis=1), 1e-2)
+    finite = error[np.isfinite(error)]
+    text = f"rms error / std of the truth: median {np.median(finite):.2f}" if len(finite) else "not finite"
+    figure.text(0.988, top, text, ha="right", va="center", fontsize=7, color=MUTED)
+
+
+@house_style
+def type_functions_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
+    """Learned g and f of one neuron of every type over the voltages it visits, a panel each, beside the true ones."""
+    c, curves = train_recording.connectome, evaluation.curves
+    order = type_order(c.cell_types)  # the curves are those of one neuron per type
+    names = [c.cell_types[t] for t in order]
+    figure = new_figure(9.6, 2 * (-(-len(names) // 13) * 0.78 + 0.42))
+    halves = (
+        ("Messages g / slope (dashed: relu)", curves.message, np.maximum(curves.voltage, 0), 0.5),
+        ("Updates f(v, a, 0, 0) in 1/s (dashed: (V_rest - v) / tau)", curves.update, curves.true_update, 0.0),
+    )
+    for top, (title, learned, true, span) in zip((0.975, 0.475), halves, strict=True):
         figure.text(0.012, top, title, fontweight="bold", fontsize=9, va="center")
-        height, width = (0.5 - 0.04) / n_rows, 0.982 / n_columns
-        for k, i in enumerate(place):
-            row, column = divmod(k, n_columns)
-            ax = figure.add_axes([0.012 + column * width, top - 0.013 - (row + 1) * height, width * 0.9, height * 0.74])
-            v, a, b = curves.voltage[i], true[i], learned[i]
-            colour = GROUPS[group_of(c.cell_types[c.cell_type[shown[i]]])][2]
-            ax.plot(v, b, color=colour, lw=1.5)
-            ax.plot(v, a, color=TRUE, lw=0.8, ls=(0, (3, 2)))
-            # The scale is the truth's: a learned function off it is seen to leave.
-            low, high = _limits(a, pad=0.35)
-            ax.set_ylim(low, high if high - low > 1e-3 else low + 1)
-            if half == 0 and not (a > 0).any():
-                ax.set_ylim(-0.15, 0.5)
-            if v[0] < 0 < v[-1]:
-                ax.axvline(0, color="#dddddd", lw=0.6, zorder=0)
-            ax.set_xlim(v[0], v[-1])
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_title(c.cell_types[c.cell_type[shown[i]]], fontsize=6, fontweight="normal", loc="center", pad=1.5)
-            error = np.sqrt(np.mean((b - a) ** 2)) / max(np.std(a), 1e-2)
-            scores[half] = [*scores.get(half, []), error]
-    for half in scores:
-        error = np.array(scores[half])
-        known = error[np.isfinite(error)]
-        said = f"rms error / std of the truth: median {np.median(known):.2f}" if len(known) else "not finite"
-        figure.text(0.988, 0.975 - half * 0.5, said, ha="right", va="center", fontsize=7, color=MUTED)
-    return _save(figure, path)
+        _draw_functions(figure, top, names, curves.voltage[order], true[order], learned[order], span)
+    return save_png(figure, path)

@@ -1,381 +1,243 @@
-"""Figures of a node: one function per figure, one house style, small PNG files.
-
-Every function writes `path` and returns it. Colours are the Okabe-Ito palette and perceptually
-uniform maps, readable with any colour vision; truth is black, learned is colour.
-"""
+"""Figures of a trained node: held-out activity, recovered parameters, embedding and learned functions."""
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from jaxtyping import Float
+from matplotlib.axes import Axes
 
+from flyjax.data.recording import Recording
 from flyjax.recovery import Evaluation, compare
-from flyjax.recovery.evaluate import representatives
-from flyjax.recovery.metrics import MAX_WEIGHT_ERROR, true_tau
+from flyjax.recovery.metrics import MAX_WEIGHT_ERROR, Fit, true_tau
+from flyjax.report.figures.style import (
+    GROUPS,
+    LEARNED,
+    MUTED,
+    TRUE,
+    density,
+    diagonal,
+    groups_of,
+    heading,
+    house_style,
+    limits,
+    new_figure,
+    save_png,
+    type_order,
+)
+from flyjax.report.figures.traces import LEFT, RIGHT, TITLE_Y, Trace, draw_traces
+from flyjax.utils.format import MISSING
 
-TRUE = "#1a1a1a"
-LEARNED = "#d55e00"
-ACCENT = "#0072b2"
-MUTED = "#8c8c8c"
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": 8,
-    "axes.titlesize": 9,
-    "axes.titleweight": "bold",
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "axes.linewidth": 0.7,
-    "axes.edgecolor": "#444444",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
-    "xtick.major.size": 2.5,
-    "ytick.major.size": 2.5,
-    "legend.fontsize": 7,
-    "legend.frameon": False,
-    "lines.linewidth": 0.9,
-    "figure.facecolor": "white",
-    "image.cmap": "viridis",
-}
-DPI = 105
 #: Frames of activity.png.
 N_FRAMES = 200
-#: Distance of neighbouring traces, in units of their range.
-SPACING = 1.45
-#: Colours of a PNG's palette: enough for these figures, a third of the bytes of true colour.
-N_COLOURS = 64
-
-#: Where a type sits in the visual system, by the beginning of its name; drawn in this order.
-GROUPS = (
-    ("photoreceptors", ("R",), "#e69f00"),
-    ("lamina", ("L1", "L2", "L3", "L4", "L5", "Lawf", "Am", "C2", "C3", "CT1"), "#0072b2"),
-    ("medulla intrinsic", ("Mi",), "#009e73"),
-    ("T1-T3", ("T1", "T2", "T3"), "#999999"),
-    ("T4, T5", ("T4", "T5"), "#d55e00"),
-    ("transmedullary", ("Tm",), "#cc79a7"),
-)
+#: Points of a scatter plot above which hidden ones are thinned out.
+MAX_POINTS = 60_000
+DASHED_TRUTH = {"color": TRUE, "ls": (0, (4, 2))}
 
 
-def group_of(cell_type: str) -> int:
-    """Index in GROUPS: the longest prefix that fits decides."""
-    fits = [(len(p), k) for k, (_, prefixes, _) in enumerate(GROUPS) for p in prefixes if cell_type.startswith(p)]
-    return max(fits)[1] if fits else 3
+@house_style
+def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Recording, first_frame: int = 0) -> Path:
+    """True voltage and free rollout of one neuron per cell type over the same held-out frames, under the stimulus.
 
-
-@lru_cache(maxsize=4)
-def _groups(cell_types: tuple[str, ...]) -> np.ndarray:
-    return np.array([group_of(name) for name in cell_types])
-
-
-def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=DPI, layout=None)
-
-
-def _save(figure: Figure, path, mode: str = "P") -> Path:
-    """As PNG: a small palette (P), enough for lines; true colour (RGB) or greys (L) for shades."""
-    from PIL import Image
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    rgba = np.asarray(canvas.buffer_rgba())
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = Image.fromarray(np.ascontiguousarray(rgba[..., :3]))
-    if mode == "P":
-        image = image.quantize(N_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-    image = image.convert(mode)
-    if mode == "L":  # 64 greys halve the file and look the same
-        image = image.point(lambda g: round(g / 255 * 63) * 255 // 63)
-    image.save(path, optimize=mode != "P")
-    return path
-
-
-def styled(function):
-    """Draw in the house style."""
-
-    def draw(*args, **kwargs):
-        with matplotlib.rc_context(STYLE):
-            return function(*args, **kwargs)
-
-    draw.__name__, draw.__doc__ = function.__name__, function.__doc__
-    return draw
-
-
-@styled
-def activity_figure(path, evaluation: Evaluation, test_recording, first_frame: int = 0) -> Path:
-    """True and rolled-out voltage of one neuron per type over the same held-out frames, the stimulus above."""
-    c, run = test_recording.connectome, evaluation.rollout
-    stop = min(first_frame + N_FRAMES, len(run.voltage))
-    frames = slice(first_frame, stop)
-    seconds = np.arange(stop - first_frame) * test_recording.simulation.delta_t
-    shown = representatives(c)
-    order = np.argsort(_groups(c.cell_types)[c.cell_type[shown]], kind="stable")
-    shown = shown[order]
+    Each trace is drawn in units of the true one's range, so that quiet types are visible.
+    """
+    c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
+    frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
+    seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
+    order = type_order(c.cell_types)
+    shown = c.central[order]
     true = np.asarray(test_recording.voltage[frames][:, shown], np.float64)
-    learned = np.asarray(run.voltage[frames][:, shown], np.float64)
-    # Each trace in units of its own range, so that quiet types are seen; the range is printed.
-    low, span = true.min(axis=0), np.maximum(np.ptp(true, axis=0), 1e-3)
-    n_columns = 3
-    rows = -(-len(shown) // n_columns)
-
-    figure = _figure(9.6, 8.6)
-    left, right, gap = 0.066, 0.958, 0.1
-    width = (right - left - gap * (n_columns - 1)) / n_columns
+    learned = np.asarray(rollout.voltage[frames][:, shown], np.float64)
     luminance = np.asarray(test_recording.luminance[frames]).T
-    for k in range(n_columns):
-        x = left + k * (width + gap)
-        top = figure.add_axes([x, 0.895, width, 0.055])
-        top.imshow(
-            luminance,
-            aspect="auto",
-            cmap="gray",
-            vmin=0,
-            vmax=1,
-            interpolation="nearest",
-            extent=(0, seconds[-1], 0, 1),
-        )
-        top.set_xticks([])
-        top.set_yticks([])
-        if k == 0:
-            top.set_ylabel("stimulus", rotation=0, ha="right", va="center", fontsize=7)
-        axes = figure.add_axes([x, 0.05, width, 0.835])
-        mine = slice(k * rows, min((k + 1) * rows, len(shown)))
-        offset = -np.arange(mine.stop - mine.start)[None, :] * SPACING
-        with np.errstate(invalid="ignore"):
-            scaled = np.clip((learned[:, mine] - low[mine]) / span[mine], -0.2, 1.2)
-        axes.plot(seconds, (true[:, mine] - low[mine]) / span[mine] + offset, color=TRUE, lw=1.1)
-        axes.plot(seconds, scaled + offset, color=LEARNED, lw=0.8)
-        axes.set_xlim(0, seconds[-1])
-        axes.set_ylim(offset.min() - 0.35, 1.3)
-        axes.set_yticks(offset[0] + 0.5)
-        labels = axes.set_yticklabels([c.cell_types[t] for t in c.cell_type[shown[mine]]])
-        for label, t in zip(labels, c.cell_type[shown[mine]]):
-            label.set_color(GROUPS[group_of(c.cell_types[t])][2])
-        axes.tick_params(axis="y", length=0)
-        axes.spines["left"].set_visible(False)
-        axes.set_xlabel("time (s)")
-        for y, s in zip(offset[0], span[mine]):
-            axes.text(seconds[-1] * 1.012, y + 0.5, f"{s:.2g}", fontsize=6, color=MUTED, va="center", clip_on=False)
-        top.text(1.012, -0.35, "range", transform=top.transAxes, fontsize=6, color=MUTED, clip_on=False)
-    m = evaluation.metrics
-    r2, r = m.get("test_R2"), m.get("test_pearson")
-    score = (
-        f"rollout R² {r2:.3f}, mean r {r:.3f}"
-        if r2 is not None and r is not None
-        else m["reasons"].get("test_R2", "no rollout")
-    )
-    figure.text(left, 0.968, "Held-out activity, one neuron per type", fontweight="bold", fontsize=10)
-    figure.text(0.418, 0.968, "true", color=TRUE, fontweight="bold")
-    figure.text(0.452, 0.968, "free rollout of the learned network", color=LEARNED, fontweight="bold")
-    figure.text(right, 0.968, score, ha="right")
-    return _save(figure, path)
+
+    def draw_stimulus(axes: Axes) -> None:
+        extent = (0, seconds[-1], 0, 1)
+        axes.imshow(luminance, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+
+    figure = new_figure(9.6, 8.6)
+    traces = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)]
+    draw_traces(figure, seconds, [c.cell_types[t] for t in order], traces, draw_stimulus, smallest=1e-3)
+    r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
+    if r2 is not None and r is not None:
+        score = f"rollout R² {r2:.3f}, mean r {r:.3f}"
+    else:
+        score = metrics["reasons"].get("test_R2", "no rollout")
+    heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
+    figure.text(0.418, TITLE_Y, "true", color=TRUE, fontweight="bold")
+    figure.text(0.452, TITLE_Y, "free rollout of the learned network", color=LEARNED, fontweight="bold")
+    figure.text(RIGHT, TITLE_Y, score, ha="right")
+    return save_png(figure, path)
 
 
-def _limits(*arrays, pad: float = 0.06) -> tuple[float, float]:
-    finite = np.concatenate([np.asarray(a)[np.isfinite(a)].ravel() for a in arrays])
-    if not len(finite):
-        return 0.0, 1.0
-    low, high = float(finite.min()), float(finite.max())
-    margin = pad * (high - low or 1.0)
-    return low - margin, high + margin
-
-
-def density(x, y, bins: int = 80) -> np.ndarray:
-    """Points per cell around each point on a grid, for colouring a scatter."""
-    counts, xe, ye = np.histogram2d(x, y, bins=bins)
-    i = np.clip(np.searchsorted(xe, x, side="right") - 1, 0, bins - 1)
-    j = np.clip(np.searchsorted(ye, y, side="right") - 1, 0, bins - 1)
-    return counts[i, j]
-
-
-def _diagonal(axes, low, high):
-    axes.plot([low, high], [low, high], color=MUTED, lw=0.7, ls=(0, (4, 3)), zorder=0)
-
-
-def _score(axes, fit, extra=""):
+def _write_fit(axes: Axes, fit: Fit, note: str = "") -> None:
     text = f"R² {fit.R2:.3f}\nslope {fit.slope:.2f}" if fit.R2 is not None else (fit.reason or "")
-    axes.text(0.04, 0.97, text + extra, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.35, zorder=5,
-        bbox=dict(facecolor="white", alpha=0.75, lw=0, pad=1.5))  # fmt: skip
+    box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1.5}
+    text = f"{text}\n{note}" if note else text
+    axes.text(0.04, 0.97, text, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.35, zorder=5, bbox=box)
 
 
-def weight_scatter(axes, true, learned, title: str, max_error: float | None = MAX_WEIGHT_ERROR) -> None:
-    """Learned against true weights, coloured by the density of points."""
+def _weight_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray, title: str, max_error: float = np.inf) -> None:
+    """Learned against true weights, coloured by the density of points; errors above `max_error` are left out."""
     true, learned = np.asarray(true, np.float64), np.asarray(learned, np.float64)
     finite = np.isfinite(learned)
-    kept = finite & (np.abs(learned - true) <= max_error) if max_error is not None else finite
-    x, y = true[kept], learned[kept]
+    close = finite & (np.abs(learned - true) <= max_error)
+    x, y = true[close], learned[close]
     if len(x):
         colour = np.log10(density(x, y))
         order = np.argsort(colour, kind="stable")
-        if len(order) > 60_000:  # every dense point is hidden under others; the rare ones are all drawn
-            order = np.concatenate([order[:30_000], order[30_000 :: max(1, (len(order) - 30_000) // 30_000)]])
+        if len(order) > MAX_POINTS:  # dense points hide each other; the rare ones are all drawn
+            half = MAX_POINTS // 2
+            order = np.concatenate([order[:half], order[half :: max(1, (len(order) - half) // half)]])
         axes.scatter(x[order], y[order], c=colour[order], s=5, lw=0, cmap="viridis", rasterized=True)
-    fit = compare(true[~(finite & ~kept)], learned[~(finite & ~kept)])
-    n_dropped = int((finite & ~kept).sum())
-    _score(axes, fit, f"\n{n_dropped} dropped" if n_dropped else "")
+    dropped = finite & ~close
+    note = f"{dropped.sum()} outliers left out" if dropped.any() else ""
+    _write_fit(axes, compare(true[~dropped], learned[~dropped]), note)
     axes.set_title(title)
     axes.set_xlabel("true W")
 
 
-@styled
-def recovery_figure(path, evaluation: Evaluation, train_recording) -> Path:
-    """Learned against true: W corrected and raw, tau and V_rest per neuron with their type means."""
+def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.ndarray) -> None:
+    """Learned against true values: neurons in grey, means of the cell types in the colours of their groups."""
+    axes.scatter(true, learned, s=4, lw=0, color=MUTED, alpha=0.35)
+    means = [[x[connectome.cell_type == t].mean() for t in range(connectome.n_types)] for x in (true, learned)]
+    colours = [GROUPS[k].colour for k in groups_of(connectome.cell_types)]
+    axes.scatter(*means, s=16, lw=0.4, ec="white", color=colours, zorder=3)
+    low, high = limits(true, pad=0.12)
+    diagonal(axes, low, high)
+    # A few outliers do not set the scale.
+    finite = learned[np.isfinite(learned)]
+    bulk = np.quantile(finite, [0.01, 0.99]) if len(finite) else (low, high)
+    lower, upper = limits(np.array([low, high, *bulk]), pad=0.03)
+    axes.set_xlim(low, high)
+    axes.set_ylim(lower, upper)
+    outside = int(np.sum(~((learned >= lower) & (learned <= upper))))
+    _write_fit(axes, compare(true, learned), f"{outside} neurons outside" if outside else "")
+
+
+@house_style
+def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
+    """Learned against true parameters: W corrected and as trained, tau and V_rest of neurons and cell types."""
     c, p, found = train_recording.connectome, train_recording.parameters, evaluation.found
     true = np.asarray(p.weight)
-    figure = _figure(9.6, 2.75)
-    axes = figure.subplots(1, 4, gridspec_kw=dict(left=0.065, right=0.995, bottom=0.17, top=0.88, wspace=0.36))
-    weight_scatter(axes[0], true, found.weight, "W, corrected")
+    figure = new_figure(9.6, 2.75)
+    place = {"left": 0.065, "right": 0.995, "bottom": 0.17, "top": 0.88, "wspace": 0.36}
+    axes = figure.subplots(1, 4, gridspec_kw=place)
+    _weight_scatter(axes[0], true, found.weight, "W, corrected", MAX_WEIGHT_ERROR)
     axes[0].set_ylabel("learned W")
-    span = _limits(true, pad=0.12)
-    _diagonal(axes[0], *span)
-    axes[0].set_xlim(*span)
-    axes[0].set_ylim(*span)
-    weight_scatter(axes[1], true, evaluation.raw_weight, "W, as trained", max_error=None)
-    colours = np.array([g[2] for g in GROUPS])[_groups(c.cell_types)]
-    pairs = (
-        (axes[2], true_tau(train_recording), found.tau, "Time constant", r"$\tau$", "s"),
-        (axes[3], np.asarray(p.v_rest), found.v_rest, "Resting potential", r"$V_\mathrm{rest}$", ""),
+    low, high = limits(true, pad=0.12)
+    diagonal(axes[0], low, high)
+    axes[0].set_xlim(low, high)
+    axes[0].set_ylim(low, high)
+    _weight_scatter(axes[1], true, evaluation.raw_weight, "W, as trained")
+    parameters = (
+        (axes[2], true_tau(train_recording), found.tau, "Time constant", r"$\tau$ (s)"),
+        (axes[3], np.asarray(p.v_rest), found.v_rest, "Resting potential", r"$V_\mathrm{rest}$ (a.u.)"),
     )
-    for ax, a, b, title, name, unit in pairs:
-        fit = compare(a, b)
-        ax.scatter(a, b, s=4, lw=0, color=MUTED, alpha=0.35)
-        means = [np.array([x[c.cell_type == t].mean() for t in range(c.n_types)]) for x in (a, b)]
-        ax.scatter(*means, s=16, lw=0.4, ec="white", color=colours, zorder=3)
-        low, high = _limits(a, pad=0.12)
-        _diagonal(ax, low, high)
-        # Learned outliers may not flatten everything else.
-        quantiles = (
-            np.nanquantile(np.where(np.isfinite(b), b, np.nan), [0.01, 0.99]) if np.isfinite(b).any() else (low, high)
-        )
-        lower, upper = _limits(np.array([low, high, *quantiles]), pad=0.03)
-        ax.set_xlim(low, high)
-        ax.set_ylim(lower, upper)
-        outside = int(np.sum(~((b >= lower) & (b <= upper))))
-        _score(ax, fit, f"\n{outside} neurons outside" if outside else "")
+    for ax, true, learned, title, quantity in parameters:
+        _parameter_scatter(ax, c, true, learned)
         ax.set_title(title)
-        ax.set_xlabel(f"true {name}" + (f" ({unit})" if unit else ""))
-        ax.set_ylabel(f"learned {name}")
-    axes[2].text(
-        0.97, 0.03, "coloured: types, grey: neurons", transform=axes[2].transAxes, ha="right", fontsize=6, color=MUTED
-    )
-    return _save(figure, path)
+        ax.set_xlabel(f"true {quantity}")
+        ax.set_ylabel(f"learned {quantity}")
+    note = "coloured: types, grey: neurons"
+    axes[2].text(0.97, 0.03, note, transform=axes[2].transAxes, ha="right", fontsize=6, color=MUTED)
+    return save_png(figure, path)
 
 
-def _annotate(ax, at, names) -> None:
-    """Names beside points, left out where they would cover one that is already there."""
-    names = [name for name, here in zip(names, at) if np.isfinite(here).all()]
-    at = at[np.isfinite(at).all(axis=1)]
-    if not len(at):
-        return
-    span = np.array([np.ptp(limits) for limits in (ax.get_xlim(), ax.get_ylim())])
+def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], names: tuple[str, ...]) -> None:
+    """Names beside points, isolated points first, left out where they would cover another name."""
+    span = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
+    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
+    scaled = points[finite] / span
+    distance = np.linalg.norm(scaled[:, None] - scaled[None, :], axis=-1)
+    np.fill_diagonal(distance, np.inf)
+    nearest = np.nan_to_num(distance.min(axis=1, initial=np.inf), nan=0.0)
     placed: list[np.ndarray] = []
-    # The lonely ones first: they are the types that the embedding tells apart.
-    distance = np.linalg.norm((at[:, None] - at[None, :]) / span, axis=-1) + np.where(np.eye(len(at)), np.inf, 0.0)
-    for t in np.argsort(-np.nan_to_num(distance.min(axis=1), nan=0.0)):
-        here = at[t] / span
-        if all(np.abs(here - p)[0] > 0.075 or np.abs(here - p)[1] > 0.03 for p in placed):
-            placed.append(here)
-            ax.annotate(
-                names[t],
-                at[t],
-                fontsize=6,
-                color="#222222",
-                ha="center",
-                va="bottom",
-                xytext=(0, 3),
-                textcoords="offset points",
-            )
+    for k in np.argsort(-nearest):
+        if all(abs(scaled[k] - p)[0] > 0.075 or abs(scaled[k] - p)[1] > 0.03 for p in placed):
+            placed.append(scaled[k])
+            style = {"fontsize": 6, "color": "#222222", "ha": "center", "va": "bottom"}
+            place = {"xytext": (0, 3), "textcoords": "offset points"}
+            axes.annotate(names[finite[k]], points[finite[k]], **place, **style)
 
 
-@styled
-def embedding_figure(path, evaluation: Evaluation, train_recording) -> Path:
-    """The learned embedding of every neuron (its first two principal components beyond two dimensions)."""
-    c = train_recording.connectome
-    x = np.asarray(evaluation.embedding, np.float64)
-    figure = _figure(5.6, 4.4)
-    ax = figure.add_axes([0.1, 0.11, 0.6, 0.82])
-    labels = ("a₁", "a₂")
+def _two_dimensions(embedding: np.ndarray, cell_type: np.ndarray) -> tuple[Float[np.ndarray, "N 2"], tuple[str, str]]:
+    """The embedding as points of a plane, and the names of the two axes."""
+    x = np.asarray(embedding, np.float64)
+    if x.shape[1] == 1:
+        return np.stack([x[:, 0], cell_type], axis=1), ("a", "cell type")
     if x.shape[1] > 2 and np.isfinite(x).all():
         centred = x - x.mean(axis=0)
-        x = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-        labels = ("PC 1 of a", "PC 2 of a")
-    elif x.shape[1] == 1:
-        x = np.stack([x[:, 0], c.cell_type], axis=1)
-        labels = ("a", "cell type")
-    groups = _groups(c.cell_types)
-    # Inside a group of types lightness and marker tell the types apart.
-    markers = "osD^vP"
+        return centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T, ("PC 1 of a", "PC 2 of a")
+    return x, ("a₁", "a₂")
+
+
+@house_style
+def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
+    """The learned embedding of every neuron; its first two principal components beyond two dimensions."""
+    c = train_recording.connectome
+    x, labels = _two_dimensions(evaluation.embedding, c.cell_type)
+    figure = new_figure(5.6, 4.4)
+    axes = figure.add_axes((0.1, 0.11, 0.6, 0.82))
+    groups = groups_of(c.cell_types)
+    markers = "osD^vP"  # tell the types of a group apart
     for t in range(c.n_types):
-        mine = c.cell_type == t
-        rank = int(np.sum(groups[:t] == groups[t]))
-        ax.scatter(
-            x[mine, 0], x[mine, 1], s=14, lw=0.3, ec="white", color=GROUPS[groups[t]][2],
-            marker=markers[rank % len(markers)], alpha=0.85,
-        )  # fmt: skip
-    _annotate(ax, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
-    ax.set_xlabel(labels[0])
-    ax.set_ylabel(labels[1])
-    ax.set_title("Embedding of the neurons")
-    handles = [
-        matplotlib.lines.Line2D([], [], marker="o", ls="", color=colour, ms=5, label=name) for name, _, colour in GROUPS
-    ]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)
-    m = evaluation.metrics
-    lines = [
-        (name, m.get(key))
-        for name, key in (
-            ("clusters, 100", "cluster_accuracy"),
-            ("clusters, 65", "cluster_accuracy_65"),
-            ("embedding only", "cluster_accuracy_embedding"),
-            ("ARI", "ARI"),
-        )
-    ]
-    text = "\n".join(f"{name}  {'-' if value is None else f'{value:.3f}'}" for name, value in lines)
-    figure.text(0.73, 0.2, text, fontsize=7, linespacing=1.5)
-    return _save(figure, path)
+        points = x[c.cell_type == t]
+        marker = markers[int(np.sum(groups[:t] == groups[t])) % len(markers)]
+        colour = GROUPS[groups[t]].colour
+        axes.scatter(*points[:, :2].T, s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
+    _name_points(axes, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.set_title("Embedding of the neurons")
+    style = {"marker": "o", "ls": "", "ms": 5}
+    handles = [matplotlib.lines.Line2D([], [], color=group.colour, label=group.name, **style) for group in GROUPS]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)
+    scores = {
+        "clusters, 100": "cluster_accuracy",
+        "clusters, 65": "cluster_accuracy_65",
+        "embedding only": "cluster_accuracy_embedding",
+        "ARI": "ARI",
+    }
+    values = {name: evaluation.metrics.get(key) for name, key in scores.items()}
+    lines = [f"{name}  {MISSING if value is None else f'{value:.3f}'}" for name, value in values.items()]
+    figure.text(0.73, 0.2, "\n".join(lines), fontsize=7, linespacing=1.5)
+    return save_png(figure, path)
 
 
-@styled
-def functions_figure(path, evaluation: Evaluation, train_recording) -> Path:
-    """Learned g and f of one neuron per type over the voltages it visits, against the truth."""
+@house_style
+def functions_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
+    """Learned message and update functions of one neuron per type over the voltages it visits, beside the true ones."""
     curves, c = evaluation.curves, train_recording.connectome
-    figure = _figure(9.6, 3.1)
-    left, middle, right = figure.subplots(
-        1, 3, gridspec_kw=dict(left=0.055, right=0.99, bottom=0.15, top=0.89, wspace=0.26)
-    )
-    shown = representatives(c)
-    colours = np.array([g[2] for g in GROUPS])[_groups(c.cell_types)[c.cell_type[shown]]]
-    for v, g, f, true_f, colour in zip(curves.voltage, curves.message, curves.update, curves.true_update, colours):
-        left.plot(v, g, color=colour, alpha=0.7, lw=0.8)
-        middle.plot(v, f, color=colour, alpha=0.7, lw=0.8)
-        right.plot(true_f, f, color=colour, alpha=0.7, lw=0.8)
-    span = np.array([curves.voltage.min(), curves.voltage.max()])
-    grid = np.linspace(*span, 200)
-    left.plot(grid, np.maximum(grid, 0), color=TRUE, lw=1.4, ls=(0, (4, 2)), label="relu(v)")
-    left.set_title("Message g / slope")
-    left.set_ylim(*_limits(np.maximum(grid, 0), np.quantile(curves.message[np.isfinite(curves.message)], [0.02, 0.98])))
-    left.legend(loc="upper left")
-    middle.set_title("Update f(v, a, 0, 0)")
-    for ax in (left, middle):
-        ax.set_xlabel("voltage")
-    middle.set_ylabel("dv/dt (1/s)")
-    middle.plot([], [], color=TRUE, lw=1.4, ls=(0, (4, 2)), label="(V_rest - v) / tau")
-    for v, f in zip(curves.voltage, curves.true_update):
-        middle.plot(v[[0, -1]], f[[0, -1]], color=TRUE, lw=0.5, ls=(0, (4, 2)), zorder=0)
-    middle.legend(loc="upper right")
-    limits = _limits(curves.true_update)
-    _diagonal(right, *limits)
-    right.set_title("Update against the truth")
-    right.set_xlabel("true f (1/s)")
-    right.set_ylabel("learned f (1/s)")
-    right.set_xlim(*limits)
-    right.set_ylim(*limits)
-    return _save(figure, path)
+    figure = new_figure(9.6, 3.1)
+    place = {"left": 0.055, "right": 0.99, "bottom": 0.15, "top": 0.89, "wspace": 0.26}
+    message, update, comparison = figure.subplots(1, 3, gridspec_kw=place)
+    groups = groups_of(c.cell_types)[c.cell_type[c.central]]
+    for k, group in enumerate(groups):
+        style = {"color": GROUPS[group].colour, "alpha": 0.7, "lw": 0.8}
+        message.plot(curves.voltage[k], curves.message[k], **style)
+        update.plot(curves.voltage[k], curves.update[k], **style)
+        comparison.plot(curves.true_update[k], curves.update[k], **style)
+        update.plot(curves.voltage[k][[0, -1]], curves.true_update[k][[0, -1]], lw=0.5, zorder=0, **DASHED_TRUTH)
+    grid = np.linspace(curves.voltage.min(), curves.voltage.max(), 200)
+    relu = np.maximum(grid, 0)
+    message.plot(grid, relu, lw=1.4, label="relu(v)", **DASHED_TRUTH)
+    message.set_title("Message g / slope")
+    finite = curves.message[np.isfinite(curves.message)]
+    message.set_ylim(*limits(relu, np.quantile(finite, [0.02, 0.98]) if len(finite) else relu))
+    message.legend(loc="upper left")
+    update.plot([], [], lw=1.4, label="(V_rest - v) / tau", **DASHED_TRUTH)
+    update.set_title("Update f(v, a, 0, 0)")
+    update.set_ylabel("dv/dt (1/s)")
+    update.legend(loc="upper right")
+    for axes in (message, update):
+        axes.set_xlabel("voltage (a.u.)")
+    low, high = limits(curves.true_update)
+    diagonal(comparison, low, high)
+    comparison.set_title("Learned against true update")
+    comparison.set_xlabel("true f (1/s)")
+    comparison.set_ylabel("learned f (1/s)")
+    comparison.set_xlim(low, high)
+    comparison.set_ylim(low, high)
+    return save_png(figure, path)

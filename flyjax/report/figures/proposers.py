@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from flyjax.report.figures.node import _save
+from flyjax.report.figures.style import save_png
 from flyjax.report.tables import csv
 from flyjax.search.synthetic import REAL
 
@@ -193,7 +193,7 @@ def figure(path: Path, rows: Sequence[Row]) -> None:
     room.legend(
         seen.values(), seen.keys(), fontsize=8, frameon=False, loc="upper left" if room is not axes[0, 0] else "best"
     )
-    _save(fig, path)
+    save_png(fig, path)
 
 
 def _numbers(values: Sequence[float]) -> str:

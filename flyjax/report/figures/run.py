@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from flyjax.report.figures.node import _save, styled
+from flyjax.report.figures.style import house_style, save_png
 from flyjax.report.run_view import Run
 from flyjax.report.svg.tree import layout
 from flyjax.search.proposals.types import ROOT
@@ -122,7 +122,7 @@ def _edit_lines(run: Run) -> list[tuple[str, str]]:
     return out or [("0.35", "The protocol was not edited.")]
 
 
-@styled
+@house_style
 def run_figure(path: str | Path, run_dir: str | Path) -> Path:
     """Draw a run: a tree per block (thick edge: chosen), R2 of every node, and the edits of the protocol.
 
@@ -145,4 +145,4 @@ def run_figure(path: str | Path, run_dir: str | Path) -> Path:
     figure.suptitle(
         f"{run.name}: proposals by {run.proposer}{model}", x=0.01, ha="left", fontsize=11, fontweight="bold"
     )
-    return _save(figure, Path(path))
+    return save_png(figure, Path(path))

@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
 from flyjax.config import Range
-from flyjax.report.figures.node import DPI, _save, styled
+from flyjax.report.figures.style import DPI, house_style, save_png
 from flyjax.report.tables import SHORT, setting
 from flyjax.utils.format import finite
 
@@ -67,7 +67,7 @@ def _tick(axis: Axis, value: Any) -> str:
     return setting(value)
 
 
-@styled
+@house_style
 def parallel_figure(
     path: Path,
     rows: Sequence[Mapping[str, Any]],
@@ -158,4 +158,4 @@ def parallel_figure(
     if len(found) < len(rows):
         keys.append(Line2D([], [], color="0.6", lw=1.3, marker="x", mec="0.4", ms=5, label="diverged"))
     fig.legend(handles=keys, loc="outside lower center", ncols=max(1, len(keys)), frameon=False, fontsize=8)
-    return _save(fig, path, mode="RGB")
+    return save_png(fig, path, mode="RGB")

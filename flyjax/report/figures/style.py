@@ -1,0 +1,159 @@
+"""The house style of all figures: colours, fonts, groups of cell types, and how a figure becomes a file.
+
+Colours are the Okabe-Ito palette (Okabe & Ito, 2008) and perceptually uniform maps, readable with any
+colour vision. The truth is black, what was learned is in colour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+TRUE = "#1a1a1a"
+LEARNED = "#d55e00"
+ACCENT = "#0072b2"
+MUTED = "#8c8c8c"
+GUIDE = "#dddddd"
+DASHED = (0, (4, 3))
+DPI = 105
+#: Colours of a PNG's palette: enough for lines, at a third of the bytes of true colour.
+N_COLOURS = 64
+
+#: Decorator of functions that draw in the house style.
+house_style = matplotlib.rc_context(
+    {
+        "font.family": "DejaVu Sans",
+        "font.size": 8,
+        "axes.titlesize": 9,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.labelsize": 8,
+        "axes.linewidth": 0.7,
+        "axes.edgecolor": "#444444",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.major.size": 2.5,
+        "ytick.major.size": 2.5,
+        "legend.fontsize": 7,
+        "legend.frameon": False,
+        "lines.linewidth": 0.9,
+        "figure.facecolor": "white",
+        "image.cmap": "viridis",
+    }
+)
+
+
+class TypeGroup(NamedTuple):
+    """Cell types of one stage of the visual system, recognised by the beginning of their names."""
+
+    name: str
+    prefixes: tuple[str, ...]
+    colour: str
+
+
+#: In the order in which figures show them.
+GROUPS = (
+    TypeGroup("photoreceptors", ("R",), "#e69f00"),
+    TypeGroup("lamina", ("L1", "L2", "L3", "L4", "L5", "Lawf", "Am", "C2", "C3", "CT1"), "#0072b2"),
+    TypeGroup("medulla intrinsic", ("Mi",), "#009e73"),
+    TypeGroup("T1-T3", ("T1", "T2", "T3"), "#999999"),
+    TypeGroup("T4, T5", ("T4", "T5"), "#d55e00"),
+    TypeGroup("transmedullary", ("Tm",), "#cc79a7"),
+)
+OTHER = 3  # the grey group, for names that fit none
+
+
+def group_of(cell_type: str) -> int:
+    """Index in `GROUPS`: the longest prefix that fits decides."""
+    fits = [(len(p), k) for k, group in enumerate(GROUPS) for p in group.prefixes if cell_type.startswith(p)]
+    return max(fits)[1] if fits else OTHER
+
+
+@lru_cache(maxsize=4)
+def groups_of(cell_types: tuple[str, ...]) -> Int[np.ndarray, " n_types"]:
+    """`group_of` for every cell type."""
+    return np.array([group_of(name) for name in cell_types])
+
+
+def type_colour(cell_type: str) -> str:
+    """The colour of a cell type's group."""
+    return GROUPS[group_of(cell_type)].colour
+
+
+def type_order(cell_types: tuple[str, ...]) -> Int[np.ndarray, " n_types"]:
+    """Indices of the cell types from the eye inwards: group by group, in the connectome's order within each."""
+    return np.argsort(groups_of(cell_types), kind="stable")
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches; axes are placed by hand."""
+    return Figure(figsize=(width, height), dpi=DPI)
+
+
+def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
+    """Write a small PNG file.
+
+    **Arguments:**
+
+    - `mode`: `P` for a palette, enough for lines; `RGB` for true colour and `L` for greys, where shades matter.
+    """
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+    if mode == "P":
+        image = image.quantize(N_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    image = image.convert(mode)
+    if mode == "L":  # 64 greys halve the file and look the same
+        image = image.point(lambda g: round(g / 255 * 63) * 255 // 63)
+    image.save(path, optimize=mode != "P")
+    return path
+
+
+def heading(figure: Figure, text: str, x: float = 0.012, y: float = 0.96, **style) -> None:
+    """The title of a whole figure."""
+    figure.text(x, y, text, fontweight="bold", fontsize=10, **style)
+
+
+def colour_types(labels: Sequence, cell_types: Sequence[str]) -> None:
+    """Give tick labels the colours of the cell types they name."""
+    for label, name in zip(labels, cell_types, strict=True):
+        label.set_color(type_colour(name))
+
+
+def limits(*arrays, pad: float = 0.06) -> tuple[float, float]:
+    """Ends of an axis that holds all finite values, with a margin of `pad` times their range."""
+    finite = np.concatenate([np.asarray(a)[np.isfinite(a)].ravel() for a in arrays])
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = float(finite.min()), float(finite.max())
+    margin = pad * (high - low or 1.0)
+    return low - margin, high + margin
+
+
+def diagonal(axes: Axes, low: float, high: float) -> None:
+    """The dashed line of identity."""
+    axes.plot([low, high], [low, high], color=MUTED, lw=0.7, ls=DASHED, zorder=0)
+
+
+def density(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], bins: int = 80) -> Float[np.ndarray, " n"]:
+    """Number of points in each point's cell of a grid, for colouring a scatter plot."""
+    counts, x_edges, y_edges = np.histogram2d(x, y, bins=bins)
+    i = np.clip(np.searchsorted(x_edges, x, side="right") - 1, 0, bins - 1)
+    j = np.clip(np.searchsorted(y_edges, y, side="right") - 1, 0, bins - 1)
+    return counts[i, j]

@@ -1,0 +1,121 @@
+"""Voltage over time, one line per cell type, in three columns under the stimulus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from flyjax.data.recording import Recording
+from flyjax.report.figures.style import (
+    MUTED,
+    TRUE,
+    colour_types,
+    heading,
+    house_style,
+    new_figure,
+    save_png,
+    type_colour,
+    type_order,
+)
+
+N_COLUMNS = 3
+#: Distance of neighbouring traces, in units of their range.
+SPACING = 1.45
+LEFT, RIGHT, GAP = 0.066, 0.958, 0.1
+TITLE_Y = 0.968
+
+
+class Trace(NamedTuple):
+    """Voltages of one neuron per cell type, and how they are drawn; no colour: that of the type's group."""
+
+    voltage: Float[np.ndarray, "T n"]
+    width: float
+    colour: str | None = None
+
+
+def draw_traces(
+    figure: Figure,
+    seconds: Float[np.ndarray, " T"],
+    cell_types: Sequence[str],
+    traces: Sequence[Trace],
+    draw_stimulus: Callable[[Axes], None],
+    smallest: float,
+    zero_line: bool = False,
+) -> None:
+    """Fill a figure with traces, each in units of the range of the first one, which is printed beside it.
+
+    **Arguments:**
+
+    - `traces`: drawn over each other; later ones are cut off shortly outside the range of the first.
+    - `draw_stimulus`: draws into the axes above each column.
+    - `smallest`: voltage range below which a neuron counts as silent and is drawn on this scale.
+    - `zero_line`: mark v = 0, above which a neuron sends messages.
+    """
+    first = traces[0].voltage
+    low, span = first.min(axis=0), np.maximum(np.ptp(first, axis=0), smallest)
+    scaled = [(first - low) / span]
+    with np.errstate(invalid="ignore"):
+        scaled += [np.clip((t.voltage - low) / span, -0.2, 1.2) for t in traces[1:]]
+    n_rows = -(-len(cell_types) // N_COLUMNS)
+    width = (RIGHT - LEFT - GAP * (N_COLUMNS - 1)) / N_COLUMNS
+    end = seconds[-1]
+    for k in range(N_COLUMNS):
+        x = LEFT + k * (width + GAP)
+        top = figure.add_axes((x, 0.895, width, 0.055))
+        draw_stimulus(top)
+        top.set_xlim(0, end)
+        top.set_xticks([])
+        top.set_yticks([])
+        top.text(1.012, -0.35, "range", transform=top.transAxes, fontsize=6, color=MUTED, clip_on=False)
+        if k == 0:
+            top.set_ylabel("stimulus", rotation=0, ha="right", va="center", fontsize=7)
+        axes = figure.add_axes((x, 0.05, width, 0.835))
+        shown = range(k * n_rows, min((k + 1) * n_rows, len(cell_types)))
+        names = [cell_types[i] for i in shown]
+        base = -SPACING * np.arange(len(names))
+        for i, y in zip(shown, base, strict=True):
+            if zero_line and low[i] < 0 < low[i] + span[i]:
+                axes.plot([0, end], [y - low[i] / span[i]] * 2, color="#cccccc", lw=0.6, zorder=0)
+            for trace, values in zip(traces, scaled, strict=True):
+                colour = trace.colour or type_colour(cell_types[i])
+                axes.plot(seconds, values[:, i] + y, color=colour, lw=trace.width)
+            text = f"{span[i]:.2g}" if span[i] > smallest else f"< {smallest:g}"
+            axes.text(end * 1.012, y + 0.5, text, fontsize=6, color=MUTED, va="center", clip_on=False)
+        axes.set_xlim(0, end)
+        axes.set_ylim(base.min() - 0.35, 1.3)
+        axes.set_yticks(base + 0.5, names)
+        colour_types(axes.get_yticklabels(), names)
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("time (s)")
+
+
+@house_style
+def traces_figure(path: str | Path, recording: Recording, first_frame: int = 0, n_frames: int = 250) -> Path:
+    """The central neuron of every cell type over time, under the luminance of the central column."""
+    c = recording.connectome
+    frames = np.arange(first_frame, min(first_frame + n_frames, recording.n_frames))
+    seconds = (frames - first_frame) * recording.dt
+    order = type_order(c.cell_types)
+    voltage = np.asarray(recording.voltage[frames][:, c.central[order]], np.float64)
+    luminance = recording.luminance[frames, int(np.flatnonzero((c.columns == 0).all(axis=1))[0])]
+
+    def draw_stimulus(axes: Axes) -> None:
+        axes.fill_between(seconds, luminance, color="#bbbbbb", lw=0)
+        axes.plot(seconds, luminance, color=TRUE, lw=0.8)
+        axes.set_ylim(0, 1)
+
+    figure = new_figure(9.6, 8.6)
+    names = [c.cell_types[t] for t in order]
+    draw_traces(figure, seconds, names, [Trace(voltage, 0.9)], draw_stimulus, smallest=1e-4, zero_line=True)
+    text = f"Voltage of the central neuron of every cell type, {recording.visual_input_type}"
+    heading(figure, text, LEFT, TITLE_Y)
+    note = "grey line: v = 0, above which a neuron sends messages"
+    figure.text(RIGHT, TITLE_Y, note, ha="right", color=MUTED, fontsize=7)
+    return save_png(figure, path, "RGB")
