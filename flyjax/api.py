@@ -9,7 +9,7 @@ from typing import Any
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
-from flyjax.experiments.nodes import NodeSpec, check_readable, judged, learner_for, pool
+from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
 from flyjax.training import Trained, train_sweep
 from flyjax.utils.errors import UserError
@@ -102,11 +102,18 @@ def train_candidates(
     results = []
     specs = [NodeSpec(k, training, tuple(seeds)) for k, training in enumerate(trainings)]
     for training, runs, (per_seed, evaluation) in zip(
-        trainings, trained, judged(learner, specs, trained, recordings), strict=True
+        trainings, trained, evaluate_nodes(learner, specs, trained, recordings), strict=True
     ):
         results.append(
             CandidateResult(
-                training, pool(per_seed), [r.params for r in runs], tuple(seeds), per_seed, runs, evaluation, learner
+                training,
+                pool_metrics(per_seed),
+                [r.params for r in runs],
+                tuple(seeds),
+                per_seed,
+                runs,
+                evaluation,
+                learner,
             )
         )
     return results

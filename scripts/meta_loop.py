@@ -65,14 +65,14 @@ def main(
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
     from flyjax.cli.console import Console, with_stand_ins
-    from flyjax.experiments.nodes import make_run_dir
+    from flyjax.experiments.run_dir import check_run_dir
     from flyjax.search.run.opening import changed_settings, check_free
     from flyjax.search.run.resume import begun, said_by, taken_up
     from flyjax.utils.errors import UserError
 
     console = Console()
     run_dir = run_dir or Path("runs") / experiment.name
-    make_run_dir(run_dir, only_look=True)  # Journal makes it
+    check_run_dir(run_dir)
     unasked, was, changed, said = experiment.search.proposer == "auto", begun(run_dir), [], said_by(config)
     if was is None:
         check_free(run_dir)

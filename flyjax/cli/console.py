@@ -17,7 +17,9 @@ from flyjax import stimulus
 from flyjax.config import Experiment, Training, parse_experiment
 from flyjax.data import recording
 from flyjax.data.recording import SPLITS
-from flyjax.experiments import nodes
+from flyjax.experiments.node import NodeSpec, updated_simulation
+from flyjax.experiments.run_dir import remove_checkpoints
+from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
 from flyjax.report.tables import cell, rich_table
 from flyjax.search.iteration import IterationPlan, seeds_of
@@ -50,7 +52,7 @@ def with_stand_ins(
     if not missing:
         for block in range(1, experiment.search.n_blocks + 1) if needed else ():
             # Both splits, before anything is trained: the error says what to download.
-            shown = nodes.with_simulation(experiment, block_simulation(experiment, block))
+            shown = updated_simulation(experiment, block_simulation(experiment, block))
             for split in SPLITS:
                 stimulus.fingerprint(recording.shown(shown, split), shown.data_path)
         return experiment, available, {}
@@ -181,7 +183,7 @@ class Console:
 
     @contextmanager
     def training_bar(self, title: str, ids: Sequence[int] = ()):
-        """A bar over all lanes' steps and a table of them; gives (on_progress, on_stage) for `flyjax.experiments.nodes.train_nodes`.
+        """A bar over all lanes' steps and a table of them; gives (on_progress, on_stage) for `flyjax.experiments.train_nodes`.
 
         `ids`: the nodes by candidate number.
         """
@@ -254,14 +256,14 @@ class Console:
         declined, newest = [], []
 
         def evaluate(plan: IterationPlan) -> dict[int, dict]:
-            specs = [nodes.NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
+            specs = [NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
             title = f"block {plan.block}, iteration {plan.iter_in_block}/{search.n_iter_block}"
             with self.training_bar(title, [n.id for n in plan.nodes]) as (on_progress, on_stage):
-                return nodes.train_nodes(
+                return train_nodes(
                     experiment,
                     specs,
                     run_dir,
-                    simulation=nodes.with_simulation(experiment, plan.simulation),
+                    simulation=updated_simulation(experiment, plan.simulation),
                     on_progress=on_progress,
                     on_stage=on_stage,
                     watcher=watcher,
@@ -272,7 +274,7 @@ class Console:
             self._on_event(event)
 
         def on_iteration(state, number: int) -> None:
-            nodes.drop_checkpoints(run_dir)
+            remove_checkpoints(run_dir)
             self._rich.print(rich_table(state, number))
             for line in _newest_ucb(run_dir):
                 self.say("  " + line)

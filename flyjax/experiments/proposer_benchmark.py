@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.data.cache import Recordings
-from flyjax.experiments import nodes
+from flyjax.experiments.node import learner_for, pool_metrics
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.search.iteration import IterationPlan
@@ -64,7 +64,7 @@ class RealTrainings:
     def __init__(self, experiment: Experiment, folder: Path, until: float = float("inf")):
         self.experiment, self.folder, self.until = experiment, Path(folder), until
         self.trained, self.seconds = 0, 0.0
-        self._learner = nodes.learner_for(experiment.simulation, experiment.model)
+        self._learner = learner_for(experiment.simulation, experiment.model)
         self._recordings = Recordings(experiment.simulation)
 
     def _path(self, training: Training, seed: int) -> Path:
@@ -80,7 +80,7 @@ class RealTrainings:
         found = self._results([(Training.model_validate(n.config), tuple(n.seeds)) for n in plan.nodes])
         out = {}
         for node, per_seed in zip(plan.nodes, found, strict=True):
-            metrics = nodes.pool(per_seed)
+            metrics = pool_metrics(per_seed)
             reason = metrics["reasons"].get("connectivity_R2", "")
             out[node.id] = {
                 "metrics": metrics if metrics["connectivity_R2"] is not None else None,

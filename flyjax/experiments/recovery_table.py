@@ -27,7 +27,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
 from flyjax.data.cache import Recordings
-from flyjax.experiments import nodes
+from flyjax.experiments.node import evaluate_node, learner_for
+from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
 from flyjax.ground_truth.build import checkpoint_file
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.recovery.model_selection import selection
@@ -194,27 +195,27 @@ def run_row(
         )
     recordings = Recordings(experiment.simulation, Path(work) / "recordings", experiment.search.max_disk_gb)
     train, test = recordings.train(training.noise_model_level), recordings.test
-    learner = nodes.learner_for(experiment.simulation, experiment.model)
+    learner = learner_for(experiment.simulation, experiment.model)
     start = time.perf_counter()
     trained = train_sweep(
         learner,
         [training],
         [seeds],
         {training.noise_model_level: train},
-        checkpoint_dir=nodes.checkpoints(work),
+        checkpoint_dir=checkpoint_folder(work),
         checkpoint_every=training.checkpoint_every,
         on_progress=on_progress,
     )[0]
     # Of a training that went on from a checkpoint the clock saw the end alone; its programs know of the beginning. Lanes
     # of one program have the same seconds, programs run one after the other.
     train_s = max(time.perf_counter() - start, sum({one.wall_s for one in trained}))
-    per_seed, _ = nodes.judge(learner, nodes.NodeSpec(0, training, seeds), trained, recordings)
+    per_seed, _ = evaluate_node(learner, training, trained, train, test)
     if row.lesion:
         for metrics, one in zip(per_seed, trained, strict=True):
             if one.diverged_at is None:
                 found, _ = lesion_metrics(learner, one.params, test, row.lesion)
                 metrics.update(found.values)
-    nodes.drop_checkpoints(work)
+    remove_checkpoints(work)
     names = [q + s for q in QUANTITIES for s in SUFFIXES] + list(OTHERS)
     kept = [{n: float(f"{m[n]:.6g}") for n in names if m.get(n) is not None} for m in per_seed]
     parameters = experiment.simulation.parameters

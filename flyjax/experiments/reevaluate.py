@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.transforms import lesioned
-from flyjax.experiments import nodes
+from flyjax.experiments.node import learner_for
+from flyjax.experiments.run_dir import node_folder
+from flyjax.experiments.train_nodes import write_figures
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.recovery.metrics import Metrics, per_type
@@ -56,7 +58,7 @@ def _folder(where: Path, node: int) -> Path:
     if not folders:
         raise UserError(f"no trained node in {where}: give a run directory (runs/quickstart) or a node's folder in it")
     if node:
-        wanted = nodes.node_folder(where, node)
+        wanted = node_folder(where, node)
         if wanted not in folders:
             raise UserError(f"no node {node} in {where}; there are {', '.join(str(int(p.name)) for p in folders)}")
         return wanted
@@ -155,7 +157,7 @@ def type_table(result: Evaluation, train) -> list[dict]:
 
 def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     """All figures of a node, and the metrics of the spectra that were computed for one of them."""
-    nodes.write_figures(folder, result, train, test)
+    write_figures(folder, result, train, test)
     c = train.connectome
     true = spectrum(c, train.parameters.weight)
     learned = [
@@ -216,7 +218,7 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     recordings, elsewhere = _recordings(folder, simulation)
     if elsewhere:
         console.say(elsewhere)
-    learner = nodes.learner_for(simulation, model)
+    learner = learner_for(simulation, model)
     unknown = learner.learns_stimulus
     if lesion and unknown:
         raise UserError(

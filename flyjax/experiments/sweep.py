@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
-from flyjax.experiments import nodes
 from flyjax.experiments.forecast import forecast, given_memory, measured_rate
+from flyjax.experiments.node import NodeSpec
+from flyjax.experiments.run_dir import make_run_dir, remove_checkpoints
+from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT, csv, markdown_table, setting
 from flyjax.search.ranges import derive_seed, sample
@@ -52,12 +54,9 @@ def varied(candidates: list[Training]) -> list[str]:
     return [name for name in Training.model_fields if len({getattr(c, name) for c in candidates}) > 1]
 
 
-def _specs(experiment: Experiment, candidates: list[Training]) -> list[nodes.NodeSpec]:
+def _specs(experiment: Experiment, candidates: list[Training]) -> list[NodeSpec]:
     n_seeds, seed = experiment.training.n_seeds, experiment.search.seed
-    return [
-        nodes.NodeSpec(k, c, tuple(derive_seed(seed, k, s) for s in range(n_seeds)))
-        for k, c in enumerate(candidates, 1)
-    ]
+    return [NodeSpec(k, c, tuple(derive_seed(seed, k, s) for s in range(n_seeds))) for k, c in enumerate(candidates, 1)]
 
 
 def describe(experiment: Experiment, candidates: list[Training], memory_gb: float | None = None) -> str:
@@ -104,7 +103,7 @@ def run_sweep(
     if own.is_file() and own.read_text() != text:
         raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
     watcher = make_watcher(viewers, run_dir, experiment.name)
-    nodes.make_run_dir(run_dir)
+    make_run_dir(run_dir)
     own.write_text(text)
     specs = _specs(experiment, candidates)
     try:
@@ -112,7 +111,7 @@ def run_sweep(
             on_progress,
             on_stage,
         ):
-            results = nodes.train_nodes(
+            results = train_nodes(
                 experiment,
                 specs,
                 run_dir,
@@ -160,12 +159,12 @@ def run_sweep(
     ]
     # More than three settings would wrap into a tower.
     console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
-    nodes.drop_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
+    remove_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
     console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 
 
-def _row(spec: nodes.NodeSpec, result: dict, names: Sequence[str]) -> dict:
+def _row(spec: NodeSpec, result: dict, names: Sequence[str]) -> dict:
     """What the tables say of a configuration."""
     metrics = result["metrics"] or {}
     stopped = [m["stopped_at"] for m in result["per_seed"] if m.get("stopped_at") is not None]

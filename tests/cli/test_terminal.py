@@ -13,7 +13,7 @@ from support.search_landscape import metrics, r2
 from flyjax.cli import console
 from flyjax.cli.console import Lines
 from flyjax.config import Training, parse_experiment
-from flyjax.experiments import forecast, nodes
+from flyjax.experiments import forecast, run_dir, train_nodes
 from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.training import Progress, train_sweep
 from flyjax.utils.errors import UserError, in_one_line, mendable
@@ -58,7 +58,7 @@ def call(cli, tmp_path, monkeypatch, capsys):
     """`meta_loop.py small.yaml --run run …`; gives (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL))
-    monkeypatch.setattr(nodes, "train_nodes", trained)
+    monkeypatch.setattr(console, "train_nodes", trained)
     monkeypatch.setattr(console, "write_report", lambda run_dir: run_dir / "report.html")
     monkeypatch.setattr(forecast, "measured_rate", lambda: forecast.Rate(1.0, "given"))
     meta_loop = importlib.import_module("meta_loop")
@@ -227,7 +227,7 @@ def test_what_cannot_be_a_run_directory_is_one_line(call, tmp_path, run):
             code == 2 and err.startswith(f"error: cannot make the run directory {run}: ") and len(err.splitlines()) == 1
         )
     with pytest.raises(UserError, match="cannot make the run directory"):
-        nodes.make_run_dir(tmp_path / "afile" / "x")
+        run_dir.make_run_dir(tmp_path / "afile" / "x")
 
 
 @pytest.mark.parametrize("limit", ["max_calls=0", "max_tokens=0", "max_usd=0"])
@@ -252,7 +252,7 @@ def test_who_does_not_approve_is_told_how_to_go_on(call, tmp_path, monkeypatch, 
 
 def test_a_pause_says_what_was_spent(call, monkeypatch):
     monkeypatch.setattr(
-        nodes,
+        console,
         "train_nodes",
         in_one_line()(lambda *a, **k: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device"))),
     )
@@ -298,9 +298,9 @@ def test_trainings_that_run_out_of_memory_say_so_in_one_line(tmp_path, monkeypat
     def too_much(*arguments):
         raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 400 bytes.")
 
-    monkeypatch.setattr(nodes, "learner_for", too_much)
+    monkeypatch.setattr(train_nodes, "learner_for", too_much)
     for work in (
-        lambda: nodes.train_nodes(parse_experiment(SMALL), [], tmp_path),
+        lambda: train_nodes.train_nodes(parse_experiment(SMALL), [], tmp_path),
         lambda: train_sweep(None, [Training()], [[0]], too_much),
     ):
         with pytest.raises(

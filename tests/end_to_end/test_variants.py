@@ -8,8 +8,9 @@ from support.torch_zip import flyvis_checkpoint
 from flyjax.cli.console import Console
 from flyjax.config import parse_experiment
 from flyjax.data.recording import known_circuit
-from flyjax.experiments.nodes import NodeSpec, learner_for, train_nodes
+from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.reevaluate import judge_again
+from flyjax.experiments.train_nodes import train_nodes
 
 
 @pytest.fixture(scope="module")

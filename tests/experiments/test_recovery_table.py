@@ -190,7 +190,7 @@ def test_a_row_keeps_the_checksum_of_its_parameters_and_the_time_of_all_its_prog
 
     monkeypatch.setattr(recovery_table, "train_sweep", sweep)
     monkeypatch.setattr(
-        recovery_table.nodes, "judge", lambda *arguments: ([{"test_R2": 0.5}] * 2, None)
+        recovery_table, "evaluate_node", lambda *arguments: ([{"test_R2": 0.5}] * 2, None)
     )  # judged for real above
     one = table(set={"simulation.parameters": str(source), "training.checkpoint_every": 123})
     event = recovery_table.run_row(

@@ -14,7 +14,9 @@ from support.training_fixtures import Noise
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
-from flyjax.experiments import nodes, recovery_table, reevaluate
+from flyjax.experiments import recovery_table, reevaluate
+from flyjax.experiments.node import NodeSpec, learner_for
+from flyjax.experiments.train_nodes import train_nodes
 from flyjax.models import losses, make_learner, parameter_groups, stimulus_field
 from flyjax.recovery import evaluate
 from flyjax.recovery.learned_stimulus import Believed, as_learned
@@ -257,7 +259,7 @@ def run(tmp_path_factory):
     experiment = parse_experiment(
         {"simulation": SIMULATION.model_dump(), "model": LEARNER, "training": LONG, "search": free}
     )
-    found = nodes.train_nodes(experiment, [nodes.NodeSpec(1, experiment.training, (0, 1))], folder)
+    found = train_nodes(experiment, [NodeSpec(1, experiment.training, (0, 1))], folder)
     return experiment, folder, found[1]
 
 
@@ -280,7 +282,7 @@ def test_the_light_is_recovered_and_its_run_is_marked(run):
 def ends(run):
     """A trained learner, its parameters, recordings and frames held out."""
     experiment, folder, _ = run
-    learner = nodes.learner_for(experiment.simulation, experiment.model)
+    learner = learner_for(experiment.simulation, experiment.model)
     params = load_params(folder / "nodes" / "0001" / "params" / "seed_0", learner.init(jax.random.key(0)))
     recordings = Recordings(experiment.simulation, folder / "recordings")
     return learner, params, recordings.train(0.05), recordings.test, train.held_out_of_field(experiment.training, 600)

@@ -96,7 +96,7 @@ def test_a_sweep_killed_while_its_tables_are_written_finds_its_trainings_again(t
         (run_dir / "checkpoints" / "x").mkdir(parents=True, exist_ok=True)
         return {spec.id: {"metrics": {"connectivity_R2": 0.5}, "per_seed": [{}], "reason": ""} for spec in specs}
 
-    monkeypatch.setattr(sweep.nodes, "train_nodes", train)
+    monkeypatch.setattr(sweep, "train_nodes", train)
     with monkeypatch.context() as then:
         then.setattr(sweep, "parallel_figure", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Several nodes judged at once are judged as each alone, in order, and warnings are left as they were."""
+"""Nodes evaluated concurrently give the results of each alone, in order, and leave warning filters unchanged."""
 
 import threading
 import warnings
@@ -10,7 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
-from flyjax.experiments import nodes
+from flyjax.experiments import node
 from flyjax.recovery import clusters, normal_equations
 from flyjax.recovery.readout import per_recording
 from flyjax.training import train_sweep
@@ -21,9 +21,9 @@ SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=3
 @pytest.fixture(scope="module")
 def trained():
     model = Model(width=8)
-    learner, recordings = nodes.learner_for(SIMULATION, model), Recordings(SIMULATION)
+    learner, recordings = node.learner_for(SIMULATION, model), Recordings(SIMULATION)
     specs = [
-        nodes.NodeSpec(k, Training(noise_model_level=level, data_augmentation_loop=2), (k,))
+        node.NodeSpec(k, Training(noise_model_level=level, data_augmentation_loop=2), (k,))
         for k, level in enumerate((0.05, 0.1, 0.05, 0.1, 0.05))
     ]
     return (
@@ -34,32 +34,40 @@ def trained():
     )
 
 
+def arguments(spec, trained, recordings):
+    return spec.training, trained, recordings.train(spec.training.noise_model_level), recordings.test
+
+
 @pytest.mark.parametrize("cores", [1, 4])
-def test_together_is_as_alone_in_order(trained, cores, monkeypatch):
+def test_concurrent_evaluation_gives_the_same_results_in_order(trained, cores, monkeypatch):
     learner, specs, runs, recordings = trained
+    monkeypatch.setattr(node, "cores", lambda: cores)
     monkeypatch.setattr(normal_equations, "cores", lambda: cores)
     before = list(warnings.filters)
-    together = list(nodes.judged(learner, specs, runs, recordings))
+    together = list(node.evaluate_nodes(learner, specs, runs, recordings))
     assert warnings.filters == before
     with threadpool_limits(1):
-        alone = [nodes.judge(learner, spec, own, recordings) for spec, own in zip(specs, runs, strict=True)]
+        alone = [
+            node.evaluate_node(learner, *arguments(spec, own, recordings))
+            for spec, own in zip(specs, runs, strict=True)
+        ]
     for (found, evaluation), (expected, reference) in zip(together, alone, strict=True):
         assert [m for m in found[0] if found[0][m] != expected[0][m]] == []
         np.testing.assert_array_equal(evaluation.found.weight, reference.found.weight)
     assert len({m[0]["connectivity_R2"] for m, _ in together}) == len(specs), "each has its own result"
 
 
-def test_one_that_fails_is_told(trained, monkeypatch):
+def test_a_failing_evaluation_raises_in_order(trained, monkeypatch):
     learner, specs, runs, recordings = trained
-    judge = nodes.judge
+    evaluate_node = node.evaluate_node
 
-    def breaks(learner, spec, *rest):
-        if spec.id == 3:
+    def breaks(learner, training, trained, *rest):
+        if trained is runs[3]:
             raise RuntimeError("node 3 broke")
-        return judge(learner, spec, *rest)
+        return evaluate_node(learner, training, trained, *rest)
 
-    monkeypatch.setattr(nodes, "judge", breaks)
-    got = nodes.judged(learner, specs, runs, recordings)
+    monkeypatch.setattr(node, "evaluate_node", breaks)
+    got = node.evaluate_nodes(learner, specs, runs, recordings)
     assert [next(got) is not None for _ in range(3)] == [True] * 3
     with pytest.raises(RuntimeError, match="node 3 broke"):
         next(got)
@@ -76,25 +84,26 @@ def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
 
 
 @pytest.mark.parametrize("capacity, most", [(1, 1), (2, 2), (99, 4)])
-def test_no_more_at_once_than_have_room(trained, capacity, most, monkeypatch):
+def test_no_more_evaluations_at_once_than_fit_in_memory(trained, capacity, most, monkeypatch):
     learner, specs, runs, recordings = trained
-    now, seen, lock, together = [], [], threading.Lock(), threading.Barrier(most)
+    now, counts, lock, together = [], [], threading.Lock(), threading.Barrier(most)
 
-    def slow(learner, spec, *rest):
+    def slow(learner, training, trained, *rest):
+        k = [run is trained for run in runs].index(True)
         with lock:
-            now.append(spec.id)
-            seen.append(len(now))
-        if spec.id:  # the first is alone
+            now.append(k)
+            counts.append(len(now))
+        if k:  # the first is alone
             together.wait(10)  # fewer at once would never meet
         with lock:
-            now.remove(spec.id)
-        return spec.id, None
+            now.remove(k)
+        return k, None
 
-    monkeypatch.setattr(nodes, "judge", slow)
+    monkeypatch.setattr(node, "evaluate_node", slow)
     monkeypatch.setattr(Recordings, "capacity", capacity)
-    monkeypatch.setattr(normal_equations, "cores", lambda: 8)
-    assert [k for k, _ in nodes.judged(learner, specs, runs, recordings)] == [s.id for s in specs]
-    assert max(seen) <= most
+    monkeypatch.setattr(node, "cores", lambda: 8)
+    assert [k for k, _ in node.evaluate_nodes(learner, specs, runs, recordings)] == [s.id for s in specs]
+    assert max(counts) == most
 
 
 def test_capacity_counts_derivatives_that_are_loaded():
@@ -106,29 +115,30 @@ def test_capacity_counts_derivatives_that_are_loaded():
     assert (before, recordings.capacity) == (4, 2)
 
 
-def test_an_interrupt_says_that_it_waits_and_begins_no_more(trained, monkeypatch):
+def test_an_interrupt_reports_that_it_waits_and_starts_no_more(trained, monkeypatch):
     learner, specs, runs, recordings = trained
-    begun, said, inside, told = [], [], threading.Event(), threading.Event()
+    begun, reports, inside, reported = [], [], threading.Event(), threading.Event()
 
-    def judge(learner, spec, *rest):
-        begun.append(spec.id)
-        if spec.id == 2:
+    def evaluate(learner, training, trained, *rest):
+        k = [run is trained for run in runs].index(True)
+        begun.append(k)
+        if k == 2:
             inside.set()
-        assert spec.id != 2 or told.wait(10), "nobody said that node 2 is waited for"
-        return spec.id, None
+            assert reported.wait(10), "nothing reports that node 2 is waited for"
+        return k, None
 
-    def say(text):
-        said.append(text)
-        told.set()
+    def report(text):
+        reports.append(text)
+        reported.set()
 
-    monkeypatch.setattr(nodes, "judge", judge)
+    monkeypatch.setattr(node, "evaluate_node", evaluate)
     monkeypatch.setattr(Recordings, "capacity", 2)
-    monkeypatch.setattr(normal_equations, "cores", lambda: 2)
-    going = nodes.judged(learner, specs, runs, recordings, say)
-    assert [next(going)[0], next(going)[0]] == [0, 1] and inside.wait(10)
+    monkeypatch.setattr(node, "cores", lambda: 2)
+    evaluations = node.evaluate_nodes(learner, specs, runs, recordings, report)
+    assert [next(evaluations)[0], next(evaluations)[0]] == [0, 1] and inside.wait(10)
     with pytest.raises(KeyboardInterrupt):
-        going.throw(KeyboardInterrupt)
-    assert said == ["stopping when the nodes in judgement are done"] and max(begun) == 2
+        evaluations.throw(KeyboardInterrupt)
+    assert len(reports) == 1 and max(begun) == 2
 
 
 def test_recordings_are_computed_on_side_by_side_and_each_once():

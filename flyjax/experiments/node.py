@@ -1,0 +1,169 @@
+"""A node of a search: one configuration, trained with several seeds and evaluated."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
+from flyjax.data.cache import Recordings
+from flyjax.data.recording import Recording, known_circuit
+from flyjax.models import Learner, make_learner
+from flyjax.recovery import Evaluation, evaluate, normal_equations
+from flyjax.training import Trained
+from flyjax.training.halving import relative_error, target_spread
+from flyjax.training.train import held_out_of_field
+from flyjax.utils.errors import UserError
+from flyjax.utils.system import cores
+
+
+@dataclass(frozen=True)
+class NodeSpec:
+    """One configuration and its seeds."""
+
+    id: int
+    training: Training
+    seeds: tuple[int, ...]
+
+
+def updated_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Simulation:
+    """The experiment's simulation with some settings changed, as at the start of a block.
+
+    **Raises:** `UserError` where a value is not valid.
+    """
+    data = experiment.model_dump(mode="json")
+    data["simulation"] |= dict(changes)
+    data["search"]["simulation_ranges"] = {}  # checked when the block was proposed
+    return parse_experiment(data, "simulation").simulation
+
+
+@lru_cache(maxsize=4)
+def _learner(what: str, model: Model) -> Learner:
+    return make_learner(known_circuit(Simulation.model_validate_json(what))[0], model)
+
+
+def check_readable(model: Model) -> None:
+    """**Raises:** `UserError` for a model that predicts but from which W, tau and V_rest cannot be read."""
+    if model.variant == "B":
+        raise UserError(
+            "model.variant B predicts, but its messages depend on both neurons, so that no circuit can be read from it: "
+            "use variant A (flyjax.training.train_sweep trains B all the same)"
+        )
+
+
+def learner_for(simulation: Simulation, model: Model) -> Learner:
+    """The learner of the circuit that is known, the same object for the same circuit and model.
+
+    Compiled programs are found by it, so stimulus and frame numbers do not count.
+
+    **Raises:** `UserError` for a model from which no circuit can be read, before anything is trained.
+    """
+    check_readable(model)
+    fields = Simulation.model_fields
+    shown = (
+        "visual_input_type", "test_visual_input_type", "n_frames", "n_test_frames", "data_path", "frame_rate", "initial",
+        "measurement_noise_level", "n_recordings", "voltage_dtype", "store_derivative", "delta_t", "clamp_tau", "solver",
+        "target",
+    )  # fmt: skip
+    return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
+
+
+def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Average the metrics of a node over its seeds.
+
+    **Returns:** each metric's mean over the seeds that have it, None where none has, and `reasons`: why a value is
+    None or missing for some seeds.
+    """
+    out: dict[str, Any] = {}
+    reasons: dict[str, str] = {}
+    for name in dict.fromkeys(name for metrics in per_seed for name in metrics if name != "reasons"):
+        known = [m[name] for m in per_seed if m.get(name) is not None]
+        if name == "stimulus":  # a mark, equal for all seeds
+            out[name] = known[0]
+            continue
+        out[name] = float(np.mean(known)) if known else None
+        n_missing = len(per_seed) - len(known)
+        if n_missing:
+            causes = [m["reasons"][name] for m in per_seed if m.get("reasons", {}).get(name)]
+            share = f"missing in {n_missing} of {len(per_seed)} seeds: " if known else ""
+            reasons[name] = share + (causes[0] if causes else "the training diverged")
+    return {**out, "reasons": reasons}
+
+
+def evaluate_node(
+    learner: Learner, training: Training, trained: Sequence[Trained], train: Recording, test: Recording
+) -> tuple[list[dict[str, Any]], Evaluation | None]:
+    """Evaluate the trained networks of a node.
+
+    **Returns:** the metrics of each seed, and the evaluation of the seed with the lowest training loss (a choice that
+    needs no ground truth), None if all diverged.
+    """
+    unknown = learner.learns_stimulus
+    mark = {"stimulus": "field"} if unknown else {}
+    held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
+    per_seed: list[dict[str, Any]] = []
+    best: tuple[float, Evaluation] | None = None
+    for one in trained:
+        cost: dict[str, Any] = {"wall_s": one.wall_s, "frames_per_s": one.frames_per_s, "n_steps": one.n_steps}
+        if one.stopped_at is not None:  # by successive halving
+            cost["stopped_at"] = one.stopped_at
+        if one.diverged_at is not None:
+            reason = f"the training diverged at step {one.diverged_at}"
+            missing = {"connectivity_R2": None, "final_loss": None}
+            per_seed.append({**mark, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
+            continue
+        losses = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
+        result = evaluate(learner, one.params, train, test, **losses, held_out=held_out)
+        # Unlike the loss, comparable between batch sizes and noise levels.
+        error = relative_error(one.final_loss, training, train.connectome.n_neurons, target_spread(train))
+        per_seed.append({**result.metrics, "final_error": error, **cost})
+        if best is None or one.final_loss < best[0]:
+            best = one.final_loss, result
+    return per_seed, best and best[1]
+
+
+def evaluate_nodes(
+    learner: Learner,
+    specs: Sequence[NodeSpec],
+    trained: Sequence[Sequence[Trained]],
+    recordings: Recordings,
+    report: Callable[[str], None] = lambda text: None,
+) -> Iterator[tuple[list[dict[str, Any]], Evaluation | None]]:
+    """Yield `evaluate_node` of every node, in order.
+
+    The first node is evaluated alone, as it compiles the programs that all use; then several at once, because half
+    of an evaluation uses a single core, but no more than `recordings` has memory for. An interrupt waits for the
+    evaluations in progress, as compiled code cannot be stopped, and `report` announces that.
+    """
+    n_workers = max(1, min(cores(), len(specs) - 1, recordings.capacity))
+
+    def evaluate_beside_others(*arguments):
+        with normal_equations.sharing(n_workers):
+            return evaluate_node(learner, *arguments)
+
+    pending: deque[Future] = deque()
+    # With one BLAS thread each, sums do not depend on the number of workers.
+    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
+        try:
+            for k, (spec, runs) in enumerate(zip(specs, trained, strict=True)):
+                if len(pending) == n_workers:
+                    yield pending.popleft().result()
+                # Here and not in the thread: `Recordings` is not safe to share.
+                arguments = spec.training, runs, recordings.train(spec.training.noise_model_level), recordings.test
+                if k == 0:
+                    yield evaluate_node(learner, *arguments)
+                else:
+                    pending.append(threads.submit(evaluate_beside_others, *arguments))
+            while pending:
+                yield pending.popleft().result()
+        except BaseException:
+            if [job for job in pending if not job.cancel() and not job.done()]:
+                report("stopping once the evaluations in progress are finished")
+            raise

@@ -1,0 +1,146 @@
+"""Train nodes together, evaluate each and write its folder.
+
+The search, a sweep and a single training all use `train_nodes`, so that the folders of their nodes are the same.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from flyjax.config import Experiment, Simulation
+from flyjax.data.cache import Recordings
+from flyjax.data.recording import Recording
+from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
+from flyjax.experiments.run_dir import checkpoint_folder, node_folder
+from flyjax.recovery import Evaluation, extract
+from flyjax.recovery.learned_stimulus import as_learned
+from flyjax.recovery.metrics import circuit_metrics
+from flyjax.report.figures import node
+from flyjax.report.figures.learned_stimulus import stimulus_field_figure
+from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
+from flyjax.training.loggers import Watcher
+from flyjax.utils.atomic_io import write_json
+from flyjax.utils.errors import in_one_line
+
+
+def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
+    """Draw the figures of a node."""
+    if evaluation.rollout is None:  # the stimulus was learned
+        stimulus_field_figure(folder / "light.png", evaluation)
+    else:
+        node.activity_figure(folder / "activity.png", evaluation, test)
+    node.recovery_figure(folder / "recovery.png", evaluation, train)
+    if evaluation.embedding is not None:  # known_ode has none
+        node.embedding_figure(folder / "embedding.png", evaluation, train)
+    node.functions_figure(folder / "functions.png", evaluation, train)
+
+
+def _write_node(
+    folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], trained: Sequence[Trained]
+) -> None:
+    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it wrote
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_json(folder / "metrics.json", metrics)
+    for one in trained:
+        save_params(folder / "params" / f"seed_{one.seed}", one.params)
+    np.savez_compressed(folder / "losses.npz", **{f"seed_{t.seed}": t.losses for t in trained})
+
+
+@in_one_line()
+def train_nodes(
+    experiment: Experiment,
+    specs: Sequence[NodeSpec],
+    run_dir: Path,
+    *,
+    simulation: Simulation | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+    watcher: Watcher | None = None,
+    halving: Halving | None = None,
+) -> dict[int, dict[str, Any]]:
+    """Train nodes together and write their folders; after an interruption the same call continues.
+
+    **Arguments:**
+
+    - `experiment`: gives the model and the defaults of what follows.
+    - `specs`: the nodes.
+    - `run_dir`: holds nodes/, recordings/ and checkpoints/.
+    - `simulation`: what is recorded, by default the experiment's.
+    - `on_progress`, `on_stage`: called after every segment of training, and with the name of each stage.
+    - `watcher`: logs loss and connectivity_R2 during training.
+    - `halving`: stops the worst nodes early.
+
+    **Returns:** for every node `metrics` (None if all its seeds diverged), `per_seed`, `reason` and `activity`, the
+    line for the log.
+    """
+    simulation, run_dir = simulation or experiment.simulation, Path(run_dir)
+    recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
+    learner = learner_for(simulation, experiment.model)
+    on_stage("simulating")
+    for level in sorted({spec.training.noise_model_level for spec in specs}):
+        recordings.train(level)
+    _ = recordings.test  # a stimulus that is missing is an error before the training
+    on_stage("compiling")
+    run_names = {
+        (k, s): f"node_{spec.id:04d}/seed_{seed}" for k, spec in enumerate(specs) for s, seed in enumerate(spec.seeds)
+    }
+    if watcher is not None:
+        watcher.start({name: specs[k].training.model_dump() for (k, _), name in run_names.items()})
+
+    def read_out(lane, params) -> dict[str, float]:
+        """connectivity_R2 of a network in training."""
+        recording = recordings.train(specs[lane.candidate].training.noise_model_level)
+        estimate = extract(learner, params, as_learned(learner, params, recording))
+        value = circuit_metrics(estimate, recording).as_dict()["connectivity_R2"]
+        return {} if value is None else {"connectivity_R2": value}
+
+    def report(progress: Progress) -> None:
+        for one in progress.lanes if watcher is not None else ():
+            if one.values:
+                watcher.log(one.step, run_names[one.lane.candidate, one.lane.replicate], one.values)
+        if on_progress is not None:
+            on_progress(progress)
+
+    trained = train_sweep(
+        learner,
+        [spec.training for spec in specs],
+        [spec.seeds for spec in specs],
+        recordings.train,
+        checkpoint_dir=checkpoint_folder(run_dir),
+        checkpoint_every=experiment.training.checkpoint_every,
+        on_progress=report,
+        watch=read_out if watcher is not None or on_progress is not None else None,
+        halving=halving,
+    )
+    on_stage("evaluating")
+    out: dict[int, dict[str, Any]] = {}
+    evaluated = evaluate_nodes(learner, specs, trained, recordings, on_stage)
+    for spec, runs, (per_seed, evaluation) in zip(specs, trained, evaluated, strict=True):
+        on_stage(f"evaluating node {spec.id}")
+        folder, metrics = node_folder(run_dir, spec.id), pool_metrics(per_seed)
+        config = {
+            "node": spec.id,
+            "seeds": list(spec.seeds),
+            "simulation": simulation.model_dump(mode="json"),
+            "model": experiment.model.model_dump(mode="json"),
+            "training": spec.training.model_dump(mode="json"),
+        }
+        _write_node(folder, config, {**metrics, "per_seed": per_seed}, runs)
+        reason, activity = "", ""
+        if evaluation is None:
+            metrics, reason = None, per_seed[0]["reasons"]["connectivity_R2"]
+            activity = reason
+        else:
+            activity = evaluation.activity_line
+            write_json(folder / "activity.json", evaluation.activity)
+            train = recordings.train(spec.training.noise_model_level)
+            write_figures(folder / "figures", evaluation, train, recordings.test)
+        out[spec.id] = {"metrics": metrics, "per_seed": per_seed, "reason": reason, "activity": activity}
+    return out
