@@ -13,9 +13,9 @@ import importlib
 # Each name is imported at first use: `import flyjax` costs nothing and starts no device.
 _PUBLIC = {
     "build_connectome": "flyjax.circuit",
-    "sample_parameters": "flyjax.circuit",
+    "sample_parameters": "flyjax.ground_truth",
     "load_flyvis_parameters": "flyjax.circuit",
-    "simulate": "flyjax.circuit",
+    "simulate": "flyjax.simulation",
     "record": "flyjax.data.recording",
     "load_recording": "flyjax.data.recording",
     "Recording": "flyjax.data.recording",

@@ -122,3 +122,7 @@ def test_data_files_lie_inside_the_package(root):
         "report/templates/report.js",
     ):
         assert (package / name).is_file(), name
+
+
+def test_public_names_resolve():
+    assert {name for name in flyjax.__all__ if not hasattr(flyjax, name)} == set()

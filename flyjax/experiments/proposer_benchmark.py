@@ -25,7 +25,8 @@ from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State
 from flyjax.search.llm.proposer import FREE
 from flyjax.search.loop import run_loop
-from flyjax.search.policy.ucb import score, worths
+from flyjax.search.policy.measures import comparable_rewards
+from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import Paused
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.replay import ReplayProposer
@@ -132,7 +133,7 @@ class RealTrainings:
 
 def reported(state: State) -> list[Node]:
     """After each iteration, the node that the search would report as its best (highest reward; of equal ones the older)."""
-    worth, seen, out = worths(state.nodes.values()), [], []
+    worth, seen, out = comparable_rewards(state.nodes.values()), [], []
     for number in sorted(state.iterations):
         seen += state.iterations[number].nodes
         out.append(state.nodes[max(seen, key=lambda i: (worth[i], -i))])

@@ -23,7 +23,7 @@ from flyjax.report import tables
 from flyjax.report.run_view import Run
 from flyjax.report.svg import charts, tree
 from flyjax.search.journal.state import Node
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import STRATEGIES
 from flyjax.search.run.user_files import pending_input
 from flyjax.utils.atomic_io import write_atomic
@@ -112,7 +112,7 @@ def view(run: Run) -> dict[str, Any]:
     """Everything the template shows."""
     state, noise = run.state, charts.NoiseScale(run.noise_levels())
     status, why = run.status
-    best_of = {b: n for b in state.blocks if (n := ucb.best_node(state, b)) is not None}
+    best_of = {b: n for b in state.blocks if (n := measures.best_node(state, b)) is not None}
     return {
         "run": run,
         "state": state,
@@ -229,7 +229,7 @@ def reasons(node: Node) -> dict[str, str]:
 def block_view(run: Run, number: int) -> dict[str, Any]:
     """A block's simulation, measures, best values, summary and what became of the protocol."""
     block, nodes = run.state.blocks[number], run.state.block_nodes(number)
-    best = ucb.best_node(run.state, number)
+    best = measures.best_node(run.state, number)
 
     def top(name):
         values = [v for v in (run.value(n, name) for n in nodes) if v is not None]
@@ -242,8 +242,8 @@ def block_view(run: Run, number: int) -> dict[str, Any]:
         "block": block,
         "best": best,
         "top": {name: top(name) for name in ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2")},
-        "measures": ucb.measure(run.state, number),
-        "noise_floor": ucb.noise_floor(run.state, number),
+        "measures": measures.measure(run.state, number),
+        "noise_floor": measures.noise_floor(run.state, number),
         "summary": ended.get("summary") or "",
         "next": ended.get("next_simulation") or {},
         # Also an edit that brought no event: its reason says why nothing was changed.

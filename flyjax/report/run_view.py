@@ -19,7 +19,7 @@ from flyjax.search import ranges as moves
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State, fold, objective_metric
 from flyjax.search.llm.prices import NOT_REPORTED, dollars
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite
 
@@ -175,7 +175,7 @@ class Run:
 
     @cached_property
     def best(self) -> Node | None:
-        return ucb.best_node(self.state)
+        return measures.best_node(self.state)
 
     @cached_property
     def pools(self) -> list[Pool]:

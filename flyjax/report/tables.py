@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flyjax.search.journal.state import Node, State
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import ROOT
 from flyjax.utils import format
 from flyjax.utils.format import MISSING, finite, printable
@@ -182,7 +182,7 @@ def rich_table(state: State, iteration: int | None = None) -> Table:
     if iteration not in state.iterations:
         table.title = "no iteration yet"
         return table
-    it, best = state.iterations[iteration], ucb.best_node(state)
+    it, best = state.iterations[iteration], measures.best_node(state)
     n_iter_block = state.experiment.get("search", {}).get("n_iter_block")
     of = f"/{n_iter_block}" if n_iter_block else ""
     table.title = (

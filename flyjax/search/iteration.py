@@ -7,7 +7,7 @@ from typing import Any
 
 from flyjax.config import Experiment, parse_experiment
 from flyjax.search.journal.state import Node, State
-from flyjax.search.policy.ucb import best_node, stale
+from flyjax.search.policy.measures import best_node, iterations_without_improvement
 
 
 def seeds_of(experiment: Experiment, is_root: bool) -> int:
@@ -80,7 +80,7 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
     best = best_node(state)
     if search.target is not None and best is not None and best.reward >= search.target:
         return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
-    idle = stale(state)
+    idle = iterations_without_improvement(state)
     if search.patience is not None and idle >= search.patience:
         return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
     left = search.n_candidates

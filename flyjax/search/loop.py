@@ -17,7 +17,7 @@ from flyjax.search.iteration import EXHAUSTED, IterationPlan, at_block_end, next
 from flyjax.search.journal.heartbeat import Heartbeat, unseen
 from flyjax.search.journal.journal import NAME, Journal
 from flyjax.search.journal.state import State, apply, fold
-from flyjax.search.policy.ucb import measure
+from flyjax.search.policy.measures import measure
 from flyjax.search.proposals.request import Accepted, ask
 from flyjax.search.proposals.types import ROOT, Context, Proposer, ProtocolEdit
 from flyjax.search.proposals.validation import root_config

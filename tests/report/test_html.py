@@ -19,7 +19,7 @@ from flyjax.report.html import write_report
 from flyjax.report.run_view import Run
 from flyjax.search.journal.journal import fold, read_journal
 from flyjax.search.loop import run_loop
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.utils.errors import UserError
 
@@ -195,10 +195,10 @@ def test_no_run_is_one_clear_line(tmp_path, damage):
 
 def test_measures_shown_are_those_of_the_tree(made):
     text, state = text_of(write_report(made)), fold(read_journal(made))
-    found = ucb.measure(state, 1)
+    found = measures.measure(state, 1)
     blocks = text.split('<section id="blocks">')[1]
     assert f"<b>{100 * found.branching:.0f} %</b>" in blocks and f"<b>{100 * found.improvement:.0f} %</b>" in blocks
-    assert f"<b>{ucb.noise_floor(state, 1):.4f}</b>" in blocks
+    assert f"<b>{measures.noise_floor(state, 1):.4f}</b>" in blocks
 
 
 def test_report_of_a_run_of_the_real_loop(tmp_path, root):

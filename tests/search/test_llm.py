@@ -25,7 +25,7 @@ from flyjax.config import TUNABLE, parse_experiment
 from flyjax.search.journal.state import State
 from flyjax.search.llm import client, prices, prompt, schema
 from flyjax.search.llm import proposer as llm_proposer
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import BadAnswer, Paused
 from flyjax.search.proposals.validation import validate_step
 from flyjax.search.run.user_files import pending_input
@@ -192,7 +192,7 @@ def test_which_parameters_are_free_agrees_with_the_trainer(tmp_path):
 def test_at_a_block_end_the_computed_measures_are_given(tmp_path):
     ctx = context(tmp_path, iterations=3)
     words = prompt.render_prompt(ctx)
-    assert ucb.measure(ctx.state, 1).describe() in words and "branching rate 0%" in words
+    assert measures.measure(ctx.state, 1).describe() in words and "branching rate 0%" in words
     assert "no changes are needed" in words
     assert "Rows of the strategy table whose conditions hold now: none but Default" in words
     assert words.rstrip().endswith("UCB scores: the file is empty, parent=root.")

@@ -15,7 +15,8 @@ from flyjax.config import parse_experiment
 from flyjax.search import loop as loop_module
 from flyjax.search.journal.journal import Journal, fold, read_journal
 from flyjax.search.loop import run_loop
-from flyjax.search.policy.ucb import noise_floor, scores
+from flyjax.search.policy.measures import noise_floor
+from flyjax.search.policy.ucb import scores
 from flyjax.search.proposals.types import BadAnswer, Paused, Proposal, ProtocolEdit
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.rules import RulesProposer
@@ -323,9 +324,9 @@ def test_a_lost_seed_counts_as_zero_in_the_reward_and_is_told(tmp_path):
         root.metrics["connectivity_R2"] == 0.9
         and root.reward == 0.45
         and root.spread["min"] == 0
-        and root.spread["lost"] == 1
+        and root.spread["failed_seeds"] == 1
     )
-    assert other.reward == pytest.approx(0.45) and "lost" not in other.spread
+    assert other.reward == pytest.approx(0.45) and "failed_seeds" not in other.spread
     assert noise_floor(state, 1) == pytest.approx(0.1 / 2**0.5), "a lost seed is no measure of noise"
     log = (tmp_path / "analysis.md").read_text()
     assert "R2 0.450 (1 of 2 seeds without a result count as 0), the root" in log

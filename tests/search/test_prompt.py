@@ -10,7 +10,7 @@ from support.search_contexts import PROTOCOL, context, experiment, metrics, png
 from flyjax.config import Training
 from flyjax.search.llm import prompt
 from flyjax.search.llm.results_text import NODE_METRICS, new_nodes_text, shown
-from flyjax.search.policy.strategy import deal
+from flyjax.search.policy.strategy import assign_slots
 from flyjax.search.proposals.types import Proposal, Step
 from flyjax.search.proposals.validation import resolve, reversions
 from flyjax.search.proposers.rules import generator
@@ -82,7 +82,7 @@ def test_the_slots_are_told_as_the_table_deals_them(tmp_path):
     def slots(text):
         ctx = context(tmp_path, iterations=2, protocol=text)
         search = ctx.experiment.search
-        dealt = deal(
+        dealt = assign_slots(
             document.rules(text),
             ctx.state,
             1,

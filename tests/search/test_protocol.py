@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_experiment, parse_experiment
-from flyjax.search.policy.ucb import Measures
+from flyjax.search.policy.measures import Measures
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol import document
 from flyjax.search.protocol.document import EditRefused, apply_edit

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from flyjax.report.run_view import Run
 from flyjax.report.svg.charts import cross, el, points, svg, tooltip
 from flyjax.search.journal.state import Node
-from flyjax.search.policy import ucb
+from flyjax.search.policy import measures
 from flyjax.search.proposals.types import ROOT
 
 #: Above this many lanes, edges may cross: a lane is then held at its nodes only.
@@ -136,7 +136,7 @@ def block_tree(run: Run, block: int) -> Markup:
     left, top = 34.0, 34.0
     width, height = left + last * col + 46, top + (plan.lanes - 1) * row + 40
     at = {k: (left + c * col, top + 12 + lane * row) for k, (c, lane) in plan.place.items()}
-    best = ucb.best_node(run.state, block)
+    best = measures.best_node(run.state, block)
     chosen = {c.chosen for c in run.state.choices.values()}
     ink: list[Any] = []
     for k in range(1, last + 1):

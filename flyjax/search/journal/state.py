@@ -42,7 +42,7 @@ class Node:
     metrics: dict[str, Any] | None = None
     reason: str = ""  # why it failed
     reward: float | None = None  # the objective, mean over seeds; see `_pooled` for a seed without one
-    spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv, lost (without a value) over seeds
+    spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv, failed_seeds (without a value)
     activity: str = ""  # the log's `Activity:` line, as measured or as a step words it
     observation: str = ""
 
@@ -155,6 +155,16 @@ class State:
     def objective(self) -> str:
         return self.experiment.get("search", {}).get("objective", "connectivity_R2")
 
+    @property
+    def n_iter_block(self) -> int:
+        """Iterations per block."""
+        return self.experiment.get("search", {}).get("n_iter_block", 12)
+
+    @property
+    def ucb_c(self) -> float:
+        """The exploration constant of UCB."""
+        return self.experiment.get("search", {}).get("ucb_c", 1.414)
+
     def block_nodes(self, block: int) -> list[Node]:
         """Nodes of a block that are trained (finished or failed), by id."""
         if block not in self.blocks:
@@ -162,32 +172,30 @@ class State:
         nodes = (self.nodes[i] for i in self.blocks[block].nodes)
         return [n for n in nodes if n.status != "running"]
 
-    def chosen(self, iteration: int) -> Node | None:
-        """The node an iteration's step chose; before the step, the best of them."""
-        nodes = [self.nodes[i] for i in self.iterations[iteration].nodes]
+    def chosen(self, iteration: int) -> Node:
+        """The node that the step after a trained iteration chose; before the step, the best of its nodes."""
         if iteration in self.choices:
             return self.nodes[self.choices[iteration].chosen]
-        trained = [n for n in nodes if n.status != "running"]
-        return max(trained, key=lambda n: (n.reward if n.reward is not None else -math.inf, -n.id), default=None)
+        trained = (self.nodes[i] for i in self.iterations[iteration].nodes if self.nodes[i].status != "running")
+        return max(trained, key=lambda n: (n.reward if n.reward is not None else -math.inf, -n.id))
 
 
-def _pooled(values) -> tuple[float | None, dict[str, float]]:
-    """(reward, spread) of a node from its seeds' objectives.
+def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
+    """The reward of a node, and the spread of its seeds' objectives.
 
-    A seed that was lost counts as 0, or as the worst of the others where that is negative: no result is not
+    A seed without a result counts as 0, or as the worst of the others where that is negative: no result is not
     better than a bad one.
     """
-    values = [finite(v) for v in values]
-    lost = values.count(None)
-    if lost == len(values):
+    known = [value for value in map(finite, values) if value is not None]
+    if not known:
         return None, {}
-    worst = min([0.0, *(v for v in values if v is not None)])
-    values = [worst if v is None else v for v in values]
-    mean = sum(values) / len(values)
+    failed = len(values) - len(known)
+    seeds = [min(0.0, *known) if finite(v) is None else finite(v) for v in values]
+    mean = sum(seeds) / len(seeds)
     # n - 1: the seeds are a sample; one seed has no spread rather than a spread of zero.
-    out = {"n": len(values), "min": min(values)} | ({"lost": lost} if lost else {})
-    if len(values) > 1:
-        out["std"] = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1))
+    out = {"n": len(seeds), "min": min(seeds)} | ({"failed_seeds": failed} if failed else {})
+    if len(seeds) > 1:
+        out["std"] = math.sqrt(sum((v - mean) ** 2 for v in seeds) / (len(seeds) - 1))
         if mean:
             out["cv"] = out["std"] / abs(mean)
     return mean, out
@@ -296,7 +304,7 @@ def _node_finished(state, event):
     name = objective_metric(state.objective)
     # Metrics are means over the seeds that have them: the reward is not, or a config that fails half the time would win.
     known = finite(metrics.get(name)) is not None
-    reward, spread = _pooled(m.get(name) for m in event.get("per_seed") or [metrics]) if known else (None, {})
+    reward, spread = _pooled([m.get(name) for m in event.get("per_seed") or [metrics]]) if known else (None, {})
     done = replace(
         node,
         status="finished",

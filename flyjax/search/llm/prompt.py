@@ -17,8 +17,8 @@ from flyjax.search.llm.drafts import drafts_text, wanted_text
 from flyjax.search.llm.prices import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
-from flyjax.search.policy import ucb
-from flyjax.search.policy.strategy import deal, holds
+from flyjax.search.policy import measures, ucb
+from flyjax.search.policy.strategy import assign_slots, condition_holds
 from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposals.validation import available_visuals
 from flyjax.search.proposers.rules import generator
@@ -145,14 +145,14 @@ def space_text(context: Context) -> str:
 
 def _noise_line(context: Context) -> str:
     state, block = context.state, context.block
-    floor, freedom = ucb.noise_estimate(state, block)
+    floor, freedom = measures.noise_estimate(state, block)
     if floor is None:
         return "Noise floor of the reward: not measured yet"
     told = f"Noise floor of the reward: std {floor:.4f} (from {freedom} repetition{'s' if freedom > 1 else ''}"
     told += f"{', a rough figure' if freedom < 3 else ''}); an improvement below {2 * floor:.4f} is noise"
     if repeated := _repetitions(context):
         told += f". Repeated: {repeated} (good configurations may spread less than the root)"
-    best = ucb.best_node(state, block)
+    best = measures.best_node(state, block)
     if best is not None and best.reward > 0.9 and best.reward + 2 * floor > 1:
         told += f". R2 ends at 1, so no single node can be clearly better than node {best.id}: what repeats well is"
     return told
@@ -162,7 +162,7 @@ def _repetitions(context: Context) -> str:
     """The rewards of every configuration that was trained more than once; the floor pools them all."""
     state, told, seen = context.state, [], set()
     for node in state.block_nodes(context.block):
-        same = [n for n in ucb.reruns(state, node) if n.reward is not None]
+        same = [n for n in measures.reruns(state, node) if n.reward is not None]
         if node.id in seen or len(same) < 2:
             continue
         seen.update(n.id for n in same)
@@ -173,7 +173,7 @@ def _repetitions(context: Context) -> str:
 def _slots_line(context: Context) -> str:
     """The slots as the table deals them: counted by code, so that nobody has to."""
     search, known = context.experiment.search, rules(context.protocol)
-    dealt = deal(
+    dealt = assign_slots(
         known, context.state, context.block, context.n_proposals,
         n_iter_block=context.n_iter_block, ucb_c=search.ucb_c, rng=generator(context),
     )  # fmt: skip
@@ -191,17 +191,17 @@ def measures_text(context: Context) -> str:
     if not context.new_nodes:
         return ""
     state, block = context.state, context.block
-    found = ucb.measure(state, block)
+    found = measures.measure(state, block)
     known = rules(context.protocol)
     lines = [
         f"Measures of block {block}, computed: {found.describe()}; consecutive successes {found.successes}; "
-        f"n/4 is {ucb.quarter(context.n_iter_block)} iterations",
+        f"n/4 is {measures.quarter(context.n_iter_block)} iterations",
         _noise_line(context),
     ]
     held = [
         row.text.strip()
         for row in known.usable
-        if not row.is_default and all(holds(c, state, block, context.n_iter_block) for c in row.conditions)
+        if not row.is_default and all(condition_holds(c, state, block, context.n_iter_block) for c in row.conditions)
     ]
     lines += [
         "Rows of the strategy table whose conditions hold now: " + ("none but Default" if not held else ""),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.search.journal.state import Node
-from flyjax.search.policy.ucb import worths
+from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposers.rules import observe
 from flyjax.utils.format import finite
@@ -98,7 +98,7 @@ def _kept(context: Context) -> set[int]:
     if len(state.nodes) <= MAX_ROWS:
         return set(state.nodes)
 
-    worth = worths(state.nodes.values())
+    worth = comparable_rewards(state.nodes.values())
 
     def best_first(nodes):
         return sorted(nodes, key=lambda n: (-worth[n.id], n.id))

@@ -15,7 +15,8 @@ from typing import Any
 from flyjax.search.journal.journal import clean
 from flyjax.search.journal.state import State
 from flyjax.search.memory_notes import demote
-from flyjax.search.policy.ucb import measure, scores
+from flyjax.search.policy.measures import measure
+from flyjax.search.policy.ucb import scores
 from flyjax.search.proposals.types import ROOT, BadAnswer, Context, Problem, Proposer, ProtocolEdit, Step
 from flyjax.search.proposals.validation import (
     MAX_TEXT,

@@ -12,8 +12,9 @@ import numpy as np
 from flyjax.search import memory_notes
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import moves
-from flyjax.search.policy.strategy import Slot, deal
-from flyjax.search.policy.ucb import best_configuration, best_node, clear_gain, measure, noise_floor, score
+from flyjax.search.policy.measures import best_configuration, best_node, clear_gain, measure, noise_floor
+from flyjax.search.policy.strategy import Slot, assign_slots
+from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
 from flyjax.search.proposals.validation import (
     available_visuals,
@@ -67,7 +68,7 @@ class RulesProposer:
         if context.next_opens_block:
             return self._companions(context, n, taken, known, rng)
         search = context.experiment.search
-        slots = deal(
+        slots = assign_slots(
             known, context.state, context.block, n, n_iter_block=search.n_iter_block, ucb_c=search.ucb_c, rng=rng
         )
         sources: dict[tuple, Iterator] = {}  # slots of one kind draw from one stream of drafts
@@ -207,10 +208,10 @@ def observe(state: State, node: Node) -> str:
     """The log's `Observation:` line: the result against the parent's, noise named as such."""
     if node.status == "failed":
         return f"failed: {node.reason}"
-    lost = node.spread.get("lost")
+    failed = node.spread.get("failed_seeds")
     told = f"R2 {score(node):.3f}" + (
-        f" ({lost} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
-        if lost
+        f" ({failed} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
+        if failed
         else ""
     )
     root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)

@@ -20,7 +20,7 @@ import numpy as np
 
 from flyjax.config import Experiment, Range
 from flyjax.search.llm.drafts import allowed
-from flyjax.search.policy.ucb import worths
+from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
 from flyjax.search.proposals.validation import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
@@ -118,7 +118,7 @@ class TPEProposer(SamplerProposer):
             )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         nodes = context.state.block_nodes(context.block) if not context.next_opens_block else []
-        worth = worths(nodes)
+        worth = comparable_rewards(nodes)
         for node in nodes:
             values = {k: _native(span, node.config[k]) for k, span in ranges.items()}
             study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=worth[node.id]))
@@ -172,7 +172,7 @@ class CMAESProposer(SamplerProposer):
         bounds = np.tile([-0.01, 1.01], (len(ranges), 1))
         seed = int(generator(context, stream=3).integers(2**31))
         optimiser = self._cmaes.CMA(mean=root, sigma=0.25, bounds=bounds, seed=seed, population_size=population)
-        worth = worths(state.block_nodes(context.block)) if not context.next_opens_block else {}
+        worth = comparable_rewards(state.block_nodes(context.block)) if not context.next_opens_block else {}
         for number in state.blocks[context.block].iterations if not context.next_opens_block else ():
             told = [(places(state.nodes[i].config), -worth[i]) for i in state.iterations[number].nodes]
             if len(told) == population:

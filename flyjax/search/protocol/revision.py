@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from flyjax.search.policy.ucb import Measures
+from flyjax.search.policy.measures import Measures
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol.document import Rules, body, rules
 

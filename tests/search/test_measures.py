@@ -1,0 +1,149 @@
+"""Measures of a block: branching, improvement, plateau, noise; and the comparable reward of a failed node."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from support.search_events import block_events, chain_state
+
+from flyjax.search.journal.state import fold
+from flyjax.search.policy import measures
+from flyjax.search.policy.moves import moves
+from flyjax.search.proposers.rules import observe
+
+
+def test_no_result_is_never_better_than_a_bad_one():
+    state = fold(block_events([[("root", 0.3)], [(1, None), (1, -0.8)], [(2, -0.2)]]))
+    assert measures.comparable_rewards(state.nodes.values()) == {1: 0.3, 2: -0.8, 3: -0.8, 4: -0.2}
+    assert (
+        measures.comparable_rewards(chain_state(0.3, None).nodes.values()) == {1: 0.3, 2: 0.0}
+        and measures.comparable_rewards([]) == {}
+    )
+    assert [move.gain for move in moves(with_changes(state), 1)] == pytest.approx([0.6, -1.1, -1.1])
+
+
+def with_changes(state):
+    """The state with a change for every node, so that its gain counts as a move's."""
+    nodes = {i: replace(n, changes={"x": i}, strategy="root" if i == 1 else n.strategy) for i, n in state.nodes.items()}
+    return replace(state, nodes=nodes)
+
+
+def test_quarter():
+    assert [measures.quarter(n) for n in (1, 4, 8, 9, 12, 13, 40)] == [2, 2, 2, 3, 3, 4, 10]
+
+
+def test_branching_counts_iterations_whose_parent_is_not_the_node_chosen_before():
+    assert measures.branching_rate(chain_state(0.1, 0.2, 0.3), 1, 3) == 0.0
+    rows = [[("root", 0.1)], [(1, 0.2)], [(1, 0.3)], [(3, 0.4)]]
+    assert measures.branching_rate(fold(block_events(rows)), 1, 4) == pytest.approx(1 / 3)
+    assert measures.branching_rate(fold(block_events(rows)), 1, 2) == pytest.approx(1 / 2)
+    assert measures.branching_rate(fold(block_events(rows)), 1, 1) == 0.0
+    assert measures.branching_rate(chain_state(0.1), 1, 2) is None
+    # With K = 2 the chosen node counts, not the best one.
+    rows = [[("root", 0.1), ("root", 0.2)], [(2, 0.3), (1, 0.2)]]
+    assert measures.branching_rate(fold(block_events(rows, choices={1: 2, 2: 3})), 1, 2) == 0.0
+    assert measures.branching_rate(fold(block_events(rows, choices={1: 2, 2: 4})), 1, 2) == 1.0
+
+
+def test_improvement_plateau_and_successes():
+    assert measures.improvement_rate([0.5]) is None
+    assert measures.improvement_rate([0.5, 0.6, 0.55, 0.7]) == pytest.approx(2 / 3)
+    assert measures.plateau([0.2, 0.80, 0.85, 0.90]) == 3
+    assert measures.plateau([0.2, 0.80, 0.85, 0.91]) == 2
+    assert measures.plateau([0.5] * 4, 0.0) == 4 and measures.plateau([]) == 0
+    assert measures.successes([0.95, 0.1, 0.9, 0.95]) == 2
+    found = measures.measure(chain_state(0.5, 0.6, 0.62, 0.63), 1)
+    assert (found.branching, found.improvement, found.plateau, found.successes) == (0.0, 1.0, 3, 0)
+    assert found.describe() == "branching rate 0%, improvement rate 100%, plateau 3 iterations"
+
+
+def test_the_noise_floor_pools_repetitions():
+    rows = block_events([[("root", 0.5), ("root", 0.6), ("root", 0.8)]])
+    for entry in rows[1]["nodes"][:2]:
+        entry["config"] = {"x": 0}
+    assert measures.noise_floor(fold(rows), 1) == pytest.approx(math.sqrt(0.005))
+    assert measures.noise_floor(chain_state(0.1, 0.2), 1) is None
+    rows = block_events([[("root", 0.5)]])
+    rows[-1]["per_seed"] = [{"connectivity_R2": v} for v in (0.4, 0.5, 0.6)]
+    state = fold(rows)
+    assert state.nodes[1].spread == pytest.approx({"n": 3, "min": 0.4, "std": 0.1, "cv": 0.2})
+    assert measures.noise_floor(state, 1) == pytest.approx(0.1)
+
+
+def test_the_best_configuration_is_the_best_on_average():
+    rows = block_events([[("root", 0.95), ("root", 0.35), ("root", 0.8), ("root", None)]])
+    for entry in rows[1]["nodes"][:2]:
+        entry["config"] = {"x": 0}
+    state = fold(rows)
+    assert measures.best_node(state).id == 1 and measures.best_configuration(state).id == 3
+    assert measures.best_configuration(fold(block_events([[("root", None)]]))) is None
+
+
+def test_an_iteration_improves_only_beyond_noise():
+    assert [
+        measures.iterations_without_improvement(chain_state(*[0.5, 0.6, 0.6, 0.55, 0.7][:k])) for k in range(1, 6)
+    ] == [0, 0, 1, 2, 0]
+    rows = block_events([[("root", 0.5)], [(1, 0.53)], [(2, 0.56)], [(3, 0.59)]])
+    # Two seeds of the root spread by 0.02: less than 0.04 is noise, but small steps add up.
+    first = next(e for e in rows if e.get("node") == 1)
+    first["per_seed"] = [{"connectivity_R2": 0.5 + d / 2**0.5} for d in (-0.02, 0.02)]
+    ends = [k for k, e in enumerate(rows) if e["event"] == "node_finished"]
+    assert [measures.iterations_without_improvement(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 1]
+    assert measures.measure(fold(rows), 1).noise == 3
+    assert "improvement rate 100% (3 of the improvements noise)" in measures.measure(fold(rows), 1).describe()
+
+
+def test_patience_and_measures_know_rewards_below_zero():
+    """As held-out prediction has them: a failed node is no improvement on -2, and no best to be beaten."""
+    rows = block_events([[("root", -2.0)], [(1, None)], [(1, -1.5)], [(3, -1.0)]])
+    ends = [k for k, e in enumerate(rows) if e["event"] in ("node_finished", "node_failed")]
+    assert [measures.iterations_without_improvement(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 0]
+    state = fold(rows)
+    assert measures.iteration_rewards(state, 1) == [-2.0, -2.0, -1.5, -1.0]
+    assert measures.measure(state, 1).improvement == pytest.approx(2 / 3)
+    assert measures.best_configuration(fold(block_events([[("root", -2.0), ("root", None)]]))).id == 1
+
+
+def test_a_lost_seed_is_never_better_than_the_worst():
+    rows = block_events([[("root", -5.0), ("root", -5.0), ("root", 0.5)]])
+    for event, seeds in zip(rows[2:], ([-5.0, None], [-5.0, -5.0], [0.5, None])):
+        event["per_seed"] = [{"connectivity_R2": v} for v in seeds]
+    nodes = fold(rows).nodes
+    assert [n.reward for n in nodes.values()] == [-5.0, -5.0, 0.25]
+    assert "1 of 2 seeds without a result count as -5" in observe(fold(rows), nodes[1])
+
+
+def test_a_block_is_measured_against_itself_its_first_iteration_against_the_run():
+    first, second = block_events([[("root", 0.8)]]), block_events([[("root", 0.5)], [(2, 0.6)], [(3, 0.6)]])
+    moved = []
+    for event in second[1:]:
+        event = {**event, "iteration": event["iteration"] + 1, "block": 2}
+        if "nodes" in event:
+            shift = [{**n, "node": n["node"] + 1} for n in event["nodes"]]
+            event["nodes"] = shift
+        else:
+            event["node"] += 1
+        moved.append(event)
+    whole = first + moved
+    ends = [k for k, e in enumerate(whole) if e["event"] == "node_finished"]
+    assert [measures.iterations_without_improvement(fold(whole[: k + 1])) for k in ends] == [0, 1, 0, 1]
+
+
+def test_an_iteration_counts_with_the_reward_of_its_chosen_node():
+    """Not with that of its best node: a step may choose another."""
+    rows = [[("root", 0.2), ("root", 0.95)], [(1, 0.6), (1, 0.3)], [(4, 0.4), (4, 0.9)]]
+    state = fold(block_events(rows, choices={1: 1, 2: 4, 3: 5}))
+    assert measures.iteration_rewards(state, 1) == [0.2, 0.3, 0.4]
+    found = measures.measure(state, 1)
+    assert (found.improvement, found.successes, found.branching) == (1.0, 0, 0.0)
+    assert found.best == 0.95, "the best node is another matter"
+    undecided = fold(block_events(rows, choices={1: 1, 2: 4}))
+    assert measures.iteration_rewards(undecided, 1) == [0.2, 0.3, 0.9], "before its step the best node stands for it"
+
+
+@pytest.mark.parametrize(
+    "r2, expected",
+    [(0.9, "partial"), (0.9000001, "converged"), (0.1, "partial"), (0.0999999, "failed"), (None, "failed")],
+)
+def test_a_node_is_converged_above_0_9_and_failed_below_0_1(r2, expected):
+    assert chain_state(r2).nodes[1].classification == expected
