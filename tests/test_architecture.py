@@ -128,4 +128,9 @@ def test_tests_mirror_the_package(root):
     covered = {path.parent.name for path in tests.rglob("test_*.py")}
     assert set(ROOMS) - covered == set(), "rooms without tests"
     # Alone at the top: the project, the layout, and the public functions of api.py.
-    assert {path.name for path in tests.glob("test_*.py")} <= {"test_api.py", "test_architecture.py", "test_project.py"}
+    assert {path.name for path in tests.glob("test_*.py")} <= {
+        "test_api.py",
+        "test_architecture.py",
+        "test_docs.py",
+        "test_project.py",
+    }
