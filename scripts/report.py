@@ -40,7 +40,8 @@ def main(
     from flyjax.report import tables
     from flyjax.report.figures.run import run_figure
     from flyjax.report.html import write_report
-    from flyjax.search.journal.journal import fold, read_journal
+    from flyjax.search.journal.journal import read_journal
+    from flyjax.search.journal.state import fold
     from flyjax.search.proposers.replay import write_transcript
     from flyjax.utils.errors import UserError
 

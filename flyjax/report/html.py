@@ -151,7 +151,7 @@ def view(run: Run) -> dict[str, Any]:
         "log": run.text("analysis.md"),
         "config": run.text("config.yaml"),
         "waiting": pending_input(run.folder, state).strip(),
-        "stand_ins": (state.started or {}).get("stand_ins") or {},
+        "stand_ins": (state.started or {}).get("stimulus_fallbacks") or {},
     }
 
 

@@ -150,7 +150,7 @@ class Run:
         beside = (
             {k: v for k, v in stated.items() if k not in Experiment.model_fields} if isinstance(stated, dict) else {}
         )
-        own = {"schema", "event", "time", "name", "experiment", "protocol", "proposer", "stand_ins"}
+        own = {"schema", "event", "time", "name", "experiment", "protocol", "proposer", "stimulus_fallbacks"}
         out = {**{k: v for k, v in (self.state.started or {}).items() if k not in own}, **beside}
         inner = out.pop("made_with", None)
         return _flat({**out, **inner} if isinstance(inner, dict) else out)

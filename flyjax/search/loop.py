@@ -14,8 +14,8 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.search.iteration import EXHAUSTED, IterationPlan, at_block_end, next_nodes, plan_of, seeds_of
-from flyjax.search.journal.heartbeat import Heartbeat, unseen
-from flyjax.search.journal.journal import NAME, Journal
+from flyjax.search.journal.heartbeat import Heartbeat, crashed_session_seconds
+from flyjax.search.journal.journal import FILE_NAME, Journal
 from flyjax.search.journal.state import State, apply, fold
 from flyjax.search.policy.measures import measure
 from flyjax.search.proposals.request import Accepted, ask
@@ -67,9 +67,9 @@ def run_loop(
     protocol_template: str | Path,
     earlier_protocol: str | Path | None = None,
     available_stimuli: tuple[str, ...] | None = None,
-    stand_ins: dict[str, str] | None = None,
+    stimulus_fallbacks: dict[str, str] | None = None,
     made_with: dict[str, Any] | None = None,
-    said: dict[str, Any] | None = None,
+    config_overrides: dict[str, Any] | None = None,
     on_event: Callable[[dict[str, Any], State], None] = lambda event, state: None,
     on_iteration: Callable[[State, int], None] = lambda state, iteration: None,
     approve: Callable[[IterationPlan], bool] | None = None,
@@ -97,10 +97,12 @@ def run_loop(
     with Journal(run_dir, clock) as journal:
         loop = _Loop(experiment, Path(run_dir), evaluate, proposer, journal, clock)
         loop.available = stimuli(experiment, available_stimuli)
-        loop.told = {"made_with": made_with or {}} | ({} if said is None else {"said": said})
+        loop.told = {"made_with": made_with or {}} | (
+            {} if config_overrides is None else {"config_overrides": config_overrides}
+        )
         loop.on_event, loop.on_iteration, loop.approve, loop.warn = on_event, on_iteration, approve, warn
         try:
-            loop.open(protocol_template, earlier_protocol, stand_ins or {})
+            loop.open(protocol_template, earlier_protocol, stimulus_fallbacks or {})
             while loop.outcome is None:
                 loop.advance()
         except KeyboardInterrupt as interrupt:
@@ -139,8 +141,8 @@ class _Loop:
     # --- the journal ---
 
     def record(self, event: str, **fields) -> None:
-        if self.heartbeat.waited:
-            fields["waited_s"], self.heartbeat.waited = self.heartbeat.waited, 0.0
+        if self.heartbeat.waited_s:
+            fields["waited_s"], self.heartbeat.waited_s = self.heartbeat.waited_s, 0.0
         written = self.journal.append(event, **fields)
         known = () if event != "protocol_edited" else rules(self.state.protocol).problems
         self.state = apply(self.state, written)
@@ -169,21 +171,25 @@ class _Loop:
         self.working = True
         self.heartbeat.start()
 
-    def open(self, template, earlier, stand_ins) -> None:
+    def open(self, template, earlier, stimulus_fallbacks) -> None:
         """Begin the run, or take it up where the journal ends."""
         self.tell_journal()
         own, state = self.experiment.model_dump(mode="json"), self.state
         if state.started is None:
             if self.journal.events:
                 raise UserError(
-                    f"{self.run_dir / NAME} does not tell how its run began: restore the file from a copy, or choose another --run"
+                    f"{self.run_dir / FILE_NAME} does not tell how its run began: restore the file from a copy, or choose another --run"
                 )
             check_free(self.run_dir)
             text = instantiate(read_protocol(template), self.experiment)
             if earlier is not None:
                 text = carry_over(read_protocol(earlier), read_protocol(template), self.experiment)
             self.begin_session(
-                "run_started", name=self.experiment.name, experiment=own, protocol=text, stand_ins=stand_ins
+                "run_started",
+                name=self.experiment.name,
+                experiment=own,
+                protocol=text,
+                stimulus_fallbacks=stimulus_fallbacks,
             )
         else:
             changed = changed_settings(state, self.experiment, self.run_dir)
@@ -204,8 +210,8 @@ class _Loop:
                 # Somebody said no to the newest step, and what should be done otherwise.
                 unwanted = declined(self.journal.events) and self.hears() and pending_input(self.run_dir, state)
                 self.reopened = bool(limit) and (over or bool(unwanted))
-                worked = unseen(self.run_dir, state.last_time, self.clock())
-                self.begin_session("run_resumed", experiment=own, changed=changed, unseen_s=worked)
+                worked = crashed_session_seconds(self.run_dir, state.last_time, self.clock())
+                self.begin_session("run_resumed", experiment=own, changed=changed, crashed_session_s=worked)
         if self.outcome is None:
             self.take_protocol_edit(left_by_a_crash(self.journal.events, self.state))
         if self.outcome is None or not (self.run_dir / "protocol.md").is_file():
@@ -304,7 +310,7 @@ class _Loop:
         }  # fmt: skip
         if self.approve is not None:
             ahead = plan_of(apply(state, {"event": "iteration_started", "time": state.last_time, **planned}))
-            with self.heartbeat.held():
+            with self.heartbeat.paused():
                 approved = self.approve(ahead)
             if not approved:
                 self.pause(NOT_APPROVED)

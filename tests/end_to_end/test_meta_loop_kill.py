@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from flyjax.search.journal.journal import fold, read_journal
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import fold
 
 ROOT = Path(__file__).resolve().parents[2]
 

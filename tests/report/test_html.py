@@ -17,7 +17,8 @@ from support.made_up_run import DIFF, Maker, metrics, two_blocks
 from flyjax.config import parse_experiment
 from flyjax.report.html import write_report
 from flyjax.report.run_view import Run
-from flyjax.search.journal.journal import fold, read_journal
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
 from flyjax.search.policy import measures
 from flyjax.search.proposers.rules import RulesProposer

@@ -12,7 +12,8 @@ from flyjax.report import tables
 from flyjax.report.run_view import Run
 from flyjax.report.svg.charts import Axis, NoiseScale
 from flyjax.report.svg.tree import layout
-from flyjax.search.journal.journal import Node, fold, read_journal
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import Node, fold
 from flyjax.utils.format import duration
 
 
@@ -134,7 +135,7 @@ def test_live_table_prints_no_markup_and_no_escape_codes(tmp_path):
 
 def test_tree_layout_keeps_lanes_apart():
     def made_up(i, parent, column):
-        return Node(i, parent, 1, column, column, {}, {}, "exploit", "", (0,))
+        return Node(i, parent, 1, column, column, {}, {}, "exploit", (0,))
 
     rng, nodes = np.random.default_rng(3), []
     for column in range(1, 51):

@@ -13,7 +13,8 @@ from support.search_landscape import ROOT, TEMPLATE, evaluate, experiment
 
 from flyjax.config import parse_experiment
 from flyjax.search import loop as loop_module
-from flyjax.search.journal.journal import Journal, fold, read_journal
+from flyjax.search.journal.journal import Journal, read_journal
+from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
 from flyjax.search.policy.measures import noise_floor
 from flyjax.search.policy.ucb import scores
@@ -880,7 +881,7 @@ def test_stimuli_that_are_missing_are_named_before_anything_starts(tmp_path):
     )
     with pytest.raises(UserError, match="block 2 shows 'optical_flow', which is not on this machine; there is: DAVIS"):
         go(tmp_path, two, available_stimuli=("DAVIS",))
-    go(tmp_path, experiment(**SMALL), available_stimuli=("DAVIS",), stand_ins={"optical_flow": "scenes_flow"})
+    go(tmp_path, experiment(**SMALL), available_stimuli=("DAVIS",), stimulus_fallbacks={"optical_flow": "scenes_flow"})
     assert "optical_flow is not on this machine: scenes_flow stands in" in (tmp_path / "analysis.md").read_text()
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 from support.search_landscape import TEMPLATE, evaluate, experiment
 
-from flyjax.search.journal.journal import fold, read_journal
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.run import render

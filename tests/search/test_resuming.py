@@ -27,14 +27,16 @@ def test_what_a_call_does_not_name_is_the_runs_own():
         llm={"effort": "low", "prices": prices},
     )
     plain = parse_experiment({"name": "played", "search": {"n_blocks": 4}})
-    now, changed, _ = taken_up(plain, State(was, said={}), {}, [])
+    now, changed, _ = taken_up(plain, State(was, config_overrides={}), {}, [])
     assert changed == [] and changeable(now.model_dump(mode="json")) == changeable(was)
     assert now.search.ranges == plain.search.ranges and now.simulation == plain.simulation, "the rest is as called"
     given = ["search.max_usd=null", "search.max_wall_s=90.5", "search.llm.prices=null"]
     told = ["search.max_usd: 5 -> none", "search.max_wall_s: 60 -> 90.5", f"search.llm.prices: {prices} -> none"]
     named = {"max_usd": None, "max_wall_s": 90.5, "llm": {"prices": None}}
     for said, settings in (({}, given), (changeable({"search": named}), [])):  # by --set, by a file
-        now, changed, heard = taken_up(parse_experiment({"search": named}), State(was, said={}), said, settings)
+        now, changed, heard = taken_up(
+            parse_experiment({"search": named}), State(was, config_overrides={}), said, settings
+        )
         assert (now.search.max_usd, now.search.max_wall_s, now.search.llm.prices, now.search.llm.effort) == (
             None,
             90.5,

@@ -6,7 +6,8 @@ import pytest
 from support.search_landscape import TEMPLATE, experiment
 
 from flyjax.search import sanitize
-from flyjax.search.journal.journal import State, fold, read_journal
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import State, fold
 from flyjax.search.loop import revert_protocol, run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW

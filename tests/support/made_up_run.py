@@ -33,7 +33,7 @@ class Maker:
             "run_started",
             experiment=self.experiment,
             protocol="rules\n",
-            stand_ins={"DAVIS": "scenes_1"},
+            stimulus_fallbacks={"DAVIS": "scenes_1"},
             versions={"jax": "0.10.2"},
             devices=["cpu:0"],
             git_commit="abc1234",

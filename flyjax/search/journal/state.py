@@ -1,12 +1,12 @@
-"""The state of a run: a pure fold over its events.
+"""The state of a run: a pure fold over its events (`flyjax.search.journal.events`).
 
-`fold(events)` gives everything a proposer, the loop or a rendering may ask. Nothing here reads a
-file, a clock or a random number.
+Nothing here reads a file, a clock or a random number.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
@@ -15,6 +15,8 @@ from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite
 
 CONVERGED, FAILED = 0.9, 0.1  # the protocol's classes of connectivity_R2
+
+Event = dict[str, Any]
 
 
 def objective_metric(objective: str) -> str:
@@ -34,8 +36,8 @@ class Node:
     config: dict[str, Any]  # the whole training section
     changes: dict[str, Any]  # against the parent's
     strategy: str
-    hypothesis: str
     seeds: tuple[int, ...]
+    hypothesis: str = ""
     parent_rule: str = ""  # why this parent, for the log
     by: str = field(default="", compare=False)  # who proposed it: the same tree may have been found by others
     status: str = "running"  # running | finished | failed
@@ -97,7 +99,8 @@ class Spent:
     usd: float = 0.0
     unpriced_calls: int = 0  # calls whose price is not reported
 
-    def plus(self, usage: dict[str, Any]) -> Spent:
+    def plus(self, usage: dict[str, Any] | None) -> Spent:
+        """With one more bill; None or {}: nothing was paid."""
         if not usage:
             return self
         calls, usd = int(finite(usage.get("calls", 1)) or 0), finite(usage.get("usd"))
@@ -112,10 +115,10 @@ class Spent:
 
 @dataclass(frozen=True)
 class State:
-    """Everything the journal says."""
+    """Everything that a proposer, the loop or a rendering may ask about a run."""
 
-    experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later budgets applied
-    said: dict[str, Any] | None = None  # of the changeable settings by the config files alone, see `resuming`
+    experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later limits applied
+    config_overrides: dict[str, Any] | None = None  # changeable settings in the config files, see `run.resume`
     started: dict[str, Any] | None = None
     made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit of the newest session
     protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first
@@ -125,12 +128,12 @@ class State:
     choices: dict[int, Choice] = field(default_factory=dict)
     step: dict[str, Any] | None = None  # the newest accepted `proposal` event
     notes: str = ""
-    acknowledged: tuple[tuple[int, str], ...] = ()  # (iteration, instruction of people)
+    acknowledged: tuple[tuple[int, str], ...] = ()  # (iteration, instruction of a user)
     edits: tuple[dict[str, Any], ...] = ()  # protocol_edited events
     spent: Spent = Spent()
-    in_flight: dict[str, Any] | None = None  # what the call that is being made may cost; settled by what comes of it
-    finished: str | None = None  # reason of run_finished, while it is the last word
-    wall_s: float = 0.0  # seconds worked: the time between a stop and its resume does not count
+    in_flight: dict[str, Any] | None = None  # what the call that is being made may cost at most
+    finished: str | None = None  # reason of run_finished, unless the run went on
+    wall_s: float = 0.0  # seconds of work, without the time between a stop and its resume
     last_time: float | None = None  # of the newest event of a session
 
     @property
@@ -201,49 +204,33 @@ def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
     return mean, out
 
 
-def _known_node(state: State, event) -> Node:
-    node = state.nodes.get(event.get("node"))
-    if node is None:
-        raise UserError(
-            f"journal: {event['event']} for node {event.get('node')!r}, which never began; restore the file"
-        )
-    return node
-
-
-def _run_started(state, event):
+def _session(state: State, event: Event) -> State:
+    """run_started and run_resumed."""
+    started = event["event"] == "run_started"
     return replace(
         state,
-        experiment=event["experiment"],
-        said=event.get("said"),
-        started=event,
-        protocols=(event["protocol"],),
-        made_with=event.get("made_with") or {},
-    )
-
-
-def _run_resumed(state, event):
-    return replace(
-        state,
-        # A call that nothing came of was cut off by a kill: nobody knows the bill, it counts as the most it can be.
-        spent=state.spent.plus(state.in_flight or {}),
+        # A call without an outcome was cut off by a kill: its bill is not known and counts as the most it can be.
+        spent=state.spent.plus(state.in_flight),
         in_flight=None,
         experiment=event.get("experiment", state.experiment),
-        said=event.get("said", state.said),
+        config_overrides=event.get("config_overrides", state.config_overrides),
         made_with=event.get("made_with") or state.made_with,
+        started=event if started else state.started,
+        protocols=(event["protocol"],) if started else state.protocols,
     )
 
 
-def _protocol_edited(state, event):
+def _protocol_edited(state: State, event: Event) -> State:
     return replace(state, protocols=(*state.protocols, event["protocol"]), edits=(*state.edits, event))
 
 
-def _proposal(state, event):
-    nodes, read = dict(state.nodes), event.get("user_input")
+def _proposal(state: State, event: Event) -> State:
+    nodes, user_input = dict(state.nodes), event.get("user_input")
     for key in ("activity", "observation"):
         for node, text in (event.get(key) or {}).items():
             if int(node) in nodes:
                 nodes[int(node)] = replace(nodes[int(node)], **{key: text})
-    # A run that goes on after its end takes its last step once more: the choice is made anew.
+    # A run that goes on after its end takes its last step again: the choice is made anew.
     choices = {k: c for k, c in state.choices.items() if k != event["iteration"]}
     return replace(
         state,
@@ -251,101 +238,89 @@ def _proposal(state, event):
         choices=choices,
         step=event,
         notes=event.get("notes") or state.notes,
-        acknowledged=(*state.acknowledged, (event["iteration"], read)) if read else state.acknowledged,
-        spent=state.spent.plus(event.get("usage") or {}),
+        acknowledged=(*state.acknowledged, *([(event["iteration"], user_input)] if user_input else [])),
+        spent=state.spent.plus(event.get("usage")),
         in_flight=None,
         finished=None,
     )
 
 
-def _call_started(state, event):
-    # Of one step: the call and what failed tries before it may have cost.
-    return replace(state, in_flight=event.get("usage") or {})
+def _call_started(state: State, event: Event) -> State:
+    return replace(state, in_flight=event.get("usage"))
 
 
-def _spending(state, event):
-    # Without a bill what is in flight counts as the most it can be; {} says that nothing was paid.
+def _spending(state: State, event: Event) -> State:
+    """run_paused and proposal_rejected: an unknown bill counts as the most it can be."""
     usage = event.get("usage")
-    return replace(state, spent=state.spent.plus((state.in_flight if usage is None else usage) or {}), in_flight=None)
+    return replace(state, spent=state.spent.plus(state.in_flight if usage is None else usage), in_flight=None)
 
 
-def _iteration_started(state, event):
-    number, block = event["iteration"], event["block"]
-    new = {
-        n["node"]: Node(
-            id=n["node"],
-            parent=n["parent"],
-            block=block,
-            iteration=number,
-            iter_in_block=event["iter_in_block"],
-            config=n["config"],
-            changes=n["changes"],
-            strategy=n["strategy"],
-            hypothesis=n.get("hypothesis", ""),
-            seeds=tuple(n["seeds"]),
-            parent_rule=n.get("parent_rule", ""),
-            by=n.get("by", ""),
-        )
-        for n in event["nodes"]
-    }
-    old = state.blocks.get(block) or Block(block, event["simulation"])
-    grown = replace(old, iterations=(*old.iterations, number), nodes=(*old.nodes, *new))
+_PLANNED = ("parent", "config", "changes", "strategy", "hypothesis", "parent_rule", "by")
+
+
+def _iteration_started(state: State, event: Event) -> State:
+    number, number_of_block, place = event["iteration"], event["block"], event["iter_in_block"]
+    new = {}
+    for planned in event["nodes"]:
+        fields = {name: planned[name] for name in _PLANNED if name in planned}
+        new[planned["node"]] = Node(
+            planned["node"], block=number_of_block, iteration=number, iter_in_block=place,
+            seeds=tuple(planned["seeds"]), **fields,
+        )  # fmt: skip
+    block = state.blocks.get(number_of_block) or Block(number_of_block, event["simulation"])
+    block = replace(block, iterations=(*block.iterations, number), nodes=(*block.nodes, *new))
     return replace(
         state,
-        nodes={**state.nodes, **new},
-        iterations={**state.iterations, number: Iteration(number, block, event["iter_in_block"], tuple(new))},
-        blocks={**state.blocks, block: grown},
+        nodes=state.nodes | new,
+        iterations=state.iterations | {number: Iteration(number, number_of_block, place, tuple(new))},
+        blocks=state.blocks | {number_of_block: block},
         finished=None,
     )
 
 
-def _node_finished(state, event):
-    node, metrics = _known_node(state, event), event.get("metrics") or {}
-    name = objective_metric(state.objective)
-    # Metrics are means over the seeds that have them: the reward is not, or a config that fails half the time would win.
+def _with_node(state: State, event: Event, **fields: Any) -> State:
+    node = state.nodes[event["node"]]
+    return replace(state, nodes=state.nodes | {node.id: replace(node, reason=event.get("reason") or "", **fields)})
+
+
+def _node_finished(state: State, event: Event) -> State:
+    metrics, name = event.get("metrics") or {}, objective_metric(state.objective)
+    # Metrics are means over the seeds that have them; the reward counts every seed, or a configuration that fails
+    # half of the time would win.
     known = finite(metrics.get(name)) is not None
     reward, spread = _pooled([m.get(name) for m in event.get("per_seed") or [metrics]]) if known else (None, {})
-    done = replace(
-        node,
-        status="finished",
-        metrics=metrics,
-        reason=event.get("reason") or "",
-        reward=reward,
-        spread=spread,
+    return _with_node(
+        state, event, status="finished", metrics=metrics, reward=reward, spread=spread,
         activity=event.get("activity") or "",
-    )
-    return replace(state, nodes={**state.nodes, node.id: done})
+    )  # fmt: skip
 
 
-def _node_failed(state, event):
-    node = _known_node(state, event)
-    return replace(
-        state, nodes={**state.nodes, node.id: replace(node, status="failed", reason=event.get("reason") or "")}
-    )
+def _node_failed(state: State, event: Event) -> State:
+    return _with_node(state, event, status="failed")
 
 
-def _choice(state, event):
-    _known_node(state, {**event, "node": event["chosen"]})
-    made = Choice(event["iteration"], event["chosen"], event.get("reason", ""), tuple(event["next_parents"]))
-    return replace(state, choices={**state.choices, event["iteration"]: made})
+def _choice(state: State, event: Event) -> State:
+    chosen = state.nodes[event["chosen"]].id
+    choice = Choice(event["iteration"], chosen, event.get("reason", ""), tuple(event["next_parents"]))
+    return replace(state, choices=state.choices | {choice.iteration: choice})
 
 
-def _block_ended(state, event):
-    _check({**event["edit"], **event.get("measures", {})}, {"old": str, "new": str, "reason": str, "text": str})
+def _block_ended(state: State, event: Event) -> State:
     block = replace(state.blocks[event["block"]], ended=event)
-    return replace(state, blocks={**state.blocks, event["block"]: block})
+    return replace(state, blocks=state.blocks | {block.number: block})
 
 
-def _run_finished(state, event):
+def _run_finished(state: State, event: Event) -> State:
     return replace(state, finished=event.get("reason") or "done")
 
 
-_FOLD = {
-    "run_started": _run_started,
-    "run_resumed": _run_resumed,
+_FOLD: dict[str, Callable[[State, Event], State]] = {
+    "run_started": _session,
+    "run_resumed": _session,
     "run_paused": _spending,
-    "call_started": _call_started,
+    "run_finished": _run_finished,
     "protocol_edited": _protocol_edited,
+    "call_started": _call_started,
     "proposal": _proposal,
     "proposal_rejected": _spending,
     "iteration_started": _iteration_started,
@@ -353,81 +328,40 @@ _FOLD = {
     "node_failed": _node_failed,
     "choice": _choice,
     "block_ended": _block_ended,
-    "run_finished": _run_finished,
 }
 
 
-#: Types of fields that readers of the state rely on, where they are there.
-_NUMBER = (int, float)
-_TYPES = {
-    "run_started": {"experiment": dict, "protocol": str, "said": dict},
-    "run_resumed": {"experiment": dict, "unseen_s": _NUMBER, "said": dict},
-    "run_paused": {"usage": (dict, type(None))},
-    "call_started": {"usage": dict},
-    "protocol_edited": {"block": int, "by": str, "reason": str, "protocol": str, "diff": str, "reverts": int},
-    "proposal": {
-        "iteration": int, "block": int, "by": str, "activity": dict, "observation": dict, "proposals": (list, tuple), "simulation": dict,
-        "opens_block": bool, "n_next": int, "why_none": str, "notes": str, "block_summary": str, "protocol_edit": (dict, type(None)),
-        "user_input": str, "usage": (dict, type(None)),
-    },
-    "proposal_rejected": {"errors": (list, tuple), "usage": (dict, type(None))},
-    "iteration_started": {"iteration": int, "block": int, "iter_in_block": int, "simulation": dict},
-    "choice": {"iteration": int, "chosen": int, "reason": str},
-    "block_ended": {"block": int, "summary": str, "edit": dict, "measures": dict},
-    "run_finished": {"reason": str},
-}  # fmt: skip
-_NODE_TYPES = {
-    "node": int,
-    "parent": (int, str),
-    "config": dict,
-    "changes": dict,
-    "strategy": str,
-    "seeds": (list, tuple),
-}
-
-
-def _check(fields: dict[str, Any], types: dict[str, Any]) -> None:
-    for name, kind in types.items():
-        if name in fields and not isinstance(fields[name], kind):
-            raise TypeError(f"{name}={str(fields[name])[:40]!r}")
-
-
-def _worked(state: State, event: dict[str, Any]) -> float:
+def _work_seconds(state: State, event: Event) -> float:
     """Seconds of work between the event before this one and this one."""
-    if event["event"] == "run_resumed":
-        # Nobody worked between a stop and this; what a killed session did after its last event is told.
-        return event.get("unseen_s", 0.0)
-    # A clock may be set back, and that is no work; neither is waiting for a person's answer.
-    return (
-        max(0.0, event["time"] - state.last_time - max(0.0, event.get("waited_s", 0.0)))
-        if state.last_time is not None
-        else 0.0
-    )
+    if event["event"] == "run_resumed":  # no work between a stop and this, but of a session that was killed
+        return event.get("crashed_session_s", 0.0)
+    if state.last_time is None:
+        return 0.0
+    # A clock that is set back is no work, nor is waiting for a user's answer.
+    return max(0.0, event["time"] - state.last_time - max(0.0, event.get("waited_s", 0.0)))
 
 
-def apply(state: State, event: dict[str, Any]) -> State:
-    """The state after one event; an event of an unknown name changes nothing but the clock."""
-    name = event["event"]
+def apply(state: State, event: Event) -> State:
+    """The state after one event; an event of an unknown name changes nothing but the time.
+
+    **Raises:** `UserError` for an event about a node or block that never began.
+    """
     try:
-        _check(event, {"waited_s": _NUMBER, **_TYPES.get(name, {})})
-        for node in event["nodes"] if name == "iteration_started" else ():
-            _check(node, _NODE_TYPES)
-        after = _FOLD.get(name, lambda s, e: s)(state, event)
-    except UserError:
-        raise
-    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        after = _FOLD.get(event["event"], lambda s, e: s)(state, event)
+    except KeyError as missing:
         raise UserError(
-            f"the journal is damaged: a {name!r} event lacks or garbles {error}; restore the file from a copy"
+            f"the journal is damaged: {event['event']!r} is about {missing}, which never began; "
+            "restore the file from a copy"
         ) from None
     if "reverts" in event:
         return after  # written between sessions: no work
-    spent, now = _worked(state, event), state.pending
-    if now is not None and spent:
-        grown = replace(now, wall_s=now.wall_s + spent)
-        after = replace(after, iterations={**after.iterations, now.number: grown})
-    return replace(after, wall_s=state.wall_s + spent, last_time=event["time"])
+    seconds, training = _work_seconds(state, event), state.pending
+    if training is not None and seconds:
+        training = replace(training, wall_s=training.wall_s + seconds)
+        after = replace(after, iterations=after.iterations | {training.number: training})
+    return replace(after, wall_s=state.wall_s + seconds, last_time=event["time"])
 
 
-def fold(events) -> State:
+def fold(events: Iterable[Event]) -> State:
     """The state after all events."""
     return reduce(apply, events, State())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flyjax.config import Experiment
-from flyjax.search.journal.journal import NAME, read_journal
+from flyjax.search.journal.journal import FILE_NAME, read_journal
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError, nearest
 
@@ -15,7 +15,7 @@ NAMES = ("llm", "rules", *SAMPLERS, "replay")
 
 def last_proposer(run_dir: str | Path) -> str | None:
     """Who proposes in a run that has begun, None where it has not."""
-    if not (Path(run_dir) / NAME).is_file():
+    if not (Path(run_dir) / FILE_NAME).is_file():
         return None
     events = [e for e in read_journal(run_dir) if e["event"] in ("run_started", "run_resumed")]
     return events[-1].get("proposer") if events else None

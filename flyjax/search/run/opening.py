@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment, parse_experiment
-from flyjax.search.journal.journal import NAME
+from flyjax.search.journal.journal import FILE_NAME
 from flyjax.search.journal.state import State
 from flyjax.search.proposals.validation import block_simulation
 from flyjax.utils.errors import UserError
@@ -29,13 +29,13 @@ def check_free(run_dir: str | Path) -> None:
     held = [name for name in WRITTEN if (Path(run_dir) / name).exists()]
     if held:
         raise UserError(
-            f"{run_dir} holds {held[0]} but no {NAME} with a run in it: choose another --run, or restore its {NAME} from a copy"
+            f"{run_dir} holds {held[0]} but no {FILE_NAME} with a run in it: choose another --run, or restore its {FILE_NAME} from a copy"
         )
 
 
 def has_begun(run_dir: str | Path) -> bool:
     """Whether there is a journal with something in it."""
-    path = Path(run_dir) / NAME
+    path = Path(run_dir) / FILE_NAME
     return path.is_file() and path.stat().st_size > 0
 
 
@@ -59,7 +59,7 @@ def changed_settings(state: State, experiment: Experiment, run_dir: Path) -> dic
 
     **Raises:** `UserError` for one that may not differ, or a journal whose experiment this version cannot read.
     """
-    began = parse_experiment(state.experiment, f"{run_dir}/{NAME}").model_dump(mode="json")
+    began = parse_experiment(state.experiment, f"{run_dir}/{FILE_NAME}").model_dump(mode="json")
     was, now = _flat(began), _flat(experiment.model_dump(mode="json"))
     different = [key for key in sorted(set(was) | set(now)) if was.get(key) != now.get(key)]
     for key in different:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from flyjax.config import Experiment
 from flyjax.search.iteration import at_block_end, next_nodes, seeds_of
-from flyjax.search.journal.journal import NAME, fold, read_journal
-from flyjax.search.journal.state import State
+from flyjax.search.journal.journal import FILE_NAME, read_journal
+from flyjax.search.journal.state import State, fold
 from flyjax.search.proposals.types import Context
 from flyjax.search.proposals.validation import block_simulation
 from flyjax.search.protocol.document import instantiate
@@ -17,7 +17,7 @@ from flyjax.search.run.user_files import pending_input
 
 def next_context(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...]) -> Context:
     """What the proposer of a run would be asked next; of a run that is not begun, its first question."""
-    begun = (Path(run_dir) / NAME).is_file()
+    begun = (Path(run_dir) / FILE_NAME).is_file()
     state = fold(read_journal(run_dir)) if begun else State(experiment=experiment.model_dump(mode="json"))
     protocol = state.protocol or instantiate(Path(template).read_text(encoding="utf-8"), experiment)
     newest, search = state.iteration, experiment.search
@@ -57,7 +57,7 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
 
 def begun_text(experiment: Experiment, run_dir: Path) -> str:
     """How far a run has come and what is left; empty where none has begun."""
-    if not (Path(run_dir) / NAME).is_file():
+    if not (Path(run_dir) / FILE_NAME).is_file():
         return ""
     state = fold(read_journal(run_dir))
     rest = left_text(experiment, state) or "nothing is left to train"

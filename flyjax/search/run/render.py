@@ -150,7 +150,7 @@ def analysis_md(state: State) -> str:
     """The whole log: an entry per node whose iteration had its step, summaries at block ends."""
     name = state.experiment.get("name", "run")
     parts = [f"# Log of {name}\n\nObjective (called R2 in scores): {state.objective}.\n"]
-    for missing, used in ((state.started or {}).get("stand_ins") or {}).items():
+    for missing, used in ((state.started or {}).get("stimulus_fallbacks") or {}).items():
         parts.append(f"Stimulus {missing} is not on this machine: {used} stands in for it.\n")
     for block in sorted(state.blocks):
         for iteration in trained_iterations(state, block):

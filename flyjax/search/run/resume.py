@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment, apply_overrides, parse_experiment, read_config
-from flyjax.search.journal.journal import fold, read_journal
-from flyjax.search.journal.state import State
+from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.state import State, fold
 from flyjax.search.run.opening import CHANGEABLE, has_begun
 
 
@@ -58,7 +58,7 @@ def taken_up(
         changeable(was.experiment),
         changeable(apply_overrides({}, settings)),
     )
-    before = said if was.said is None else was.said
+    before = said if was.config_overrides is None else was.config_overrides
     named = {*given, *(k for k, v in said.items() if k not in before or before[k] != v)}
     now = changeable(data)
     for name in now:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flyjax.search.journal.journal import Journal, apply, fold, read_journal
+from flyjax.search.journal.journal import Journal, read_journal
+from flyjax.search.journal.state import apply, fold
 from flyjax.search.protocol.document import diff, restored
 from flyjax.search.run import render
 from flyjax.search.run.user_files import edited_protocol, left_by_a_crash
