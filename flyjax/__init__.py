@@ -25,7 +25,7 @@ _PUBLIC = {
     "Model": "flyjax.config.schema",
     "Training": "flyjax.config.schema",
     "Experiment": "flyjax.config.schema",
-    "load_experiment": "flyjax.config.schema",
+    "load_experiment": "flyjax.config",
     "UserError": "flyjax.utils.errors",
 }
 

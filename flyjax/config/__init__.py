@@ -1,24 +1,17 @@
-"""The experiment as people write it: schema, ranges and loading."""
+"""The config file: its sections, the ranges of a search, and loading."""
 
-from flyjax.config.loading import apply_overrides, read_config, read_yaml
-from flyjax.config.schema import (
-    LLM,
-    PROTOCOL_RANGES,
-    PROTOCOL_SIMULATION_RANGES,
-    SIMULATION_TUNABLE,
-    TUNABLE,
-    Experiment,
-    Model,
-    Range,
-    Search,
-    Simulation,
-    Training,
+from flyjax.config.loading import (
+    apply_overrides,
     content_hash,
     dump_yaml,
-    field_problem,
     load_experiment,
     parse_experiment,
+    read_config,
+    read_yaml,
+    read_yaml_file,
 )
+from flyjax.config.schema import LLM, Experiment, Model, Search, Simulation, Training, field_problem
+from flyjax.config.search_space import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, SIMULATION_TUNABLE, TUNABLE, Range
 
 __all__ = [
     "Experiment",
@@ -40,4 +33,5 @@ __all__ = [
     "parse_experiment",
     "read_config",
     "read_yaml",
+    "read_yaml_file",
 ]
