@@ -27,7 +27,7 @@ EPILOG = """
 
 @app.command(epilog=EPILOG)
 def main(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, going on or finished")],
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, in progress or finished")],
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
     csv: Annotated[Path | None, typer.Option(help="also write the table of nodes as CSV")] = None,
     markdown: Annotated[Path | None, typer.Option(help="also write the table of nodes as Markdown")] = None,
@@ -36,22 +36,23 @@ def main(
     ] = None,
     tree: Annotated[Path | None, typer.Option(help="also draw the tree and the edits of the protocol as PNG")] = None,
 ) -> None:
-    """Write RUN_DIR/report.html from the run's journal and figures; a run in progress is not disturbed."""
-    from flyjax.report import tables
+    """Write RUN_DIR/report.html from the run's journal and figures; safe while the run is in progress."""
     from flyjax.report.figures.run import run_figure
     from flyjax.report.html import write_report
+    from flyjax.report.tables import COLUMNS, markdown_table, nodes_table
     from flyjax.search.journal.journal import read_journal
     from flyjax.search.journal.state import fold
     from flyjax.search.proposers.replay import write_transcript
     from flyjax.utils.errors import UserError
+    from flyjax.utils.format import csv_table
 
     written = [write_report(run_dir)]
-    rows = tables.nodes_table(fold(read_journal(run_dir)))
-    for path, render in ((csv, tables.csv), (markdown, tables.markdown_table)):
+    rows = nodes_table(fold(read_journal(run_dir)))
+    for path, table in ((csv, csv_table(COLUMNS, rows)), (markdown, markdown_table(rows))):
         if path is None:
             continue
         try:
-            path.write_text(render(rows), encoding="utf-8")
+            path.write_text(table, encoding="utf-8")
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; name a file in an existing folder") from None
         written.append(path)
@@ -62,7 +63,7 @@ def main(
     for path in written:
         typer.echo(f"wrote {path}")
     if open_ and not webbrowser.open(written[0].resolve().as_uri()):
-        typer.echo("no browser here; open the file by hand")
+        typer.echo("no browser found; open the file yourself")
 
 
 if __name__ == "__main__":

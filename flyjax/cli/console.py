@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from flyjax import stimulus
+from flyjax.cli.node_table import node_table
 from flyjax.config import Experiment, Training, parse_experiment
 from flyjax.data import recording
 from flyjax.data.recording import SPLITS
@@ -21,7 +22,7 @@ from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.run_dir import remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
-from flyjax.report.tables import cell, rich_table
+from flyjax.report.tables import format_cell
 from flyjax.search.iteration import IterationPlan, seeds_of
 from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.proposals.validation import block_simulation
@@ -117,8 +118,8 @@ class LaneTable:
                     "node": str(node),
                     "seed": str(replicate + 1),
                     "step": f"{row['step']}/{row['n_steps']}",
-                    "loss": cell("final_loss", row["loss"]),
-                    "R2": cell("connectivity_R2", row["R2"]),
+                    "loss": format_cell("final_loss", row["loss"]),
+                    "R2": format_cell("connectivity_R2", row["R2"]),
                     "to go": to_go,
                 }
             )
@@ -178,7 +179,7 @@ class Console:
         for name in columns:
             table.add_column(name, justify="left" if rows and isinstance(rows[0].get(name), str) else "right")
         for row in rows:
-            table.add_row(*(printable(cell(name, row.get(name))) for name in columns))
+            table.add_row(*(printable(format_cell(name, row.get(name))) for name in columns))
         self._rich.print(table)
 
     @contextmanager
@@ -275,7 +276,7 @@ class Console:
 
         def on_iteration(state, number: int) -> None:
             remove_checkpoints(run_dir)
-            self._rich.print(rich_table(state, number))
+            self._rich.print(node_table(state, number))
             for line in _newest_ucb(run_dir):
                 self.say("  " + line)
             rest = left_text(experiment, state)

@@ -22,11 +22,12 @@ from flyjax.recovery.metrics import Metrics, per_type
 from flyjax.recovery.model_selection import selection
 from flyjax.recovery.spectrum import spectrum, spectrum_metrics
 from flyjax.report.figures import circuit
-from flyjax.report.tables import csv, markdown_table
+from flyjax.report.tables import markdown_table
 from flyjax.training import load_params
 from flyjax.training.train import held_out_of_field
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import csv_table
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
 READ_OUTS = {
@@ -195,7 +196,7 @@ def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types:
         markdown_table(_short(types), list(TYPE_COLUMNS.values())),
     ]
     (folder / "evaluation.md").write_text("\n".join(text))
-    (folder / "per_type.csv").write_text(csv(types, list(types[0])))
+    (folder / "per_type.csv").write_text(csv_table(list(types[0]), types))
 
 
 def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:

@@ -14,12 +14,12 @@ from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.run_dir import make_run_dir, remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
-from flyjax.report.tables import SHORT, csv, markdown_table, setting
+from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
 from flyjax.training.loggers import HISTORY, make_watcher
 from flyjax.utils.errors import UserError
-from flyjax.utils.format import plural
+from flyjax.utils.format import csv_table, plural
 
 COLUMNS = (
     "connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson", "external_input_R2",
@@ -130,14 +130,14 @@ def run_sweep(
     )
     stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
     columns = ["node", *names, *COLUMNS, *stopped, "reason"]
-    (run_dir / "results.csv").write_text(csv(rows, columns))
+    (run_dir / "results.csv").write_text(csv_table(columns, rows))
     written = ["results.md", "results.csv"]
     figure = ""
     if names and len(rows) > 1:
         parallel_figure(run_dir / "parallel.png", rows, names, experiment.search.ranges)
         written.append("parallel.png")
         figure = "![One line per configuration](parallel.png)\n\n"
-    shown = [{**row, **{name: setting(row[name]) for name in names}} for row in best_first]
+    shown = [{**row, **{name: format_setting(row[name]) for name in names}} for row in best_first]
     (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
     # Eighty characters; the rest is in the files.
     brief = {
@@ -150,7 +150,7 @@ def run_sweep(
     lines = [
         {
             "node": row["node"],
-            "settings": ", ".join(f"{SHORT.get(name, name)} {row[name]}" for name in names) or "as configured",
+            "settings": ", ".join(f"{SHORT_NAMES.get(name, name)} {row[name]}" for name in names) or "as configured",
             **{short: row[name] for short, name in brief.items()},
             "final_loss": row["final_loss"],
             **{name: row[name] for name in stopped},

@@ -1,4 +1,4 @@
-"""What a report says about a run, gathered from its directory. Nothing here draws or writes."""
+"""What a report shows of a run, collected from its directory. Nothing here draws or writes."""
 
 from __future__ import annotations
 
@@ -10,30 +10,39 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from pydantic import ValidationError
 
-from flyjax.config import Experiment, Range, read_yaml
+from flyjax.config import Range
 from flyjax.report import tables
-from flyjax.search import ranges as moves
+from flyjax.search import ranges
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State, fold, objective_metric
 from flyjax.search.llm.prices import NOT_REPORTED, dollars
 from flyjax.search.policy import measures
 from flyjax.utils.errors import UserError
-from flyjax.utils.format import finite
+from flyjax.utils.format import finite, plural
+
+#: What a journal records of answers that were not used as given, and how the report names it.
+CORRECTIONS = {
+    "errors": "refused, another answer requested",
+    "fallbacks": "replaced by the rules",
+    "reversions": "parent set by the reversion check",
+    "demoted": "principles that name fewer than 3 nodes, listed as open questions",
+}
+#: Errors of values that do not fit their range.
+_MISFIT = (KeyError, ValueError, TypeError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """All trainings of one configuration in one simulation: nodes, and the objective of every seed."""
+    """All trainings of one configuration in one simulation: nodes, and the metrics of every seed."""
 
     nodes: tuple[Node, ...]
-    trainings: tuple[dict[str, Any], ...]  # metrics, one per seed
+    trainings: tuple[dict[str, Any], ...]
 
     def stats(self, name: str) -> dict[str, float | int | None]:
-        """n, mean, min, std and CV of a metric; std and CV None for fewer than two values."""
-        values = [v for v in (finite(m.get(name)) for m in self.trainings) if v is not None]
+        """n, mean, min, std and CV of a metric; std and CV are None for fewer than two values."""
+        values = [v for m in self.trainings if (v := finite(m.get(name))) is not None]
         if not values:
             return {"n": 0, "mean": None, "min": None, "std": None, "cv": None}
         mean = sum(values) / len(values)
@@ -42,15 +51,7 @@ class Pool:
         return {"n": len(values), "mean": mean, "min": min(values), "std": std, "cv": cv}
 
 
-@dataclass(frozen=True)
-class Step:
-    """How far a node went from its parent, in unit places of the ranges; None where that has no meaning."""
-
-    node: Node
-    size: float | None
-
-
-class Run:
+class RunView:
     """A run directory, read once.
 
     **Raises:** `UserError` where there is no journal, it is damaged, or no run has begun in it.
@@ -70,12 +71,10 @@ class Run:
                 out = file.read(limit + 1)
         except OSError:
             return ""
-        return out if len(out) <= limit else out[:limit] + "\n… (cut here)\n"
+        return out if len(out) <= limit else out[:limit] + "\n… (truncated)\n"
 
     def events_named(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] in names]
-
-    # --- the run as a whole ---------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -83,6 +82,7 @@ class Run:
 
     @property
     def search(self) -> dict[str, Any]:
+        """The search section of the experiment."""
         return self.state.experiment.get("search") or {}
 
     @property
@@ -101,76 +101,78 @@ class Run:
 
     @property
     def status(self) -> tuple[str, str]:
-        """(finished | paused | running, why or since when)."""
+        """(finished | paused | running, a reason or an explanation)."""
         last = self.events[-1]
         if self.state.finished is not None:
             return "finished", self.state.finished
         if last["event"] == "run_paused":
             return "paused", str(last.get("reason") or "")
-        return "running", "in progress when this page was drawn, or stopped: the same command resumes it"
+        return "running", "in progress or stopped when this page was written; the same command continues it"
 
     @property
     def proposer(self) -> str:
-        """Who proposed: as each accepted step says, else as the run was started."""
+        """The proposers of the accepted steps; before the first, the one that the run was started with."""
         names = list(dict.fromkeys(str(e["by"]) for e in self.events_named("proposal") if e.get("by")))
-        asked = (self.state.started or {}).get("proposer") or self.search.get("proposer") or "auto"
-        return ", ".join(names) or str(asked)
+        configured = (self.state.started or {}).get("proposer") or self.search.get("proposer") or "auto"
+        return ", ".join(names) or str(configured)
 
     @property
-    def asked(self) -> str:
-        """The task in one sentence, from the experiment as it ran."""
+    def task(self) -> str:
+        """The task in one sentence."""
         simulation, model, search = (self.state.experiment.get(k) or {} for k in ("simulation", "model", "search"))
         return (
             f"recover the circuit of extent {simulation.get('extent', '?')} "
-            f"(ground truth: {simulation.get('parameters', '?')}) "
-            f"with {model.get('variant', '?')}, width {model.get('width', '?')}; "
-            f"blocks: {search.get('n_blocks', '?')}, iterations in each: {search.get('n_iter_block', '?')}, "
-            f"candidates in each: {search.get('n_candidates', '?')}; "
-            f"UCB with c = {search.get('ucb_c', '?')}, run seed {search.get('seed', '?')}"
+            f"(ground truth: {simulation.get('parameters', '?')}) with a network of variant "
+            f"{model.get('variant', '?')} and width {model.get('width', '?')}; {search.get('n_blocks', '?')} blocks of "
+            f"{search.get('n_iter_block', '?')} iterations with {search.get('n_candidates', '?')} candidates each; "
+            f"UCB with c = {search.get('ucb_c', '?')}; run seed {search.get('seed', '?')}"
         )
 
     @property
     def cost(self) -> str:
+        """What the calls of a language model cost, as far as it was reported."""
         spent = self.state.spent
         if not spent.calls:
             return f"$0 ({self.proposer})"
-        calls = f"{spent.calls} call{'s' if spent.calls > 1 else ''}"
+        calls = plural(spent.calls, "call")
         if spent.unpriced_calls >= spent.calls:
             return f"{NOT_REPORTED} ({calls})"
         rest = f", {spent.unpriced_calls} of them {NOT_REPORTED}" if spent.unpriced_calls else ""
         return f"{dollars(spent.usd)} ({calls}{rest})"
 
-    @cached_property
-    def made_with(self) -> dict[str, Any]:
-        """Versions, devices, commit: whatever the run says of itself beside its experiment."""
-        try:
-            stated = read_yaml(self.text("config.yaml"))
-        except yaml.YAMLError:
-            stated = None
-        beside = (
-            {k: v for k, v in stated.items() if k not in Experiment.model_fields} if isinstance(stated, dict) else {}
-        )
-        own = {"schema", "event", "time", "name", "experiment", "protocol", "proposer", "stimulus_fallbacks"}
-        out = {**{k: v for k, v in (self.state.started or {}).items() if k not in own}, **beside}
-        inner = out.pop("made_with", None)
-        return _flat({**out, **inner} if isinstance(inner, dict) else out)
-
-    # --- nodes ----------------------------------------------------------------------------------
+    @property
+    def made_with(self) -> dict[str, str]:
+        """Versions, devices and commit of the newest session, one line of text each."""
+        out = {}
+        for key, value in list(self.state.made_with.items())[:60]:
+            if isinstance(value, dict):
+                value = ", ".join(f"{k} {v}" for k, v in list(value.items())[:40])
+            elif isinstance(value, (list, tuple)):
+                value = ", ".join(str(v) for v in value[:40])
+            if value not in (None, ""):
+                out[str(key).replace("_", " ")] = str(value)
+        return out
 
     @cached_property
     def per_seed(self) -> dict[int, list[dict[str, Any]]]:
         """Metrics of every training of a node."""
         out = {}
         for event in self.events_named("node_finished"):
-            told = [m for m in event.get("per_seed") or [] if isinstance(m, dict)]
-            out[event["node"]] = told or [event.get("metrics") or {}]
+            trainings = [m for m in event.get("per_seed") or [] if isinstance(m, dict)]
+            out[event["node"]] = trainings or [event.get("metrics") or {}]
         return out
 
     @property
     def nodes(self) -> list[Node]:
         return sorted(self.state.nodes.values(), key=lambda n: n.id)
 
+    @cached_property
+    def chosen(self) -> set[int]:
+        """Ids of the nodes that the steps chose."""
+        return {choice.chosen for choice in self.state.choices.values()}
+
     def value(self, node: Node, name: str) -> float | None:
+        """A metric of a node; None where it has no finite value."""
         return finite((node.metrics or {}).get(name))
 
     @cached_property
@@ -193,16 +195,12 @@ class Run:
 
     def root_of(self, block: int) -> Node | None:
         """The block's baseline."""
-        return next(
-            (self.state.nodes[i] for i in self.state.blocks[block].nodes if self.state.nodes[i].strategy == "root"),
-            None,
-        )
-
-    # --- the space ------------------------------------------------------------------------------
+        nodes = (self.state.nodes[i] for i in self.state.blocks[block].nodes)
+        return next((n for n in nodes if n.strategy == "root"), None)
 
     @cached_property
-    def spans(self) -> dict[str, Range]:
-        """Ranges of the tunable parameters, as the run's config states them."""
+    def search_ranges(self) -> dict[str, Range]:
+        """Ranges of the tunable parameters by name, as the run's config gives them."""
         out = {}
         for name, span in (self.search.get("ranges") or {}).items():
             try:
@@ -213,64 +211,54 @@ class Run:
 
     @cached_property
     def varied(self) -> list[str]:
-        """Parameters with more than one value among the nodes, the protocol's order first."""
-        names = [*self.spans, *(k for n in self.nodes for k in n.config if k not in self.spans)]
-        seen = {k: {json.dumps(n.config.get(k)) for n in self.nodes} for k in dict.fromkeys(names)}
-        return [k for k, values in seen.items() if len(values) > 1]
+        """Parameters with more than one value among the nodes, those with a range first."""
+        names = dict.fromkeys([*self.search_ranges, *(k for n in self.nodes for k in n.config)])
+        return [k for k in names if len({json.dumps(n.config.get(k)) for n in self.nodes}) > 1]
 
     def noise_levels(self) -> list[float]:
-        levels = (finite(n.config.get("noise_model_level")) for n in self.nodes)
-        return sorted({v for v in levels if v is not None})
+        """Values of noise_model_level among the nodes, ascending."""
+        return sorted({v for n in self.nodes if (v := finite(n.config.get("noise_model_level"))) is not None})
 
-    def steps(self) -> list[Step]:
-        """Step sizes of all nodes that changed something against their parent."""
+    def step_sizes(self) -> list[tuple[Node, float | None]]:
+        """Distance of every node but the roots from its parent, in unit places of the ranges; None where undefined."""
         out = []
         for node in self.nodes:
             if node.strategy == "root":
                 continue
             try:
-                size = moves.distance(self.spans, node.config, tables.parent_config(self.state, node))
-            except (KeyError, ValueError, TypeError, ZeroDivisionError):
-                size = None
-            out.append(Step(node, size if size is not None and math.isfinite(size) else None))
+                size = ranges.distance(self.search_ranges, node.config, tables.parent_config(self.state, node))
+            except _MISFIT:
+                size = math.nan
+            out.append((node, size if math.isfinite(size) else None))
         return out
 
-    def cells(self, parts: int = 4) -> int:
-        """Distinct cells visited, every range cut into `parts`."""
-        places = set()
+    def n_cells(self, n_parts: int = 4) -> int:
+        """Number of distinct cells that nodes lie in, every range divided into `n_parts`."""
+        cells = set()
         for node in self.nodes:
             try:
-                unit = [moves.unit(span, node.config[name]) for name, span in self.spans.items()]
-            except (KeyError, ValueError, TypeError, ZeroDivisionError):
+                unit = [ranges.unit(span, node.config[name]) for name, span in self.search_ranges.items()]
+            except _MISFIT:
                 continue
-            places.add(tuple(min(parts - 1, int(parts * u)) for u in unit))
-        return len(places)
+            cells.add(tuple(min(n_parts - 1, int(n_parts * u)) for u in unit))
+        return len(cells)
 
     def diversity(self) -> dict[str, Any]:
-        """Unique configurations and cells, step sizes, parents, changes per step."""
-        steps = [s.size for s in self.steps() if s.size]
-        unique = {json.dumps(n.config, sort_keys=True) for n in self.nodes}
+        """Unique configurations and cells, parents, step sizes, changes per step."""
+        sizes = [size for _, size in self.step_sizes() if size]
         changes = [len(n.changes) for n in self.nodes if n.changes]
         return {
             "nodes": len(self.nodes),
-            "unique": len(unique),
-            "cells": self.cells(),
+            "unique": len({json.dumps(n.config, sort_keys=True) for n in self.nodes}),
+            "cells": self.n_cells(),
             "parents": len({(n.block, n.parent) for n in self.nodes}),
-            "median": float(np.median(steps)) if steps else None,
-            "largest": max(steps, default=None),
+            "median": float(np.median(sizes)) if sizes else None,
+            "largest": max(sizes, default=None),
             "changes": sum(changes) / len(changes) if changes else None,
         }
 
-    # --- blocks ---------------------------------------------------------------------------------
-
-    def fallbacks(self) -> list[dict[str, Any]]:
-        """Answers that were refused, parts of steps that the rules replaced, parents that code set."""
-        kinds = {
-            "errors": "refused, asked again",
-            "fallbacks": "replaced by the rules",
-            "reversions": "parent set by the reversion check",
-            "demoted": "principles that name fewer than 3 nodes, kept as open questions",
-        }
+    def corrections(self) -> list[dict[str, Any]]:
+        """Answers that were refused, parts of steps that the rules replaced, parents that the code set."""
         return [
             {
                 "iteration": event.get("iteration"),
@@ -279,19 +267,6 @@ class Run:
                 "lines": list(map(str, event[key])),
             }
             for event in self.events_named("proposal", "proposal_rejected")
-            for key, kind in kinds.items()
+            for key, kind in CORRECTIONS.items()
             if event.get(key)
         ]
-
-
-def _flat(value: dict[str, Any]) -> dict[str, str]:
-    """Facts as one line each; what is grouped in the config is joined."""
-    out: dict[str, str] = {}
-    for key, item in list(value.items())[:60]:
-        if isinstance(item, dict):
-            item = ", ".join(f"{k} {v}" for k, v in list(item.items())[:40])
-        elif isinstance(item, (list, tuple)):
-            item = ", ".join(str(v) for v in item[:40])
-        if item is not None and item != "":
-            out[str(key).replace("_", " ")] = str(item)
-    return out

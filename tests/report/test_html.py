@@ -16,7 +16,7 @@ from support.made_up_run import DIFF, Maker, metrics, two_blocks
 
 from flyjax.config import parse_experiment
 from flyjax.report.html import write_report
-from flyjax.report.run_view import Run
+from flyjax.report.run_view import RunView
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
@@ -111,7 +111,7 @@ def test_rows_agree_with_the_journal(made):
     assert float(shown[4]["min"]) == 0.91
 
 
-def test_failures_reasons_edits_and_instructions_are_told(made):
+def test_failures_reasons_edits_and_instructions_are_shown(made):
     text = text_of(write_report(made))
     assert "loss was not finite at step 40 &lt;b&gt;" in text
     assert 'title="the learned values are constant"' in text
@@ -120,7 +120,7 @@ def test_failures_reasons_edits_and_instructions_are_told(made):
     assert "try noise 0.1" in text and "noise helps" in text and "branching rate 0 %" in text
     assert '<span class="add">+| new &lt;b&gt;row |</span><span class="del">-old row</span>' in text
     assert "No changes needed" not in text
-    assert "stimulus DAVIS is not on that machine: scenes_1 stands in" in text
+    assert "DAVIS was not available on that machine; scenes_1 was used instead" in text
     assert "abc1234" in text and "9.9.9" in text
     assert "$0 (rules)" in text and "ground-truth" in text
 
@@ -177,7 +177,7 @@ def test_a_blind_search_says_so_and_shows_both(tmp_path):
     m = Maker(tmp_path, objective="blind")
     m.train(1, 1, [("root", {}, "root"), ("root", {"batch_size": 2}, "exploit")], results=[metrics(0.6), metrics(0.3)])
     m.choose(1)
-    text, run = text_of(write_report(tmp_path)), Run(tmp_path)
+    text, run = text_of(write_report(tmp_path)), RunView(tmp_path)
     assert run.best.id == 1 and run.truth_metric == "connectivity_R2"
     assert "test_R2, best: " in text and "its connectivity_R2" in text and "<b>blind</b>" in text
 

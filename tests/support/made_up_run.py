@@ -34,9 +34,7 @@ class Maker:
             experiment=self.experiment,
             protocol="rules\n",
             stimulus_fallbacks={"DAVIS": "scenes_1"},
-            versions={"jax": "0.10.2"},
-            devices=["cpu:0"],
-            git_commit="abc1234",
+            made_with={"versions": {"jax": "0.10.2", "numpy": "9.9.9"}, "devices": ["cpu:0"], "commit": "abc1234"},
         )
 
     def tick(self):
@@ -155,6 +153,6 @@ def two_blocks(folder):
     for node in (13, 20):
         m.figure(node, "activity", "recovery")
     (m.folder / "analysis.md").write_text("## Iter 1: partial\n" + SCRIPT)
-    (m.folder / "config.yaml").write_text("name: made-up\nversions: {numpy: 9.9.9}\n")
+    (m.folder / "config.yaml").write_text("name: made-up\n")
     m.journal.close()
     return m.folder

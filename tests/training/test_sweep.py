@@ -21,7 +21,8 @@ from flyjax.config import Range, load_experiment, parse_experiment
 from flyjax.experiments import sweep
 from flyjax.experiments.forecast import Rate, forecast, forecast_search, given_memory
 from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
-from flyjax.report.figures.sweep import Axis, parallel_figure
+from flyjax.report.axis import Axis
+from flyjax.report.figures.sweep import parallel_figure
 from flyjax.training import Lane, LaneProgress, Progress, checkpoint
 from flyjax.training.loggers import read_history
 from flyjax.utils.errors import UserError
@@ -337,12 +338,12 @@ def test_the_live_table_counts_down():
 
 
 def test_axes_follow_their_scales(tmp_path):
-    log = Axis("lr", [1e-4, 1e-3, 2e-3, 1e-2], Range(min=1e-4, max=1e-2, scale="log"))
+    log = Axis([1e-4, 1e-3, 2e-3, 1e-2], Range(min=1e-4, max=1e-2, scale="log"))
     assert [round(log.place(v), 6) for v in (1e-4, 1e-3, 1e-2)] == [0, 0.5, 1] and log.ticks == pytest.approx(
         [1e-4, 1e-3, 1e-2]
     )
-    assert Axis("loss", [1, 5, 30, 40]).kind == "log" and Axis("loss", [10, 12, 15, 30]).kind == "linear"
-    choice = Axis("batch_size", [1, 4, 4, 1])
+    assert Axis([1, 5, 30, 40]).kind == "log" and Axis([10, 12, 15, 30]).kind == "linear"
+    choice = Axis([1, 4, 4, 1], few=3)
     assert choice.kind == "choice" and choice.place(1) < choice.place(4)
     rows = [{"a": k, "connectivity_R2": None} for k in range(5)]  # nothing was recovered: still a figure
     assert parallel_figure(tmp_path / "none.png", rows, ["a"], {}).stat().st_size > 1000

@@ -1,0 +1,76 @@
+"""Axes of settings: where a value lies between 0 and 1, on the scale of its range."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from flyjax.config import Range
+from flyjax.report.tables import format_setting
+from flyjax.utils.format import finite
+
+#: Values without a range are drawn on a log axis from this ratio of the largest to the smallest on.
+WIDE = 20.0
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+class Axis:
+    """Positions of one setting's values between 0 and 1, and the values that are labelled.
+
+    **Arguments:**
+
+    - `values`: all values to be drawn.
+    - `span`: the range of the setting; the axis shows all of it.
+    - `few`: with so many different values or fewer, each has a place of its own.
+    """
+
+    def __init__(self, values: Sequence[Any], span: Range | None = None, few: int = 0):
+        numbers = [v for v in values if finite(v) is not None]
+        distinct = {json.dumps(v): v for v in values}
+        choice = span is not None and span.scale == "choice"
+        if choice or len(numbers) < len(values) or len(distinct) <= few:
+            self.kind = "choice"
+            given = list(span.values) if choice else []
+            others = [v for v in distinct.values() if v not in given]
+            self.ticks = given + sorted(others, key=lambda v: (finite(v) is None, finite(v) or 0.0, str(v)))
+            return
+        low, high = min(numbers), max(numbers)
+        if span is not None:
+            low, high = min(low, span.min), max(high, span.max)
+        log = span.scale == "log" if span is not None else low > 0 and high / low > WIDE
+        self.kind = "log" if log and low > 0 else "linear"
+        self.low, self.high = low, high if high > low else low + 1
+        self.ticks = self._decades() if self.kind == "log" else self._round_numbers()
+
+    def _decades(self) -> list[float]:
+        first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
+        return [10.0**k for k in range(first, last + 1)] if last > first else [self.low, self.high]
+
+    def _round_numbers(self) -> list[float]:
+        ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
+        margin = 1e-9 * (self.high - self.low)
+        inside = (ticks >= self.low - margin) & (ticks <= self.high + margin)
+        return [float(t) + 0.0 for t in np.round(ticks[inside], 12)]
+
+    def place(self, value: Any) -> float | None:
+        """Where `value` lies, 0 to 1; None where the axis has no place for it."""
+        if self.kind == "choice":
+            return (self.ticks.index(value) + 0.5) / len(self.ticks) if value in self.ticks else None
+        value = finite(value)
+        if value is None or (self.kind == "log" and value <= 0):
+            return None
+        if self.kind == "log":
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+    def label(self, value: Any) -> str:
+        """A tick's text; powers of ten on a log axis as such."""
+        power = math.log10(value) if self.kind == "log" else 0.5
+        if power == round(power):
+            return "10" + str(round(power)).translate(_SUPERSCRIPT)
+        return format_setting(value)

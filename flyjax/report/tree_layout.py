@@ -1,0 +1,87 @@
+"""Where the nodes of a block's tree are drawn: time runs to the right, and every branch has a lane of its own.
+
+The child with the most descendants continues in its parent's lane; other children open a lane near by, which
+is free again where their branch ends. So the height follows the number of branches at one time, not of nodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flyjax.search.journal.state import Node
+from flyjax.search.proposals.types import ROOT
+
+#: Above this many lanes, edges may cross: a branch then occupies its lane at its nodes only.
+MANY_LANES = 30
+
+Key = int | str  # id of a node, or ROOT
+
+
+@dataclass(frozen=True)
+class TreeLayout:
+    """Column (iteration in the block, 0 for the root configuration) and lane of every node."""
+
+    place: dict[Key, tuple[int, int]]
+    parent: dict[int, Key]
+    n_lanes: int
+    reserved: bool  # edges run in their child's lane
+
+
+def tree_layout(nodes: list[Node]) -> TreeLayout:
+    """Lanes for a block's nodes, in order of id. An unknown parent, or one that is not older, counts as the root."""
+    column: dict[Key, int] = {ROOT: 0, **{n.id: n.iter_in_block for n in nodes}}
+    parent: dict[int, Key] = {
+        n.id: n.parent if n.parent in column and column[n.parent] < column[n.id] else ROOT for n in nodes
+    }
+    size: dict[Key, int] = dict.fromkeys(column, 1)
+    children: dict[Key, list[int]] = {k: [] for k in column}
+    for n in sorted(nodes, key=lambda n: (-n.iter_in_block, n.id)):
+        size[parent[n.id]] += size[n.id]
+        children[parent[n.id]].append(n.id)
+    successor = {k: max(c, key=lambda i: (size[i], -i)) for k, c in children.items() if c}
+    heads = sorted(nodes, key=lambda n: (column[parent[n.id]], -size[n.id], n.id))
+    branches = [_branch(ROOT, successor)]
+    branches += [_branch(n.id, successor) for n in heads if successor[parent[n.id]] != n.id]
+    for reserved in (True, False):
+        place = _assign_lanes(branches, column, parent, reserved)
+        lanes = [lane for _, lane in place.values()]
+        n_lanes = max(lanes) - min(lanes) + 1
+        if n_lanes <= MANY_LANES:
+            break
+    shifted = {k: (c, lane - min(lanes)) for k, (c, lane) in place.items()}
+    return TreeLayout(shifted, parent, n_lanes, reserved)
+
+
+def _branch(head: Key, successor: dict[Key, int]) -> list[Key]:
+    out = [head]
+    while out[-1] in successor:
+        out.append(successor[out[-1]])
+    return out
+
+
+def _assign_lanes(
+    branches: list[list[Key]], column: dict[Key, int], parent: dict[int, Key], reserved: bool
+) -> dict[Key, tuple[int, int]]:
+    """(column, lane) of every node: each branch takes the free lane nearest to its parent's."""
+    occupied: dict[int, set[int]] = {}
+    place: dict[Key, tuple[int, int]] = {}
+    for branch in branches:
+        head, columns = branch[0], {column[k] for k in branch}
+        home = place[parent[head]][1] if head in parent else 0
+        if reserved:
+            begin = column[parent[head]] + 1 if head in parent else 0
+            columns = set(range(begin, column[branch[-1]] + 1))
+        lane = next(lane for lane in _nearest(home) if not occupied.setdefault(lane, set()) & columns)
+        occupied[lane] |= columns
+        place |= {k: (column[k], lane) for k in branch}
+    return place
+
+
+def _nearest(home: int) -> Iterator[int]:
+    """home, then its neighbours below and above, further and further."""
+    yield home
+    for distance in itertools.count(1):
+        yield home + distance
+        yield home - distance
