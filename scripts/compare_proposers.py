@@ -92,7 +92,7 @@ def main(
     # From here on it takes seconds to load.
     from flyjax.cli.console import Console
     from flyjax.experiments import proposer_benchmark
-    from flyjax.report.figures.proposers import with_regret, write
+    from flyjax.report.proposers import add_regret, write_comparison
     from flyjax.search.proposers.samplers import fits_cmaes
 
     made_up = parse_experiment(
@@ -131,7 +131,7 @@ def main(
         console.say,
         transcripts,
     )
-    complete = with_regret(rows)
+    complete = add_regret(rows)
     if not complete:
         raise UserError("no seed is complete for all proposers yet; run the same command again, or give more --minutes")
     spent = sum(r["wall_s"] for r in complete) / 60
@@ -158,7 +158,7 @@ def main(
         about.append(f"- llm and hybrid: recorded answers, see the README in {transcripts.name}.")
     if left_out:
         about.append(f"- Left out: {', '.join(left_out)}.")
-    path = write(out, rows, "\n".join(about))
+    path = write_comparison(out, rows, "\n".join(about))
     trained = f"; {real.trained} trainings in {real.seconds:.0f} s" if real else ""
     console.say(path.read_text())
     console.say(f"Wrote {path}, .csv and .png after {time.monotonic() - began:.0f} s{trained}")

@@ -38,7 +38,7 @@ from flyjax.utils.jsonl import open_lines
 
 Row = dict[
     str, Any
-]  # landscape, seed, proposer, nodes, wall_s, root, curve, held, root_held: see flyjax.report.proposers
+]  # landscape, seed, proposer, nodes, wall_s, root, curve, fresh, root_fresh: see flyjax.report.proposers
 
 #: Seeds that judge the configuration a search of trainings ends with. A run's own seeds are hashes, which are never that small.
 FRESH_SEEDS = tuple(range(10))
@@ -197,7 +197,7 @@ def one_row(
     best = reported(state)
     row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
     if landscape == REAL:
-        row |= {"held": real.again(best[-1].config), "root_held": real.again(state.nodes[1].config)}
+        row |= {"fresh": real.again(best[-1].config), "root_fresh": real.again(state.nodes[1].config)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
         row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
     if proposer not in PAID or transcript is not None:  # what was paid for is kept
@@ -267,7 +267,7 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
             mended = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
             say(
                 f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f}"
-                + (f", {sum(row['held']) / len(row['held']):.3f} on fresh seeds" if "held" in row else "")
+                + (f", {sum(row['fresh']) / len(row['fresh']):.3f} on fresh seeds" if "fresh" in row else "")
                 + f" ({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
             )
             out.append(row)

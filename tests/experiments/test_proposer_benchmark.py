@@ -11,7 +11,17 @@ from support.search_landscape import ROOT, TEMPLATE
 
 from flyjax.config import load_experiment
 from flyjax.experiments import proposer_benchmark
-from flyjax.report.figures.proposers import figure, holm, p_value, pairs, summary, table, with_regret, write
+from flyjax.report.figures.proposers import regret_figure
+from flyjax.report.proposers import (
+    add_regret,
+    group_rows,
+    holm_correction,
+    paired_differences,
+    proposer_table,
+    summarise,
+    wilcoxon_p,
+    write_comparison,
+)
 from flyjax.search.proposals.types import Paused
 from flyjax.search.proposals.validation import root_config
 from flyjax.search.proposers.rules import RulesProposer
@@ -33,32 +43,32 @@ def row(landscape, seed, proposer, root, *curve):
 
 def test_regret_is_zero_at_the_best_and_one_at_the_root():
     rows = [row("bowl", 0, "rules", 0.2, 0.2, 0.6, 1.0), row("bowl", 0, "random", 0.2, 0.2, 0.2, 0.6)]
-    assert [r["regret"] for r in with_regret(rows)] == [pytest.approx([1, 0.5, 0]), pytest.approx([1, 1, 0.5])]
+    assert [r["regret"] for r in add_regret(rows)] == [pytest.approx([1, 0.5, 0]), pytest.approx([1, 1, 0.5])]
     # Of real trainings the best is what anybody found; a seed that somebody lacks is left out.
     real = [
         row(REAL, 0, "rules", 0.2, 0.4, 0.7),
         row(REAL, 0, "random", 0.2, 0.2, 0.45),
         row(REAL, 1, "rules", 0.1, 0.9),
     ]
-    assert [r["regret"] for r in with_regret(real)] == [pytest.approx([0.6, 0.0]), pytest.approx([1.0, 0.5])]
-    lines = {line["proposer"]: line for line in summary(with_regret(rows))}
+    assert [r["regret"] for r in add_regret(real)] == [pytest.approx([0.6, 0.0]), pytest.approx([1.0, 0.5])]
+    lines = {line["proposer"]: line for line in summarise(add_regret(rows))}
     assert lines["rules"]["mean_regret"] == pytest.approx(0.5) and lines["random"]["final_regret"] == pytest.approx(0.5)
 
 
-def test_luck_is_told_from_what_holds():
+def test_luck_is_distinguished_from_a_reliable_configuration():
     """One search has the best single training, the other the configuration that gives it again."""
     rows = []
     for seed in range(10):
         for who, found, held in (("random", 0.9, (0.1, 0.9)), ("rules", 0.8, (0.8, 0.7 + 0.01 * seed))):
-            rows.append(row(REAL, seed, who, 0.1, found) | {"held": list(held), "root_held": [0.1, 0.3]})
-    lucky, steady = summary(with_regret(rows))
+            rows.append(row(REAL, seed, who, 0.1, found) | {"fresh": list(held), "root_fresh": [0.1, 0.3]})
+    lucky, steady = summarise(add_regret(rows))
     assert (lucky["proposer"], steady["proposer"]) == ("random", "rules")
-    assert lucky["held"] == pytest.approx(0.5) and steady["held"] == pytest.approx(0.7725)
-    p = p_value(pairs(with_regret(rows), "rules", "random", "held"))
-    assert steady["p_held_random"] == lucky["p_held_rules"] == pytest.approx(p) and p < 0.01
-    assert steady["p_held_rules"] is None and "| 0.500 ± 0.000 |" in table(with_regret(rows))
+    assert lucky["fresh"] == pytest.approx(0.5) and steady["fresh"] == pytest.approx(0.7725)
+    p = wilcoxon_p(paired_differences(add_regret(rows), "rules", "random", "fresh"))
+    assert steady["p_fresh_random"] == lucky["p_fresh_rules"] == pytest.approx(p) and p < 0.01
+    assert steady["p_fresh_rules"] is None and "| 0.500 ± 0.000 |" in proposer_table(add_regret(rows))
     # A table of all landscapes has the column where every search was judged so.
-    assert "fresh" not in table(with_regret([*rows, row("bowl", 0, "rules", 0.1, 0.5)]))
+    assert "fresh" not in proposer_table(add_regret([*rows, row("bowl", 0, "rules", 0.1, 0.5)]))
 
 
 def test_pairs_are_tested_not_means():
@@ -71,12 +81,12 @@ def test_pairs_are_tested_not_means():
             row("hills", seed, "rules", 0.0, base + 0.02 + 0.005 * rng.random()),
             row("hills", seed, "random", 0.0, base),
         ]
-    lines = summary(with_regret(rows))
+    lines = summarise(add_regret(rows))
     assert [line["proposer"] for line in lines] == ["rules", "random"]
     assert lines[0]["p_random"] < 0.001 and lines[1]["p_random"] is None
-    assert p_value(np.zeros(5)) == 1.0
-    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
-    assert "| rules | 12 |" in table(with_regret(rows)) and "< 0.001" in table(with_regret(rows))
+    assert wilcoxon_p(np.zeros(5)) == 1.0
+    assert holm_correction({"a": 0.01, "b": 0.04, "c": 0.03}) == {"a": 0.03, "c": 0.06, "b": 0.06}
+    assert "| rules | 12 |" in proposer_table(add_regret(rows)) and "< 0.001" in proposer_table(add_regret(rows))
 
 
 @pytest.mark.parametrize("others", [[], ["cliff"]])
@@ -85,7 +95,7 @@ def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     monkeypatch.setattr("flyjax.report.figures.proposers.save_png", lambda fig, path: drawn.append(fig))
     rows = [row(name, 0, who, 0.1, 0.5, 0.6) for name in ["bowl", "hills", *others] for who in ("rules", "tpe")]
     rows += [row(REAL, 0, who, 0.1, 0.5, 0.7) for who in ("rules", "llm")]
-    figure(tmp_path / "f.png", with_regret(rows))
+    regret_figure(tmp_path / "f.png", group_rows(add_regret(rows)))
     texts = [t.get_text() for ax in drawn[0].axes if ax.get_legend() for t in ax.get_legend().get_texts()]
     assert sorted(texts) == ["llm", "rules", "tpe"]
 
@@ -97,15 +107,15 @@ def test_a_pair_is_one_hypothesis_and_nobody_above_the_root_is_no_regret():
         for s in range(8)
         for who in ("rules", "random")
     ]
-    lines = {line["proposer"]: line for line in summary(with_regret(rows))}
-    raw = p_value(pairs(with_regret(rows), "rules", "random", "mean_regret"))
+    lines = {line["proposer"]: line for line in summarise(add_regret(rows))}
+    raw = wilcoxon_p(paired_differences(add_regret(rows), "rules", "random", "mean_regret"))
     assert lines["rules"]["p_random"] == lines["random"]["p_rules"] == pytest.approx(raw)
-    assert with_regret([row(REAL, 0, "rules", 0.5, 0.5), row(REAL, 0, "tpe", 0.5, 0.5)])[0]["regret"] == [0.0]
+    assert add_regret([row(REAL, 0, "rules", 0.5, 0.5), row(REAL, 0, "tpe", 0.5, 0.5)])[0]["regret"] == [0.0]
     # A proposer that plays on one landscape alone is compared there.
     some = [row(name, s, "rules", 0.1, 0.5) for name in ("bowl", "hills") for s in range(2)] + [
         row("bowl", s, "llm", 0.1, 0.6) for s in range(2)
     ]
-    assert len(pairs(with_regret(some), "llm", "rules", "mean_regret")) == 2 and summary(with_regret(some))
+    assert len(paired_differences(add_regret(some), "llm", "rules", "mean_regret")) == 2 and summarise(add_regret(some))
 
 
 def test_what_was_paid_for_goes_on(tmp_path, monkeypatch):
@@ -146,7 +156,7 @@ def test_equal_budgets_from_the_same_root_and_rows_are_kept(tmp_path):
     kept = (tmp_path / "cache" / "rows.jsonl").read_text()
     assert go(["rules", "random", "tpe", "cmaes"]) == rows
     assert (tmp_path / "cache" / "rows.jsonl").read_text() == kept and kept.count("\n") == 8, "nothing is run twice"
-    path = write(tmp_path / "out", rows, "Here and now.")
+    path = write_comparison(tmp_path / "out", rows, "Here and now.")
     text = path.read_text()
     assert "## all made-up landscapes" in text and text.count("| rules | 1 |") == 2 and "Here and now." in text
     assert (tmp_path / "out" / "proposers.csv").read_text().count("\n") == 9
@@ -191,7 +201,7 @@ def test_recorded_answers_stand_in_for_a_key(tmp_path, monkeypatch):
     played = [r for r in rows if r["proposer"] == "llm"]
     assert [r["seed"] for r in played] == [0, 1] and not any("fallbacks" in r for r in rows)
     assert any("bowl, seed 2, llm: left out, " in line for line in said)
-    assert {r["seed"] for r in with_regret(rows)} == {0, 1}, "only seeds that all have are compared"
+    assert {r["seed"] for r in add_regret(rows)} == {0, 1}, "only seeds that all have are compared"
     # The answers belong to the row's key: others are played anew. Here they do not fit, and the row says so.
     short = proposer_benchmark.made_up_experiment(3, 3)
     kept = proposer_benchmark.compare(
@@ -214,7 +224,7 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path, monkeypatch
     real = proposer_benchmark.RealTrainings(exp, tmp_path / "trainings")
     cases, of = [(REAL, 0)], lambda name: exp
     rows = proposer_benchmark.compare(cases, ["rules"], of, tmp_path / "a", TEMPLATE, real)
-    assert real.trained == 3 + 10 * (1 + (rows[0]["held"] != rows[0]["root_held"])), (
+    assert real.trained == 3 + 10 * (1 + (rows[0]["fresh"] != rows[0]["root_fresh"])), (
         "the root has two seeds; ten fresh ones judge"
     )
     again = proposer_benchmark.RealTrainings(exp, tmp_path / "trainings", until=0.0)  # no time to train anything
@@ -223,12 +233,12 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path, monkeypatch
     said = []
     stopped = proposer_benchmark.compare([(REAL, 1)], ["rules"], of, tmp_path / "b", TEMPLATE, again, said.append)
     assert stopped == [] and "out of time" in said[0]
-    assert rows[0]["held"] == same[0]["held"] and len(rows[0]["held"]) == len(rows[0]["root_held"]) == 10
+    assert rows[0]["fresh"] == same[0]["fresh"] and len(rows[0]["fresh"]) == len(rows[0]["root_fresh"]) == 10
     monkeypatch.setattr(proposer_benchmark, "FRESH_SEEDS", (3,))
     alone = proposer_benchmark.RealTrainings(exp, tmp_path / "alone").again(exp.training.model_dump(mode="json"))
-    assert alone == pytest.approx([rows[0]["root_held"][3]], abs=1e-4)
-    text = write(tmp_path / "out", rows, "").read_text()
-    assert "on fresh seeds" in text and f"The root gives {np.mean(rows[0]['root_held']):.3f}" in text
+    assert alone == pytest.approx([rows[0]["root_fresh"][3]], abs=1e-4)
+    text = write_comparison(tmp_path / "out", rows, "").read_text()
+    assert "on fresh seeds" in text and f"The root gives {np.mean(rows[0]['root_fresh']):.3f}" in text
     kept = [json.loads(p.read_text()) for p in (tmp_path / "trainings").glob("*.json")]
     assert len(kept) == real.trained and all(set(k) == {"connectivity_R2", "reasons"} for k in kept)
 

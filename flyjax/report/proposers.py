@@ -1,0 +1,187 @@
+"""A comparison of proposers: normalised regret, paired tests, and the files that report them.
+
+A row is one search: {"landscape", "seed", "proposer", "nodes", "wall_s", "root", "curve"}; `curve` holds, after
+each iteration, the quality of the node that the search would report as its best. Searches of real trainings also
+have `fresh` and `root_fresh`: the results of that last node's configuration, and of the root's, on seeds that no
+search used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from flyjax.report.figures.proposers import regret_figure
+from flyjax.search.synthetic import REAL
+from flyjax.utils.format import csv_table, markdown_table
+
+Row = dict[str, Any]
+
+MEASURES = {
+    "mean_regret": lambda r: float(np.mean(r["regret"])),
+    "final_regret": lambda r: r["regret"][-1],
+    "fresh": lambda r: float(np.mean(r["fresh"])),
+}
+#: The measures that are tested, with the prefix of their p values.
+TESTED = {"mean_regret": "p_", "fresh": "p_fresh_"}
+BASELINES = ("random", "rules")
+CSV_COLUMNS = (
+    *("landscape", "seed", "proposer", "nodes", "wall_s", "root"),
+    *("mean_regret", "final_regret", "regret", "fresh", "fresh_seeds"),
+)
+
+REGRET_NOTE = (
+    "Normalised regret is 0 at the best configuration and 1 at the root; it is that of the node the search would "
+    "report (highest reward so far), mean regret its mean over the iterations. p: Wilcoxon's signed-rank test on the "
+    "pairs of equal landscape and seed, two-sided, corrected by Holm within a table and a measure.\n"
+)
+FRESH_NOTE = (
+    "On fresh seeds: the configuration that a search ends with, trained again with seeds that no search used; the mean "
+    "of their results, a failure counted as 0, and its standard deviation over searches. Regret rates a search by its "
+    "best single training, luck included; this column is what its user would get. The root gives {:.3f} on the same "
+    "seeds.\n"
+)
+
+
+def add_regret(rows: Sequence[Row]) -> list[Row]:
+    """Complete rows with `regret`: 0 at the best, 1 at the root.
+
+    The best is 1 on a synthetic landscape; of real trainings it is the best that any row found. Seeds that not
+    every proposer has finished are left out: a paired test needs pairs.
+    """
+    out = []
+    for landscape in dict.fromkeys(r["landscape"] for r in rows):
+        here = [r for r in rows if r["landscape"] == landscape]
+        n = len({r["proposer"] for r in here})
+        here = [r for r in here if sum(o["seed"] == r["seed"] for o in here) == n]
+        best = 1.0 if landscape != REAL else max((max(r["curve"]) for r in here), default=1.0)
+        for r in here:
+            scale = best - r["root"]  # where no search exceeds the root there is no regret
+            out.append({**r, "regret": [(best - q) / scale if scale > 0 else 0.0 for q in r["curve"]]})
+    return out
+
+
+def available_measures(rows: Sequence[Row]) -> list[str]:
+    """The measures that all rows have."""
+    return [name for name in MEASURES if name != "fresh" or all("fresh" in r for r in rows)]
+
+
+def paired_differences(rows: Sequence[Row], a: str, b: str, measure: str) -> Float[np.ndarray, " n"]:
+    """measure(a) - measure(b) for each (landscape, seed) that both proposers have searched."""
+    value = {(r["landscape"], r["seed"], r["proposer"]): MEASURES[measure](r) for r in rows}
+    cases = dict.fromkeys((r["landscape"], r["seed"]) for r in rows)
+    return np.array([value[(*c, a)] - value[(*c, b)] for c in cases if (*c, a) in value and (*c, b) in value])
+
+
+def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float:
+    """p value of Wilcoxon's signed-rank test, two-sided; 1 where nothing differs."""
+    from scipy.stats import wilcoxon
+
+    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+
+
+def holm_correction(p: dict[Any, float]) -> dict[Any, float]:
+    """p values corrected for multiple tests (Holm, 1979)."""
+    out, least = {}, 0.0
+    for k, name in enumerate(sorted(p, key=p.get)):
+        least = max(least, min(1.0, (len(p) - k) * p[name]))
+        out[name] = least
+    return out
+
+
+def summarise(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> list[Row]:
+    """One line per proposer, the lowest mean regret first: its measures, and paired tests against each baseline."""
+    names, measures = list(dict.fromkeys(r["proposer"] for r in rows)), available_measures(rows)
+    lines = []
+    for name in names:
+        own = [r for r in rows if r["proposer"] == name]
+        line: Row = {"proposer": name, "runs": len(own)}
+        for measure in measures:
+            values = [MEASURES[measure](r) for r in own]
+            line[measure] = float(np.mean(values))
+            line[f"{measure}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        lines.append(line)
+    for measure in TESTED:
+        if measure in measures:
+            # A pair is one hypothesis, whichever of the two is the baseline.
+            pairs = {frozenset((a, b)): (a, b) for b in baselines if b in names for a in names if a != b}
+            tests = holm_correction({k: wilcoxon_p(paired_differences(rows, *v, measure)) for k, v in pairs.items()})
+            for line in lines:
+                line |= {TESTED[measure] + b: tests.get(frozenset((line["proposer"], b))) for b in baselines}
+    return sorted(lines, key=lambda line: line["mean_regret"])
+
+
+def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """Rows of each landscape, and of all synthetic ones together where there are several."""
+    synthetic = [r for r in rows if r["landscape"] != REAL]
+    names = list(dict.fromkeys(r["landscape"] for r in rows))
+    out = {"all made-up landscapes": synthetic} if len({r["landscape"] for r in synthetic}) > 1 else {}
+    return out | {name: [r for r in rows if r["landscape"] == name] for name in names}
+
+
+def _format_p(p: float | None) -> str:
+    return "" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _format_mean(line: Row, measure: str) -> str:
+    sd = line[f"{measure}_sd"]
+    return f"{line[measure]:.3f}" + (f" ± {sd:.3f}" if sd is not None else "")
+
+
+def proposer_table(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> str:
+    """Markdown: a line per proposer, the lowest mean regret first."""
+    against = [f"p against {b}" for b in baselines]
+    columns = ["proposer", "runs", "mean regret", "final regret", *against]
+    has_fresh = "fresh" in available_measures(rows)
+    cells = []
+    for line in summarise(rows, baselines):
+        row = [
+            line["proposer"],
+            str(line["runs"]),
+            _format_mean(line, "mean_regret"),
+            _format_mean(line, "final_regret"),
+        ]
+        row += [_format_p(line[f"p_{b}"]) for b in baselines]
+        if has_fresh:
+            row += [_format_mean(line, "fresh"), *(_format_p(line[f"p_fresh_{b}"]) for b in baselines)]
+        cells.append(row)
+    return markdown_table([*columns, *(["on fresh seeds", *against] if has_fresh else [])], cells)
+
+
+def _join_numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{x:.4f}" for x in values)
+
+
+def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Path:
+    """Write proposers.md, .csv and .png into `folder` and return the path of the first.
+
+    **Arguments:**
+
+    - `about`: what was run, and where.
+    """
+    rows, folder = add_regret(rows), Path(folder)
+    groups = group_rows(rows)
+    regret_figure(folder / "proposers.png", groups)
+    lines = [
+        {
+            **r,
+            **{m: MEASURES[m](r) for m in available_measures([r])},
+            "regret": _join_numbers(r["regret"]),
+            "fresh_seeds": _join_numbers(r.get("fresh", ())),
+        }
+        for r in rows
+    ]
+    (folder / "proposers.csv").write_text(csv_table(CSV_COLUMNS, lines))
+    text = f"# Proposers compared\n\n{about}\n\n![Regret over nodes](proposers.png)\n\n{REGRET_NOTE}"
+    roots = [r["root_fresh"] for r in rows if "fresh" in r]
+    if roots:
+        text += FRESH_NOTE.format(np.mean(roots))
+    for name, group in groups.items():
+        text += f"\n## {name}\n\n{proposer_table(group)}"
+    path = folder / "proposers.md"
+    path.write_text(text)
+    return path
