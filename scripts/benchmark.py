@@ -70,11 +70,11 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
 
     from flyjax import circuit, simulation
     from flyjax.experiments.benchmark import measured_on
-    from flyjax.ground_truth.sampling import draw
+    from flyjax.ground_truth.sampling import sample_type_parameters
     from flyjax.simulation import kernels
 
     c = circuit.build_connectome(extent)
-    types = draw(c, 0)
+    types = sample_type_parameters(c, 0)
     # Biased as far as the calibration would on average; speed does not depend on it.
     p = circuit.expand(c, np.full(c.n_types, 0.1, np.float32), types.tau, types.syn_strength)
     # The kernel that a recording of n_frames would take, timed over fewer of them.

@@ -1,26 +1,23 @@
-"""The fly's visual system as a graph: hexagonal lattice, neurons, edges.
+"""The fly's visual system as a graph: neurons on a hexagonal lattice, and edges.
 
-The connectome file (Lappalainen et al. 2024, Nature) says, per pair of cell types, with how
-many synapses a neuron contacts its neighbours at each hexagonal offset. Repeating these
-stencils over a lattice of columns gives the network; edges that would leave it are dropped.
+The stencils of the connectome file, one per pair of cell types, are repeated over a lattice of columns; edges that
+would leave it are dropped.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import lru_cache
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Int64
 
+from flyjax.circuit.connectome_file import ConnectomeSpecs, packaged_specs, read_specs
+from flyjax.circuit.hexgrid import lattice
 from flyjax.utils.errors import UserError
 
-CONNECTOME_FILE = Path(__file__).parent / "data" / "fib25-fib19_v2.2.json"
-CONNECTOME_SHA256 = "bfbb0766251ff09e22723d0ebbf7b14793e70b3ae8ad0eea64eac9d28223351a"
 MAX_EXTENT = 15
 
 
@@ -69,10 +66,6 @@ class Connectome:
         return len(self.columns)
 
     @property
-    def n_inputs(self) -> int:
-        return len(self.inputs)
-
-    @property
     def n_types(self) -> int:
         return len(self.cell_types)
 
@@ -81,150 +74,16 @@ class Connectome:
         """The neuron of each type in column (0, 0)."""
         return np.flatnonzero((self.u == 0) & (self.v == 0)).astype(np.int32)
 
-    def neurons(self, cell_type: str) -> Int32[np.ndarray, " n"]:
-        """Neurons of one type. **Raises:** `UserError` for an unknown name."""
-        if cell_type not in self.cell_types:
-            from flyjax.utils.errors import nearest
-
-            raise UserError(f"no cell type {cell_type!r}.{nearest(cell_type, self.cell_types)}")
-        return np.flatnonzero(self.cell_type == self.cell_types.index(cell_type)).astype(np.int32)
+    @property
+    def node_pairs(self) -> Int64[np.ndarray, " E"]:
+        """sender * n_neurons + receiver of each edge: one number per pair of neurons."""
+        return self.senders.astype(np.int64) * self.n_neurons + self.receivers
 
     def __repr__(self) -> str:
         return f"Connectome(extent={self.extent}, {self.n_neurons:,} neurons, {self.n_edges:,} edges)"
 
 
-def lattice(extent: int) -> Int32[np.ndarray, "n_col 2"]:
-    """Columns (u, v) with max(|u|, |v|, |u + v|) <= extent; u ascending, then v."""
-    span = np.arange(-extent, extent + 1, dtype=np.int32)
-    u, v = (a.ravel() for a in np.meshgrid(span, span, indexing="ij"))
-    inside = np.abs(u + v) <= extent
-    return np.stack([u[inside], v[inside]], axis=1)
-
-
-@dataclass(frozen=True)
-class _Specs:
-    """The connectome file, independent of any extent."""
-
-    cell_types: tuple[str, ...]
-    strides: np.ndarray  # (n_types, 2); 0 means a single neuron in column (0, 0)
-    input_types: tuple[str, ...]
-    output_types: tuple[str, ...]
-    pairs: np.ndarray
-    pair_sign: np.ndarray
-    keys: np.ndarray
-    key_pair: np.ndarray
-    key_n_syn: np.ndarray
-
-
-def _convex_hull(points: np.ndarray) -> list[tuple[int, int]]:
-    """Counter-clockwise hull without collinear vertices (Andrew's monotone chain)."""
-    ordered = sorted({(int(x), int(y)) for x, y in points})
-
-    def chain(sequence):
-        kept: list[tuple[int, int]] = []
-        for x, y in sequence:
-            while len(kept) >= 2:
-                (ax, ay), (bx, by) = kept[-2:]
-                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
-                    break
-                kept.pop()
-            kept.append((x, y))
-        return kept[:-1]
-
-    return chain(ordered) + chain(reversed(ordered))
-
-
-def fill_hull(offsets: np.ndarray) -> np.ndarray:
-    """Unlisted lattice points inside the hull of a spec's offsets, du-major.
-
-    Which points on the hull's border count follows the even-odd crossing rule that flyvis uses;
-    another rule would give other edges.
-    """
-    hull = _convex_hull(offsets)
-    low, high = offsets.min(axis=0), offsets.max(axis=0)
-    x, y = (a.ravel() for a in np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low, high)), indexing="ij"))
-    inside = np.zeros(x.shape, bool)
-    for (x0, y0), (x1, y1) in zip(hull, hull[1:] + hull[:1]):
-        above0, above1 = y0 >= y, y1 >= y
-        crosses = ((y1 - y) * (x0 - x1) >= (x1 - x) * (y0 - y1)) == above1
-        inside ^= (above0 != above1) & crosses
-    listed = {(int(a), int(b)) for a, b in offsets}
-    fresh = [p for p in zip(x[inside].tolist(), y[inside].tolist()) if p not in listed]
-    return np.array(fresh, np.int32).reshape(-1, 2)
-
-
-def _stride(name: str, pattern) -> tuple[int, int]:
-    match pattern:
-        case ["stride", [int(su), int(sv)]] if su > 0 and sv > 0:
-            return su, sv
-        case ["tile", int(n)] if n > 0:
-            return n, n
-        case "single" | ["single"] | ["single", _]:
-            return 0, 0
-    raise UserError(f"connectome file: {name} has the pattern {pattern!r}; known are stride, tile and single")
-
-
-def _parse(path: Path, text: bytes) -> _Specs:
-    try:
-        data = json.loads(text)
-        names = tuple(node["name"] for node in data["nodes"])
-        index = {name: k for k, name in enumerate(names)}
-        strides = np.array([_stride(node["name"], node["pattern"]) for node in data["nodes"]], np.int32)
-        pairs, pair_sign, keys, key_n_syn = [], [], [], []
-        for spec in data["edges"]:
-            pair = index[spec["src"]], index[spec["tar"]]
-            listed = np.array([offset for offset, _ in spec["offsets"]], np.int32).reshape(-1, 2)
-            filled = fill_hull(listed) if len(listed) >= 3 else np.zeros((0, 2), np.int32)
-            offsets = np.concatenate([listed, filled])
-            counts = np.array([n for _, n in spec["offsets"]] + [1] * len(filled), np.float32)
-            # An offset between two strided types is hit only where the common divisor of the strides divides it.
-            common = np.gcd(strides[pair[0]], strides[pair[1]])
-            possible = np.where(common == 0, offsets == 0, offsets % np.maximum(common, 1) == 0).all(axis=1)
-            if possible.any():
-                pairs.append(pair)
-                pair_sign.append(spec["alpha"])
-                keys += [(len(pairs) - 1, *pair, *offset) for offset in offsets[possible].tolist()]
-                key_n_syn += counts[possible].tolist()
-        inputs, outputs = tuple(data["input_units"]), tuple(data["output_units"])
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{path} is not a flyvis connectome file: {type(error).__name__}: {error}") from None
-    if len(set(pairs)) != len(pairs):
-        raise UserError(f"{path}: a pair of cell types is listed twice")
-    table = np.array(keys, np.int32)
-    return _Specs(
-        cell_types=names,
-        strides=strides,
-        input_types=inputs,
-        output_types=outputs,
-        pairs=np.array(pairs, np.int32),
-        pair_sign=np.array(pair_sign, np.float32),
-        keys=table[:, 1:],
-        key_pair=table[:, 0],
-        key_n_syn=np.array(key_n_syn, np.float32),
-    )
-
-
-def _load(path: Path, sha256: str | None) -> _Specs:
-    if not path.is_file():
-        remedy = "reinstall flyjax or take it from the flyvis 1.2.0 wheel" if sha256 else "give another path"
-        raise UserError(f"no connectome file {path}: {remedy}")
-    text = path.read_bytes()
-    if sha256 and (found := hashlib.sha256(text).hexdigest()) != sha256:
-        raise UserError(
-            f"{path} was changed: SHA-256 {found[:12]}…, expected {sha256[:12]}…; restore it (git checkout) or "
-            "take it from the flyvis 1.2.0 wheel"
-        )
-    return _parse(path, text)
-
-
-@lru_cache(maxsize=1)
-def _packaged() -> _Specs:
-    return _load(CONNECTOME_FILE, CONNECTOME_SHA256)
-
-
-def _assemble(specs: _Specs, extent: int) -> Connectome:
+def _assemble(specs: ConnectomeSpecs, extent: int) -> Connectome:
     columns = lattice(extent)
     n_col, n_types = len(columns), len(specs.cell_types)
     stride = specs.strides[:, None, :]  # (types, 1, 2)
@@ -250,8 +109,8 @@ def _assemble(specs: _Specs, extent: int) -> Connectome:
     senders, receivers, key = senders[order], receivers[order], key[order].astype(np.int32)
 
     edge_pair = specs.key_pair[key]
-    drives = np.isin(cell_type, [specs.cell_types.index(name) for name in specs.input_types])
-    inputs = np.flatnonzero(drives).astype(np.int32)
+    receives = np.isin(cell_type, [specs.cell_types.index(name) for name in specs.input_types])
+    inputs = np.flatnonzero(receives).astype(np.int32)
     arrays = dict(
         columns=columns,
         cell_type=cell_type,
@@ -285,7 +144,7 @@ def _assemble(specs: _Specs, extent: int) -> Connectome:
 
 @lru_cache(maxsize=4)
 def _packaged_connectome(extent: int) -> Connectome:
-    return _assemble(_packaged(), extent)
+    return _assemble(packaged_specs(), extent)
 
 
 def build_connectome(extent: int = 8, path: str | Path | None = None) -> Connectome:
@@ -294,10 +153,10 @@ def build_connectome(extent: int = 8, path: str | Path | None = None) -> Connect
     Reproduces flyvis 1.2.0 with `fib25-fib19_v2.2.json` and hull filling (`n_syn_fill=1`):
     13,741 neurons and 434,112 edges at extent 8. Repeated calls return the same object.
 
-    Args:
-        extent: hexagonal radius in columns, 0 to 15.
-        path: another connectome file of the same format; by default the packaged one, whose
-            SHA-256 is verified.
+    **Arguments:**
+
+    - `extent`: hexagonal radius in columns, 0 to 15.
+    - `path`: another connectome file of the same format; by default the packaged one, whose SHA-256 is verified.
 
     **Raises:** `UserError` if the extent is not an integer in 0..15, or the file is missing,
     changed or not a connectome.
@@ -306,4 +165,4 @@ def build_connectome(extent: int = 8, path: str | Path | None = None) -> Connect
         raise UserError(f"extent must be an integer from 0 to {MAX_EXTENT}, got {extent!r}")
     if path is None:
         return _packaged_connectome(int(extent))
-    return _assemble(_load(Path(path), None), int(extent))
+    return _assemble(read_specs(Path(path), None), int(extent))

@@ -1,4 +1,4 @@
-"""What is true: weight per edge, time constant and resting potential per neuron."""
+"""Parameters of the circuit: weight per edge, time constant and resting potential per neuron; flyvis' files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Parameters(NamedTuple):
 
 
 class TypeParameters(NamedTuple):
-    """What flyvis shares per cell type, type pair and offset; float32, in the connectome's order."""
+    """Parameters as flyvis shares them per cell type, type pair and offset; float32, in the connectome's order."""
 
     bias: Float32[Array, " n_types"]  #: resting potential
     tau: Float32[Array, " n_types"]  #: s
@@ -40,48 +40,48 @@ def expand(
     log_n_syn: Float32[Array, " K"] | None = None,
     n_syn: Float32[Array, " K"] | None = None,
 ) -> Parameters:
-    """Per neuron and edge from what flyvis shares per type, type pair and offset. Differentiable.
+    """Parameters per neuron and edge from those shared per type, type pair and offset. Differentiable.
 
     w = sign * n_syn * syn_strength in that order of float32 products, as flyvis multiplies.
 
-    Args:
-        bias: resting potential per cell type.
-        tau: time constant per cell type, s.
-        syn_strength: per row of `c.pairs`.
-        log_n_syn: natural log of the synapse count per row of `c.keys`.
-        n_syn: the count itself; by default the connectome's own counts.
+    **Arguments:**
+
+    - `bias`: resting potential per cell type.
+    - `tau`: time constant per cell type, s.
+    - `syn_strength`: per row of `c.pairs`.
+    - `log_n_syn`: natural log of the synapse count per row of `c.keys`.
+    - `n_syn`: the count itself; by default the connectome's own counts.
 
     **Raises:** `UserError` for a wrong shape.
     """
-    given = {"bias": (bias, c.n_types), "tau": (tau, c.n_types), "syn_strength": (syn_strength, len(c.pairs))}
+    def checked(name, array, n):
+        array = jnp.asarray(array, jnp.float32)
+        if array.shape != (n,):
+            raise UserError(f"{name} has the shape {array.shape}, expected ({n},)")
+        return array
+
+    bias, tau = checked("bias", bias, c.n_types), checked("tau", tau, c.n_types)
+    syn_strength = checked("syn_strength", syn_strength, len(c.pairs))
     if log_n_syn is not None:
-        given["log_n_syn"] = log_n_syn, len(c.keys)
-    if n_syn is not None:
-        given["n_syn"] = n_syn, len(c.keys)
-    arrays = {name: jnp.asarray(array, jnp.float32) for name, (array, _) in given.items()}
-    for name, (_, n) in given.items():
-        if arrays[name].shape != (n,):
-            raise UserError(f"{name} has the shape {arrays[name].shape}, expected ({n},)")
-    counts = arrays.get("n_syn", c.key_n_syn)
-    if "log_n_syn" in arrays:
-        counts = jnp.exp(arrays["log_n_syn"])
+        n_syn = jnp.exp(checked("log_n_syn", log_n_syn, len(c.keys)))
+    counts = c.key_n_syn if n_syn is None else checked("n_syn", n_syn, len(c.keys))
     # Multiplied per key first: 2,355 products, then one gather.
-    per_key = (c.pair_sign[c.key_pair] * counts) * arrays["syn_strength"][c.key_pair]
-    return Parameters(weight=per_key[c.offset_key], tau=arrays["tau"][c.cell_type], v_rest=arrays["bias"][c.cell_type])
+    per_key = (c.pair_sign[c.key_pair] * counts) * syn_strength[c.key_pair]
+    return Parameters(weight=per_key[c.offset_key], tau=tau[c.cell_type], v_rest=bias[c.cell_type])
 
 
-def _rows(wanted, found, path, what: str) -> np.ndarray:
+def _rows(wanted, found, path, kind: str) -> np.ndarray:
     """Row in the file of each wanted key, -1 where the file has none."""
     index = {key: k for k, key in enumerate(found)}
     if len(index) != len(found):
-        raise UserError(f"{path}: {what} are listed twice")
+        raise UserError(f"{path}: {kind} are listed twice")
     return np.array([index.get(key, -1) for key in wanted], np.int64)
 
 
-def _pick(values, rows, used, path, what: str) -> np.ndarray:
+def _take(values, rows, used, path, kind: str) -> np.ndarray:
     """Values in the connectome's order; a key that the file lacks must not occur in the circuit."""
     if (missing := used & (rows < 0)).any():
-        raise UserError(f"{path} lacks {missing.sum()} {what} of this connectome: it was made for another one")
+        raise UserError(f"{path} lacks {missing.sum()} {kind} of this connectome: it was made for another one")
     return np.where(rows < 0, np.float32(0), np.asarray(values, np.float32)[rows])
 
 
@@ -100,7 +100,7 @@ def _from_npz(c: Connectome, path: Path) -> TypeParameters:
     )
     used = np.isin(np.arange(len(c.pairs)), c.edge_pair)
     if "edge_sign" in data:
-        sign = _pick(data["edge_sign"], pairs, used, path, "type pairs")
+        sign = _take(data["edge_sign"], pairs, used, path, "type pairs")
         if (sign != c.pair_sign)[used].any():
             raise UserError(f"{path}: synapse signs differ from the connectome's")
     n_syn = None
@@ -111,11 +111,11 @@ def _from_npz(c: Connectome, path: Path) -> TypeParameters:
         keys = _rows(wanted, found, path, "offsets")
         # The stored count is bit-equal to flyvis' own exp; ours may differ in the last bit.
         counts = data["offset_syn_count"] if "offset_syn_count" in data else np.exp(data["offset_log_syn_count"])
-        n_syn = _pick(counts, keys, np.isin(np.arange(len(c.keys)), c.offset_key), path, "offsets")
+        n_syn = _take(counts, keys, np.isin(np.arange(len(c.keys)), c.offset_key), path, "offsets")
     return TypeParameters(
-        bias=_pick(data["bias"], types, every, path, "cell types"),
-        tau=_pick(data["time_const"], types, every, path, "cell types"),
-        syn_strength=_pick(data["edge_syn_strength"], pairs, used, path, "type pairs"),
+        bias=_take(data["bias"], types, every, path, "cell types"),
+        tau=_take(data["time_const"], types, every, path, "cell types"),
+        syn_strength=_take(data["edge_syn_strength"], pairs, used, path, "type pairs"),
         n_syn=n_syn,
     )
 
@@ -149,12 +149,13 @@ def _from_torch(c: Connectome, path: Path) -> TypeParameters:
 def read_flyvis(c: Connectome, path: str | Path) -> TypeParameters:
     """Per-type parameters of a flyvis model, in the connectome's order of types, pairs and offsets.
 
-    Args:
-        path: an official checkpoint (`best_chkpt`, a torch zip; or the model folder that holds
-            it), or an .npz with the names of types, pairs and offsets beside the values.
+    **Arguments:**
+
+    - `path`: an official checkpoint (`best_chkpt`, a torch zip; or the model folder with it), or an .npz with the
+        names of types, pairs and offsets beside the values.
 
     **Raises:** `UserError` if the file is missing, of neither kind, refused (see
-    `read_torch_checkpoint`), not of this connectome, or holds values that are not finite.
+    `read_torch_checkpoint`), not of this connectome, or contains values that are not finite.
     """
     path = Path(path)
     if path.is_dir():
@@ -167,13 +168,13 @@ def read_flyvis(c: Connectome, path: str | Path) -> TypeParameters:
         types = (_from_npz if is_npz else _from_torch)(c, path)
     except zipfile.BadZipFile:
         raise UserError(f"{path} is neither an .npz nor a torch zip checkpoint, or is torn") from None
+    except UserError:
+        raise
     except (KeyError, ValueError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path} cannot be read as flyvis parameters: {error}") from None
     for name, array in zip(types._fields, types):
         if array is not None and not np.isfinite(array).all():
-            raise UserError(f"{path}: {name} holds NaN or infinite values")
+            raise UserError(f"{path}: {name} contains NaN or infinite values")
     if (types.tau <= 0).any():
         raise UserError(f"{path}: time constants must be positive")
     return types

@@ -2,7 +2,7 @@
 
 A torch file is a zip of `data.pkl` (a pickle of names and tensor headers) and raw storages. A
 pickle can name any importable function; here only a handful of names resolve, all to inert
-stand-ins of this module, and every other name is refused.
+classes and functions of this module, and every other name is refused.
 """
 
 from __future__ import annotations

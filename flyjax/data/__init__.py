@@ -1,0 +1,19 @@
+"""Recordings: the voltages of a simulated fly, paired with what it saw."""
+
+from flyjax.data.cache import Recordings, cached_recording
+from flyjax.data.record import record
+from flyjax.data.recording import Part, Recording, load_recording
+from flyjax.data.splits import SPLITS, measurement_noise_std, stimulus_for_split, uses_finite_differences
+
+__all__ = [
+    "SPLITS",
+    "Part",
+    "Recording",
+    "Recordings",
+    "cached_recording",
+    "load_recording",
+    "measurement_noise_std",
+    "record",
+    "stimulus_for_split",
+    "uses_finite_differences",
+]

@@ -8,7 +8,9 @@ import shutil
 from pathlib import Path
 
 from flyjax.config import Simulation
-from flyjax.data.recording import Recording, load_recording, recipe, record
+from flyjax.data.record import record
+from flyjax.data.recording import Recording, load_recording
+from flyjax.data.splits import cache_key
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
 from flyjax.utils.system import available_ram
@@ -34,15 +36,12 @@ def cached_recording(
     **Raises:** `UserError` as `record` does, or if the folder cannot be written.
     """
     cache_dir = Path(cache_dir)
-    path = cache_dir / recipe(simulation, noise_model_level, split, seed)
+    path = cache_dir / cache_key(simulation, noise_model_level, split, seed)
     if path.exists():
         try:
             recording = load_recording(path)
             array_store.touch(path)
-            out = dataclasses.replace(recording, simulation=simulation)
-            if "derivative" in vars(recording):  # no field: `replace` drops it, and computing it again is slow
-                vars(out)["derivative"] = recording.derivative
-            return out
+            return dataclasses.replace(recording, simulation=simulation)
         except UserError as error:
             log.warning("%s; it is recorded again", error)
             shutil.rmtree(path, ignore_errors=True)
@@ -52,7 +51,7 @@ def cached_recording(
 
 
 def _n_bytes(recording: Recording) -> int:
-    return recording.voltage.nbytes * (2 if "derivative" in vars(recording) else 1)
+    return recording.voltage.nbytes * (1 if recording.derivative_in_memory is None else 2)
 
 
 class Recordings:

@@ -29,7 +29,7 @@ from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml
 from flyjax.data.cache import Recordings
 from flyjax.experiments.node import evaluate_node, learner_for
 from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
-from flyjax.ground_truth.build import checkpoint_file
+from flyjax.ground_truth import checkpoint_file
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.recovery.model_selection import selection
 from flyjax.training import train_sweep

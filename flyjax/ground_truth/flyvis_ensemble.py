@@ -1,7 +1,7 @@
 """The official flyvis models on this machine: found, checked, copied and listed.
 
-Fifty networks flow/0000/000 .. 049 (Lappalainen et al. 2024), about 49 kB each. They are not part
-of this project: flyvis' own command downloads them, and `install` takes them from there.
+Fifty networks flow/0000/000 .. 049 (Lappalainen et al. 2024, Nature), about 49 kB each. They are not part of this
+project: flyvis' own command downloads them, and `install` copies them from there.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import hashlib
 import importlib.util
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from flyjax.circuit import build_connectome, read_flyvis
 from flyjax.utils import environment
 from flyjax.utils.atomic_io import write_atomic
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import UserError, nearest
 
 N_MODELS = 50
 #: Name and SHA-256 of the archive that flyvis 1.2.0 downloads (flyvis_cli download_pretrained_models).
@@ -28,7 +28,7 @@ _MAX_BYTES = 64 << 20  # of one checkpoint; an official one has 49 kB
 
 
 def cache_folder() -> Path:
-    """Where models are kept: FLYJAX_DATA/flyvis, or ~/.cache/flyjax/flyvis."""
+    """The folder of the models: FLYJAX_DATA/flyvis, or ~/.cache/flyjax/flyvis."""
     return (environment.data_root() or environment.cache_dir()) / "flyvis"
 
 
@@ -39,7 +39,7 @@ def sha256(path: Path) -> str:
 
 
 def find_download() -> Path | None:
-    """Where flyvis put its download on this machine: FLYVIS_ROOT_DIR, or beside an installed flyvis."""
+    """The download of flyvis on this machine: in FLYVIS_ROOT_DIR, or beside an installed flyvis."""
     root = environment.flyvis_root()
     roots = [root] if root else []
     spec = importlib.util.find_spec("flyvis")
@@ -63,28 +63,27 @@ def _members(source: Path) -> Iterator[tuple[str, str, bytes]]:
     try:
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
-                # Read by name and written to names of our own: nothing is extracted where the archive says.
+                # Only the content is read: no path of the archive is written to.
                 if (match := _MEMBER.search(info.filename)) and info.file_size <= _MAX_BYTES:
                     yield *match.groups(), archive.read(info)
     except zipfile.BadZipFile:
         raise UserError(f"{source} is neither a folder nor a zip, or is torn: download it again") from None
 
 
-def install(source: str | Path, target: Path | None = None, on_model: Callable[[str], None] | None = None) -> list[str]:
-    """Copy the models of a flyvis download into the cache, each read and checked before it is kept.
+def install(source: str | Path, target: Path | None = None) -> list[str]:
+    """Copy the models of a flyvis download into the cache, each read and checked first.
 
     Writes `SHA256SUMS`, which `sha256sum -c` understands, over all models in the cache.
 
-    Args:
-        source: a folder or zip with flow/0000/NNN/best_chkpt in it, at any depth.
-        target: by default `cache_folder()`.
-        on_model: called with each name.
+    **Arguments:**
 
-    Returns:
-        The names copied.
+    - `source`: a folder or zip with flow/0000/NNN/best_chkpt in it, at any depth.
+    - `target`: by default `cache_folder()`.
 
-    **Raises:** `UserError` if there are no models in it, or one cannot be read as flyvis' (nothing
-    of that model is kept then).
+    **Returns:** the names copied.
+
+    **Raises:** `UserError` if there are no models in it, or one cannot be read as flyvis' (nothing of that model is
+    copied then).
     """
     source, target = Path(source).expanduser(), target or cache_folder()
     if not source.exists():
@@ -115,8 +114,6 @@ def install(source: str | Path, target: Path | None = None, on_model: Callable[[
             part.unlink(missing_ok=True)
         sums[name] = hashlib.sha256(content).hexdigest()
         write_atomic(target / SUMS, "".join(f"{digest}  {k}/best_chkpt\n" for k, digest in sorted(sums.items())))
-        if on_model:
-            on_model(name)
     return sorted(chosen)
 
 
@@ -136,20 +133,47 @@ def installed(folder: Path | None = None) -> dict[str, str]:
     """Models in the cache by name: 'ok', 'changed' (another checksum), 'missing' or 'no checksum'."""
     folder = folder or cache_folder()
     sums = _sums(folder)
-    there = {p.parent.relative_to(folder).as_posix(): p for p in folder.glob("flow/*/*/best_chkpt")}
-    out = {}
-    for name in sorted({*sums, *there}):
-        if name not in there:
-            out[name] = "missing"
-        elif name not in sums:
-            out[name] = "no checksum"
-        else:
-            out[name] = "ok" if sha256(there[name]) == sums[name] else "changed"
-    return out
+    found = {p.parent.relative_to(folder).as_posix(): p for p in folder.glob("flow/*/*/best_chkpt")}
+
+    def state(name: str) -> str:
+        if name not in found:
+            return "missing"
+        if name not in sums:
+            return "no checksum"
+        return "ok" if sha256(found[name]) == sums[name] else "changed"
+
+    return {name: state(name) for name in sorted({*sums, *found})}
 
 
-def check_sum(root: Path, name: str, path: Path) -> None:
-    """**Raises:** `UserError` if a model in the cache is no longer what was copied."""
-    noted = _sums(root).get(name)
-    if noted is not None and path == root / name / "best_chkpt" and sha256(path) != noted:
+def _check_sum(root: Path, name: str, path: Path) -> None:
+    """**Raises:** `UserError` if a model in the cache is not the one that was copied."""
+    expected = _sums(root).get(name)
+    if expected is not None and path == root / name / "best_chkpt" and sha256(path) != expected:
         raise UserError(f"{path} was edited or damaged, its checksum differs: run python scripts/fetch_flyvis.py again")
+
+
+def checkpoint_file(name: str) -> Path:
+    """The file of `simulation.parameters`: a path, or a model of the ensemble in the user's folders.
+
+    **Raises:** `UserError` if there is none, or its checksum differs.
+    """
+    given = Path(name).expanduser()
+    if given.exists():
+        return given
+    data = environment.data_root()
+    roots = [*([data, data / "flyvis"] if data else []), environment.cache_dir() / "flyvis"]
+    for root in roots:
+        folder = root / name
+        for candidate in (folder / "best_chkpt", folder / "chkpts" / "chkpt_00000", folder.with_suffix(".npz"), folder):
+            if candidate.is_file():
+                _check_sum(root, name, candidate)
+                return candidate
+    if name.startswith("flow/"):
+        raise UserError(
+            f"no flyvis model {name!r} in {roots[-1]} (or FLYJAX_DATA): run python scripts/fetch_flyvis.py, "
+            "or use simulation.parameters=sampled, which needs no download"
+        )
+    raise UserError(
+        f"simulation.parameters: no file {name!r}.{nearest(name, ['sampled', 'flow/0000/000'])} "
+        "Give 'sampled', 'flow/0000/000' or the path of a flyvis checkpoint."
+    )

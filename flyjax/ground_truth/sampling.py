@@ -1,7 +1,7 @@
-"""A ground truth drawn for a study: lively, stable and identifiable.
+"""A random ground truth for a study: active, stable and identifiable.
 
-With the published parameters 5 % of the neurons never rise above zero and some autapses cannot be
-told from the leak, so no method can recover them. Here every cell type is biased to cross zero.
+With the published parameters 5 % of the neurons never rise above zero and some autapses cannot be distinguished from
+the leak, so that no method can recover them. Here every cell type is biased to cross zero.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ _FRAMES, _SETTLE, _DT = 300, 50, 0.02
 def calibration_stimulus(c: Connectome, n_frames: int = _FRAMES, dt: float = _DT) -> Float32[np.ndarray, "T n_col"]:
     """Drifting 1/f plane waves whose direction, speed and contrast change every 0.5 s; in [0, 1].
 
-    Deterministic, about as bright and as contrasted as a moving natural scene.
+    Deterministic, with about the mean and contrast of a moving natural scene. `dt` in s.
     """
     rng = np.random.default_rng(20)
+    # Positions on the regular hexagonal lattice.
     x = c.columns[:, 0] + c.columns[:, 1] / 2
     y = c.columns[:, 1] * np.sqrt(3) / 2
     per_segment = round(0.5 / dt)
     n_waves = 24
-    pieces = []
+    segments = []
     for _ in range(-(-n_frames // per_segment)):
         period = np.exp(rng.uniform(np.log(2.5), np.log(40), n_waves))  # columns
         angle, phase = rng.uniform(0, 2 * np.pi, (2, n_waves))
@@ -47,20 +48,20 @@ def calibration_stimulus(c: Connectome, n_frames: int = _FRAMES, dt: float = _DT
         shift = speed * t[:, None] * (kx * np.cos(heading) + ky * np.sin(heading))
         waves = np.cos(np.outer(x, kx) + np.outer(y, ky) + phase - shift[:, None, :]) @ np.sqrt(period)
         contrast = np.exp(rng.uniform(np.log(0.1), np.log(0.35)))
-        pieces.append(rng.uniform(0.35, 0.65) + contrast * waves / np.sqrt((period).sum() / 2))
-    return np.clip(np.concatenate(pieces)[:n_frames], 0, 1).astype(np.float32)
+        segments.append(rng.uniform(0.35, 0.65) + contrast * waves / np.sqrt(period.sum() / 2))
+    return np.clip(np.concatenate(segments)[:n_frames], 0, 1).astype(np.float32)
 
 
 def excitatory_radius(c: Connectome, syn_strength) -> float:
     """Spectral radius of the excitatory weights alone (power iteration).
 
-    Below 1 the circuit is bounded whatever the stimulus, the time constants and dt <= tau*: the
-    state stays below that of the linear, purely excitatory circuit, which is stable; and with
-    bounded rates inhibition is bounded too.
+    Below 1 the circuit is bounded for any stimulus, time constants and dt <= tau*: the state stays below that of the
+    linear, purely excitatory circuit, which is stable; and with bounded rates inhibition is bounded too.
     """
-    keep = c.sign > 0
-    weight = (c.n_syn * syn_strength[c.edge_pair])[keep]
-    matrix = csr_matrix((weight, (c.receivers[keep], c.senders[keep])), (c.n_neurons, c.n_neurons))
+    excitatory = c.sign > 0
+    weight = (c.n_syn * syn_strength[c.edge_pair])[excitatory]
+    ends = c.receivers[excitatory], c.senders[excitatory]
+    matrix = csr_matrix((weight, ends), (c.n_neurons, c.n_neurons))
     state, radius = np.ones(c.n_neurons), 0.0
     for _ in range(100):
         state = matrix @ state
@@ -81,22 +82,22 @@ def _type_sum(c: Connectome, per_edge) -> np.ndarray:
 def _balance(c: Connectome, strength: np.ndarray) -> np.ndarray:
     """Rescale the voltage of every type but R1..R8 such that its in-weights have the norm `IN_NORM`.
 
-    Multiplying a type's in-weights by d and its out-weights by 1/d is a change of its unit of voltage: the
-    spectral radius stays. The d solve a linear system in 1/d^2; it has one positive solution because
-    no norm exceeds `IN_NORM` before. R1..R8 keep theirs, since the luminance enters unscaled.
+    Multiplying a type's in-weights by d and its out-weights by 1/d is a change of its unit of voltage, which leaves the
+    spectral radius. The d solve a linear system in 1/d^2; it has one positive solution because no norm exceeds
+    `IN_NORM` before. R1..R8 keep theirs, since the luminance enters unscaled.
     """
     square = _type_sum(c, (c.n_syn * strength[c.edge_pair]) ** 2)
     free = ~np.isin(c.cell_types, c.input_types) & (square.sum(axis=1) > 0)
     inner, outer = square[np.ix_(free, free)], square[np.ix_(free, ~free)].sum(axis=1)
-    tiny = 1e-6  # keeps d = 1 for types that no other type reaches (extent 0 has some)
+    tiny = 1e-6  # d = 1 for types that no other type reaches (extent 0 has some)
     inverse_square = np.linalg.solve((IN_NORM**2 + tiny) * np.eye(free.sum()) - inner, outer + tiny)
     unit = np.ones(c.n_types)
     unit[free] = inverse_square**-0.5
     return strength * unit[c.pairs[:, 1]] / unit[c.pairs[:, 0]]
 
 
-def draw(c: Connectome, seed: int) -> TypeParameters:
-    """Synapse strengths and time constants; biases are 0. The raw draws do not depend on the extent."""
+def sample_type_parameters(c: Connectome, seed: int) -> TypeParameters:
+    """Random synapse strengths and time constants (s); biases are 0. The raw draws do not depend on the extent."""
     rng = np.random.default_rng(seed)
     strength = np.exp(rng.normal(0, STRENGTH_SIGMA, len(c.pairs)))
     low, high = np.log(TAU_RANGE)
@@ -115,9 +116,8 @@ def draw(c: Connectome, seed: int) -> TypeParameters:
 def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMULATIONS) -> TypeParameters:
     """Biases such that each type's mean voltage is `MEAN_PER_STD` of its standard deviation.
 
-    Newton steps on the types' means: raising the mean of type j by d raises its mean rate by about
-    P(V_j > 0) d, which every target feels through the types' mean coupling, so the biases move by
-    (I - A P) times what the means lack.
+    Newton steps on the types' means: raising the mean of type j by d raises its mean rate by about P(V_j > 0) d, which
+    reaches every target through the types' mean coupling A, so that the biases move by (I - A P) times the residual.
     """
     stimulus = calibration_stimulus(c)
     size = np.bincount(c.cell_type, minlength=c.n_types)
@@ -137,26 +137,25 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
         square = per_type((v * v).mean(axis=0, dtype=np.float64))
         std = np.sqrt(np.maximum(square - mean**2, 0))
         active = per_type((v > 0).mean(axis=0))
-        lack = MEAN_PER_STD * std - mean
-        if (np.abs(lack) <= TOLERANCE * std).all():
+        residual = MEAN_PER_STD * std - mean
+        if (np.abs(residual) <= TOLERANCE * std).all():
             break
-        bias += lack - coupling @ (active * lack)
+        bias += residual - coupling @ (active * residual)
     return types._replace(bias=bias.astype(np.float32))
 
 
 def sample_parameters(c: Connectome, seed: int = 0) -> Parameters:
     """A random ground truth with the connectome's signs and synapse counts.
 
-    Per type pair: synapse strength lognormal (sigma 0.5) over the pair's mean synapse count, the
-    in-weights of every target type scaled to an L2 norm of 0.7 (R1..R8 receive less), excitation
-    scaled down until its spectral radius is 0.9, so that no stimulus and no dt makes the circuit
-    diverge. Per type: tau log-uniform in 20.5-300 ms, V_rest calibrated by short simulations until
-    the mean voltage is 0.3 of its standard deviation, so that neurons cross zero. Deterministic
-    for (extent, seed).
+    Per type pair: synapse strength lognormal (sigma 0.5) over the pair's mean synapse count, the in-weights of every
+    target type scaled to an L2 norm of 0.7 (R1..R8 receive less), excitation scaled down until its spectral radius is
+    0.9, so that no stimulus and no dt makes the circuit diverge. Per type: tau log-uniform in 20.5-300 ms, V_rest
+    calibrated by short simulations until the mean voltage is 0.3 of its standard deviation, so that neurons cross zero.
+    Deterministic for (extent, seed).
 
     **Raises:** `UserError` if the seed is not an integer >= 0.
     """
     if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
         raise UserError(f"seed must be an integer >= 0, got {seed!r}")
-    types = calibrate(c, draw(c, int(seed)))
+    types = calibrate(c, sample_type_parameters(c, int(seed)))
     return expand(c, types.bias, types.tau, types.syn_strength)

@@ -29,7 +29,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from flyjax.config import Model
-from flyjax.stimulus.scenes import positions
+from flyjax.circuit.hexgrid import positions
 
 #: Fixed waves over the eye, from the longest (columns) to the shortest that its columns resolve.
 N_WAVES, LONGEST, SHORTEST = 8, 32.0, 2.0

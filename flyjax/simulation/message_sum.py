@@ -1,9 +1,10 @@
 """The message sum sum_j w_ij g_j for any weights: the one expensive operation of the circuit.
 
-`gather`: receivers are sorted into buckets of similar in-degree, each padded to the largest degree
-in it, so that a bucket is a gather and a row-wise dot product, without any scatter. Padding has
-weight 0. `segment`: the plain sorted segment sum, half as fast, but its gradient compiles in a
-second. `csr`: a sparse-dense product, faster from about 8 states at a time on a CPU. Where weights repeat over the lattice, `flyjax.simulation.hex_convolution` has something faster than both.
+`gather`: receivers are sorted into buckets of similar in-degree, each padded to the largest degree in it, so that
+a bucket is a gather and a row-wise dot product, without any scatter. Padding has weight 0. `segment`: the plain
+sorted segment sum, half as fast, but its gradient compiles in a second. `csr`: a sparse-dense product, faster from
+about 8 states at a time on a CPU. Where weights repeat over the lattice, `flyjax.simulation.hex_convolution` is
+faster than all three.
 """
 
 from __future__ import annotations

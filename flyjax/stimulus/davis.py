@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from flyjax.stimulus.eye import flip, flip_matrix, resample, rotation, rotation_matrix
+from flyjax.circuit.hexgrid import flip, flip_matrix, rotation, rotation_matrix
+from flyjax.stimulus.eye import resample
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import videos, watch
 from flyjax.utils import environment

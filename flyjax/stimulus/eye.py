@@ -86,62 +86,6 @@ class BoxEye:
         raise UserError(f"the eye renders 'mean', 'sum' or 'median', not {how!r}")
 
 
-def _permutation(columns, image) -> np.ndarray:
-    """Index array p such that values[..., p] carries each column's value to `image` of it."""
-    columns = np.asarray(columns)
-    place = {(int(u), int(v)): i for i, (u, v) in enumerate(columns)}
-    moved = [place.get(image(int(u), int(v))) for u, v in columns]
-    if None in moved:
-        raise UserError("these columns are no full hexagon: flips and rotations would leave the eye")
-    permutation = np.empty(len(columns), np.int32)
-    permutation[moved] = np.arange(len(columns), dtype=np.int32)
-    return permutation
-
-
-def rotation(columns, n: int) -> np.ndarray:
-    """Permutation (n_col,) that turns a hexagonal picture by n * 60 degrees: picture[..., p].
-
-    A value at (u, v) moves to (-v, u + v), n times.
-    """
-
-    def image(u, v):
-        for _ in range(n % 6):
-            u, v = -v, u + v
-        return u, v
-
-    return _permutation(columns, image)
-
-
-_FLIPS = {
-    0: lambda u, v: (u, v),
-    1: lambda u, v: (u + v, -v),
-    2: lambda u, v: (-u, u + v),
-    3: lambda u, v: (-v, -u),
-}
-
-
-def flip(columns, axis: int) -> np.ndarray:
-    """Permutation (n_col,) that mirrors a hexagonal picture at axis 1, 2 or 3 (0: not at all)."""
-    if axis not in _FLIPS:
-        raise UserError(f"flip axes are 0 (none), 1, 2 and 3, got {axis}")
-    return _permutation(columns, _FLIPS[axis])
-
-
-def rotation_matrix(n: int) -> np.ndarray:
-    """(2, 2): what `rotation` does to flow vectors (x right, y up)."""
-    angle = n * np.pi / 3
-    return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-
-
-def flip_matrix(axis: int) -> np.ndarray:
-    """(2, 2): what `flip` does to flow vectors (x right, y up)."""
-    if axis == 0:
-        return np.eye(2)
-    # Mirror lines at 90, -30 and 30 degrees.
-    angle = {1: np.pi, 2: -np.pi / 3, 3: np.pi / 3}[axis]
-    return np.array([[np.cos(angle), np.sin(angle)], [np.sin(angle), -np.cos(angle)]])
-
-
 def resample(frames: np.ndarray, source_rate: float, target_rate: float, how: str = "nearest") -> np.ndarray:
     """Resample (T, ...) frames from one frame rate (1/s) to another.
 

@@ -21,6 +21,7 @@ from functools import partial
 
 import numpy as np
 
+from flyjax.circuit.hexgrid import positions
 from flyjax.stimulus.textures import generator, sample, texture
 
 NAMES = ("scenes_texture", "scenes_edges", "scenes_flow")
@@ -40,12 +41,6 @@ class Film:
 
     luminance: np.ndarray
     flow: np.ndarray
-
-
-def positions(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x and y (n_col,) of columns (u, v), in columns, y growing downwards."""
-    u, v = np.asarray(columns, np.float64).T
-    return v, u + v / 2
 
 
 def field_of(x, y) -> float:

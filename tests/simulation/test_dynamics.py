@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from flyjax.circuit import Parameters, build_connectome, expand, load_flyvis_parameters, read_flyvis
-from flyjax.circuit.connectome import CONNECTOME_FILE
+from flyjax.circuit.connectome_file import CONNECTOME_FILE
 from flyjax.ground_truth.edge_edits import with_null_edges, without_edges
 from flyjax.simulation import derivative, hex_convolution, kernels, simulate, simulate_chunks, solve, steady_state
 from flyjax.utils.errors import UserError

@@ -131,7 +131,7 @@ def test_names():
 def test_the_eye_sees_the_box_means_of_the_camera_picture(name):
     columns, pixels = lattice(3), 5
     camera = scenes.picture(name, columns, 150, 0.02, pixels=pixels)
-    x, y = scenes.positions(columns)
+    x, y = positions(columns)
     row, col = (np.floor(a * pixels + n / 2).astype(int) for a, n in zip((y, x), camera.shape[1:]))
     box = np.arange(pixels) - pixels // 2
     boxes = camera[:, row[:, None, None] + box[:, None], col[:, None, None] + box]

@@ -18,7 +18,7 @@ from matplotlib.collections import PolyCollection
 
 from flyjax.data.recording import Recording
 from flyjax.report.figures.style import TRUE, type_colour
-from flyjax.stimulus.scenes import positions
+from flyjax.circuit.hexgrid import positions
 
 DEVIATION_COLOURS = "RdBu_r"
 #: One type per stage from the eye to the motion detectors, ON path and OFF path.

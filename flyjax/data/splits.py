@@ -1,0 +1,79 @@
+"""What a configuration means for its two splits, and the content hash that identifies a recording.
+
+The training split has process noise, measurement noise and targets as configured. The test split is noise-free, has
+exact targets and shows another stimulus.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+
+from flyjax import stimulus
+from flyjax.config import Simulation, content_hash
+from flyjax.ground_truth import checkpoint_file
+from flyjax.utils.errors import UserError, nearest
+
+SPLITS = ("train", "test")
+
+
+def stimulus_for_split(simulation: Simulation, split: str) -> str:
+    """The stimulus of a split: the test split shows another kind unless the configuration names one.
+
+    **Raises:** `UserError` for an unknown split or stimulus.
+    """
+    if split not in SPLITS:
+        raise UserError(f"unknown split {split!r}.{nearest(split, SPLITS)} Known: train, test.")
+    if split == "train":
+        return stimulus.check_name(simulation.visual_input_type)
+    return stimulus.check_name(simulation.test_visual_input_type or stimulus.other_kind(simulation.visual_input_type))
+
+
+def measurement_noise_std(simulation: Simulation, split: str) -> float:
+    """Standard deviation of the measurement noise of a split."""
+    return simulation.measurement_noise_level if split == "train" else 0.0
+
+
+def uses_finite_differences(simulation: Simulation, split: str) -> bool:
+    """Whether targets are differences of the recorded voltages."""
+    return split == "train" and simulation.target == "difference"
+
+
+def stores_derivative(simulation: Simulation, split: str) -> bool:
+    """Whether dV/dt lies on disk beside the voltages; finite differences are in the voltages already."""
+    return split == "train" and simulation.store_derivative and not uses_finite_differences(simulation, split)
+
+
+def storage_dtype(simulation: Simulation, split: str) -> str:
+    """Type of the voltages on disk; the test split, from which metrics are taken, is exact."""
+    return simulation.voltage_dtype if split == "train" else "float32"
+
+
+@lru_cache(maxsize=1)
+def _code_hash() -> str:
+    """Hash of the rooms that make a recording: edited code never reads an old recording."""
+    package = Path(__file__).parents[1]
+    rooms = ("circuit", "simulation", "ground_truth", "stimulus", "data")
+    digest = hashlib.sha256()
+    for source in sorted(path for room in rooms for path in (package / room).rglob("*.*")):
+        if source.suffix in (".py", ".json"):
+            digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def cache_key(simulation: Simulation, noise_model_level: float, split: str, seed: int) -> str:
+    """Content hash of everything a recording depends on: configuration, code, checkpoint, videos."""
+    name = stimulus_for_split(simulation, split)
+    # The stimulus shown and its files count, wherever they lie; settings of the other split do not.
+    excluded = {"visual_input_type", "test_visual_input_type", "data_path"}
+    if split == "test":
+        excluded |= {"n_frames", "n_recordings", "voltage_dtype", "store_derivative", "target"}
+    else:
+        excluded |= {"n_test_frames"}
+    content = simulation.model_dump(mode="json", exclude=excluded)
+    if simulation.parameters != "sampled":
+        content["parameters"] = hashlib.sha256(checkpoint_file(simulation.parameters).read_bytes()).hexdigest()
+    level = 0.0 if split == "test" else float(noise_model_level)
+    files = stimulus.fingerprint(name, simulation.data_path)
+    return content_hash(content, name, files, level, split, seed, _code_hash())
