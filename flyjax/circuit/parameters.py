@@ -54,6 +54,7 @@ def expand(
 
     **Raises:** `UserError` for a wrong shape.
     """
+
     def checked(name, array, n):
         array = jnp.asarray(array, jnp.float32)
         if array.shape != (n,):

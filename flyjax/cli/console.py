@@ -16,8 +16,7 @@ from rich.table import Table
 from flyjax import stimulus
 from flyjax.cli.node_table import node_table
 from flyjax.config import Experiment, Training, parse_experiment
-from flyjax.data import recording
-from flyjax.data.recording import SPLITS
+from flyjax.data import SPLITS, stimulus_for_split
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.run_dir import remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
@@ -55,7 +54,7 @@ def with_stand_ins(
             # Both splits, before anything is trained: the error says what to download.
             shown = updated_simulation(experiment, block_simulation(experiment, block))
             for split in SPLITS:
-                stimulus.fingerprint(recording.shown(shown, split), shown.data_path)
+                stimulus.fingerprint(stimulus_for_split(shown, split), shown.data_path)
         return experiment, available, {}
     data = experiment.model_dump(mode="json")
     used: dict[str, str] = {}

@@ -1,7 +1,7 @@
 """Recordings: the voltages of a simulated fly, paired with what it saw."""
 
 from flyjax.data.cache import Recordings, cached_recording
-from flyjax.data.record import record
+from flyjax.data.recorder import record
 from flyjax.data.recording import Part, Recording, load_recording
 from flyjax.data.splits import SPLITS, measurement_noise_std, stimulus_for_split, uses_finite_differences
 

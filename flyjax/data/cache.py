@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 from flyjax.config import Simulation
-from flyjax.data.record import record
+from flyjax.data.recorder import record
 from flyjax.data.recording import Recording, load_recording
 from flyjax.data.splits import cache_key
 from flyjax.utils import array_store

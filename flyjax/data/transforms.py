@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from flyjax.config import Simulation
-from flyjax.data.record import record
+from flyjax.data.recorder import record
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.ground_truth import build_ground_truth, known_circuit
@@ -55,7 +55,9 @@ def concatenate(recordings: Sequence[Recording]) -> Recording:
             if found != expected:
                 raise UserError(f"recordings to be joined differ in {name}: {expected} and {found}")
         same = other.connectome is first.connectome and other.ground_truth[0] is first.ground_truth[0]
-        arrays = zip((*other.ground_truth[1], other.parameters.weight), (*first.ground_truth[1], first.parameters.weight))
+        arrays = zip(
+            (*other.ground_truth[1], other.parameters.weight), (*first.ground_truth[1], first.parameters.weight)
+        )
         if not same or not all(np.array_equal(a, b) for a, b in arrays):
             raise UserError("recordings to be joined are of different circuits")
     return dataclasses.replace(

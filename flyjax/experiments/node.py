@@ -14,7 +14,8 @@ from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
-from flyjax.data.recording import Recording, known_circuit
+from flyjax.data.recording import Recording
+from flyjax.ground_truth import known_circuit
 from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate, normal_equations
 from flyjax.training import Trained

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from flyjax import stimulus
 from flyjax.config import Simulation
-from flyjax.data.recording import Recording, build_truth, record
+from flyjax.data import Recording, record
+from flyjax.ground_truth import build_ground_truth
 from flyjax.recovery.activity import recording_activity
 from flyjax.report.figures import films, hexmaps, kinograph, traces
 from flyjax.report.figures.hexagons import VoltageMaps, most_eventful_frame
@@ -36,7 +37,7 @@ def film_statistics(columns, dt: float, n_frames: int = 6000, seed: int = 0) -> 
 
 def summary(recording: Recording) -> list[dict]:
     """What was simulated, what was seen and how lively the fly is: rows of quantity and value."""
-    c, seen = recording.truth[0], statistics(recording.luminance, recording.dt)
+    c, seen = recording.ground_truth[0], statistics(recording.luminance, recording.dt)
     live = recording_activity(recording)
     none = "none"
 
@@ -102,7 +103,7 @@ def show(
     simulation: Simulation, noise: float, split: str, out: Path | None, pictures: bool, save: bool, console
 ) -> Recording:
     """Simulate, print the summary, and write what is asked for into `out`."""
-    build_truth(simulation)  # not part of what is timed
+    build_ground_truth(simulation)  # not part of what is timed
     begin = time.perf_counter()
     recording = record(simulation, noise, split, store=out / "recording" if save else None)
     seconds = time.perf_counter() - begin

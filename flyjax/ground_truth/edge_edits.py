@@ -11,7 +11,6 @@ from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters
 from flyjax.utils.errors import UserError
 
-
 _PER_EDGE = ("senders", "receivers", "edge_pair", "offset_key", "sign", "n_syn")
 
 

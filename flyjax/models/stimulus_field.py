@@ -28,8 +28,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from flyjax.config import Model
 from flyjax.circuit.hexgrid import positions
+from flyjax.config import Model
 
 #: Fixed waves over the eye, from the longest (columns) to the shortest that its columns resolve.
 N_WAVES, LONGEST, SHORTEST = 8, 32.0, 2.0

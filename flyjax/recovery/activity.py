@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from flyjax.data.frames import measured
 from flyjax.data.recording import Recording
+from flyjax.data.splits import measurement_noise_std
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.readout import moments, per_recording
 
@@ -63,7 +63,11 @@ def signal_to_noise(recording: Recording) -> float | None:
     if not sigma > 0:
         return None
     _, std = moments(recording.voltage)
-    added = recording.simulation.measurement_noise_level if measured(recording.simulation, recording.split) else 0.0
+    added = (
+        recording.simulation.measurement_noise_level
+        if measurement_noise_std(recording.simulation, recording.split)
+        else 0.0
+    )
     leak = 1.0 - recording.simulation.delta_t / true_tau(recording).astype(np.float64)
     by_noise = sigma**2 / np.maximum(1.0 - leak**2, 1e-12)
     return float(max(np.median((std**2 - added**2) / by_noise) - 1.0, 0.0))

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from flyjax.data.frames import measured
 from flyjax.data.recording import Recording
+from flyjax.data.splits import measurement_noise_std
 from flyjax.recovery.errors_in_variables import corrected, laid, unbent, unbent_noise, window_of
 from flyjax.recovery.metrics import Metrics, circuit_metrics
-from flyjax.recovery.normal_equations import RIDGE, accumulate, prior, solve, target_noise, target_of
+from flyjax.recovery.normal_equations import RIDGE, accumulate, prior, solve, target_noise
 from flyjax.recovery.readout import per_recording, stimulus_rows
 
 THRESHOLD = 3e-4
@@ -70,7 +70,7 @@ def _pieces(recording: Recording, clean: bool = False, sigma: float = 0.0):
         if clean and (noise := recording.measurement(frames)[0]) is not None:
             voltage = voltage - noise
         seen = stimulus_rows(recording.connectome, recording.luminance[frames])
-        yield unbent(voltage, sigma).T, [(-voltage.T, seen)], target_of(recording, frames).T
+        yield unbent(voltage, sigma).T, [(-voltage.T, seen)], recording.pairs(frames)[2].T
 
 
 def _circuit(solution, connectome, slowest: float | None = None) -> dict:
@@ -91,7 +91,7 @@ def closed_form(recording: Recording) -> Ceiling:
     Unidentified weights are 0 where nothing speaks for another value (see `equations.solve`).
     """
     c, noise = recording.connectome, target_noise(recording)
-    sigma = measured(recording.simulation, recording.split)
+    sigma = measurement_noise_std(recording.simulation, recording.split)
     normal = accumulate(c, _pieces(recording), n_own=1)
     # Noise in the targets is averaged over all frames; what a weight then cannot be told from it counts as 0.
     solution = solve(normal, prior(normal, c.receivers, normal.n_frames, noise) if noise else RIDGE)

@@ -43,7 +43,7 @@ from scipy.signal import lfilter
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
-from flyjax.data.frames import differenced
+from flyjax.data.splits import uses_finite_differences
 from flyjax.recovery.normal_equations import RIDGE, Normal
 
 #: Of the window over past frames, some 5 long. W R2 of the closed form at noise 0.08 (extent 1, 8,000 frames) with 0, 0.5,
@@ -148,7 +148,7 @@ def sent_noise(h: Table, x: Float[np.ndarray, "frames N"], sigma: float) -> Sent
 
 def window_of(simulation, split: str) -> float:
     """Decay of the window for a recording: none where the targets hold the process noise that moves later voltages."""
-    return 0.0 if differenced(simulation, split) else DECAY
+    return 0.0 if uses_finite_differences(simulation, split) else DECAY
 
 
 def _windowed(columns: np.ndarray, decay: float, state: np.ndarray | None):

@@ -64,7 +64,7 @@ def as_learned(learner, params, recording: Recording) -> Recording:
     if not learns_stimulus(learner):
         return recording
     known = {field.name: getattr(recording, field.name) for field in dataclasses.fields(Recording)}
-    known |= {"luminance": learned_light(learner, params, len(recording.voltage)), "recipe": None}
+    known |= {"luminance": learned_light(learner, params, len(recording.voltage)), "cache_key": None}
     return Believed(**known, source=recording)
 
 

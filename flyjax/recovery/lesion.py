@@ -24,9 +24,9 @@ def lesion_metrics(
         fraction, seed: of the lesion, where it is to be made.
     """
     cut = what if isinstance(what, Lesioned) else lesioned(what, fraction, seed)
-    run = rollout(learner, without(params, cut.kept), cut.recording)
+    run = rollout(learner, without(params, cut.intact), cut.recording)
     found, renamed = rollout_metrics(run, cut.recording), Metrics()
     for name, value in found.values.items():
         renamed.put(name.replace("test_", "lesion_"), value, found.reasons.get(name))
-    renamed.put("lesion_edges", float((~cut.kept).mean()))
+    renamed.put("lesion_edges", float((~cut.intact).mean()))
     return renamed, run

@@ -257,9 +257,3 @@ def solve(normal: Normal, ridge: float | np.ndarray = RIDGE, lost: float = LOST)
     # The ridge alone gives a lost column a root mean square of its own size.
     source_alone = np.sqrt(np.maximum(source_alone**2 - np.repeat(ridge, np.diff(first)), 0.0))
     return Solution(source, rest[:, :-1], rest[:, -1], source_alone, rest_alone[:, :-1], rest_alone[:, -1], residual)
-
-
-def target_of(recording, frames: slice) -> np.ndarray:
-    """(frames, N) exact derivatives of some frames; a recording that holds them is not asked twice."""
-    held = vars(recording).get("derivative")
-    return held[frames] if held is not None else recording.pairs(frames)[2]

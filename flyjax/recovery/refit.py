@@ -29,11 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from flyjax.data.frames import measured
 from flyjax.data.recording import Recording
+from flyjax.data.splits import measurement_noise_std
 from flyjax.recovery.errors_in_variables import Table, corrected, laid, sent_noise, table_range, window_of
 from flyjax.recovery.linear_readout import message_lines
-from flyjax.recovery.normal_equations import accumulate, prior, solve, target_noise, target_of
+from flyjax.recovery.normal_equations import accumulate, prior, solve, target_noise
 from flyjax.recovery.readout import ROWS, Recovered, canonical, probe, stimulus_rows
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
@@ -103,7 +103,7 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
     """
     learner, c = canonical(learner), recording.connectome
     offset, slope = _scale(learner, params, recording, found)
-    noise, sigma = target_noise(recording), measured(recording.simulation, recording.split)
+    noise, sigma = target_noise(recording), measurement_noise_std(recording.simulation, recording.split)
     blocks = _blocks(len(recording.voltage), max_frames or (MAX_NOISY_FRAMES if noise else MAX_FRAMES))
 
     def messages(voltage):
@@ -113,7 +113,7 @@ def refit(learner, params, recording: Recording, found: Recovered, max_frames: i
         for frames in blocks:
             voltage = np.asarray(recording.voltage[frames])
             seen = stimulus_rows(c, recording.luminance[frames])
-            yield message(voltage).T, [(voltage.T,), (seen,)], target_of(recording, frames).T
+            yield message(voltage).T, [(voltage.T,), (seen,)], recording.pairs(frames)[2].T
 
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
         nothing = np.full(c.n_neurons, np.nan, np.float32)

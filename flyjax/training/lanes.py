@@ -113,10 +113,10 @@ class Data:
         self._key = self._data = None
         for slot, level in enumerate(levels):
             recording = self._recording_of(level)
-            had = "derivative" in vars(recording)
+            had_derivative = recording.derivative_in_memory is not None
             one = jax.device_put(stack_recordings([recording], self._field), sharding)
-            if not had:
-                vars(recording).pop("derivative", None)  # as large as the voltages, and now on the device
+            if not had_derivative:
+                recording.release_derivative()  # as large as the voltages, and now on the device
             n = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
             slots = max(width, len(levels)) if width * n <= SPARE_BYTES else len(levels)
             if slots == 1:

@@ -32,8 +32,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flyjax.config import Training, field_problem
-from flyjax.data.frames import differenced, measured
 from flyjax.data.recording import Recording
+from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.models import Learner, loss, rollout_loss
 from flyjax.models.chunked_map import n_pieces
 from flyjax.models.learner import group_of
@@ -171,8 +171,8 @@ def computes_target(recording) -> bool:
     They cost a message sum (1 to 2 % of a step at extent 8), and kept as much memory as the voltages; with
     measurement noise, and differenced, they depend on the noise that was drawn and are kept.
     """
-    exact = hasattr(recording, "truth") and not measured(recording.simulation, recording.split)
-    exact = exact and not differenced(recording.simulation, recording.split)
+    exact = hasattr(recording, "ground_truth") and not measurement_noise_std(recording.simulation, recording.split)
+    exact = exact and not uses_finite_differences(recording.simulation, recording.split)
     return exact and recording.voltage.size * 4 > TARGET_BYTES
 
 
@@ -211,7 +211,7 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
 
 
 def _vector_field_args(recording: Recording) -> VectorFieldArgs:
-    connectome, parameters = recording.truth
+    connectome, parameters = recording.ground_truth
     kernel = Kernel("segment", connectome)
     return vector_field_args(kernel, kernel.plan(), parameters, recording.dt, recording.simulation.clamp_tau)
 

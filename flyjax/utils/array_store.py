@@ -21,7 +21,7 @@ import zarr
 from flyjax.utils.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -126,14 +126,6 @@ class Writer:
             else:
                 os.replace(scratch, path)
         return path
-
-
-def write_store(path: str | Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
-    """Write arrays and JSON-able `meta` as one folder; see `Writer`."""
-    with Writer(path) as writer:
-        for name, array in arrays.items():
-            writer.put(name, array)
-        return writer.finish(meta)
 
 
 def read_meta(path: str | Path) -> dict:

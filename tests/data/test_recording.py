@@ -1,4 +1,4 @@
-"""Recordings: the pair convention by hand, independence of chunks, and stores that are whole or refused."""
+"""Recordings: the pair convention by hand, independence of chunks, and stores that are complete or refused."""
 
 import json
 import os
@@ -10,9 +10,9 @@ from flyjax import circuit, simulation
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
 from flyjax.data import cache as cache_module
-from flyjax.data import recording
+from flyjax.data import load_recording, record, recorder, recording
 from flyjax.data.cache import cached_recording
-from flyjax.data.recording import build_truth, known_circuit, load_recording, record
+from flyjax.ground_truth import build_ground_truth, known_circuit
 from flyjax.ground_truth.edge_edits import without_edges
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
@@ -51,9 +51,9 @@ def two_neurons():
     return c, Parameters(weight=f(2.0, -0.5), tau=f(0.05, 0.01), v_rest=f(-0.3, 0.1))
 
 
-def by_hand(light, v):
+def by_hand(luminance, v):
     """dV/dt of the two neurons; tau of the second is clamped from 0.01 to dt."""
-    return np.array([(-v[0] - 0.3 + light) / 0.05, (-v[1] + 0.1 + 2 * max(v[0], 0) - 0.5 * max(v[1], 0)) / DT])
+    return np.array([(-v[0] - 0.3 + luminance) / 0.05, (-v[1] + 0.1 + 2 * max(v[0], 0) - 0.5 * max(v[1], 0)) / DT])
 
 
 SMALL = Simulation(
@@ -78,7 +78,7 @@ def test_the_pair_convention_on_two_neurons():
         np.testing.assert_allclose(rec.derivative[t], by_hand(rec.luminance[t, 0], v), atol=2e-4)
         v = v + DT * by_hand(rec.luminance[t, 0], v)
     np.testing.assert_allclose(rec.final, v, atol=2e-6)
-    # Light must matter, or a shifted pairing would pass.
+    # The luminance must vary, or a shifted pairing would pass.
     assert np.abs(np.diff(rec.luminance[:, 0])).max() > 0.05
 
 
@@ -99,7 +99,7 @@ def test_noise_moves_the_states_and_never_the_targets():
 
 @pytest.fixture(scope="module")
 def fly():
-    """One column with mild parameters of its own: the truth's drawing is tested elsewhere."""
+    """One column with mild parameters of its own: sampling is tested elsewhere."""
     c = circuit.build_connectome(0)
     rng = np.random.default_rng(0)
     weight = (c.sign * rng.lognormal(0, 0.5, c.n_edges) * 0.05).astype(np.float32)
@@ -118,8 +118,8 @@ def test_chunks_of_7_equal_one_of_1000(fly):
     np.testing.assert_allclose(a.derivative, b.derivative, atol=2e-4)
     np.testing.assert_array_equal(a.luminance, b.luminance)
     index = np.array([3, 49, 21])
-    for mine, whole in zip(a.pairs(index), (a.voltage, a.luminance, a.derivative), strict=True):
-        np.testing.assert_allclose(mine, whole[index], atol=1e-5)
+    for some, every in zip(a.pairs(index), (a.voltage, a.luminance, a.derivative), strict=True):
+        np.testing.assert_allclose(some, every[index], atol=1e-5)
 
 
 def test_the_test_split_is_noise_free_other_and_starts_grey(fly):
@@ -159,9 +159,9 @@ def test_bad_input_is_one_line(fly):
             parameters=Parameters(np.array([2, 500.0], np.float32), p.tau, p.v_rest),
         )
     with pytest.raises(UserError, match="fetch_flyvis"):
-        build_truth(sim(parameters="flow/0000/999"))
+        build_ground_truth(sim(parameters="flow/0000/999"))
     with pytest.raises(UserError, match="sampled"):
-        build_truth(sim(parameters="sample"))
+        build_ground_truth(sim(parameters="sample"))
 
 
 # -- stores ----------------------------------------------------------------------------------------
@@ -172,7 +172,7 @@ def same(a, b):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     for mine, other in zip(a.parameters, b.parameters, strict=True):
         np.testing.assert_array_equal(mine, other)
-    for name in ("simulation", "noise_model_level", "split", "seed", "visual_input_type", "recipe", "fingerprint"):
+    for name in ("simulation", "noise_model_level", "split", "seed", "visual_input_type", "cache_key", "fingerprint"):
         assert getattr(a, name) == getattr(b, name)
     return True
 
@@ -182,7 +182,7 @@ def test_saved_and_loaded_is_the_same(fly, tmp_path):
     rec.save(tmp_path / "a")
     loaded = load_recording(tmp_path / "a")
     assert same(rec, loaded) and loaded.connectome is fly["connectome"]
-    rec.save(tmp_path / "a")  # replaces, leaves no scraps
+    rec.save(tmp_path / "a")  # replaces, leaves nothing else
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
     c, p = two_neurons()
     hand = record(SMALL, 0.05, connectome=c, parameters=p)
@@ -201,7 +201,7 @@ def flip_a_bit(path):
     a_chunk(path).write_bytes(data)
 
 
-def edit_the_light(path):
+def edit_the_manifest(path):
     manifest = json.loads((path / "manifest.json").read_text())
     manifest["arrays"].remove("luminance")
     (path / "manifest.json").write_text(json.dumps(manifest)[:-20])
@@ -212,7 +212,7 @@ DAMAGE = {
     "torn": (lambda p: a_chunk(p).write_bytes(a_chunk(p).read_bytes()[:100]), "checksum"),
     "missing chunk": (lambda p: a_chunk(p).unlink(), "missing"),
     "no manifest": (lambda p: (p / "manifest.json").unlink(), "no recording"),
-    "torn manifest": (edit_the_light, "torn or edited"),
+    "torn manifest": (edit_the_manifest, "torn or edited"),
     "foreign file": (lambda p: (p / "voltage" / "extra").write_text("x"), "does not belong"),
 }
 
@@ -244,14 +244,14 @@ def test_a_crash_while_saving_leaves_the_old_store(fly, tmp_path, monkeypatch):
 def cache(fly, tmp_path, monkeypatch):
     """The cache with a counter of how often something was recorded."""
     made = []
-    original = recording.record
+    original = recorder.record
 
     def counting(simulation, *args, **kwargs):
         made.append((simulation, args))
         return original(simulation, *args, **kwargs)
 
     monkeypatch.setattr(cache_module, "record", counting)
-    monkeypatch.setattr(recording, "build_truth", lambda _: (fly["connectome"], fly["parameters"]))
+    monkeypatch.setattr(recorder, "build_ground_truth", lambda _: (fly["connectome"], fly["parameters"]))
     return (
         lambda *args, **kwargs: cached_recording(*args, cache_dir=tmp_path / "cache", **kwargs),
         made,
@@ -274,7 +274,7 @@ def test_the_cache_records_once_and_rebuilds_what_was_damaged(cache):
         FLY.model_copy(update=dict(n_test_frames=30, test_visual_input_type="scenes_edges", data_path="/nowhere")), 0.05
     )
     assert len(made) == 8
-    flip_a_bit(folder / a.recipe)
+    flip_a_bit(folder / a.cache_key)
     assert same(a, get(FLY, 0.05)) and len(made) == 9
     assert same(a, get(FLY, 0.05)) and len(made) == 9
 
@@ -283,13 +283,13 @@ def test_the_cache_drops_the_least_recently_used(cache):
     get, made, folder = cache
     paths = []
     for k, level in enumerate((0.1, 0.2, 0.3)):
-        paths.append(folder / get(FLY, level).recipe)
+        paths.append(folder / get(FLY, level).cache_key)
         os.utime(paths[-1] / "manifest.json", (k, k))
     get(FLY, 0.1)  # used again: now the newest
     room = 2.5 * array_store.store_bytes(paths[0]) / 1e9
-    newest = folder / get(FLY, 0.4, max_disk_gb=room).recipe
+    newest = folder / get(FLY, 0.4, max_disk_gb=room).cache_key
     assert newest.exists() and paths[0].exists() and not paths[1].exists() and not paths[2].exists()
-    alone = folder / get(FLY, 0.5, max_disk_gb=1e-9).recipe
+    alone = folder / get(FLY, 0.5, max_disk_gb=1e-9).cache_key
     assert [p for p in folder.iterdir()] == [alone]
 
 
@@ -316,56 +316,56 @@ def pairs_of(c):
 
 
 @pytest.mark.parametrize("kind", ["per_source", "random"])
-def test_the_learner_is_told_edges_that_are_not_there_and_not_all_that_are(fly, tmp_path, kind):
-    told = sim(n_frames=50, null_edges=1.5, null_edges_kind=kind, removed_edges=0.2)
-    rec, plain = record(told, 0.05, **fly), record(FLY, 0.05, **fly)
+def test_the_learner_is_given_null_edges_and_lacks_removed_ones(fly, tmp_path, kind):
+    edited = sim(n_frames=50, null_edges=1.5, null_edges_kind=kind, removed_edges=0.2)
+    rec, plain = record(edited, 0.05, **fly), record(FLY, 0.05, **fly)
     np.testing.assert_array_equal(rec.voltage, plain.voltage)
     np.testing.assert_array_equal(rec.derivative, plain.derivative)
     true, known = fly["connectome"], rec.connectome
     removed = round(0.2 * true.n_edges)
-    kept = pairs_of(true) & pairs_of(known)
-    null = pairs_of(known) - kept
-    assert len(kept) == true.n_edges - removed and not null & pairs_of(true)
-    assert known.n_edges == len(pairs_of(known)) and abs(len(null) / (1.5 * len(kept)) - 1) < 0.12
+    shared = pairs_of(true) & pairs_of(known)
+    null = pairs_of(known) - shared
+    assert len(shared) == true.n_edges - removed and not null & pairs_of(true)
+    assert known.n_edges == len(pairs_of(known)) and abs(len(null) / (1.5 * len(shared)) - 1) < 0.12
     order = known.receivers.astype(int) * known.n_neurons + known.senders
     assert (np.diff(order) > 0).all()
     weight_of = dict(
         zip(zip(true.senders.tolist(), true.receivers.tolist()), np.asarray(fly["parameters"].weight).tolist())
     )
     for pair, weight in zip(zip(known.senders.tolist(), known.receivers.tolist()), rec.parameters.weight.tolist()):
-        assert weight == (weight_of[pair] if pair in kept else 0.0)
+        assert weight == (weight_of[pair] if pair in shared else 0.0)
     if kind == "per_source":
-        own = np.bincount([j for j, _ in kept], minlength=known.n_neurons)
+        own = np.bincount([j for j, _ in shared], minlength=known.n_neurons)
         extra = np.bincount([j for j, _ in null], minlength=known.n_neurons)
-        assert np.abs(extra - 1.5 * own)[own < 20].max() <= 0.5 and rec.truth[0] is true
+        assert np.abs(extra - 1.5 * own)[own < 20].max() <= 0.5 and rec.ground_truth[0] is true
     rec.save(tmp_path / "a")
     loaded = load_recording(tmp_path / "a")
-    assert same(rec, loaded) and loaded.connectome is rec.connectome and loaded.truth[0] is true
+    assert same(rec, loaded) and loaded.connectome is rec.connectome and loaded.ground_truth[0] is true
 
 
 def test_a_lesion_is_another_circuit(fly):
-    c, p, kept = without_edges(fly["connectome"], fly["parameters"], 0.5, seed=3)
-    assert len(kept) == c.n_edges == fly["connectome"].n_edges - round(0.5 * fly["connectome"].n_edges)
-    np.testing.assert_array_equal(p.weight, np.asarray(fly["parameters"].weight)[kept])
-    np.testing.assert_array_equal(c.senders, fly["connectome"].senders[kept])
+    c, p, remaining = without_edges(fly["connectome"], fly["parameters"], 0.5, seed=3)
+    assert len(remaining) == c.n_edges == fly["connectome"].n_edges - round(0.5 * fly["connectome"].n_edges)
+    np.testing.assert_array_equal(p.weight, np.asarray(fly["parameters"].weight)[remaining])
+    np.testing.assert_array_equal(c.senders, fly["connectome"].senders[remaining])
     assert np.abs(record(FLY, 0.0, connectome=c, parameters=p).voltage - record(FLY, 0.0, **fly).voltage).max() > 1e-3
     with pytest.raises(UserError, match="share"):
         without_edges(fly["connectome"], fly["parameters"], 1.0, seed=3)
 
 
-def test_the_drawn_fly_is_lively_under_the_scenes(tmp_path):
+def test_the_sampled_fly_is_active_under_the_scenes(tmp_path):
     simulation = sim(extent=1, n_frames=1000)
     rec = cached_recording(simulation, 0.0, cache_dir=tmp_path)
     crosses = (rec.voltage.min(0) < 0) & (rec.voltage.max(0) > 0)
     assert crosses.mean() >= 0.95
-    assert rec.connectome is known_circuit(simulation)[0] is build_truth(simulation)[0]
+    assert rec.connectome is known_circuit(simulation)[0] is build_ground_truth(simulation)[0]
     assert same(rec, cached_recording(simulation, 0.0, cache_dir=tmp_path))
 
 
 def test_a_stored_derivative_is_read_from_the_cache_and_not_computed_again(tmp_path, monkeypatch):
     wanted = sim(store_derivative=True)
     made = cached_recording(wanted, 0.05, cache_dir=tmp_path)
-    monkeypatch.setattr(recording, "target_of", lambda *arguments: pytest.fail("computed"))
+    monkeypatch.setattr(recording, "noisy_derivative", lambda *arguments: pytest.fail("computed"))
     again = cached_recording(wanted, 0.05, cache_dir=tmp_path)
     np.testing.assert_array_equal(again.derivative, made.derivative)
     np.testing.assert_array_equal(again.pairs(slice(3, 9))[2], made.derivative[3:9])

@@ -7,10 +7,10 @@ from support.torch_zip import flyvis_checkpoint
 
 from flyjax.cli.console import Console
 from flyjax.config import parse_experiment
-from flyjax.data.recording import known_circuit
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.reevaluate import judge_again
 from flyjax.experiments.train_nodes import train_nodes
+from flyjax.ground_truth import known_circuit
 
 
 @pytest.fixture(scope="module")

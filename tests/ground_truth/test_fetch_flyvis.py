@@ -9,8 +9,7 @@ import pytest
 from support.torch_zip import flyvis_checkpoint
 
 from flyjax.config import Simulation
-from flyjax.data.recording import build_truth
-from flyjax.ground_truth import flyvis_ensemble
+from flyjax.ground_truth import build_ground_truth, flyvis_ensemble
 from flyjax.utils.errors import UserError
 
 
@@ -46,11 +45,11 @@ def test_models_are_copied_checked_and_used_by_name(tmp_path, monkeypatch, model
     assert flyvis_ensemble.installed() == {name: "ok" for name in sorted(models)}
     assert {p.name for p in (tmp_path / "cache" / "flyvis").rglob("*") if p.is_file()} == {"best_chkpt", "SHA256SUMS"}
     assert not (tmp_path / "outside").exists()
-    c, p = build_truth(Simulation(extent=0, parameters="flow/0000/007"))
+    c, p = build_ground_truth(Simulation(extent=0, parameters="flow/0000/007"))
     rng = np.random.default_rng(7)
     assert np.array_equal(np.unique(p.v_rest), np.unique(rng.normal(0.5, 0.05, c.n_types).astype(np.float32)))
     with pytest.raises(UserError, match="fetch_flyvis.py"):
-        build_truth(Simulation(extent=0, parameters="flow/0000/002"))
+        build_ground_truth(Simulation(extent=0, parameters="flow/0000/002"))
 
 
 def test_what_was_edited_is_seen_and_not_used(tmp_path, monkeypatch, models):
@@ -65,7 +64,7 @@ def test_what_was_edited_is_seen_and_not_used(tmp_path, monkeypatch, models):
         "flow/0000/007": "missing",
     }
     with pytest.raises(UserError, match="checksum differs"):
-        build_truth(Simulation(extent=0, parameters="flow/0000/001"))
+        build_ground_truth(Simulation(extent=0, parameters="flow/0000/001"))
     flyvis_ensemble.install(tmp_path / "a.zip")
     assert set(flyvis_ensemble.installed().values()) == {"ok"}
 

@@ -302,8 +302,8 @@ def test_what_is_judged_never_peeks_at_the_light(ends):
     assert {k: v for k, v in honest.items() if k not in light} == {k: v for k, v in other.items() if k not in light}
     assert honest["external_input_R2"] > other["external_input_R2"] + 0.5
     # That of another movie matters for nothing but the comparison with what f says of it.
-    night = dataclasses.replace(test, luminance=test.luminance[::-1].copy())
-    vars(night)["derivative"] = test.derivative
+    reversed_luminance = test.luminance[::-1].copy()
+    night = dataclasses.replace(test, luminance=reversed_luminance, stored_derivative=test.derivative)
     third = evaluate(learner, params, recording, night, held_out=held_out, with_ceiling=False).metrics
     changed = {k for k in honest if honest[k] != third[k]}
     assert changed and all(k.startswith("external_input_R2_inverted") for k in changed)

@@ -7,7 +7,7 @@ import pytest
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
-from flyjax.data import recording as recordings_room
+from flyjax.data import record
 from flyjax.models import loss, make_learner
 from flyjax.models.losses import COEFFICIENTS
 from flyjax.training import train, train_sweep
@@ -80,7 +80,7 @@ def test_message_and_update_compose_to_the_derivative():
 def test_each_level_trains_in_its_recordings_units():
     """Two noise levels in one program: the units of each lane are those of its own recording, to the last bit."""
     simulation = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=60, n_test_frames=16)
-    recordings = {level: recordings_room.record(simulation, level) for level in (0.05, 0.5)}
+    recordings = {level: record(simulation, level) for level in (0.05, 0.5)}
     learner = make_learner(recordings[0.05].connectome, Model(width=8, units="data"))
     candidates = [Training(noise_model_level=level, batch_size=2, select="last") for level in recordings]
     for candidate, (run,) in zip(

@@ -73,7 +73,7 @@ def test_silent_sources_and_autapses_of_active_neurons_cannot_be_told(train):
     voltage = train.voltage.copy()
     voltage[:, silent] = -np.abs(voltage[:, silent]) - 0.01
     voltage[:, active] = np.abs(voltage[:, active]) + 0.01
-    found = closed_form(dataclasses.replace(train, voltage=voltage, recipe=None))
+    found = closed_form(dataclasses.replace(train, voltage=voltage, cache_key=None))
     assert not found.edges[c.senders == silent].any()
     assert np.abs(found.weight[c.senders == silent]).max() < 1e-6
     assert not found.neurons[active] and not found.edges[c.receivers == active].any()

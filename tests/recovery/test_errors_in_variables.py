@@ -13,7 +13,7 @@ from support.recovery_fixtures import SIMULATION, truth
 from support.true_learner import TrueLearner
 
 from flyjax.config import Training
-from flyjax.data.recording import load_recording, record
+from flyjax.data import load_recording, record
 from flyjax.data.transforms import concatenate
 from flyjax.experiments.reevaluate import _recordings, node_selection
 from flyjax.recovery import closed_form, extract, refit

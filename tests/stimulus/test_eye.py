@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from flyjax.stimulus.eye import BoxEye, flip, flip_matrix, resample, rotation, rotation_matrix
+from flyjax.circuit.hexgrid import flip, flip_matrix, rotation, rotation_matrix
+from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.utils.errors import UserError
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from flyjax.circuit.hexgrid import positions
 from flyjax.stimulus import luminance, other_kind, scenes, textures
 from flyjax.stimulus.scenes import NAMES, film
 from flyjax.utils.errors import UserError

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flyjax.circuit.hexgrid import flip, rotation
 from flyjax.config import Simulation
 from flyjax.stimulus import available, davis, fingerprint, flow, luminance, sintel, video
-from flyjax.stimulus.eye import BoxEye, flip, resample, rotation
+from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.utils.errors import UserError
 
 
@@ -288,7 +289,9 @@ def test_damaged_sintel_is_refused(sintel_folder, tmp_path):
 
 
 def test_a_recording_names_the_absent_set():
-    from flyjax.data.recording import shown
+    from flyjax.data import stimulus_for_split
 
     simulation = Simulation(extent=1, visual_input_type="DAVIS", n_frames=20)
-    assert shown(simulation, "train") == "DAVIS" and shown(simulation, "test") == "optical_flow"
+    assert (
+        stimulus_for_split(simulation, "train") == "DAVIS" and stimulus_for_split(simulation, "test") == "optical_flow"
+    )

@@ -6,7 +6,7 @@ import numpy as np
 
 from flyjax.circuit import build_connectome, expand
 from flyjax.config import Simulation
-from flyjax.data.recording import record
+from flyjax.data import record
 
 SIMULATION = Simulation(extent=1, visual_input_type="scenes_texture", n_frames=1200, n_test_frames=300)
 

@@ -7,7 +7,7 @@ import pytest
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training, parse_experiment
-from flyjax.data import recording as recordings_room
+from flyjax.data import record
 from flyjax.models import losses, make_learner, rollout_loss
 from flyjax.recovery import extract
 from flyjax.training import train, train_sweep
@@ -24,7 +24,7 @@ def learner():
 
 @pytest.fixture(scope="module")
 def recording():
-    return recordings_room.record(SIMULATION, 0.1)
+    return record(SIMULATION, 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_computed_targets_are_the_stored_ones(learner, recording, monkeypatch):
 
 def test_measurement_noise_keeps_its_targets(monkeypatch):
     monkeypatch.setattr(train, "TARGET_BYTES", 1e3)
-    noisy = recordings_room.record(SIMULATION.model_copy(update={"measurement_noise_level": 0.02, "n_frames": 20}), 0.1)
+    noisy = record(SIMULATION.model_copy(update={"measurement_noise_level": 0.02, "n_frames": 20}), 0.1)
     assert "target" in train.stack_recordings([noisy])
 
 
@@ -220,9 +220,9 @@ def test_one_step_is_the_ordinary_loss(learner, recording):
 
 def test_the_truth_misses_later_steps_by_the_noise_alone():
     noise, dt = 0.1, 0.02
-    noisy, still = (recordings_room.record(SIMULATION, level) for level in (noise, 0.0))
+    noisy, still = (record(SIMULATION, level) for level in (noise, 0.0))
     learner = make_learner(noisy.connectome, Model(variant="known_ode"))
-    c, p = noisy.truth
+    c, p = noisy.ground_truth
     params = {"W": jnp.asarray(p.weight), "log_tau": jnp.log(jnp.maximum(p.tau, dt)), "v_rest": jnp.asarray(p.v_rest)}
     starts = np.arange(0, 100, 5)
 
@@ -237,7 +237,7 @@ def test_the_truth_misses_later_steps_by_the_noise_alone():
 
 
 def test_rollouts_train_and_stay_within_their_part(learner):
-    two_parts = recordings_room.record(SIMULATION.model_copy(update={"n_recordings": 2}), 0.1)
+    two_parts = record(SIMULATION.model_copy(update={"n_recordings": 2}), 0.1)
     data = train.stack_recordings([two_parts])
     assert np.asarray(data["last"])[0, [0, 59, 60, 119]].tolist() == [59, 59, 119, 119]
     training = Training(**OPTIONS, rollout_steps=5, learning_rate_start=1e-3)

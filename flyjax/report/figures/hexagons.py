@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.collections import PolyCollection
 
+from flyjax.circuit.hexgrid import positions
 from flyjax.data.recording import Recording
 from flyjax.report.figures.style import TRUE, type_colour
-from flyjax.circuit.hexgrid import positions
 
 DEVIATION_COLOURS = "RdBu_r"
 #: One type per stage from the eye to the motion detectors, ON path and OFF path.

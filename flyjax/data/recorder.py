@@ -158,7 +158,7 @@ def record(
         for part in parts:
             frames = luminance[begin : begin + part.n_frames]
             frame = 0
-            for rows, final in simulate_states(simulation, ground_truth, frames, level, part.seed, initial, chunk):
+            for rows, after in simulate_states(simulation, ground_truth, frames, level, part.seed, initial, chunk):
                 stop, noise, increment = frame + len(rows), None, None
                 if noisy:
                     noise, increment = noise_and_increment(simulation, part.seed, np.arange(frame, stop), shape[1])
@@ -170,11 +170,9 @@ def record(
                     writer.append("voltage", rows)
                 if with_target:
                     rows = rows.astype(np.float32)
-                    target = noisy_derivative(
-                        ground_truth, simulation, rows, frames[frame:stop], noise, increment
-                    )
+                    target = noisy_derivative(ground_truth, simulation, rows, frames[frame:stop], noise, increment)
                     writer.append("derivative", target)
-                frame = stop
+                frame, final = stop, after
             begin += part.n_frames
         if noisy:
             final = final + measurement_noise(simulation, parts[-1].seed, np.array([parts[-1].n_frames]), shape[1])[0]
