@@ -51,14 +51,14 @@ def main(
     directory: journal.jsonl (the state), analysis.md (the log), nodes/ (metrics, figures, parameters), report.html.
     """
     prepare_devices()
-    from flyjax.config import load_experiment
+    from flyjax.config import load_experiment, read_config
     from flyjax.search.proposers import make_proposer, resolve_name
     from flyjax.utils import environment
 
     given = [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])]
     experiment = load_experiment(config, given)
     if revert:
-        from flyjax.search.loop import revert_protocol
+        from flyjax.search.run.revert import revert_protocol
 
         undone = revert_protocol(run_dir or Path("runs") / experiment.name)
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
@@ -66,27 +66,27 @@ def main(
         return
     from flyjax.cli.console import Console, with_stand_ins
     from flyjax.experiments.run_dir import check_run_dir
-    from flyjax.search.run.opening import changed_settings, check_free
-    from flyjax.search.run.resume import begun, said_by, taken_up
+    from flyjax.search.run.opening import check_free
+    from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
     from flyjax.utils.errors import UserError
 
     console = Console()
     run_dir = run_dir or Path("runs") / experiment.name
     check_run_dir(run_dir)
-    unasked, was, changed, said = experiment.search.proposer == "auto", begun(run_dir), [], said_by(config)
+    unasked, was = experiment.search.proposer == "auto", started_run(run_dir)
+    config_overrides = changeable(read_config(config))
     if was is None:
         check_free(run_dir)
     else:
-        experiment, changed, said = taken_up(experiment, was, said, given)
+        experiment, config_overrides = resume_experiment(experiment, was, config_overrides, given)
     experiment, available, stand_ins = with_stand_ins(experiment, allow_fallback, needed=not dry_run)
     for missing, used in stand_ins.items():
         console.say(f"{missing} is not on this machine: {used} stands in for it (--allow-fallback)")
-    if was is not None:
-        changed_settings(was, experiment, run_dir)
+    changed = changed_settings(was, experiment, run_dir) if was is not None else {}
     if changed:
         console.say(f"{run_dir} has begun; this call {'would change' if dry_run else 'changes'}")
-        for line in changed:
-            console.say(f"  {line}")
+        for name, values in changed.items():
+            console.say(f"  {name}: {' -> '.join(map(setting_text, values))}")
     if protocol is not None and not protocol.is_file():
         raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
     if protocol is not None and (run_dir / "journal.jsonl").is_file():
@@ -122,7 +122,7 @@ def main(
         stand_ins=stand_ins,
         ask=approve,
         commit=commit(),
-        said=said,
+        config_overrides=config_overrides,
         viewers=viewers or (),
     )
 

@@ -22,10 +22,10 @@ from flyjax.experiments.run_dir import remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
 from flyjax.report.tables import format_cell
-from flyjax.search.iteration import IterationPlan, seeds_of
-from flyjax.search.loop import Outcome, run_loop
+from flyjax.search.iteration import IterationPlan, n_seeds
+from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
 from flyjax.search.proposals.validation import block_simulation
-from flyjax.search.run.status import left_text, limits_text, spent_text
+from flyjax.search.run.status import limits_text, remaining_text, spent_text
 from flyjax.training import Progress as TrainingProgress
 from flyjax.training.loggers import make_watcher
 from flyjax.utils.errors import UserError
@@ -237,7 +237,7 @@ class Console:
         stand_ins,
         ask,
         commit,
-        said=None,
+        config_overrides=None,
         viewers: Sequence[str] = (),
     ) -> Outcome:
         """The loop with a progress bar, a table after each iteration and a report.
@@ -250,7 +250,7 @@ class Console:
         search = experiment.search
         self.say(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-            f"candidates x {experiment.training.n_seeds} seeds (roots {seeds_of(experiment, True)}), "
+            f"candidates x {experiment.training.n_seeds} seeds (roots {n_seeds(experiment, True)}), "
             f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; run directory {run_dir}"
         )
         declined, newest = [], []
@@ -278,7 +278,7 @@ class Console:
             self._rich.print(node_table(state, number))
             for line in _newest_ucb(run_dir):
                 self.say("  " + line)
-            rest = left_text(experiment, state)
+            rest = remaining_text(experiment, state)
             self.say(f"  so far {spent_text(experiment, state)}" + (f"; {rest}" if rest else ""))
             write_report(run_dir)
 
@@ -296,13 +296,10 @@ class Console:
                 protocol_template=template,
                 earlier_protocol=earlier,
                 available_stimuli=available,
-                stimulus_fallbacks=stand_ins,
-                made_with={**devices(), "commit": commit},
-                config_overrides=said,
-                on_event=on_event,
-                on_iteration=on_iteration,
-                approve=approve if ask else None,
-                warn=lambda line: self.say(f"warning: {line}"),
+                provenance=Provenance({**devices(), "commit": commit}, stand_ins, config_overrides),
+                callbacks=SearchCallbacks(
+                    on_event, on_iteration, approve if ask else None, lambda line: self.say(f"warning: {line}")
+                ),
             )
         except UserError:
             if newest and newest[0].started:

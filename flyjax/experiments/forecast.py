@@ -9,7 +9,7 @@ import jax
 
 from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.experiments.benchmark import matmul_gflops
-from flyjax.search.iteration import seeds_of
+from flyjax.search.iteration import n_seeds
 from flyjax.search.proposals.validation import block_simulation
 from flyjax.training import planning
 from flyjax.utils.errors import UserError
@@ -134,7 +134,7 @@ def forecast_search(experiment: Experiment, memory: planning.Memory | None = Non
             known[key] = forecast(simulation, experiment.model, candidates, seeds, rate, memory, search.max_disk_gb)
             what = f"an iteration of block {block}, {search.n_candidates} candidates of {plural(known[key].recordings, 'noise level')} at the root's batch size"
             parts.append(f"{what}:\n{known[key].text}")
-        extra = (seeds_of(experiment, True) - experiment.training.n_seeds) / (
+        extra = (n_seeds(experiment, True) - experiment.training.n_seeds) / (
             search.n_candidates * experiment.training.n_seeds
         )
         total += known[key].seconds * (search.n_iter_block + extra)

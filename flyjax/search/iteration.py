@@ -1,4 +1,4 @@
-"""An iteration as it is handed to the trainer: K nodes, one simulation."""
+"""An iteration as it is given to the trainer, and how many nodes the next one may have."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
 
 
-def seeds_of(experiment: Experiment, is_root: bool) -> int:
-    """How many trainings a node has; a block's root has two at least, so that its spread says what noise is."""
+def n_seeds(experiment: Experiment, is_root: bool) -> int:
+    """Trainings per node; a block's root has two at least, so that their spread measures the noise."""
     return max(2, experiment.training.n_seeds) if is_root else experiment.training.n_seeds
 
 
 @dataclass(frozen=True)
 class IterationPlan:
-    """What `evaluate` trains. The same plan comes again when a run resumes inside an iteration."""
+    """What `evaluate` trains. A run that resumes inside an iteration gives the same plan again."""
 
     number: int
     block: int
     iter_in_block: int
-    simulation: dict[str, Any]  # the whole simulation section of this block
-    nodes: tuple[Node, ...]  # ids, whole training sections (`config`), seeds
-    done: tuple[int, ...] = ()  # nodes whose result is journaled already; giving them again changes nothing
+    simulation: dict[str, Any]  # the simulation section of this block
+    nodes: tuple[Node, ...]  # ids, training sections (`config`), seeds
+    done: tuple[int, ...] = ()  # nodes whose result is in the journal already: another result of theirs is ignored
 
     @property
     def opens_block(self) -> bool:
@@ -36,54 +36,59 @@ class IterationPlan:
         return parse_experiment({**data, "simulation": self.simulation, "training": node.config}, f"node {node.id}")
 
 
-def plan_of(state: State) -> IterationPlan | None:
-    """The plan of the iteration in training, if there is one."""
+def pending_plan(state: State) -> IterationPlan:
+    """The plan of the iteration in training."""
     now = state.pending
-    if now is None:
-        return None
+    assert now is not None
     nodes = tuple(state.nodes[i] for i in now.nodes)
     done = tuple(n.id for n in nodes if n.status != "running")
     simulation = state.blocks[now.block].simulation
     if "data_path" in simulation:
-        # Where the videos lie today, not where they lay when the block began.
+        # The folder of the videos today: it may have moved since the block began.
         simulation = {**simulation, "data_path": state.experiment["simulation"]["data_path"]}
     return IterationPlan(now.number, now.block, now.iter_in_block, simulation, nodes, done)
 
-
-# --- how much comes next ---
 
 EXHAUSTED = "every configuration of the space was tried"
 
 
 def at_block_end(experiment: Experiment, state: State) -> bool:
+    """Whether the newest iteration is the last of its block."""
     newest = state.iteration
     return newest is not None and newest.iter_in_block >= experiment.search.n_iter_block
 
 
 def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int, str]:
-    """How many nodes the next iteration may have after `wall_s` seconds of work, and why none where it may not.
+    """How many nodes the next iteration may have after `wall_s` seconds of work, and why none where it may have none.
 
     An iteration is expected to take as long as the newest one did; the first one begins in any case.
     """
-    search = experiment.search
-    if at_block_end(experiment, state) and state.iteration.block >= search.n_blocks:
-        return 0, f"{state.iteration.block} blocks done"  # n_blocks may be less by now
+    search, newest, best = experiment.search, state.iteration, best_node(state)
+    if newest is not None and at_block_end(experiment, state) and newest.block >= search.n_blocks:
+        return 0, f"{newest.block} blocks done"  # n_blocks may be less by now
     if search.max_wall_s is not None:
-        ahead = state.iteration.wall_s if state.iteration else 0.0
+        expected = newest.wall_s if newest else 0.0
         if wall_s >= search.max_wall_s:
             return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
-        if wall_s + ahead > search.max_wall_s:
-            return (
-                0,
-                f"search.max_wall_s={search.max_wall_s:g}: after {wall_s:.0f} s the next iteration would take about {ahead:.0f} s more",
-            )
-    best = best_node(state)
+        if wall_s + expected > search.max_wall_s:
+            why = f"after {wall_s:.0f} s the next iteration would take about {expected:.0f} s more"
+            return 0, f"search.max_wall_s={search.max_wall_s:g}: {why}"
     if search.target is not None and best is not None and best.reward >= search.target:
         return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
-    idle = iterations_without_improvement(state)
-    if search.patience is not None and idle >= search.patience:
+    if search.patience is not None and (idle := iterations_without_improvement(state)) >= search.patience:
         return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
-    left = search.n_candidates
-    if search.max_nodes is not None:
-        left = min(left, search.max_nodes - len(state.nodes))
-    return (left, "") if left > 0 else (0, f"search.max_nodes={search.max_nodes} reached")
+    if search.max_nodes is not None and len(state.nodes) >= search.max_nodes:
+        return 0, f"search.max_nodes={search.max_nodes} reached"
+    rest = search.n_candidates if search.max_nodes is None else search.max_nodes - len(state.nodes)
+    return min(search.n_candidates, rest), ""
+
+
+def spent_budget(experiment: Experiment, state: State) -> str:
+    """Why no paid call may be made any more; empty where one may."""
+    spent = state.spent
+    used = {"max_calls": spent.calls, "max_tokens": spent.input_tokens + spent.output_tokens, "max_usd": spent.usd}
+    for name, value in used.items():
+        limit = getattr(experiment.search, name)
+        if limit is not None and value >= limit:
+            return f"search.{name}={limit:.12g} spent; raise it to go on, or go on free with --proposer rules"
+    return ""

@@ -118,10 +118,3 @@ def test_analysis_log_lists_the_newest_nodes(played):
     assert f"connectivity_R2: {state.nodes[37].reward:.6g}" in lines
     assert all(re.fullmatch(r"\w+: .+", x) for x in lines if x)
     assert (run_dir / "ucb_scores.txt").read_text() == ""
-
-
-def test_the_terminal_table(played):
-    _, state = played
-    rows = render.table(state, 2)
-    assert [r["node"] for r in rows] == [5, 6, 7, 8] and sum(r["chosen"] for r in rows) == 1
-    assert all(r["UCB"] > r["R2"] for r in rows)

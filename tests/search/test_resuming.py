@@ -1,88 +1,97 @@
-"""What a run keeps, may change and has left when it is taken up again: pure functions of its journal."""
+"""A run that goes on: what it keeps, what may change, and what remains; pure functions of its journal."""
 
 import pytest
 from support.search_contexts import events, experiment
 
-from flyjax.config import parse_experiment
 from flyjax.search.iteration import next_nodes
 from flyjax.search.journal.state import State, fold
-from flyjax.search.run.resume import changeable, taken_up
-from flyjax.search.run.status import left, left_text, seconds_left, spent_text
+from flyjax.search.run.resume import changeable, changed_settings, resume_experiment
+from flyjax.search.run.status import remaining, remaining_seconds, remaining_text, spent_text
+from flyjax.utils.errors import UserError
+
+PRICES = {"input": 1.0, "output": 2.0, "cache_write": 3.0, "cache_read": 4.0}
 
 
 def dumped(**search):
     return experiment(**search).model_dump(mode="json")
 
 
+def resumed(search, run, config=None, settings=()):
+    """The settings that a run goes on with, what changes of them, and what its config files have said."""
+    now, overrides = resume_experiment(experiment(**search), run, config or {}, settings)
+    return now, changed_settings(run, now, "runs/x"), overrides
+
+
 def test_what_a_call_does_not_name_is_the_runs_own():
-    prices = {"input": 1.0, "output": 2.0, "cache_write": 3.0, "cache_read": 4.0}
-    was = dumped(
-        max_usd=5,
-        max_wall_s=60,
-        target=0.9,
-        patience=3,
-        transcript="t.jsonl",
-        n_blocks=5,
-        max_disk_gb=2,
-        llm={"effort": "low", "prices": prices},
-    )
-    plain = parse_experiment({"name": "played", "search": {"n_blocks": 4}})
-    now, changed, _ = taken_up(plain, State(was, config_overrides={}), {}, [])
-    assert changed == [] and changeable(now.model_dump(mode="json")) == changeable(was)
-    assert now.search.ranges == plain.search.ranges and now.simulation == plain.simulation, "the rest is as called"
-    given = ["search.max_usd=null", "search.max_wall_s=90.5", "search.llm.prices=null"]
-    told = ["search.max_usd: 5 -> none", "search.max_wall_s: 60 -> 90.5", f"search.llm.prices: {prices} -> none"]
+    limits = {"max_usd": 5, "max_wall_s": 60, "target": 0.9, "patience": 3, "n_blocks": 5, "max_disk_gb": 2}
+    was = dumped(**limits, transcript="t.jsonl", llm={"effort": "low", "prices": PRICES})
+    now, changed, overrides = resumed({"n_blocks": 4}, State(was, config_overrides={}))
+    assert changed == {} and changeable(now.model_dump(mode="json")) == changeable(was) and overrides == {}
+
+
+@pytest.mark.parametrize("named_by", ["setting", "file"])
+def test_what_a_call_names_changes_and_null_drops_a_limit(named_by):
+    was = State(dumped(max_usd=5, max_wall_s=60, llm={"effort": "low", "prices": PRICES}), config_overrides={})
     named = {"max_usd": None, "max_wall_s": 90.5, "llm": {"prices": None}}
-    for said, settings in (({}, given), (changeable({"search": named}), [])):  # by --set, by a file
-        now, changed, heard = taken_up(
-            parse_experiment({"search": named}), State(was, config_overrides={}), said, settings
-        )
-        assert (now.search.max_usd, now.search.max_wall_s, now.search.llm.prices, now.search.llm.effort) == (
-            None,
-            90.5,
-            None,
-            "low",
-        )
-        assert changed == told and heard == said
+    settings = ["search.max_usd=null", "search.max_wall_s=90.5", "search.llm.prices=null"]
+    config = changeable({"search": named}) if named_by == "file" else {}
+    now, changed, overrides = resumed(named, was, config, settings if named_by == "setting" else [])
+    assert (now.search.max_usd, now.search.max_wall_s, now.search.llm.prices) == (None, 90.5, None)
+    assert now.search.llm.effort == "low", "the rest of the section is the run's own"
+    assert changed == {
+        "search.max_usd": (5, None), "search.max_wall_s": (60, 90.5), "search.llm.prices": (PRICES, None),
+    }  # fmt: skip
+    assert overrides == config
 
 
-def test_a_run_of_an_older_version_keeps_what_it_knew():
+def test_a_file_names_a_setting_only_where_it_says_something_new():
+    """--set has replaced the file's max_usd: the file as it was does not bring it back, the changed file does."""
+    run = State(dumped(max_usd=0.5), config_overrides={"search.max_usd": 2})
+    assert resumed({"max_usd": 2}, run, {"search.max_usd": 2})[0].search.max_usd == 0.5
+    now, changed, overrides = resumed({"max_usd": 3}, run, {"search.max_usd": 3})
+    assert now.search.max_usd == 3 and changed == {"search.max_usd": (0.5, 3)} and overrides == {"search.max_usd": 3}
+    # The run's own config.yaml repeats its values: what the other file said stays known.
+    assert resumed({"max_usd": 0.5}, run, {"search.max_usd": 0.5})[2] == {"search.max_usd": 2}
+
+
+def test_a_run_of_an_earlier_version_has_defaults_for_what_it_does_not_know():
     was = dumped(max_calls=4)
     del was["search"]["patience"], was["search"]["llm"]["share"]
-    # It does not tell what its file said: --set alone names anything, and from here on it is known.
-    now, changed, heard = taken_up(
-        parse_experiment({"search": {"patience": 2, "max_calls": 9}}),
-        State(was),
-        {"search.max_calls": 9},
-        ["search.patience=2"],
-    )
-    assert (now.search.max_calls, now.search.patience, now.search.llm.share, changed) == (4, 2, 0.5, [])
-    assert heard == {"search.max_calls": 9}
+    # Its journal does not hold what its file said: only --set names a setting, and from here on it is known.
+    config = {"search.max_calls": 9}
+    now, changed, overrides = resumed({"patience": 2, "max_calls": 9}, State(was), config, ["search.patience=2"])
+    assert (now.search.max_calls, now.search.patience, now.search.llm.share) == (4, 2, 0.5)
+    assert changed == {"search.patience": (None, 2)} and overrides == config
 
 
-def test_the_end_tells_the_blocks_that_were_done():
+def test_a_setting_that_changes_results_is_refused():
+    with pytest.raises(UserError, match=r"search.ucb_c was 1.414, is 2.0; restore it, or choose another --run"):
+        resumed({"ucb_c": 2.0}, State(dumped()))
+
+
+def test_the_end_names_the_blocks_that_were_done():
     exp = experiment(n_blocks=1)  # lowered in the second block
     assert next_nodes(exp, fold(events(experiment(), 6)), 0.0) == (0, "2 blocks done")
 
 
-def test_what_is_left_is_counted_as_the_loop_counts():
+def test_what_remains_is_counted_as_the_loop_counts():
     exp = experiment()  # 2 blocks x 3 iterations x 3 candidates
     done = fold(events(exp, 2))
-    assert left(exp, fold([])) == (18, 6) and left(exp, done) == (12, 4)
+    assert remaining(exp, fold([])) == (18, 6) and remaining(exp, done) == (12, 4)
     training = fold(events(exp, 2)[:-1])  # a node of the second iteration is not done
-    assert left(exp, training) == (13, 5)
-    assert left(experiment(max_nodes=10), done) == (4, 2) and left(experiment(max_nodes=6), done) == (0, 0)
-    assert left(experiment(target=0.5), done) == (0, 0) and left_text(experiment(target=0.5), done) == ""
-    assert left(experiment(n_blocks=1), fold(events(exp, 4))) == (6, 2), "a block that has begun goes to its end"
-    assert left(exp, fold(events(exp, 6))) == (0, 0)
+    assert remaining(exp, training) == (13, 5)
+    assert remaining(experiment(max_nodes=10), done) == (4, 2) and remaining(experiment(max_nodes=6), done) == (0, 0)
+    assert remaining(experiment(target=0.5), done) == (0, 0) and remaining_text(experiment(target=0.5), done) == ""
+    assert remaining(experiment(n_blocks=1), fold(events(exp, 4))) == (6, 2), "a block that has begun goes to its end"
+    assert remaining(exp, fold(events(exp, 6))) == (0, 0)
     # events() are a second apart: two iterations are done, four are left.
-    assert seconds_left(exp, done) == pytest.approx(4 * done.wall_s / 2)
-    assert seconds_left(experiment(max_wall_s=done.wall_s + 6), done) == pytest.approx(6)
-    assert seconds_left(exp, fold([])) is None
-    assert left_text(exp, done).startswith("at most 12 nodes in 4 iterations left, about ")
+    assert remaining_seconds(exp, done) == pytest.approx(4 * done.wall_s / 2)
+    assert remaining_seconds(experiment(max_wall_s=done.wall_s + 6), done) == pytest.approx(6)
+    assert remaining_seconds(exp, fold([])) is None
+    assert remaining_text(exp, done).startswith("at most 12 nodes in 4 iterations left, about ")
 
 
-def test_money_is_told_where_a_model_was_asked():
+def test_costs_are_shown_where_a_model_was_asked():
     exp = experiment(max_nodes=20, max_usd=2, max_tokens=1000, max_wall_s=3600)
     done = events(exp, 2)
 

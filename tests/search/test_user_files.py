@@ -8,9 +8,10 @@ from support.search_landscape import TEMPLATE, experiment
 from flyjax.search import sanitize
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import State, fold
-from flyjax.search.loop import revert_protocol, run_loop
+from flyjax.search.loop import run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW
+from flyjax.search.run.revert import revert_protocol
 from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, without_key
 from flyjax.utils.atomic_io import write_atomic
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.journal.state import fold
-from flyjax.search.loop import run_loop
+from flyjax.search.loop import SearchCallbacks, run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from support.search_landscape import TEMPLATE, evaluate
 
@@ -26,8 +26,10 @@ FORCE_BRANCH_ROW = "| 1+ consecutive successes (R2 >= 0.1) | **force-branch** | 
 
 
 def go(run_dir, exp, proposer=None, trainer=evaluate, **kwargs):
-    """Run, or go on with, a search; by default as the rules propose."""
-    return run_loop(exp, run_dir, trainer, proposer or RulesProposer(exp), protocol_template=TEMPLATE, **kwargs)
+    """Run, or go on with, a search; by default as the rules propose. Callbacks are given by name."""
+    callbacks = SearchCallbacks(**{f.name: kwargs.pop(f.name) for f in fields(SearchCallbacks) if f.name in kwargs})
+    proposer = proposer or RulesProposer(exp)
+    return run_loop(exp, run_dir, trainer, proposer, protocol_template=TEMPLATE, callbacks=callbacks, **kwargs)
 
 
 def constant(value: float):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flyjax.config import SIMULATION_TUNABLE, Range
-from flyjax.search.iteration import seeds_of
+from flyjax.search.iteration import n_seeds
 from flyjax.search.llm.drafts import drafts_text, wanted_text
 from flyjax.search.llm.prices import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
@@ -105,7 +105,7 @@ def setting_text(context: Context) -> str:
         for k in ("max_nodes", "max_wall_s", "target", "patience")
         if getattr(search, k) is not None
     }
-    seeds, roots = seeds_of(e, False), seeds_of(e, True)
+    seeds, roots = n_seeds(e, False), n_seeds(e, True)
     simulation = state.blocks[context.block].simulation if context.block in state.blocks else e.simulation.model_dump()
     rings = e.simulation.extent
     steps = round(0.2 * simulation["n_frames"] * e.training.data_augmentation_loop / e.training.batch_size)

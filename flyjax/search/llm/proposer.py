@@ -49,7 +49,7 @@ class LLMProposer:
     """
 
     name = "llm"
-    spends = True
+    is_paid = True
 
     def __init__(self, experiment: Experiment, run_dir=None, client: Any = None):
         self._key = api_key()

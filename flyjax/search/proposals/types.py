@@ -137,7 +137,7 @@ class Context:
 class Proposer(Protocol):
     """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
 
-    A proposer with an attribute `spends = True` is asked only while the budgets allow it; one with a method
+    A proposer with an attribute `is_paid = True` is asked only while the budgets allow it; one with a method
     `drafted(context)` is asked with the drafts that it puts into the context.
     """
 

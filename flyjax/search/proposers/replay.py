@@ -206,7 +206,7 @@ class ReplayProposer:
     """
 
     name = "replay"
-    deaf = True  # recorded words answer no new instruction
+    reads_instructions = False  # recorded words answer no new instruction
 
     def __init__(self, experiment: Experiment, run_dir=None, transcript: str | Path | None = None):
         source = transcript or experiment.search.transcript

@@ -35,7 +35,7 @@ def _missing(name: str, package: str) -> UserError:
 class SamplerProposer:
     """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
 
-    deaf = True  # reads no instructions of people
+    reads_instructions = False  # reads no instructions of people
 
     name = "sampler"
 
@@ -198,7 +198,7 @@ class HybridProposer:
     """CMA-ES (TPE where that cannot run) drafts every slot; the language model sees the drafts and may override the
     share `search.llm.share` of them. It chooses, writes the log and edits the rules as `llm` does."""
 
-    name, spends = "hybrid", True
+    name, is_paid = "hybrid", True
 
     def __init__(self, experiment, run_dir=None):
         from flyjax.search.llm.proposer import LLMProposer

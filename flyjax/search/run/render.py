@@ -18,7 +18,7 @@ import yaml
 
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, noise_floor, trained_iterations
-from flyjax.search.policy.ucb import scores, ucb_lines
+from flyjax.search.policy.ucb import ucb_lines
 from flyjax.search.protocol.document import rules
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.format import finite
@@ -187,25 +187,6 @@ def analysis_log(state: State) -> str:
 def ucb_scores(state: State) -> str:
     """ucb_scores.txt: one line per node of the block, best first; empty at block boundaries."""
     return "".join(f"{line}\n" for line in ucb_lines(state, state.ucb_c))
-
-
-def table(state: State, iteration: int) -> list[dict[str, Any]]:
-    """Rows for a terminal table of one iteration: what a person wants to see after it."""
-    block = state.iterations[iteration].block
-    ranked = {s.node.id: s for s in scores(state, block, state.ucb_c)}
-    return [
-        {
-            "node": i,
-            "parent": state.nodes[i].parent,
-            "strategy": state.nodes[i].strategy,
-            "mutation": mutation(state, state.nodes[i]),
-            "class": state.nodes[i].classification,
-            "R2": state.nodes[i].reward,
-            "UCB": ranked[i].ucb if i in ranked else None,
-            "chosen": iteration in state.choices and state.choices[iteration].chosen == i,
-        }
-        for i in state.iterations[iteration].nodes
-    ]
 
 
 def write(run_dir: Path, state: State) -> None:

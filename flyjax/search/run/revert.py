@@ -1,4 +1,4 @@
-"""Taking back an edit of a run's protocol, while the run stands still."""
+"""Take back an edit of a run's protocol, while no session works on the run."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.journal.state import apply, fold
 from flyjax.search.protocol.document import diff, restored
 from flyjax.search.run import render
-from flyjax.search.run.user_files import edited_protocol, left_by_a_crash
+from flyjax.search.run.user_files import edited_protocol, stale_versions
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 
 
 def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time) -> dict[str, Any]:
-    """Take back the newest edit of a run's protocol that was not taken back yet; gives the event (reason, diff).
+    """Take back the newest edit of a run's protocol that was not taken back yet.
+
+    **Returns:** the event, with its reason and diff.
 
     **Raises:** `UserError` where there is no such edit, the run is in use, or protocol.md was edited by hand meanwhile.
     """
@@ -25,21 +27,21 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
     read_journal(run_dir)  # a missing run is an error here, not a new run
     with Journal(run_dir, clock) as journal:
         state = fold(journal.events)
-        if edited_protocol(run_dir, state, left_by_a_crash(journal.events, state)) is not None:
+        if edited_protocol(run_dir, state, stale_versions(journal.events, state)) is not None:
             raise UserError(
-                f"{run_dir / 'protocol.md'} was edited by hand and the run has not read it yet: go on with the run once, "
-                "or delete the file to drop that edit, then try again"
+                f"{run_dir / 'protocol.md'} was edited by hand and the run has not read it yet: go on with the run "
+                "once, or delete the file to drop that edit, then try again"
             )
-        gone = {e["reverts"] for e in state.edits if "reverts" in e}
-        left = [k for k, e in enumerate(state.edits) if "reverts" not in e and k not in gone]
-        if not left:
+        reverted = {e["reverts"] for e in state.edits if "reverts" in e}
+        standing = [k for k, e in enumerate(state.edits) if "reverts" not in e and k not in reverted]
+        if not standing:
             raise UserError(f"the protocol of {run_dir} has no edit to take back")
+        newest = standing[-1]
         # protocols[0] is the run's first version, so protocols[k] is the one before edit k.
-        text = restored(state.protocol, state.protocols[left[-1]])
-        edit = state.edits[left[-1]]
+        text = restored(state.protocol, state.protocols[newest])
         event = journal.append(
-            "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=left[-1],
-            reason=f"taken back: {edit['reason']}", protocol=text, diff=diff(state.protocol, text),
+            "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=newest,
+            reason=f"taken back: {state.edits[newest]['reason']}", protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
         write_atomic(run_dir / "protocol.md", text)
         render.write(run_dir, apply(state, event))
