@@ -1,60 +1,86 @@
-"""Texts of others made harmless: which characters nobody sees, and copies of a text without them or without a secret."""
+"""Texts from outside made harmless: invisible characters removed, sizes bounded, secrets replaced."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
 import unicodedata
 from typing import Any
 
-MAX_TEXT = 100_000  # characters of one text; whoever validates it refuses far less
-MIN_SECRET = 16  # characters: what local gateways take for a key ("x") stands in every text
+MAX_TEXT = 110_000  # characters of one text; the validation accepts far less
+MAX_RAW = 500_000  # characters of a whole answer in the journal
+MAX_ITEMS = 1_000  # entries of one list or object
+MAX_DEPTH = 12
+MIN_SECRET = 16  # characters; a shorter key, such as a local gateway's "x", occurs in ordinary text
 
 # Everything below 32 but tab and newline, DEL and C1, line separators.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-# Marks that join or vary, fillers and blanks: letters and signs by category, drawn as nothing.
-_UNSEEN = re.compile(
-    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]"
-)
+# Letters and signs by Unicode category that are drawn as nothing: joiners, variation selectors, fillers, blanks.
+_BLANK = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0100-\U000e01ef]")
 
 
-def unseen(c: str) -> bool:
+def is_invisible(character: str) -> bool:
     """Whether a character is drawn as nothing: direction marks, zero widths, fillers."""
-    return unicodedata.category(c) == "Cf" or _UNSEEN.match(c) is not None
+    return unicodedata.category(character) == "Cf" or _BLANK.match(character) is not None
 
 
-def seen(text: str) -> str:
-    """A text without the characters that are drawn as nothing."""
-    return text if text.isascii() else "".join(c for c in text if not unseen(c))
+def visible(text: str) -> str:
+    """A text without its invisible characters."""
+    return text if text.isascii() else "".join(c for c in text if not is_invisible(c))
 
 
-def odd(text: str) -> list[str]:
-    """The characters that have no place in a document people read, each once, sorted."""
-    refused = ("Cc", "Cs", "Co", "Cn", "Zl", "Zp")
-    return sorted(c for c in set(text) if c not in "\n\t" and (unicodedata.category(c) in refused or unseen(c)))
+def is_forbidden(character: str) -> bool:
+    """Whether a character has no place in a document: control, private, unassigned or invisible ones."""
+    if character in "\n\t":
+        return False
+    return unicodedata.category(character) in ("Cc", "Cs", "Co", "Cn", "Zl", "Zp") or is_invisible(character)
 
 
-def text(value: Any) -> str:
-    """A string as any file can hold it; anything else is no text and becomes empty."""
-    if not isinstance(value, str):
-        return ""
-    value = value[: MAX_TEXT + 1].replace("\r\n", "\n").replace("\r", "\n")
-    value = _CONTROL.sub(" ", seen(value))
-    return value.encode("utf-8", "replace").decode("utf-8")
+def clean_text(text: str) -> str:
+    """A text as any file can hold it: no control or invisible characters, valid UTF-8, at most `MAX_TEXT` characters."""
+    size = len(text)
+    text = text[:MAX_TEXT].replace("\r\n", "\n").replace("\r", "\n")
+    text = _CONTROL.sub(" ", visible(text)).encode("utf-8", "replace").decode("utf-8")
+    return text if size <= MAX_TEXT else f"{text} ... ({size:,} characters)"
 
 
-def line(value: Any) -> str:
-    """One line: an answer cannot forge log entries or headings."""
-    return " ".join(text(value).split())
+def clean(value: Any, depth: int = 0) -> Any:
+    """A copy of parsed JSON with every text cleaned, bounded in size and depth, and without numbers that JSON lacks."""
+    if depth > MAX_DEPTH:
+        return "(deeper)"
+    if isinstance(value, str):
+        return clean_text(value)
+    if isinstance(value, dict):
+        return {clean_text(str(k))[:200]: clean(v, depth + 1) for k, v in list(value.items())[:MAX_ITEMS]}
+    if isinstance(value, (list, tuple)):
+        return [clean(v, depth + 1) for v in value[:MAX_ITEMS]]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, int) and value.bit_length() >= 1024:
+        return "(huge integer)"
+    return value if value is None or isinstance(value, (bool, int, float)) else f"({type(value).__name__})"
 
 
-def scrub(value: Any, secret: str) -> Any:
-    """A copy without the secret, should a service or a file have echoed it."""
+def clean_raw(value: Any) -> Any:
+    """What the journal keeps of an answer: its clean copy, or the beginning where that is too long."""
+    text = json.dumps(value := clean(value))
+    return value if len(text) <= MAX_RAW else {"cut": text[:MAX_RAW]}
+
+
+def one_line(text: str, limit: int | None = None) -> str:
+    """A text as one line of at most `limit` characters, so that it cannot forge log entries or headings."""
+    return " ".join(text.split())[:limit]
+
+
+def redact(value: Any, secret: str) -> Any:
+    """A copy with the secret replaced, should a service or a file have echoed it."""
     if len(secret) < MIN_SECRET:
         return value
     if isinstance(value, str):
         return value.replace(secret, "[redacted]")
     if isinstance(value, dict):
-        return {scrub(k, secret): scrub(v, secret) for k, v in value.items()}
+        return {redact(k, secret): redact(v, secret) for k, v in value.items()}
     if isinstance(value, list):
-        return [scrub(v, secret) for v in value]
+        return [redact(v, secret) for v in value]
     return value

@@ -20,7 +20,7 @@ import numpy as np
 
 from flyjax.config import Experiment, Range
 from flyjax.search.iteration import IterationPlan
-from flyjax.search.proposals.validation import root_config
+from flyjax.search.proposals.space import root_config
 from flyjax.search.ranges import sample, unit
 
 #: What each family tries a proposer with.

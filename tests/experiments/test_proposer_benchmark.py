@@ -22,8 +22,8 @@ from flyjax.report.proposers import (
     wilcoxon_p,
     write_comparison,
 )
+from flyjax.search.proposals.space import root_config
 from flyjax.search.proposals.types import Paused
-from flyjax.search.proposals.validation import root_config
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.utils.errors import UserError

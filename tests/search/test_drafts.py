@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from support.search_contexts import context, experiment
 
-from flyjax.search.llm.drafts import allowed, merge
+from flyjax.search.llm.drafts import max_overrides, merge
 from flyjax.search.llm.prompt import render_prompt
 from flyjax.search.llm.schema import read, tools
 from flyjax.search.proposals.types import Proposal, Step
-from flyjax.search.proposals.validation import validate_step
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.proposers.samplers import with_drafts
 
 pytest.importorskip("cmaes")
@@ -28,7 +28,7 @@ def override(slot, value=123.0, parent=1):
 
 
 def test_the_share_is_one_slot_at_least_and_never_more_than_there_are():
-    assert [allowed(s, n) for s, n in ((0.5, 4), (0.5, 1), (0.01, 8), (1.0, 3), (0.5, 0))] == [2, 1, 1, 3, 0]
+    assert [max_overrides(s, n) for s, n in ((0.5, 4), (0.5, 1), (0.01, 8), (1.0, 3), (0.5, 0))] == [2, 1, 1, 3, 0]
 
 
 def test_the_model_is_shown_the_drafts_and_told_how_many_it_may_override(asked):
@@ -43,10 +43,10 @@ def test_the_model_is_shown_the_drafts_and_told_how_many_it_may_override(asked):
 
 def test_an_override_takes_its_slot_and_the_drafts_keep_theirs(asked):
     step = merge(Step((override(3),)), asked, "llm")
-    assert [p.by for p in step.proposals] == ["cmaes", "cmaes", "llm", "cmaes"] and not step.flaws
+    assert [p.by for p in step.proposals] == ["cmaes", "cmaes", "llm", "cmaes"] and not step.warnings
     assert step.proposals[2].changes == {"coeff_edge_diff": 123.0}
     assert [p for k, p in enumerate(step.proposals) if k != 2] == [p for k, p in enumerate(asked.drafts) if k != 2]
-    assert not validate_step(replace(asked, new_nodes=()), step)
+    assert not check_step(replace(asked, new_nodes=()), step).problems
     assert merge(Step(()), asked, "llm").proposals == asked.drafts  # none is an answer
 
 
@@ -64,8 +64,8 @@ def test_an_override_takes_its_slot_and_the_drafts_keep_theirs(asked):
 )
 def test_what_no_draft_makes_place_for_goes_back_and_the_draft_stands(asked, given, why):
     step = merge(Step(given), asked, "llm")
-    assert any(why in str(flaw) and flaw.remedy == "the optimiser's draft stands" for flaw in step.flaws)
-    assert any(why in str(p) for p in validate_step(replace(asked, new_nodes=()), step))
+    assert any(why in str(warning) and warning.remedy == "the optimiser's draft stays" for warning in step.warnings)
+    assert any(why in str(p) for p in check_step(replace(asked, new_nodes=()), step).problems)
     assert len(step.proposals) == 4 and sum(p.by == "llm" for p in step.proposals) == len(given) - 1
 
 

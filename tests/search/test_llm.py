@@ -22,12 +22,13 @@ from support.messages_api_server import (
 from support.search_contexts import PROTOCOL, context, experiment, png
 
 from flyjax.config import TUNABLE, parse_experiment
+from flyjax.search import sanitize
 from flyjax.search.journal.state import State
 from flyjax.search.llm import client, prices, prompt, schema
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import BadAnswer, Paused
-from flyjax.search.proposals.validation import validate_step
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.run.user_files import pending_input
 from flyjax.utils.errors import UserError
 
@@ -64,7 +65,7 @@ def ask(monkeypatch):
 def test_a_good_answer_becomes_a_valid_step(ask, tmp_path, iterations):
     ctx = context(tmp_path, iterations=iterations)
     step, requests = ask(Player(), ctx)
-    assert validate_step(ctx, step) == []
+    assert check_step(ctx, step).problems == []
     assert len(requests) == 1 and len(step.proposals) == ctx.n_proposals
     if iterations:
         assert step.chosen == ctx.new_nodes[-1] and set(step.activity) == set(step.observation) == set(ctx.new_nodes)
@@ -90,7 +91,7 @@ def test_whole_numbers_may_arrive_as_floats_but_strings_are_no_numbers(ask, tmp_
 
     step, _ = ask(Player(spoil=spoil), ctx)
     assert step.chosen == 3
-    problems = validate_step(ctx, step)
+    problems = check_step(ctx, step).problems
     assert {p.slot for p in problems} == {1, 2} and all("one of 1, 2, 4" in str(p) for p in problems)
 
 
@@ -282,7 +283,7 @@ def test_missing_log_entries_are_asked_for_together_with_all_else(ask, tmp_path)
         arguments["proposals"][0]["changes"][0]["value"] = 1e9
 
     step, _ = ask(Player(spoil=spoil), ctx)
-    problems = list(map(str, validate_step(ctx, step)))
+    problems = list(map(str, check_step(ctx, step).problems))
     assert "log: node 2 has no activity" in problems and any("outside its range" in e for e in problems)
     assert step.activity == {1: "lively 1", 2: "rank 2", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
     _, requests = ask(Player(spoil=spoil), replace(ctx, feedback=tuple(problems)))
@@ -292,10 +293,10 @@ def test_missing_log_entries_are_asked_for_together_with_all_else(ask, tmp_path)
 def test_the_next_simulation_is_asked_for_whole(ask, tmp_path):
     ctx = context(tmp_path, iterations=3)
     step, _ = ask(Player(spoil=lambda arguments, number: arguments | {"next_simulation": {"n_frames": 3000}}), ctx)
-    assert [str(p) for p in validate_step(ctx, step)] == [
+    assert [str(p) for p in check_step(ctx, step).problems] == [
         f"next_simulation: {name} is missing, every field is wanted" for name in ("visual_input_type", "delta_t")
     ]
-    assert step.next_simulation == {"n_frames": 3000} and {p.remedy for p in step.flaws} == {"it stays as it is"}
+    assert step.next_simulation == {"n_frames": 3000} and {p.remedy for p in step.warnings} == {"it keeps its value"}
 
 
 def test_feedback_shows_the_refused_answer(monkeypatch, tmp_path):
@@ -355,8 +356,11 @@ def test_a_short_key_of_a_local_gateway_is_no_secret(ask, monkeypatch, tmp_path)
 
 
 def test_what_nobody_can_see_is_taken_out_of_a_text():
-    assert schema.line("a\u200bb\ufeff\u061c\u202ec\u00ad\ufe0f\u3164d\x1b[2J\u2028e\n f") == "abcd [2J e f"
-    assert schema.text("naïve Δt\n\té 你") == "naïve Δt\n\té 你"
+    assert (
+        sanitize.one_line(sanitize.clean("a\u200bb\ufeff\u061c\u202ec\u00ad\ufe0f\u3164d\x1b[2J\u2028e\n f"))
+        == "abcd [2J e f"
+    )
+    assert sanitize.clean("naïve Δt\n\té 你") == "naïve Δt\n\té 你"
 
 
 def test_the_key_stays_in_its_header(ask, tmp_path, caplog, capsys):

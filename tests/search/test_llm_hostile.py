@@ -19,9 +19,10 @@ from support.search_contexts import PROTOCOL, context, experiment
 from flyjax.search.journal.journal import clean
 from flyjax.search.llm import client, prompt
 from flyjax.search.llm import proposer as llm_proposer
-from flyjax.search.proposals.request import ask
+from flyjax.search.proposals.request import request_step
+from flyjax.search.proposals.space import next_simulation
 from flyjax.search.proposals.types import BadAnswer, Paused
-from flyjax.search.proposals.validation import next_simulation, resolve, validate_step
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.protocol import document
 
 
@@ -50,7 +51,7 @@ class Canned:
 def inside_the_walls(ctx, step):
     """What must hold of a step that is carried out."""
     search, nodes = ctx.experiment.search, ctx.state.nodes
-    for candidate in resolve(ctx, step):
+    for candidate in check_step(ctx, step).candidates.values():
         assert (
             candidate.parent == "root"
             if ctx.next_opens_block
@@ -88,7 +89,7 @@ def take(ctx, body: bytes):
         journaled = json.dumps(clean({"raw": refused.raw, "errors": refused.errors}), allow_nan=False)
         assert KEY not in journaled and len(journaled) < 5_000_000
         return "refused"
-    problems = validate_step(ctx, step)
+    problems = check_step(ctx, step).problems
     json.dumps(clean({"raw": step.raw, "usage": step.usage}), allow_nan=False).encode("ascii")
     assert KEY not in repr(step)
     assert all("\n" not in str(p) for p in problems)
@@ -105,7 +106,7 @@ def carry_out(ctx, body: bytes):
     """The loop's step with a model that gives the same answer every time: what is accepted is lawful."""
     refused = []
     proposer = llm_proposer.LLMProposer(ctx.experiment, client=Canned(body))
-    accepted = ask(
+    accepted = request_step(
         ctx,
         proposer,
         lambda: ctx.state,
@@ -330,7 +331,7 @@ def test_hostile_answers_through_the_real_client(served, monkeypatch, tmp_path, 
     said = ""
     try:
         step = proposer.step(ctx)
-        problems = validate_step(ctx, step)
+        problems = check_step(ctx, step).problems
         said = json.dumps(clean([step.raw, step.usage, *map(str, problems)]), allow_nan=False) + repr(step)
         got = "refused" if problems else "done"
         if not problems:
@@ -372,7 +373,7 @@ def test_an_edit_outside_its_walls_is_refused(served, monkeypatch, tmp_path, edi
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     ctx = context(tmp_path, iterations=3)
     step = llm_proposer.LLMProposer(ctx.experiment).step(ctx)
-    problems = [str(p) for p in validate_step(ctx, step)]
+    problems = [str(p) for p in check_step(ctx, step).problems]
     if edit[1] == "a\u202eb":  # the mark is taken away before anything sees it
         assert problems == [] and "ab" in document.apply_edit(PROTOCOL, step.protocol_edit)
     else:
@@ -384,9 +385,9 @@ def test_no_changes_needed_needs_its_reason(served, monkeypatch, tmp_path):
     monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
     ctx = context(tmp_path, iterations=3)
     for reason, fine in (("branching 50 %, improvement 40 %, no plateau", True), ("", False), ("  \n ", False), ("No changes needed.", False),
-                         ("No changes needed at this time.", False), ("No edits required.", False), ("Nothing to change", False),
-                         ("n/a n/a", False), ("No changes are needed to the protocol now", False), ("No changes needed: it climbs", True),
+                         ("No edits required.", False), ("Nothing to change", False),
+                         ("n/a n/a", False), ("No changes needed: it climbs", True),
                          ("because " + "blah " * 1_000, False)):  # fmt: skip
         now["answer"] = Player(edit=("", "", reason))
         step = llm_proposer.LLMProposer(ctx.experiment).step(ctx)
-        assert (validate_step(ctx, step) == []) == fine
+        assert (check_step(ctx, step).problems == []) == fine

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from search.test_llm import ask, key  # noqa: F401  (fixtures)
-from support.messages_api_server import KEY, Player, Reply, error, text
+from support.messages_api_server import KEY, MessagesServer, Player, Reply, error, text
 from support.search_contexts import context, experiment
 
 from flyjax.search.llm import client
@@ -33,7 +33,7 @@ def test_transport_failures_are_retried_by_the_client(ask, tmp_path):
         (404, "not_found_error", 1, "search.llm.model"),
         (413, "request_too_large", 1, "search.llm.images=false"),
         (422, "invalid_request_error", 1, "refused the request"),
-        (429, "rate_limit_error", 2, "limits our rate"),
+        (429, "rate_limit_error", 2, "limits the request rate"),
         (500, "api_error", 2, "down or overloaded"),
         (503, "api_error", 2, "down or overloaded"),
         (529, "overloaded_error", 2, "down or overloaded"),
@@ -51,7 +51,7 @@ def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kin
     ("reply", "calls", "says"),
     [
         (replace(error(500), cut=9), 2, "down or overloaded, HTTP 500"),
-        (replace(error(429), cut=0), 2, "limits our rate"),
+        (replace(error(429), cut=0), 2, "limits the request rate"),
         (replace(error(401), cut=9), 1, "set a valid ANTHROPIC_API_KEY"),
         (replace(error(502), drip=0.02), 2, "down or overloaded, HTTP 502"),
         (
@@ -59,13 +59,13 @@ def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kin
             2,
             "down or overloaded, HTTP 502",
         ),
-        (Reply(b"no gzip", 200, {"content-encoding": "gzip"}), 2, "cut off, 2 tries (they may be billed)"),
+        (Reply(b"no gzip", 200, {"content-encoding": "gzip"}), 2, "cut off after 2 attempts (they may be billed)"),
         (
             error(429, **{"retry-after-ms": "x", "retry-after": f"Mon, 01 Jan {'9' * 20} 00:00:00 GMT"}),
             2,
-            "limits our rate",
+            "limits the request rate",
         ),
-        (error(429, **{"retry-after-ms": "nan"}), 2, "limits our rate"),
+        (error(429, **{"retry-after-ms": "nan"}), 2, "limits the request rate"),
         (error(400, words="\x1b[31mred\u202e\u200b\n"), 1, "HTTP 400 ([31mred)"),
         (Reply(b'{"error": {"message": 5}}', 400), 1, "HTTP 400: check"),
         (Reply(b"[" * 100_000, 400), 1, "HTTP 400: check"),
@@ -87,12 +87,10 @@ def test_no_more_of_an_error_is_read_than_is_told():
             read.append(k)
             yield b"x" * 10_000
 
-    response = SimpleNamespace(
-        is_success=False, has_redirect_location=False, status_code=500, headers={}, iter_bytes=pieces
-    )
+    response = SimpleNamespace(is_success=False, status_code=500, headers={}, iter_bytes=pieces)
     with pytest.raises(client.CallFailed) as caught:
-        client._refuse(response)
-    assert caught.value.status == 500 and not caught.value.billed and len(read) < 10
+        client.raise_for_status(response)
+    assert "HTTP 500" in caught.value.reason and not caught.value.billed and len(read) < 10
 
 
 def test_a_header_that_drips_is_late(ask, monkeypatch, tmp_path):
@@ -119,7 +117,7 @@ def test_steps_that_are_paid_for_and_of_no_use_end(ask, tmp_path):
             "usage": {"calls": calls},
             "fallbacks": ["answer: talk; replaced"],
         }
-        proposer._brake(replace(ctx, state=replace(ctx.state, step=last)))
+        proposer._check_use(replace(ctx, state=replace(ctx.state, step=last)))
 
     for iteration, by, calls in (
         (1, "rules", 3),
@@ -147,7 +145,7 @@ def test_a_service_that_asks_for_a_day_is_not_slept_for(ask, tmp_path):
 def test_a_slow_service_times_out_and_may_have_been_paid(ask, tmp_path):
     ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}))
     caught, requests = ask(replace(text("late"), delay=0.6), ctx)
-    assert isinstance(caught, Paused) and "no answer within 0.2 s, 2 tries" in str(caught)
+    assert isinstance(caught, Paused) and "no answer within 0.2 s after 2 attempts" in str(caught)
     assert caught.usage["calls"] == 2 == len(requests) and caught.usage["usd"] > 0
 
 
@@ -155,13 +153,17 @@ def test_an_answer_that_drips_is_late_as_a_whole(ask, tmp_path):
     start = time.monotonic()
     ctx = context(tmp_path, experiment(llm={"timeout_s": 0.3, "max_retries": 0}))
     caught, requests = ask(replace(text("drop by drop"), drip=0.05), ctx)  # no single wait is long
-    assert isinstance(caught, Paused) and "no answer within 0.3 s, 1 tries" in str(caught) and caught.usage["usd"] > 0
+    assert (
+        isinstance(caught, Paused)
+        and "no answer within 0.3 s after 1 attempts" in str(caught)
+        and caught.usage["usd"] > 0
+    )
     assert len(requests) == 1 and time.monotonic() - start < 5
 
 
 def test_each_try_is_announced_with_what_the_step_may_cost_by_then(ask, tmp_path):
     told = []
-    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), calling=told.append)
+    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), on_call=told.append)
     caught, requests = ask(replace(text("late"), delay=0.6), ctx)
     assert [t["calls"] for t in told] == [1, 2] and told[1]["usd"] == pytest.approx(2 * told[0]["usd"]) == caught.usage[
         "usd"
@@ -186,7 +188,7 @@ def test_a_cut_connection_and_a_closed_port_pause(ask, tmp_path, monkeypatch):
     caught, _ = ask(replace(text("never whole"), cut=20), ctx)
     assert (
         isinstance(caught, Paused)
-        and "cut off, 2 tries (they may be billed)" in str(caught)
+        and "cut off after 2 attempts (they may be billed)" in str(caught)
         and caught.usage["calls"] == 2
     )
     monkeypatch.setenv("ANTHROPIC_BASE_URL", "http://127.0.0.1:9")
@@ -200,3 +202,12 @@ def test_a_key_is_taken_out_before_a_text_is_cut(ask, tmp_path):
     assert KEY[: len(KEY) // 2] not in json.dumps(caught.raw)
     caught, _ = ask(error(400, "invalid_request_error", "x" * (200 - len(KEY) // 2) + KEY), context(tmp_path / "b"))
     assert KEY[: len(KEY) // 2] not in str(caught)
+
+
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_the_key_follows_no_redirect(ask, tmp_path, status):
+    with MessagesServer(Player()) as other:
+        headers = {"location": f"{other.url}/v1/messages"}
+        caught, requests = ask(Reply(b"", status, headers), context(tmp_path))
+        assert isinstance(caught, Paused) and f"HTTP {status}" in str(caught)
+        assert len(requests) == 1 and other.requests == [] and caught.usage == {}

@@ -12,7 +12,7 @@ from flyjax.search.llm import prompt
 from flyjax.search.llm.results_text import NODE_METRICS, new_nodes_text, shown
 from flyjax.search.policy.strategy import assign_slots
 from flyjax.search.proposals.types import Proposal, Step
-from flyjax.search.proposals.validation import resolve, reversions
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.proposers.rules import generator
 from flyjax.search.protocol import document
 from flyjax.search.protocol.rule_table import parse_row
@@ -106,7 +106,7 @@ def test_the_slots_are_told_as_the_table_deals_them(tmp_path):
 
 def test_a_row_that_code_cannot_read_is_named(tmp_path):
     text = PROTOCOL.replace("| Default", "| The moon is full | **explore** | Try something |\n| Default", 1)
-    assert "Rows that code cannot read, for you to judge: row '| The moon is full" in told(
+    assert "Rows that code cannot read, for you to apply: row '| The moon is full" in told(
         context(tmp_path, protocol=text)
     )
 
@@ -142,9 +142,9 @@ def test_a_reversion_is_answered_with_the_changes_that_keep_the_configuration(tm
     proposed = Step((Proposal(6, {"coeff_edge_diff": older}),) * 1)
     ctx = replace(ctx, n_proposals=1)
     ctx.state.nodes[6] = replace(ctx.state.nodes[6], config={**ctx.state.nodes[6].config, "batch_size": 2})
-    (moved,) = reversions(ctx, proposed)
-    (candidate,) = resolve(ctx, proposed)
-    assert moved.parent == candidate.parent == 2 and moved.changes == candidate.changes == {"batch_size": 2}
+    (moved,) = check_step(ctx, proposed).reversions
+    (candidate,) = check_step(ctx, proposed).candidates.values()
+    assert candidate.parent == 2 and candidate.changes == {"batch_size": 2}
     assert "use parent=2 instead of 6; for the same configuration the changes are then batch_size=2" in str(moved)
 
 
@@ -202,7 +202,7 @@ def test_what_the_program_did_with_the_previous_answer_is_told_briefly(tmp_path)
     }
     ctx = context(tmp_path, iterations=2)
     text = prompt.replaced_text(replace(ctx, state=replace(ctx.state, step=step)))
-    assert text.startswith("Of your previous step's answer") and len(text) < 5_000 and text.count("\n") <= 13
+    assert text.startswith("Changed in your previous step") and len(text) < 5_000 and text.count("\n") <= 13
     refused = {
         "block": 1,
         "summary": "s",

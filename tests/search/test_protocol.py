@@ -10,7 +10,8 @@ from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_expe
 from flyjax.search.policy.measures import Measures
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol import document
-from flyjax.search.protocol.document import EditRefused, apply_edit
+from flyjax.search.protocol.document import apply_edit
+from flyjax.search.protocol.guard import MAX_BODY, EditRefused
 from flyjax.search.protocol.revision import BRANCH_ROW, PLATEAU_ROW, revise
 from flyjax.search.protocol.rule_table import parse_condition, parse_row
 from flyjax.utils.errors import UserError
@@ -195,7 +196,7 @@ def test_growth_is_bounded_over_many_edits(template):
     with pytest.raises(EditRefused, match="at most"):
         for k in range(10):
             text = apply_edit(text, edit(DEFAULT, f"{DEFAULT}\n\nNote {k}: " + "y" * 3000))
-    assert len(document.body(text)) <= document.MAX_BODY
+    assert len(document.body(text)) <= MAX_BODY
 
 
 @settings(max_examples=150, deadline=None)

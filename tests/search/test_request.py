@@ -9,7 +9,7 @@ from support.search_contexts import context, experiment
 
 from flyjax.search.llm.drafts import merge
 from flyjax.search.llm.proposer import complete
-from flyjax.search.proposals.request import ask
+from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import BadAnswer, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.samplers import with_drafts
 
@@ -38,7 +38,7 @@ def accepted(ctx, *answers, proposer=None):
     """(what was accepted, the errors of every answer that was refused)."""
     refused = []
     proposer = proposer or Scripted(*answers)
-    got = ask(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(fields["errors"]))
+    got = request_step(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(fields["errors"]))
     return got, refused
 
 
@@ -126,7 +126,7 @@ def test_a_simulation_with_fields_missing_goes_back_and_then_keeps_its_values(tm
         and got.simulation["visual_input_type"] == "scenes_texture"
         and values(got) == [11, 22]
     )
-    assert "next_simulation: delta_t is missing, every field is wanted; it stays as it is" in got.fallbacks
+    assert "next_simulation: delta_t is missing, every field is wanted; it keeps its value" in got.fallbacks
 
 
 # --- an optimiser's drafts ---
@@ -135,7 +135,7 @@ def test_a_simulation_with_fields_missing_goes_back_and_then_keeps_its_values(tm
 class Drafting(Scripted):
     name = "hybrid"
 
-    def drafted(self, ctx):
+    def with_drafts(self, ctx):
         return with_drafts(ctx)
 
 
@@ -169,7 +169,7 @@ def test_all_that_was_missed_is_recorded(drafted):
     answer = a_step(drafted, proposals=(override(9, 123.0),), observation={})
     got, _ = accepted(drafted, proposer=Drafting(answer))
     assert any(
-        "slot 9 is none of the drafts" in line and line.endswith("the optimiser's draft stands")
+        "slot 9 is none of the drafts" in line and line.endswith("the optimiser's draft stays")
         for line in got.fallbacks
     )
     assert sum("has no observation; replaced by the rules" in line for line in got.fallbacks) == len(drafted.new_nodes)

@@ -9,7 +9,7 @@ from support.search_landscape import TEMPLATE, evaluate, experiment, r2
 
 from flyjax.search.loop import run_loop
 from flyjax.search.policy import moves
-from flyjax.search.proposals.validation import resolve, reversions, validate_step
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.proposers import make_proposer, resolve_name
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.rule_table import Hint
@@ -76,7 +76,8 @@ def test_its_steps_need_no_correction(tmp_path, name, iterations):
         pytest.importorskip({"tpe": "optuna"}.get(name, name))
     ctx = context(tmp_path, small(n_candidates=4), iterations=iterations, protocol=TEXT)
     step = make_proposer(name, ctx.experiment).step(ctx)
-    assert validate_step(ctx, step) == [] and reversions(ctx, step) == []
+    checked = check_step(ctx, step)
+    assert not checked.problems and not checked.reversions
     assert len(step.proposals) == ctx.n_proposals
     assert step == make_proposer(name, ctx.experiment).step(ctx), "a function of (run seed, iteration)"
 
@@ -158,7 +159,7 @@ def test_an_edited_row_changes_what_is_proposed(tmp_path):
     ctx = context(tmp_path, iterations=1, protocol=low)
     after = RulesProposer(ctx.experiment).step(ctx)
     assert [p.strategy for p in after.proposals] == ["robustness-test", "failure-probe", "exploit"]
-    probe = resolve(ctx, after)[1]
+    probe = check_step(ctx, after).candidates[1]
     ((name, value),) = probe.changes.items()
     old, span = ctx.state.nodes[probe.parent].config[name], ctx.experiment.search.ranges[name]
     assert (

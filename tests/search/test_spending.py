@@ -48,7 +48,7 @@ class Calling(Scripted):
     """Says before each call what it may cost, as a language model's client does; its bill is lower."""
 
     def step(self, context):
-        context.calling({"calls": 1, "usd": 0.5})
+        context.on_call({"calls": 1, "usd": 0.5})
         return replace(super().step(context), usage={"calls": 1, "usd": 0.1})
 
 

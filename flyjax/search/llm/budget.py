@@ -1,4 +1,4 @@
-"""What the calls of a language model cost: before a run, before each call, and by the bill after it."""
+"""What the calls of a language model cost: before a run, before each call, and as billed."""
 
 from __future__ import annotations
 
@@ -28,24 +28,17 @@ def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any
     """What one call used and cost.
 
     `input_tokens` counts the whole prompt, its cached part included. A bill that cannot be read is
-    charged at the most the call can cost and marked `estimated`, so that no budget leaks through it.
+    charged at the most the call can cost and marked `estimated`, so that no budget is exceeded through it.
     """
-    price, told = price_of(experiment.search.llm), data.get("usage") if isinstance(data, dict) else None
-    counts = {}
-    for kind in BILLED:
-        n = told.get(kind) if isinstance(told, dict) else None
-        counts[kind] = n if type(n) is int and 0 <= n < 10**9 else None
-    usage = {"calls": 1, "model": experiment.search.llm.model}
-    if counts["input_tokens"] is None or counts["output_tokens"] is None:
-        return {**usage, **at_most(experiment, prompt, 1)}
-    counts = {kind: n or 0 for kind, n in counts.items()}
-    usd = cost(price, counts)
-    return {
-        **usage,
-        **counts,
-        "input_tokens": sum(n for kind, n in counts.items() if kind != "output_tokens"),
-        "usd": NOT_REPORTED if usd is None else usd,
-    }
+    bill = data.get("usage") if isinstance(data, dict) else None
+    counts = {kind: bill.get(kind) if isinstance(bill, dict) else None for kind in BILLED}
+    known = {kind: n for kind, n in counts.items() if type(n) is int and 0 <= n < 10**9}
+    model = {"calls": 1, "model": experiment.search.llm.model}
+    if not {"input_tokens", "output_tokens"} <= set(known):
+        return model | at_most(experiment, prompt, 1)
+    read = sum(n for kind, n in known.items() if kind != "output_tokens")
+    usd = cost(price_of(experiment.search.llm), known)
+    return model | known | {"input_tokens": read, "usd": NOT_REPORTED if usd is None else usd}
 
 
 def at_most(experiment: Experiment, prompt: Prompt, calls: int) -> dict[str, Any]:
@@ -62,7 +55,7 @@ def at_most(experiment: Experiment, prompt: Prompt, calls: int) -> dict[str, Any
 
 
 def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None = None) -> None:
-    """Whether the next call fits into what is left, at the most it can use; `paid` is not journaled yet.
+    """Check the next call, at the most it can use, against the budgets; `paid` is not journaled yet.
 
     **Raises:** `Paused`, naming the budget and how to raise it.
     """
@@ -84,12 +77,12 @@ def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None =
         ahead_usd = most(price_of(llm), prompt.tokens, llm.max_tokens)
         if ahead_usd is None:
             raise Paused(
-                f"search.max_usd={search.max_usd:g} cannot be kept: no price is known for model {llm.model!r}; "
+                f"search.max_usd={search.max_usd:g} cannot be checked: no price is known for model {llm.model!r}; "
                 f"set search.llm.prices, or drop the limit with --set search.max_usd=null, or {FREE}"
             )
         if spent.unpriced_calls:
             raise Paused(
-                f"search.max_usd={search.max_usd:g} cannot be kept: what {spent.unpriced_calls} calls of this run cost is "
+                f"search.max_usd={search.max_usd:g} cannot be checked: what {spent.unpriced_calls} calls of this run cost is "
                 f"{NOT_REPORTED}; limit it with search.max_tokens or max_calls and --set search.max_usd=null, or {FREE}"
             )
         if spent.usd + ahead_usd > search.max_usd:
@@ -100,7 +93,7 @@ def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None =
 
 
 def _plan(experiment: Experiment) -> tuple[int, float, int]:
-    """(steps, tokens of a typical prompt, of a late one): what the prompt is made of, by count."""
+    """(steps, tokens of a typical prompt, of a late one)."""
     search = experiment.search
     steps = search.n_blocks * search.n_iter_block + 1
     nodes = search.n_candidates * (steps - 1)
@@ -110,7 +103,7 @@ def _plan(experiment: Experiment) -> tuple[int, float, int]:
 
 
 def announce(experiment: Experiment) -> str:
-    """What is printed before the first call: the model, what it will cost and at most, how to run free."""
+    """What is printed before the first call: the model, its expected and highest cost, how to run free."""
     search, llm = experiment.search, experiment.search.llm
     steps, typical, late = _plan(experiment)
     price = price_of(llm)
@@ -127,7 +120,7 @@ def announce(experiment: Experiment) -> str:
         why = (
             "search.max_usd, enforced before each call"
             if limit != worst
-            else "every answer at full length, every step asked thrice"
+            else "all answers of full length, three calls for every step"
         )
         source = "search.llm.prices" if llm.prices is not None else f"prices of {CHECKED}"
         lines.append(f"Cost: about {dollars(min(about, limit))}, at most {dollars(limit)} ({why}); {source}.")

@@ -1,25 +1,27 @@
-"""One call of the Messages API: a request out, bytes back, within a time and a size, failures as data.
+"""One call of the Messages API within a time and a size: the bytes of the answer, or `CallFailed`.
 
     client = make_client(experiment, api_key())
-    body = send(client, request, timeout_s)       # or CallFailed, whatever the service does
+    body = send(client, request, timeout_s)
 
-The service is as untrusted as its model: a status counts even where the words after it are cut off,
-and nothing that drips holds the run.
+The service is as untrusted as its model: an error status counts even where its body cannot be read, and a
+response that drips ends at the time limit. Each call is one attempt; the caller retries, because every
+attempt is checked against the budgets first.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable
-from email.utils import parsedate_to_datetime
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.search.sanitize import line, scrub
+from flyjax.search.sanitize import clean_text, one_line, redact
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 
@@ -28,33 +30,41 @@ FREE = "go on free with --proposer rules"
 RESUME = "then run the same command again"
 
 MAX_ANSWER_BYTES = 4_000_000  # far above any answer of max_tokens
-MAX_ERROR_BYTES, ERROR_S = 64_000, 5.0  # of the words of an error, and how long they may take
-MAX_WAIT_S = 120  # a service that asks for a longer wait before the next try pauses the run
+MAX_ERROR_BYTES, ERROR_S = 64_000, 5.0  # limits for the body of an error
+MAX_WAIT_S = 120  # a service that asks for a longer wait pauses the run
 CONNECT_S = 10  # an answer may take minutes, a connection may not
 GRACE_S = 1.0  # the client's own limits come first: they know what was late
-BACKOFF_S, LONGEST_S = 2.0, 60.0  # before the first retry; four times as long before each next, up to
+BACKOFF_S, LONGEST_S = 2.0, 60.0  # before the first retry; four times as long before each next, at most
 
-STATUS, UNREACHABLE, LATE, CUT, CLIENT = "status", "unreachable", "late", "cut off", "client"
+#: HTTP status -> (what it means, remedy).
+_STATUS = {
+    401: ("the service refused the key", f"set a valid {KEY_NAME}"),
+    402: ("the account cannot pay", "settle it"),
+    403: ("the service refused the key", f"set a valid {KEY_NAME}"),
+    404: ("the service does not know this model or address", "set search.llm.model"),
+    413: ("the request is too large", "--set search.llm.images=false"),
+    429: ("the service limits the request rate", "wait"),
+}
+_UNAVAILABLE = ("the service is down or overloaded", "wait")
+_REFUSED = ("the service refused the request", "check search.llm")
 
 
 class CallFailed(Exception):
-    """A call without an answer.
+    """A call without an answer: `reason` and `remedy` for people, and what the caller needs to go on.
 
-    `kind`: STATUS (the service refused), UNREACHABLE (it never got there), LATE, CUT, or CLIENT
-    (something this program's side could not do, named in `words`).
+    **Arguments:** `retry` is whether another attempt may succeed, `wait_s` how long the service asks to wait
+    before it, `billed` whether the attempt may have been charged for.
     """
 
-    def __init__(self, kind: str, words: str = "", status: int = 0, headers: Any = None):
-        super().__init__(kind)
-        self.kind, self.words, self.status, self.headers = kind, words, status, headers if headers is not None else {}
+    def __init__(self, reason: str, remedy: str, retry: bool = True, billed: bool = False, wait_s: float | None = None):
+        super().__init__(reason)
+        self.reason, self.remedy, self.retry, self.billed, self.wait_s = reason, remedy, retry, billed, wait_s
 
-    @property
-    def billed(self) -> bool:
-        """Whether it may have been paid for: the service had it, and its answer was late or was cut off."""
-        return self.kind in (LATE, CUT)
-
-
-# --- secrets ------------------------------------------------------------------------------------
+    def delay(self, attempts: int) -> float | None:
+        """Seconds to wait after so many attempts; None where another one is not worth it."""
+        if not self.retry or (self.wait_s is not None and self.wait_s > MAX_WAIT_S):
+            return None
+        return min(LONGEST_S, BACKOFF_S * 4.0 ** (attempts - 1)) if self.wait_s is None else max(0.0, self.wait_s)
 
 
 def api_key() -> str:
@@ -66,181 +76,124 @@ def api_key() -> str:
     if not key:
         raise UserError(f"no {KEY_NAME} is set: set it to your key, or {FREE}")
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise UserError(f"{KEY_NAME} holds characters no key has: set it again, or {FREE}")
+        raise UserError(f"{KEY_NAME} holds characters that no key has: set it again, or {FREE}")
     return key
 
 
-# --- one call -----------------------------------------------------------------------------------
-
-
 def make_client(experiment: Experiment, key: str):
-    """The SDK's client; it obeys ANTHROPIC_BASE_URL. Retries are ours: each is checked against the budgets.
+    """The SDK's client; it obeys ANTHROPIC_BASE_URL and follows no redirect, which would forward the key.
 
-    **Raises:** `UserError` where ANTHROPIC_BASE_URL is no address.
+    **Raises:** `UserError` where ANTHROPIC_BASE_URL is not an address.
     """
     import anthropic
 
-    llm = experiment.search.llm
-    timeout = anthropic.Timeout(llm.timeout_s, connect=min(CONNECT_S, llm.timeout_s))
-    http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks={"response": [_refuse]})
+    limit_s = experiment.search.llm.timeout_s
+    timeout = anthropic.Timeout(limit_s, connect=min(CONNECT_S, limit_s))
+    hooks = {"response": [functools.partial(raise_for_status, key=key)]}
+    http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks=hooks, follow_redirects=False)
     try:
         return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=0, http_client=http)
-    except Exception as error:  # httpx reads the address
+    except Exception as error:  # of the HTTP package, which reads the address
         if type(error).__name__ == "InvalidURL":
-            raise UserError(
-                "ANTHROPIC_BASE_URL is no address: set it again, or unset it for the service itself"
-            ) from None
+            raise UserError("ANTHROPIC_BASE_URL is not an address: set it again, or unset it") from None
         raise
 
 
-def _read(pieces: Iterable[bytes], at_most: int, until: float) -> tuple[bytes, bool]:
-    """(bytes up to one piece beyond `at_most`, whether they came before time.monotonic() `until`)."""
+def _read(chunks: Iterable[bytes], max_bytes: int, until: float) -> bytes:
+    """The bytes up to one chunk beyond `max_bytes`.
+
+    **Raises:** `TimeoutError` where they come later than time.monotonic() `until`.
+    """
     out = bytearray()
-    for piece in pieces:
-        out += piece
+    for chunk in chunks:
+        out += chunk
         if time.monotonic() > until:
-            return bytes(out), False
-        if len(out) > at_most:
+            raise TimeoutError
+        if len(out) > max_bytes:
             break
-    return bytes(out), True
+    return bytes(out)
 
 
-def _refuse(response) -> None:
-    """The client's hook on every response: an error is read with bounds, and stays one where it cannot be read."""
-    if response.is_success or response.has_redirect_location:
+def raise_for_status(response, key: str = "") -> None:
+    """A hook on every response: an error is read within limits, and its status counts if that fails.
+
+    **Raises:** `CallFailed` for any status but success.
+    """
+    if response.is_success:
         return
-    try:
-        words = json.loads(_read(response.iter_bytes(), MAX_ERROR_BYTES, time.monotonic() + ERROR_S)[0])["error"][
-            "message"
-        ]
-    except Exception:  # cut off, late, badly encoded, no JSON: the status says enough
-        words = ""
-    raise CallFailed(STATUS, words if isinstance(words, str) else "", response.status_code, response.headers)
+    status, words = response.status_code, ""
+    with contextlib.suppress(Exception):  # cut off, late, badly encoded, not JSON
+        body = _read(response.iter_bytes(), MAX_ERROR_BYTES, time.monotonic() + ERROR_S)
+        words = one_line(clean_text(redact(json.loads(body)["error"]["message"], key)), 200)
+    unavailable = status >= 500 or status in (408, 409)
+    reason, remedy = _STATUS.get(status, _UNAVAILABLE if unavailable else _REFUSED)
+    asked, wait_s = response.headers.get("x-should-retry"), _retry_after(response.headers)
+    retry = asked == "true" or (asked != "false" and (unavailable or status == 429))
+    if remedy == "wait" and wait_s is not None and wait_s > 1:
+        remedy = f"wait {wait_s:.0f} s"
+    raise CallFailed(f"{reason}, HTTP {status}" + (f" ({words})" if words else ""), remedy, retry, wait_s=wait_s)
 
 
-def _in_time(call: Callable[[], bytes], seconds: float) -> bytes:
-    """What `call` gives; in a thread of its own, because a name server or a header that drips has no limit otherwise."""
-    told: queue.SimpleQueue = queue.SimpleQueue()
-
-    def run():
-        try:
-            told.put((call(), None))
-        except BaseException as error:
-            told.put((b"", error))
-
-    threading.Thread(target=run, daemon=True).start()
-    try:
-        got, error = told.get(timeout=seconds)
-    except queue.Empty:
-        raise CallFailed(LATE) from None
-    if error is not None:
-        raise error
-    return got
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a service asks to wait before the next attempt."""
+    for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        with contextlib.suppress(KeyError, ValueError):
+            seconds = float(headers[name]) * unit
+            if math.isfinite(seconds):
+                return seconds
+    return None
 
 
 def send(client, request: dict[str, Any], timeout_s: float) -> bytes:
-    """The bytes of the answer to one request, at most one piece more than `MAX_ANSWER_BYTES`.
+    """The bytes of the answer to one request, at most one chunk more than `MAX_ANSWER_BYTES`.
 
     **Raises:** `CallFailed`.
     """
 
     def call() -> bytes:
         until = time.monotonic() + timeout_s
-        # The response as bytes: they are untrusted and read with bounds.
+        # As bytes: the SDK would parse an untrusted body without bounds.
         with client.messages.with_streaming_response.create(**request) as answer:
-            body, in_time = _read(answer.iter_bytes(), MAX_ANSWER_BYTES, until)
-        if not in_time:
-            raise CallFailed(LATE)
-        return body
+            return _read(answer.iter_bytes(), MAX_ANSWER_BYTES, until)
 
     try:
-        return _in_time(call, timeout_s + GRACE_S)
+        return _within(call, timeout_s + GRACE_S)
     except Exception as error:
-        raise _failure(error) from None
+        raise _failure(error, timeout_s) from None
 
 
-def _failure(error: Exception) -> CallFailed:
-    """An exception of the client, or of the transport below it, whose package differs between versions."""
+def _within(call: Callable[[], bytes], seconds: float) -> bytes:
+    """The result of `call`, from a thread: a name server or a header that drips has no limit of its own."""
+    results: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run():
+        try:
+            results.put((call(), None))
+        except Exception as error:
+            results.put((b"", error))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        body, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError from None
+    if error is not None:
+        raise error
+    return body
+
+
+def _failure(error: Exception, timeout_s: float) -> Exception:
+    """An exception of the SDK, or of the HTTP package below it (whose name depends on the version), as `CallFailed`."""
     import anthropic
 
-    cause = (
-        error.__cause__ if isinstance(error, anthropic.APIConnectionError) and error.__cause__ is not None else error
-    )
+    cause = error.__cause__ if isinstance(error, anthropic.APIConnectionError) and error.__cause__ else error
+    name = type(cause).__name__
     if isinstance(cause, CallFailed):
         return cause
-    name, package = type(cause).__name__, type(cause).__module__.partition(".")[0]
     if name in ("ConnectError", "ConnectTimeout", "UnsupportedProtocol", "ProxyError"):
-        return CallFailed(UNREACHABLE)
+        return CallFailed("the service cannot be reached", "check the network")
     if "Timeout" in name:
-        return CallFailed(LATE)
-    if isinstance(cause, (anthropic.APIConnectionError, OSError)) or package.startswith("http"):
-        return CallFailed(CUT)
-    return CallFailed(CLIENT, name)
-
-
-# --- and after it -------------------------------------------------------------------------------
-
-
-def _seconds(headers) -> float | None:
-    """What a service asks to wait before the next try, s."""
-    try:
-        told = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
-        return told if math.isfinite(told) else None
-    except KeyError:
-        return None
-    except ValueError:
-        pass
-    try:
-        when = parsedate_to_datetime(headers["retry-after"])
-        return (when - parsedate_to_datetime(headers["date"])).total_seconds()
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return None
-
-
-def wait_before_retry(failed: CallFailed, tries: int) -> float | None:
-    """Seconds until a failed call is worth another try, None where it is not; `tries` were made."""
-    wait = min(LONGEST_S, BACKOFF_S * 4.0 ** (tries - 1))
-    if failed.kind != STATUS:
-        return None if failed.kind == CLIENT else wait
-    told, asked = failed.headers.get("x-should-retry"), _seconds(failed.headers)
-    if told == "false" or (told != "true" and failed.status not in (408, 409, 429) and failed.status < 500):
-        return None
-    if asked is not None:
-        # Hours would be slept away without a word.
-        return max(0.0, asked) if asked <= MAX_WAIT_S else None
-    return wait
-
-
-def why(failed: CallFailed, timeout_s: float, tries: int, billed: bool, secret: str) -> str:
-    """One line for a call that is given up, with its remedy."""
-    told = f", {tries} tries" + (" (they may be billed)" if billed else "")
-    if failed.kind == STATUS:
-        return _status_message(failed, secret)
-    if failed.kind == UNREACHABLE:
-        return f"the service cannot be reached: check the network, {RESUME}, or {FREE}"
-    if failed.kind == LATE:
-        return f"no answer within {timeout_s:g} s{told}: wait, or raise search.llm.timeout_s, {RESUME}, or {FREE}"
-    if failed.kind == CUT:
-        return f"the answer was cut off{told}: check the network, {RESUME}, or {FREE}"
-    return f"the client stopped with {failed.words}: {RESUME}, or {FREE}"
-
-
-def _status_message(failed: CallFailed, secret: str) -> str:
-    status = failed.status
-    told = line(scrub(failed.words, secret))  # before it is cut: a part of a key is a leak as well
-    told = f" ({told[:200]})" if told else ""
-    if status in (401, 403):
-        return f"the service refused the key, HTTP {status}{told}: set a valid {KEY_NAME}, {RESUME}, or {FREE}"
-    if status == 402:
-        return f"the account cannot pay, HTTP 402{told}: settle it, {RESUME}, or {FREE}"
-    if status == 404:
-        return f"the service does not know this model or address, HTTP 404{told}: set search.llm.model, {RESUME}, or {FREE}"
-    if status == 413:
-        return f"the request is too large, HTTP 413{told}: --set search.llm.images=false, {RESUME}, or {FREE}"
-    if status == 429:
-        wait = _seconds(failed.headers)
-        later = f"wait {wait:.0f} s" if wait and wait > 1 else "wait"
-        return f"the service limits our rate, HTTP 429{told}: {later}, {RESUME}, or {FREE}"
-    if status >= 500 or status in (408, 409):
-        return f"the service is down or overloaded, HTTP {status}{told}: wait, {RESUME}, or {FREE}"
-    return f"the service refused the request, HTTP {status}{told}: check search.llm, {RESUME}, or {FREE}"
+        return CallFailed(f"no answer within {timeout_s:g} s", "wait, or raise search.llm.timeout_s", billed=True)
+    if isinstance(cause, (anthropic.APIConnectionError, OSError)) or type(cause).__module__.startswith("http"):
+        return CallFailed("the answer was cut off", "check the network", billed=True)
+    return CallFailed(f"the client stopped with {name}", "", retry=False)

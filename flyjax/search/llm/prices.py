@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from flyjax.config import LLM
 
@@ -75,13 +74,12 @@ def price_of(llm: LLM) -> Price | None:
     return PRICES.get(name)
 
 
-def cost(price: Price | None, usage: dict[str, Any]) -> float | None:
+def cost(price: Price | None, usage: dict[str, int]) -> float | None:
     """Dollars for the token counts of one call; None (not reported) without a price or without counts."""
-    if price is None or not any(isinstance(usage.get(kind), int) for kind in BILLED):
+    if price is None or not usage:
         return None
-    counts = {kind: usage.get(kind) or 0 for kind in BILLED}
-    price = price.at(sum(n for kind, n in counts.items() if kind != "output_tokens"))
-    return sum(n * getattr(price, BILLED[kind]) for kind, n in counts.items()) / 1e6
+    price = price.at(sum(n for kind, n in usage.items() if kind != "output_tokens"))
+    return sum(n * getattr(price, BILLED[kind]) for kind, n in usage.items()) / 1e6
 
 
 def text_tokens(text: str) -> int:

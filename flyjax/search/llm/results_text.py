@@ -1,8 +1,8 @@
-"""What a prompt tells of the nodes: the history of all, and the new ones with their metrics and the course
-of their training."""
+"""The nodes in the prompt: the history of all, and the new ones with their metrics and the course of their training."""
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ LEGEND = {
     "wall_s": "of the program that trained the node together with others, in s",
 }
 
-OWN = ("", "llm")  # who proposed a node that is the model's own, or the block's root
-MAX_WORDS = 400  # characters of what is told again of a block's end
+OWN = ("", "llm")  # proposers of the model's own nodes, and of roots
+MAX_WORDS = 400  # characters of a text that is repeated from a block's end
 MAX_ROWS = 400  # nodes in the history: 64 candidates an iteration would fill a context window
 COURSE = (0.1, 0.25, 0.5, 0.75, 1.0)  # of the steps
 
@@ -48,12 +48,6 @@ def pairs(mapping: dict[str, Any]) -> str:
     return ", ".join(f"{k}={shown(v)}" for k, v in mapping.items())
 
 
-def _against_root(context: Context, node: Node) -> dict[str, Any]:
-    root = context.experiment.training
-    names = context.experiment.search.ranges
-    return {k: node.config[k] for k in names if k in node.config and node.config[k] != getattr(root, k)}
-
-
 def is_blind(context: Context) -> bool:
     return context.experiment.search.objective == "blind"
 
@@ -67,72 +61,58 @@ def _seeds(node: Node) -> str:
 
 def _table_row(context: Context, node: Node) -> str:
     names = [k for k in (BLIND_METRICS[:2] if is_blind(context) else TABLE_METRICS) if k in (node.metrics or {})]
+    result = (", ".join(f"{k}={number(node.metrics[k])}" for k in names) or node.status) + _seeds(node)
     if node.status == "failed":
         result = f"failed: {node.reason[:120]}"
-    else:
-        result = (", ".join(f"{k}={number(node.metrics[k])}" for k in names) or node.status) + _seeds(node)
-    config = pairs(_against_root(context, node)) or "root configuration"
+    root, names = context.experiment.training, context.experiment.search.ranges
+    against_root = {k: node.config[k] for k in names if k in node.config and node.config[k] != getattr(root, k)}
+    config = pairs(against_root) or "root configuration"
     by = "" if node.by in OWN else f" (by {node.by})"
     return f"{node.id} | {node.block}.{node.iter_in_block} | {node.parent} | {node.strategy}{by} | {config} | {result}"
 
 
-def _ended(context: Context, number: int) -> list[str]:
-    """How a past block ended, in the model's own words where it had them: what its edits of the rules are judged by."""
-    ended, edits = context.state.blocks[number].ended, context.state.edits
+def _block_end(context: Context, block: int) -> list[str]:
+    """How a past block ended, in the model's own words where it had them: by this its edits of the rules are judged."""
+    ended = context.state.blocks[block].ended
     if ended is None:
         return []
-    made = [e for e in edits if e["block"] == number and e["by"] != "user"]
+    made = [e["by"] for e in context.state.edits if e["block"] == block and e["by"] != "user"]
+    edit = "protocol edited" + " by the rules" * (made[-1] == "rules") if made else "protocol not edited"
     reason = str((ended.get("edit") or {}).get("reason") or "")[:MAX_WORDS]
-    edit = (
-        f"protocol edited{' by the rules' if made[-1]['by'] == 'rules' else ''}: {reason}"
-        if made
-        else f"protocol not edited: {reason}"
-    )
-    return [f"-> end of block {number}: {str(ended['summary'])[:MAX_WORDS]}; {ended['measures']['text']}; {edit}"]
+    summary, measures = str(ended["summary"])[:MAX_WORDS], ended["measures"]["text"]
+    return [f"-> end of block {block}: {summary}; {measures}; {edit}: {reason}"]
 
 
-def _kept(context: Context) -> set[int]:
-    """The nodes that the history has room for: the new ones, each block's root and best three, then this block's
-    best, then the best of all."""
-    state = context.state
-    if len(state.nodes) <= MAX_ROWS:
-        return set(state.nodes)
+def _listed(context: Context) -> set[int]:
+    """The nodes that the history has room for: the new ones, the roots, the best of this block, the best of all."""
+    nodes, rewards = context.state.nodes, comparable_rewards(context.state.nodes.values())
 
-    worth = comparable_rewards(state.nodes.values())
+    def rank(node: Node):
+        return node.id not in context.new_nodes, node.strategy != ROOT, node.block != context.block, -rewards[node.id]
 
-    def best_first(nodes):
-        return sorted(nodes, key=lambda n: (-worth[n.id], n.id))
-
-    first = [state.nodes[i] for i in context.new_nodes]
-    for block in state.blocks:
-        nodes = state.block_nodes(block)
-        first += [n for n in nodes if n.strategy == ROOT] + best_first(nodes)[:3]
-    order = [*first, *best_first(state.block_nodes(context.block)), *best_first(state.nodes.values())]
-    return set(list(dict.fromkeys(n.id for n in order))[:MAX_ROWS])
+    return {n.id for n in sorted(nodes.values(), key=rank)[:MAX_ROWS]}
 
 
 def history_text(context: Context) -> str:
     """Every node of the run, a line each; of a very large run those that matter most."""
-    state = context.state
+    state, listed = context.state, _listed(context)
     if not state.nodes:
         return "History: no node yet."
-    kept = _kept(context)
-    what = "all nodes" if len(kept) == len(state.nodes) else f"{len(kept)} of {len(state.nodes)} nodes, the best"
+    what = "all nodes" if len(listed) == len(state.nodes) else f"{len(listed)} of {len(state.nodes)} nodes, the best"
     lines = [f"History of {what} (id | block.iteration | parent | strategy | config against the root | result):"]
     for block in state.blocks.values():
-        simulation = {
-            k: block.simulation[k] for k in context.experiment.search.simulation_ranges if k in block.simulation
-        }
-        lines.append(f"Block {block.number}, simulation: {pairs(simulation) or 'the only one'}")
-        lines += [_table_row(context, state.nodes[i]) for i in block.nodes if i in kept]
-        if left := sum(i not in kept for i in block.nodes):
-            lines.append(f"(and {left} of lower R2)")
+        names = [k for k in context.experiment.search.simulation_ranges if k in block.simulation]
+        simulation = pairs({k: block.simulation[k] for k in names}) or "the only one"
+        lines.append(f"Block {block.number}, simulation: {simulation}")
+        lines += [_table_row(context, state.nodes[i]) for i in block.nodes if i in listed]
+        if omitted := sum(i not in listed for i in block.nodes):
+            lines.append(f"(and {omitted} of lower R2)")
         lines += [
             f"-> iteration {state.iterations[i].iter_in_block}: chosen node {state.choices[i].chosen}"
             for i in block.iterations
             if i in state.choices
         ]
-        lines += _ended(context, block.number)
+        lines += _block_end(context, block.number)
     return "\n".join(lines)
 
 
@@ -141,7 +121,7 @@ def node_folder(context: Context, node: int) -> Path:
 
 
 def _course(context: Context, node: Node, lanes: dict[str, list[dict[str, float]]]) -> list[str]:
-    """A line per seed: the loss along the way, and connectivity_R2 where it was read."""
+    """A line per seed: the loss along the way, and connectivity_R2 where it was evaluated."""
     out = []
     for seed in node.seeds:
         entries = [e for e in lanes.get(f"node_{node.id:04d}/seed_{seed}", ()) if isinstance(e.get("step"), int)]
@@ -150,45 +130,38 @@ def _course(context: Context, node: Node, lanes: dict[str, list[dict[str, float]
             continue
         last = losses[-1][0]
         picked = dict(min(losses, key=lambda e, at=share * last: abs(e[0] - at)) for share in COURSE)
-        told = "loss " + ", ".join(f"{number(loss)} ({step:,})" for step, loss in picked.items())
-        r2 = [] if is_blind(context) else [e for e in entries if finite(e.get("connectivity_R2")) is not None]
-        if r2:
-            told += "; connectivity_R2 " + ", ".join(f"{number(e['connectivity_R2'])} ({e['step']:,})" for e in r2[-5:])
-        out.append(f"  course (after steps): {told}")
+        line = "loss " + ", ".join(f"{number(loss)} ({step:,})" for step, loss in picked.items())
+        r2 = [(e["connectivity_R2"], e["step"]) for e in entries if finite(e.get("connectivity_R2")) is not None]
+        if r2 and not is_blind(context):
+            line += "; connectivity_R2 " + ", ".join(f"{number(value)} ({step:,})" for value, step in r2[-5:])
+        out.append(f"  course (after steps): {line}")
     return out
-
-
-def _lanes(context: Context) -> dict[str, list[dict[str, float]]]:
-    from flyjax.training.loggers import HISTORY, read_history  # loads JAX
-
-    try:
-        return read_history(Path(context.run_dir) / HISTORY)
-    except (OSError, ValueError):  # a search without trainings, or a file somebody else wrote
-        return {}
 
 
 def new_nodes_text(context: Context) -> str:
     """The nodes just trained: what was asked, what came out, how it came about."""
     if not context.new_nodes:
         return ""
-    wanted = BLIND_METRICS if is_blind(context) else NODE_METRICS
-    nodes, lanes = [context.state.nodes[i] for i in context.new_nodes], _lanes(context)
+    from flyjax.training.loggers import HISTORY, read_history  # loads JAX
+
+    lanes: dict[str, list[dict[str, float]]] = {}
+    with contextlib.suppress(OSError, ValueError):  # a search without trainings, or a damaged file
+        lanes = read_history(Path(context.run_dir) / HISTORY)
+    wanted, shown_metrics = BLIND_METRICS if is_blind(context) else NODE_METRICS, set()
     lines = [f"New nodes: {', '.join(map(str, context.new_nodes))}"]
-    for node in nodes:
+    for node in (context.state.nodes[i] for i in context.new_nodes):
         known = node.metrics or {}
-        lines.append(
-            f"Node {node.id}: parent={node.parent}, strategy={node.strategy}, changes: {pairs(node.changes) or 'none'}"
-        )
-        if node.hypothesis:
-            lines.append(f"  hypothesis: {node.hypothesis}")
-        lines.append(f"  result: {observe(context.state, node)}")
-        lines.append(
-            "  metrics: " + (", ".join(f"{k}={shown(known[k])}" for k in wanted if k in known) or "none") + _seeds(node)
-        )
-        reasons = known.get("reasons") or {}
-        lines += [f"  {k} is null: {reasons[k]}" for k in wanted if k in reasons]
-        if node.activity:
-            lines.append(f"  activity: {node.activity}")
-        lines += _course(context, node, lanes)
-    told = [f"{k}: {text}" for k, text in LEGEND.items() if k in wanted and any(k in (n.metrics or {}) for n in nodes)]
-    return "\n".join([*lines, *(["(" + "; ".join(told) + ")"] if told else [])])
+        values, reasons = {k: known[k] for k in wanted if k in known}, known.get("reasons") or {}
+        shown_metrics |= set(values)
+        changes = pairs(node.changes) or "none"
+        lines += [
+            f"Node {node.id}: parent={node.parent}, strategy={node.strategy}, changes: {changes}",
+            *([f"  hypothesis: {node.hypothesis}"] if node.hypothesis else []),
+            f"  result: {observe(context.state, node)}",
+            f"  metrics: {pairs(values) or 'none'}{_seeds(node)}",
+            *(f"  {k} is null: {reasons[k]}" for k in wanted if k in reasons),
+            *([f"  activity: {node.activity}"] if node.activity else []),
+            *_course(context, node, lanes),
+        ]
+    legend = "; ".join(f"{k}: {text}" for k, text in LEGEND.items() if k in shown_metrics)
+    return "\n".join([*lines, *([f"({legend})"] if legend else [])])

@@ -1,197 +1,241 @@
-"""The answer of a language model: the tools that ask for it, and reading it as untrusted input.
+"""The answer of a language model: the tools that ask for it, and reading it.
 
-Reading keeps plain values as they came (a wrong type or a number out of range is the validator's
-to refuse, by name) and takes everything else away: containers where values belong, control
-and invisible characters, line breaks in one-line fields, unknown fields, whatever does not fit into UTF-8.
+Pydantic models define both. Reading is tolerant: it keeps scalars as they came (the validation refuses a
+wrong type or a number out of range, by name), ignores unknown fields and never fails on a known one, so that
+a bad field costs no other. Texts are cleaned before they get here (`sanitize.clean`).
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
 import re
-from typing import Any
+from dataclasses import replace
+from typing import Annotated, Any
 
-from flyjax.config import Experiment
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
+
+from flyjax.config import Experiment, Range
 from flyjax.search.proposals.types import ROOT, STRATEGIES, BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.ranges import coerce
-from flyjax.search.sanitize import line, text
+from flyjax.search.sanitize import one_line
 
-FIRST, STEP, BLOCK_END = "propose", "submit_step", "end_block"
-
-MAX_RAW = 110_000  # characters of one text kept in the journal: any lawful field whole
-MAX_ITEMS = 1_000
-
-_TEXT = {"type": "string"}
-
-
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    # Strict mode wants every field required and no others; bounds in a schema are refused by the service.
-    return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+#: Why there is no complete tool call, by stop reason.
+_STOPPED = {
+    "refusal": "the answer was a refusal; this is a search over training settings, call the tool",
+    "max_tokens": "the answer was cut off at its length limit, which includes thinking: think less, keep texts short",
+    "model_context_window_exceeded": "the answer exceeded the context window; keep every text short",
+}
 
 
-def _array(properties: dict[str, Any]) -> dict[str, Any]:
-    return {"type": "array", "items": _object(properties)}
+# --- the fields ---------------------------------------------------------------------------------
 
 
-def _tool(name: str, description: str, properties: dict[str, Any]) -> dict[str, Any]:
-    return {"name": name, "description": description, "strict": True, "input_schema": _object(properties)}
+def _scalar(value: Any) -> Any:
+    """A scalar as it came; a container becomes a short text that no range contains."""
+    if isinstance(value, str):
+        return value[:200]
+    return value if value is None or isinstance(value, (bool, int, float)) else f"({type(value).__name__})"
 
 
-def _json_type(span) -> str:
-    if span.scale == "choice":
-        if all(isinstance(v, str) for v in span.values):
-            return "string"
-        return "integer" if all(type(v) is int for v in span.values) else "number"
-    return "integer" if span.scale == "int" else "number"
+def _whole(value: Any) -> Any:
+    """3.0 is 3: JSON writers differ."""
+    value = _scalar(value)
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
+
+
+def _parent(value: Any) -> Any:
+    """The schema asks for a string; "12" is node 12."""
+    value = _whole(value)
+    if isinstance(value, str):
+        value = value.strip()
+        return int(value) if re.fullmatch(r"[0-9]{1,9}", value) else value
+    return value
+
+
+def _objects(value: Any) -> list[dict]:
+    return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
+
+
+Text = Annotated[str, BeforeValidator(lambda value: value if isinstance(value, str) else "")]
+Line = Annotated[str, BeforeValidator(lambda value: one_line(value) if isinstance(value, str) else "")]
+Number = Annotated[Any, BeforeValidator(_scalar), WithJsonSchema({"type": "number"})]
+Node = Annotated[Any, BeforeValidator(_whole), WithJsonSchema({"type": "integer"})]
+Parent = Annotated[Any, BeforeValidator(_parent), WithJsonSchema({"type": "string"})]
+
+
+# --- the models ---------------------------------------------------------------------------------
+
+
+class Change(BaseModel):
+    name: Line = ""
+    value: Number = None
+
+
+#: Unreadable is not "no changes": that would be a robustness-test that nobody asked for.
+_NO_LIST = [{"name": "changes", "value": "must be a list of {name, value}"}]
+
+
+def _change_list(value: Any) -> list[dict]:
+    return value if isinstance(value, list) and len(_objects(value)) == len(value) else _NO_LIST
+
+
+class Candidate(BaseModel):
+    slot: Node = Field(None, description="number of the draft that it overrides")
+    parent: Parent = Field(None, description=f'a node number such as "3", or "{ROOT}"')
+    changes: Annotated[list[Change], BeforeValidator(_change_list)] = Field(
+        _NO_LIST, validate_default=True, description="against the parent; empty for a robustness-test"
+    )
+    strategy: Line = Field("", json_schema_extra={"enum": [s for s in STRATEGIES if s != ROOT]})
+    hypothesis: Line = Field("", description="one line: what this should show")
+
+    def proposal(self) -> Proposal:
+        changes: dict[str, Any] = {}
+        for name, value in ((c.name[:80], c.value) for c in self.changes):
+            # A parameter with two values has none: the text is refused as a value, by name.
+            changes[name] = f"given twice: {changes[name]}, {value}" if name in changes else value
+        return Proposal(self.parent, changes, self.strategy, self.hypothesis, slot=self.slot)
+
+
+class Entry(BaseModel):
+    node: Node = None
+    activity: Line = Field("", description="one line on the dynamics, from figure and numbers")
+    observation: Line = Field("", description="one line on the result")
+
+
+class Proposals(BaseModel):
+    """The first proposals of a run, before anything is trained."""
+
+    proposals: Annotated[list[Candidate], BeforeValidator(lambda v: [p if isinstance(p, dict) else {} for p in v])]
+    notes: Text = Field("", description="memory notes, or empty")
+
+    def step(self, context: Context) -> Step:
+        return Step(tuple(p.proposal() for p in self.proposals), notes=self.notes)
+
+
+class Reading(BaseModel):
+    log: Annotated[list[Entry], BeforeValidator(_objects)] = Field([], description="one entry for each new node")
+    chosen: Node = Field(None, description="the new node that this iteration continues with")
+    reason: Line = Field("", description="one line: why, and the parent rule applied")
+
+
+class Iteration(Proposals, Reading):  # the fields of the last base come first: results are read before proposing
+    """Read the new nodes, choose, propose the next iteration."""
+
+    def step(self, context: Context) -> Step:
+        entries = [e for e in self.log if type(e.node) is int]
+        return replace(
+            super().step(context),
+            chosen=self.chosen,
+            reason=self.reason,
+            activity={e.node: e.activity for e in entries},
+            observation={e.node: e.observation for e in entries},
+        )
+
+
+class BlockEnd(Iteration):
+    """The same at the end of a block, with its duties."""
+
+    block_summary: Line = Field("", description="one line: what worked and failed in this simulation")
+    next_simulation: Any = None
+    edit_old: Text = Field("", description="exact text between the markers to replace; empty: no edit")
+    edit_new: Text = Field("", description="its replacement; empty together with edit_old")
+    edit_reason: Line = Field("", description="why this edit, or why no changes are needed, by what was measured")
+
+    def step(self, context: Context) -> Step:
+        given, spans = self.next_simulation, context.experiment.search.simulation_ranges
+        simulation: dict[str, Any] = {}
+        # Where no block follows there is no next simulation, whatever the schema made the model write.
+        for name, value in list(given.items())[:50] if context.next_opens_block and isinstance(given, dict) else ():
+            name, value = one_line(name, 80), _scalar(value)
+            with contextlib.suppress(KeyError, ValueError):  # the validation reports them
+                value = coerce(spans[name], value)  # 64000.0 and 64000 are one simulation, with one recording
+            simulation[name] = value
+        if context.next_opens_block and not isinstance(given, dict):
+            simulation = {"next_simulation": "must be an object"}
+        return replace(
+            super().step(context),
+            block_summary=self.block_summary,
+            next_simulation=simulation,
+            protocol_edit=ProtocolEdit(self.edit_old, self.edit_new, self.edit_reason),
+        )
+
+
+MODELS: dict[str, type[Proposals]] = {"propose": Proposals, "submit_step": Iteration, "end_block": BlockEnd}
+
+
+# --- the tools ----------------------------------------------------------------------------------
+
+
+def _json_type(span: Range) -> str:
+    if span.scale == "choice" and all(isinstance(v, str) for v in span.values):
+        return "string"
+    whole = span.scale == "int" or (span.scale == "choice" and all(type(v) is int for v in span.values))
+    return "integer" if whole else "number"
+
+
+def _strict(schema: Any, definitions: dict[str, Any]) -> Any:
+    """A schema as strict mode wants it: no references, titles or defaults, every field required and no others."""
+    if isinstance(schema, list):
+        return [_strict(s, definitions) for s in schema]
+    if not isinstance(schema, dict):
+        return schema
+    schema = definitions[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+    out = {k: _strict(v, definitions) for k, v in schema.items() if k not in ("title", "default", "$defs")}
+    if out.get("type") == "object":
+        out |= {"required": list(out["properties"]), "additionalProperties": False}
+    return out
 
 
 def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]:
-    """The three strict tools, the same bytes in every call of a run; the request says which to call.
+    """The three strict tools, the same bytes in every call of a run; the request names the one to call.
 
-    `drafted`: an optimiser fills the slots, a proposal names the one that it overrides.
+    **Arguments:** `drafted` is whether an optimiser fills the slots: a proposal names the one it overrides.
     """
-    search = experiment.search
-    change = {"name": {"type": "string", "enum": sorted(search.ranges)}, "value": {"type": "number"}}
-    proposal = {
-        "parent": {"type": "string", "description": f'a node number such as "3", or "{ROOT}"'},
-        "changes": {**_array(change), "description": "against the parent; empty for a robustness-test"},
-        "strategy": {"type": "string", "enum": [s for s in STRATEGIES if s != ROOT]},
-        "hypothesis": {"type": "string", "description": "one line: what this should show"},
-    }
-    if drafted:
-        proposal = {"slot": {"type": "integer", "description": "number of the draft that it overrides"}, **proposal}
-    ask = {"proposals": _array(proposal), "notes": {"type": "string", "description": "memory notes, or empty"}}
-    entry = {
-        "node": {"type": "integer"},
-        "activity": {"type": "string", "description": "one line on the dynamics, from figure and numbers"},
-        "observation": {"type": "string", "description": "one line on the result"},
-    }
-    read = {
-        "log": {**_array(entry), "description": "one entry for each new node"},
-        "chosen": {"type": "integer", "description": "the new node that this iteration continues with"},
-        "reason": {"type": "string", "description": "one line: why, and the parent rule applied"},
-    }
+    search, out = experiment.search, []
     simulation = {name: {"type": _json_type(span)} for name, span in sorted(search.simulation_ranges.items())}
-    end = {
-        "block_summary": {"type": "string", "description": "one line: what worked and failed in this simulation"},
-        "next_simulation": _object(simulation),
-        "edit_old": {"type": "string", "description": "exact text between the markers to replace; empty: no edit"},
-        "edit_new": {"type": "string", "description": "its replacement; empty together with edit_old"},
-        "edit_reason": {
-            "type": "string",
-            "description": "why this edit, or why no changes are needed, by what was measured",
-        },
-    }
-    return [
-        _tool(FIRST, "The first proposals of a run, before anything is trained.", ask),
-        _tool(STEP, "Read the new nodes, choose, propose the next iteration.", {**read, **ask}),
-        _tool(BLOCK_END, "The same at the end of a block, with its duties.", {**read, **ask, **end}),
-    ]
+    for name, model in MODELS.items():
+        schema = model.model_json_schema()
+        definitions = schema["$defs"]
+        definitions["Change"]["properties"]["name"]["enum"] = sorted(search.ranges)
+        if not drafted:
+            del definitions["Candidate"]["properties"]["slot"]
+        if "next_simulation" in schema["properties"]:
+            schema["properties"]["next_simulation"] = {"type": "object", "properties": simulation}
+        schema = _strict(schema, definitions)
+        out.append({"name": name, "description": schema.pop("description"), "strict": True, "input_schema": schema})
+    return out
+
+
+# --- reading ------------------------------------------------------------------------------------
 
 
 def expected_tool(context: Context) -> str:
     if context.iter_in_block == 0:
-        return FIRST
-    return BLOCK_END if context.is_block_end else STEP
-
-
-def plain(value: Any) -> Any:
-    """A scalar as it came; a container becomes a short text that no range contains."""
-    if isinstance(value, str):
-        return text(value)[:200]
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    return f"({type(value).__name__})"
-
-
-def _items(value: Any) -> list[dict[str, Any]]:
-    return [v for v in value[:MAX_ITEMS] if isinstance(v, dict)] if isinstance(value, list) else []
-
-
-def _parent(value: Any) -> Any:
-    """The schema wants a string; "12" is node 12."""
-    value = plain(value)
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,9}", value.strip()):
-        return int(value)
-    if isinstance(value, float) and math.isfinite(value) and value == int(value):
-        return int(value)
-    return value.strip() if isinstance(value, str) else value
-
-
-def _changes(value: Any) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for item in _items(value):
-        name, new = line(item.get("name"))[:80], plain(item.get("value"))
-        # One parameter with two values has none: the text is refused as a value, by name.
-        out[name] = f"given twice: {out[name]}, {new}" if name in out else new
-    return out
-
-
-def _proposal(item: dict[str, Any]) -> Proposal:
-    changes = item.get("changes")
-    if not isinstance(changes, list) or any(not isinstance(c, dict) for c in changes):
-        # Not readable is not "no changes": that would be a robustness-test nobody asked for.
-        changes = [{"name": "changes", "value": "must be a list of {name, value}"}]
-    return Proposal(
-        parent=_parent(item.get("parent")),
-        changes=_changes(changes),
-        strategy=line(item.get("strategy")),
-        hypothesis=line(item.get("hypothesis")),
-        slot=_node(item.get("slot")),
-    )
-
-
-def _node(value: Any) -> Any:
-    value = plain(value)
-    return int(value) if isinstance(value, float) and math.isfinite(value) and value == int(value) else value
-
-
-def _log(value: Any, key: str) -> dict[int, str]:
-    entries = ((_node(i.get("node")), line(i.get(key))) for i in _items(value))
-    return {n: words for n, words in entries if isinstance(n, int) and not isinstance(n, bool)}
-
-
-def _simulation(value: dict[str, Any], context: Context) -> dict[str, Any]:
-    spans, out = context.experiment.search.simulation_ranges, {}
-    for name, new in list(value.items())[:50]:
-        name, new = line(name)[:80], plain(new)
-        try:
-            # 64000.0 and 64000 are one simulation, and have to make one recording.
-            new = coerce(spans[name], new)
-        except (KeyError, ValueError):
-            pass  # the validator says what is wrong
-        out[name] = new
-    return out
+        return "propose"
+    return "end_block" if context.is_block_end else "submit_step"
 
 
 def call_of(answer: dict[str, Any], wanted: str) -> dict[str, Any]:
     """The input of the one tool call of an answer.
 
-    **Raises:** `BadAnswer` with what to tell the model where there is no complete call of the tool.
+    **Raises:** `BadAnswer`, with the reason for the model, where there is no complete call of the tool.
     """
     stop = answer.get("stop_reason")
-    if stop == "refusal":
-        raise BadAnswer([f"the answer was a refusal; this is a search over training settings, call {wanted}"])
-    if stop == "max_tokens":
-        raise BadAnswer(
-            [
-                "the answer was cut off at its length limit, which thinking counts against: think less, keep every text short"
-            ]
-        )
-    if stop == "model_context_window_exceeded":
-        raise BadAnswer(["the answer ran over the context window; keep every text short"])
-    calls = [b for b in _items(answer.get("content")) if b.get("type") == "tool_use"]
+    if isinstance(stop, str) and stop in _STOPPED:
+        raise BadAnswer([_STOPPED[stop]])
+    calls = [b for b in _objects(answer.get("content")) if b.get("type") == "tool_use"]
     if not calls:
-        # end_turn, stop_sequence, pause_turn or anything new: text is not an answer.
-        raise BadAnswer([f"there was no tool call (stop reason {line(stop)[:40] or 'none'}); call {wanted} once"])
+        raise BadAnswer([f"there was no tool call (stop reason {one_line(str(stop), 40)}); call {wanted} once"])
     if len(calls) > 1:
         raise BadAnswer([f"there were {len(calls)} tool calls; call {wanted} once"])
     name, arguments = calls[0].get("name"), calls[0].get("input")
     if name != wanted:
-        raise BadAnswer([f"the tool was {line(name)[:40]!r}; this step needs {wanted}"])
+        raise BadAnswer([f"the tool was {one_line(str(name), 40)!r}; this step needs {wanted}"])
     if not isinstance(arguments, dict):
         raise BadAnswer([f"the input of {wanted} was not an object"])
+    if not isinstance(arguments.get("proposals"), list):
+        raise BadAnswer(["`proposals` must be a list of objects"])
     return arguments
 
 
@@ -200,55 +244,5 @@ def read(answer: dict[str, Any], context: Context) -> Step:
 
     **Raises:** `BadAnswer` where nothing can be read.
     """
-    data = call_of(answer, expected_tool(context))
-    if not isinstance(data.get("proposals"), list):
-        raise BadAnswer(["`proposals` must be a list of objects"])
-    proposals = tuple(_proposal(p if isinstance(p, dict) else {}) for p in data["proposals"][:MAX_ITEMS])
-    if context.iter_in_block == 0:
-        return Step(proposals=proposals, notes=text(data.get("notes")))
-    end: dict[str, Any] = {}
-    if context.is_block_end:
-        simulation = data.get("next_simulation")
-        simulation = simulation if isinstance(simulation, dict) else {"next_simulation": "must be an object"}
-        end = {
-            "block_summary": line(data.get("block_summary")),
-            # Where no block follows there is no next simulation, whatever the schema made the model write.
-            "next_simulation": _simulation(simulation, context) if context.next_opens_block else {},
-            "protocol_edit": ProtocolEdit(
-                text(data.get("edit_old")), text(data.get("edit_new")), line(data.get("edit_reason"))
-            ),
-        }
-    return Step(
-        proposals=proposals,
-        chosen=_node(data.get("chosen")),
-        reason=line(data.get("reason")),
-        activity=_log(data.get("log"), "activity"),
-        observation=_log(data.get("log"), "observation"),
-        notes=text(data.get("notes")),
-        **end,
-    )
-
-
-def keepable(value: Any, depth: int = 0) -> Any:
-    """A copy for the journal: JSON, bounded in size and depth."""
-    if depth > 12:
-        return "(deeper)"
-    if isinstance(value, str):
-        out = text(value)
-        return out if len(out) <= MAX_RAW else f"{out[:MAX_RAW]} ... ({len(value):,} characters)"
-    if isinstance(value, dict):
-        items = list(value.items())[:MAX_ITEMS]
-        return {keepable(str(k))[:200]: keepable(v, depth + 1) for k, v in items}
-    if isinstance(value, (list, tuple)):
-        return [keepable(v, depth + 1) for v in value[:MAX_ITEMS]]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if value is None or isinstance(value, (bool, float)):
-        return value
-    if isinstance(value, int):
-        return value if value.bit_length() < 1024 else "(huge integer)"
-    return f"({type(value).__name__})"
-
-
-def compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    wanted = expected_tool(context)
+    return MODELS[wanted].model_validate(call_of(answer, wanted)).step(context)

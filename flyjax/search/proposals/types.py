@@ -1,7 +1,7 @@
 """What a proposer is asked and what it answers: plain data, the same for every proposer.
 
 One iteration trains K candidates; then one `Step` reads them, chooses among them and proposes the
-next K. The loop validates every step (`flyjax.search.proposals.validation`), whoever made it.
+next K. Every step is validated (`flyjax.search.proposals.validation`), whoever made it.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ class Proposal:
 class BadAnswer(Exception):
     """A proposer's answer that could not be read at all.
 
-    The loop treats it like an invalid step: `errors` go back as feedback, `raw` and `usage` are
-    journaled. A proposer that cannot go on (no key, budget spent, service down) raises `UserError`
-    instead, with its `usage` as an attribute where a call was paid: the run pauses, resumably.
+    It is treated like an invalid step: `errors` go back as feedback, `raw` and `usage` are journaled. A
+    proposer that cannot go on (no key, budget spent, service down) raises `Paused` instead.
     """
 
     def __init__(self, errors, raw: Any = None, usage: dict[str, Any] | None = None):
@@ -52,7 +51,7 @@ class BadAnswer(Exception):
 class Paused(UserError):
     """The search cannot go on now but can later: service down, key refused, budget spent.
 
-    One line with the remedy; `usage` is what was paid for without an answer to show for it.
+    One line with the remedy; `usage` is what was paid for without an answer.
     """
 
     def __init__(self, message: str, usage: dict[str, Any] | None = None):
@@ -75,16 +74,16 @@ class ProtocolEdit:
 
 @dataclass(frozen=True)
 class Problem:
-    """Why a part of a step cannot be carried out as it is. `slot` counts proposals from 0."""
+    """Why a part of a step cannot be carried out as given. `slot` counts proposals from 0."""
 
     part: str  # the field of the step: proposals, chosen, reason, activity, ..., or answer
     message: str
     slot: int | None = None
-    called: str = "proposal"  # a slot with an optimiser's draft is called by its number
-    remedy: str = ""  # what stands in its place already: the step can be carried out, but says less than was asked
+    noun: str = "proposal"  # "slot" where an optimiser drafts
+    remedy: str = ""  # of a warning: what replaces the missing part already, so that the step can be carried out
 
     def __str__(self) -> str:
-        where = self.part if self.slot is None else f"{self.called} {self.slot + 1}"
+        where = self.part if self.slot is None else f"{self.noun} {self.slot + 1}"
         return f"{where}: {self.message}"
 
 
@@ -97,22 +96,22 @@ class Step:
     reason: str = ""  # why this choice, and the parent rule applied
     activity: dict[int, str] = field(default_factory=dict)  # node -> the log's `Activity:` line
     observation: dict[int, str] = field(default_factory=dict)  # node -> the log's `Observation:` line
-    notes: str = ""  # memory notes, the whole text (<= 500 lines): replaces those kept so far; empty keeps them
+    notes: str = ""  # memory notes (<= 500 lines), which replace those kept so far; empty keeps them
     block_summary: str = ""  # the block's `Observation:` line; block ends only
     next_simulation: dict[str, Any] = field(default_factory=dict)  # changes to the simulation; block ends only
     protocol_edit: ProtocolEdit | None = None  # block ends only
-    #: filled by proposers that spend: calls, input_tokens, output_tokens, usd (None: not reported)
+    #: of paid proposers: calls, input_tokens, output_tokens, usd (None: not reported)
     usage: dict[str, Any] = field(default_factory=dict)
     raw: Any = None  # what came back before validation, for the journal
-    flaws: tuple[Problem, ...] = ()  # what its reader missed in the answer and filled in, each with its remedy
+    warnings: tuple[Problem, ...] = ()  # what was missing in the answer and is filled in, each with its remedy
 
 
 @dataclass(frozen=True)
 class Context:
-    """All that a proposer may know. Built by the loop from the journal."""
+    """All that a proposer may know, built from the journal."""
 
     experiment: Experiment
-    state: Any  # flyjax.search.journal.State: every node, block and choice so far
+    state: Any  # flyjax.search.journal.state.State: every node, block and choice so far
     protocol: str  # text of the run's protocol.md
     block: int  # 1, 2, ...: the block the *next* proposals belong to is block + 1 at a block end
     iter_in_block: int  # 1 .. n_iter_block; 0 for the first step of a run, before any training
@@ -126,8 +125,8 @@ class Context:
     feedback: tuple[str, ...] = ()  # errors of the previous attempt at this step
     drafts: tuple[Proposal, ...] | None = None  # of an optimiser (hybrid), of which the model may override some
     overrides: int = 0  # how many of the drafts may be replaced
-    #: told before each paid call what this step may have cost at most when the call is over; the loop journals it
-    calling: Callable[[dict[str, Any]], None] = lambda usage: None
+    #: called before each paid call with what this step may have cost at most after it; the loop journals it
+    on_call: Callable[[dict[str, Any]], None] = lambda usage: None
 
     @property
     def is_block_end(self) -> bool:
@@ -137,8 +136,14 @@ class Context:
 class Proposer(Protocol):
     """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
 
+<<<<<<< HEAD
     A proposer with an attribute `is_paid = True` is asked only while the budgets allow it; one with a method
     `drafted(context)` is asked with the drafts that it puts into the context.
+=======
+    Optional attributes: `is_paid` (False; a paid proposer is asked only while the budgets allow it),
+    `reads_instructions` (True; of people, in user_input.md) and a method `with_drafts(context)`, which adds an
+    optimiser's drafts to the context of every attempt at a step.
+>>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
     """
 
     name: str

@@ -15,14 +15,14 @@ from flyjax.search.policy import moves
 from flyjax.search.policy.measures import best_configuration, best_node, clear_gain, measure, noise_floor
 from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.ucb import score
-from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
-from flyjax.search.proposals.validation import (
+from flyjax.search.proposals.space import (
     available_visuals,
     block_simulation,
+    make_candidate,
     next_simulation,
-    resolve,
     root_config,
 )
+from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
 from flyjax.search.protocol.document import Rules, rules
 from flyjax.search.protocol.revision import revise
 
@@ -39,6 +39,7 @@ class RulesProposer:
     """Parents by UCB, strategies by the table, changes by what has helped."""
 
     name = "rules"
+    reads_instructions = False
 
     def __init__(self, experiment, run_dir=None):
         self.experiment = experiment
@@ -118,7 +119,7 @@ class RulesProposer:
             learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))
             out.append(_first_new(context, learned, ROOT, "exploit", taken))
         drafts = itertools.chain(
-            itertools.accumulate(moves.first_moves(known.hints, ranges, root), lambda sofar, one: sofar | one),
+            itertools.accumulate(moves.first_moves(known.hints, ranges, root), lambda before, move: before | move),
             moves.steps(ranges, root, [], rng, moves.WIDE_STEP),
         )
         while len(out) < n:
@@ -138,7 +139,7 @@ class RulesProposer:
             )
         else:
             helped, hurt = [m for m in tried if m.gain > clear], [m for m in tried if m.gain < -max(0.05, clear)]
-            summary = f"helped: {_told(helped)}; hurt: {_told(hurt[::-1])}; {measures.describe()}"
+            summary = f"helped: {_moves_text(helped)}; hurt: {_moves_text(hurt[::-1])}; {measures.describe()}"
         found = {
             "": [f"block {block}: {summary}"],
             **memory_notes.learned(block, tried, self.experiment.search.ranges, clear),
@@ -172,19 +173,19 @@ def _first_new(
     for changes in itertools.islice(drafts, PATIENCE):
         if not changes:
             continue
-        draft = Proposal(parent, changes, strategy, _told_changes(changes))
-        (candidate,) = resolve(context, Step((draft,)))
+        draft = Proposal(parent, changes, strategy, _hypothesis(changes))
+        candidate = make_candidate(context, draft)
         if candidate.config not in taken:
             taken.append(candidate.config)
             return Proposal(candidate.parent, candidate.changes, strategy, draft.hypothesis)
     return None
 
 
-def _told_changes(changes) -> str:
+def _hypothesis(changes: dict[str, Any]) -> str:
     return "try " + ", ".join(f"{k}={v:g}" if isinstance(v, (int, float)) else f"{k}={v}" for k, v in changes.items())
 
 
-def _told(tried) -> str:
+def _moves_text(tried: list[moves.Move]) -> str:
     distinct: dict[str, float] = {}
     for move in tried:
         distinct.setdefault(" and ".join(f"{k}={v}" for k, v in move.changes.items()), move.gain)
@@ -208,17 +209,14 @@ def observe(state: State, node: Node) -> str:
     """The log's `Observation:` line: the result against the parent's, noise named as such."""
     if node.status == "failed":
         return f"failed: {node.reason}"
-    failed = node.spread.get("failed_seeds")
-    told = f"R2 {score(node):.3f}" + (
-        f" ({failed} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
-        if failed
-        else ""
-    )
+    result = f"R2 {score(node):.3f}"
+    if failed := node.spread.get("failed_seeds"):
+        result += f" ({failed} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
     root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
     start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
     if start is None or start is node:
         floor = noise_floor(state, node.block)
-        return f"{told}, the root" + (f"; repetitions spread by {floor:.3f}" if floor is not None else "")
+        return f"{result}, the root" + (f"; repetitions spread by {floor:.3f}" if floor is not None else "")
     change = score(node) - score(start)
     noise = " (noise: within twice the spread of repetitions)" if abs(change) < clear_gain(state, node.block) else ""
-    return f"{told}, {change:+.3f} against node {start.id}{noise}"
+    return f"{result}, {change:+.3f} against node {start.id}{noise}"

@@ -5,12 +5,15 @@
     cmaes    covariance matrix adaptation (the package behind Optuna's sampler)
     hybrid   CMA-ES (TPE where that cannot run) proposes, a language model may override a share of the slots
 
-Each is rebuilt from the block's results at every step and draws from (run seed, iteration), so a killed
-run goes on with the same draws.
+Each is rebuilt from the block's results at every step and draws from (run seed, iteration), so a resumed
+run continues with the same draws.
 """
 
 from __future__ import annotations
 
+import importlib
+import itertools
+import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,25 +22,34 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Experiment, Range
-from flyjax.search.llm.drafts import allowed
+from flyjax.search.llm.drafts import max_overrides
 from flyjax.search.policy.measures import comparable_rewards
-from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
-from flyjax.search.proposals.validation import child_config, highest_ucb, next_simulation, root_config
+from flyjax.search.proposals.space import child_config, highest_ucb, next_simulation, root_config
+from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.search.ranges import at, sample, unit
 from flyjax.utils.errors import UserError
 
 
-def _missing(name: str, package: str) -> UserError:
-    return UserError(f"proposer {name} needs the package {package}: pip install {package}, or use --proposer rules")
+def _import(name: str, package: str):
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"proposer {name} needs the package {package}: pip install {package}, or use --proposer rules"
+        ) from None
 
 
 class SamplerProposer:
     """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
 
+<<<<<<< HEAD
     reads_instructions = False  # reads no instructions of people
 
+=======
+>>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
     name = "sampler"
+    reads_instructions = False
 
     def __init__(self, experiment: Experiment, run_dir=None):
         self._rules = RulesProposer(experiment)
@@ -49,33 +61,26 @@ class SamplerProposer:
     def step(self, context: Context) -> Step:
         step = self._rules.step(replace(context, n_proposals=0))
         if step.protocol_edit is not None:
-            unchanged = replace(
-                step.protocol_edit, old="", new="", reason=f"No changes needed: {self.name} follows no rules"
-            )
-            step = replace(step, protocol_edit=unchanged)
-        return replace(
-            step, proposals=tuple(self.propose(context, context.n_proposals, [], next_simulation(context, step)))
-        )
+            reason = f"No changes needed: {self.name} follows no rules"
+            step = replace(step, protocol_edit=ProtocolEdit("", "", reason))
+        proposals = self.propose(context, context.n_proposals, [], next_simulation(context, step))
+        return replace(step, proposals=tuple(proposals))
 
     def propose(
         self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]
     ) -> list[Proposal]:
-        """`n` proposals with configurations that are new; fewer where the draws do not find them."""
+        """`n` proposals whose configurations are new; fewer where `PATIENCE` draws do not find them."""
         state, parent = context.state, highest_ucb(context)
         start = root_config(context.experiment) if parent == ROOT else state.nodes[parent].config
-        taken = [
-            *taken,
-            start,
-            *(m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation),
-        ]
-        out, draws = [], self.draws(context) if n else iter(())
-        for _ in range(PATIENCE if n else 0):
-            changes, config = child_config(context.experiment, start, next(draws))
+        known = [m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation]
+        taken, out = [*taken, start, *known], []
+        for draw in itertools.islice(self.draws(context), PATIENCE if n else 0):
+            changes, config = child_config(context.experiment, start, draw)
             if config not in taken:
                 taken.append(config)
                 out.append(Proposal(parent, changes, "explore"))
-                if len(out) == n:
-                    break
+            if len(out) == n:
+                break
         return out
 
 
@@ -91,24 +96,20 @@ class RandomProposer(SamplerProposer):
 
 
 class TPEProposer(SamplerProposer):
-    """Optuna's TPE, told all of the block's nodes; the slots of one iteration know of each other."""
+    """Optuna's TPE on all nodes of the block; a slot takes the earlier ones of its iteration into account."""
 
     name = "tpe"
 
     def __init__(self, experiment, run_dir=None):
         super().__init__(experiment)
-        try:
-            import optuna
-        except ImportError:
-            raise _missing("tpe", "optuna") from None
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self._optuna = optuna
+        self._optuna = _import("tpe", "optuna")
+        self._optuna.logging.set_verbosity(self._optuna.logging.WARNING)
 
     def draws(self, context):
         optuna, ranges = self._optuna, context.experiment.search.ranges
         spans = {k: self._distribution(span) for k, span in ranges.items()}
         with warnings.catch_warnings():
-            # Optuna calls the options it has recommended for years experimental.
+            # Recommended options that Optuna marks as experimental.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = optuna.samplers.TPESampler(
                 seed=int(generator(context, stream=2).integers(2**31)),
@@ -118,10 +119,10 @@ class TPEProposer(SamplerProposer):
             )
         study = optuna.create_study(direction="maximize", sampler=sampler)
         nodes = context.state.block_nodes(context.block) if not context.next_opens_block else []
-        worth = comparable_rewards(nodes)
+        rewards = comparable_rewards(nodes)
         for node in nodes:
-            values = {k: _native(span, node.config[k]) for k, span in ranges.items()}
-            study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=worth[node.id]))
+            values = {k: int(node.config[k]) if s.scale == "int" else node.config[k] for k, s in ranges.items()}
+            study.add_trial(optuna.trial.create_trial(params=values, distributions=spans, value=rewards[node.id]))
         while True:
             yield study.ask(spans).params
 
@@ -130,12 +131,8 @@ class TPEProposer(SamplerProposer):
         if span.scale == "choice":
             return d.CategoricalDistribution(span.values)
         if span.scale == "int":
-            return d.IntDistribution(int(np.ceil(span.min)), int(np.floor(span.max)))
+            return d.IntDistribution(math.ceil(span.min), math.floor(span.max))
         return d.FloatDistribution(span.min, span.max, log=span.scale == "log")
-
-
-def _native(span: Range, value: Any) -> Any:
-    return int(value) if span.scale == "int" else value
 
 
 def fits_cmaes(experiment: Experiment) -> bool:
@@ -150,15 +147,11 @@ class CMAESProposer(SamplerProposer):
 
     def __init__(self, experiment, run_dir=None):
         super().__init__(experiment)
-        try:
-            import cmaes
-        except ImportError:
-            raise _missing("cmaes", "cmaes") from None
+        self._cmaes = _import("cmaes", "cmaes")
         if not fits_cmaes(experiment):
             raise UserError(
                 "proposer cmaes needs two or more parameters and n_candidates of 4 or more; use --proposer tpe"
             )
-        self._cmaes = cmaes
 
     def draws(self, context):
         ranges, state = context.experiment.search.ranges, context.state
@@ -166,49 +159,56 @@ class CMAESProposer(SamplerProposer):
         def places(config):
             return np.array([unit(span, config[k]) for k, span in ranges.items()])
 
-        root = places(root_config(context.experiment))
         population = context.experiment.search.n_candidates
-        # The bounds leave room for the places that round to a range's ends.
-        bounds = np.tile([-0.01, 1.01], (len(ranges), 1))
-        seed = int(generator(context, stream=3).integers(2**31))
-        optimiser = self._cmaes.CMA(mean=root, sigma=0.25, bounds=bounds, seed=seed, population_size=population)
-        worth = comparable_rewards(state.block_nodes(context.block)) if not context.next_opens_block else {}
+        optimiser = self._cmaes.CMA(
+            mean=places(root_config(context.experiment)),
+            sigma=0.25,
+            bounds=np.tile([-0.01, 1.01], (len(ranges), 1)),  # room for the places that round to a range's ends
+            seed=int(generator(context, stream=3).integers(2**31)),
+            population_size=population,
+        )
+        rewards = comparable_rewards(state.block_nodes(context.block))
         for number in state.blocks[context.block].iterations if not context.next_opens_block else ():
-            told = [(places(state.nodes[i].config), -worth[i]) for i in state.iterations[number].nodes]
-            if len(told) == population:
-                optimiser.tell(told)
+            results = [(places(state.nodes[i].config), -rewards[i]) for i in state.iterations[number].nodes]
+            if len(results) == population:
+                optimiser.tell(results)
         while True:
             yield {k: at(span, float(x)) for (k, span), x in zip(ranges.items(), optimiser.ask())}
 
 
-def _classical(experiment: Experiment) -> SamplerProposer:
-    return (CMAESProposer if fits_cmaes(experiment) else TPEProposer)(experiment)
-
-
-def with_drafts(context: Context, classical: SamplerProposer | None = None) -> Context:
+def with_drafts(context: Context, optimiser: SamplerProposer | None = None) -> Context:
     """The context with an optimiser's drafts for every slot, of which `search.llm.share` may be overridden."""
-    n, classical = context.n_proposals, classical or _classical(context.experiment)
-    # At a block's end the model has yet to choose the next simulation; what it chooses has hardly a node yet.
-    drafts = classical.propose(context, n, [], next_simulation(context, Step(())))
-    share = allowed(context.experiment.search.llm.share, n) if n else 0
-    return replace(context, drafts=tuple(replace(p, by=classical.name) for p in drafts), overrides=share)
+    n, optimiser = context.n_proposals, optimiser or _optimiser(context.experiment)
+    # At a block's end the next simulation is not chosen yet; few nodes are trained in it.
+    drafts = optimiser.propose(context, n, [], next_simulation(context, Step(())))
+    overrides = max_overrides(context.experiment.search.llm.share, n) if n else 0
+    return replace(context, drafts=tuple(replace(p, by=optimiser.name) for p in drafts), overrides=overrides)
+
+
+def _optimiser(experiment: Experiment) -> SamplerProposer:
+    return (CMAESProposer if fits_cmaes(experiment) else TPEProposer)(experiment)
 
 
 class HybridProposer:
     """CMA-ES (TPE where that cannot run) drafts every slot; the language model sees the drafts and may override the
     share `search.llm.share` of them. It chooses, writes the log and edits the rules as `llm` does."""
 
+<<<<<<< HEAD
     name, is_paid = "hybrid", True
+=======
+    name = "hybrid"
+    is_paid = True
+>>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
     def __init__(self, experiment, run_dir=None):
         from flyjax.search.llm.proposer import LLMProposer
 
         self._llm = LLMProposer(experiment, run_dir)
-        self._classical = _classical(experiment)
+        self._optimiser = _optimiser(experiment)
 
-    def drafted(self, context: Context) -> Context:
-        """The context with the drafts: for every attempt at a step, and for what stands where an override does not."""
-        return with_drafts(context, self._classical)
+    def with_drafts(self, context: Context) -> Context:
+        """The context with the optimiser's drafts, the same for every attempt at a step."""
+        return with_drafts(context, self._optimiser)
 
     def step(self, context: Context) -> Step:
-        return self._llm.step(context if context.drafts is not None else self.drafted(context))
+        return self._llm.step(context if context.drafts is not None else self.with_drafts(context))

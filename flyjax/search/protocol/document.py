@@ -1,4 +1,4 @@
-"""The protocol: a document people read, whose rules between two markers are data and may be edited.
+"""The protocol: a document for people, whose rules between two markers are data and may be edited.
 
 A run works on its own copy (`instantiate`), whose parameter listings state the run's own values and
 ranges. Everything outside the markers is locked; an edit replaces one passage between them.
@@ -10,29 +10,23 @@ import difflib
 import functools
 import math
 import re
-import unicodedata
-from collections import Counter
 from dataclasses import dataclass
 
 from flyjax.config import Experiment, Range, Training, read_yaml
 from flyjax.search.proposals.types import ProtocolEdit
-from flyjax.search.protocol.rule_table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
-from flyjax.search.sanitize import odd, seen, unseen
+from flyjax.search.protocol.guard import EditRefused, check_body
+from flyjax.search.protocol.rule_table import Hint, Rule, parse_hints, parse_rules
+from flyjax.search.sanitize import is_invisible, visible
 from flyjax.utils.errors import UserError
 
 BEGIN = "## Parent Selection Rule (CRITICAL)"
 END = "## END Parent selection Rule (CRITICAL)"
-MAX_BODY = 12_000  # characters between the markers
 MAX_EDIT = 6_000  # characters of one replacement
-
-
-class EditRefused(ValueError):
-    """An edit that breaks the guard; the message says how."""
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What code can act on between the markers."""
+    """The rules between the markers that code can act on."""
 
     rows: tuple[Rule, ...]
     hints: tuple[Hint, ...]
@@ -43,7 +37,7 @@ class Rules:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """One line for every row that is kept for a reader but not acted on."""
+        """One line for every row that code cannot act on; it is for readers."""
         return tuple(f"row {r.text.strip()!r}: {r.problem}" for r in self.rows if r.problem)
 
 
@@ -74,7 +68,7 @@ def body(text: str) -> str:
     return split(text)[1]
 
 
-@functools.lru_cache(maxsize=16)  # asked for many times between two edits
+@functools.lru_cache(maxsize=16)  # read many times between two edits
 def rules(text: str) -> Rules:
     """The rules between the markers as data."""
     inside = body(text)
@@ -84,17 +78,10 @@ def rules(text: str) -> Rules:
 def with_body(text: str, new: str) -> str:
     """`text` with other rules between its markers; all else stays bit for bit.
 
-    What the rules hold already may stay, also where it was let in before the guard knew better.
-
-    **Raises:** `EditRefused` for rules that are too long, or that add markers, section headings, control
-    characters, an open code fence and the like, or leave no readable Default row.
+    **Raises:** `EditRefused` for rules that the guard does not allow (`guard.check_body`).
     """
     head, old, tail = split(text)
-    if len(new) > MAX_BODY:
-        raise EditRefused(f"the rules would be {len(new)} characters long; at most {MAX_BODY}")
-    for (why, now), (_, before) in zip(_offences(new), _offences(old)):
-        if added := Counter(now) - Counter(before):
-            raise EditRefused(why.format(", ".join(sorted(added))[:80]))
+    check_body(new, old)
     result = head + (new if new.endswith("\n") else new + "\n") + tail
     if split(result)[::2] != (head, tail):
         raise EditRefused("an edit may change nothing outside the markers")
@@ -102,59 +89,9 @@ def with_body(text: str, new: str) -> str:
 
 
 def restored(text: str, earlier: str) -> str:
-    """`text` with the rules of an earlier version of it: they were let in once, and are not judged again."""
+    """`text` with the rules of an earlier version of it, which passed the guard of their time."""
     head, _, tail = split(text)
     return head + body(earlier) + tail
-
-
-def _offences(inside: str) -> list[tuple[str, list[str]]]:
-    """All that has no place between the markers: (why, each passage that offends), the same reasons for any text."""
-
-    def found(pattern: str, text: str = inside) -> list[str]:
-        return [m[0] for m in re.finditer(pattern, text, re.M | re.I)]
-
-    strange, lines = odd(inside), inside.split("\n")
-    return [
-        ("control and invisible characters are refused: {}", [f"U+{ord(c):04X}" for c in inside if c in strange]),
-        (
-            "the markers cannot be written by an edit, nor what looks like them",
-            found(r"parent[\W_]*selection[\W_]*rule", unicodedata.normalize("NFKC", inside)),
-        ),
-        # A row that is too long already may be reworded.
-        (
-            f"a row of a table has at most {MAX_ROW} characters",
-            ["row" for x in lines if x.lstrip().startswith("|") and len(x) > MAX_ROW],
-        ),
-        (
-            "headings of level 1 and 2 are refused between the markers; use ### or deeper",
-            found(r"^ {0,3}#{1,2}(?:[^\S\n].*)?$"),
-        ),
-        (
-            "underlined headings are refused between the markers; use ### or deeper",
-            found(r"^ {0,3}\S[^\n]*\n {0,3}(?:=+|-{2,})[ \t]*$"),
-        ),
-        ("HTML is refused between the markers; a smaller-than sign needs a space after it", found(r"<[a-z/!?]\w*")),
-        ("listings of parameters are stated outside the markers only", found(r"`{3,}[ \t]*ya?ml")),
-        ("a code fence is left open, or made of ~", ["fence"] if _open_fence(inside) else []),
-        (
-            "the strategy table has to keep its Default row with the strategy exploit",
-            [] if any(r.is_default and r.strategy == "exploit" for r in parse_rules(inside)) else ["none"],
-        ),
-    ]
-
-
-def _open_fence(text: str) -> bool:
-    """Whether a code fence would swallow what follows the text; one of ~ counts as open."""
-    ticks = 0  # of the fence that is open
-    for found in re.finditer(r"^ {0,3}(`{3,}|~{3,})(.*)$", text, re.M):
-        fence, rest = found[1], found[2]
-        if not ticks:
-            if fence[0] == "~":
-                return True
-            ticks = 0 if "`" in rest else len(fence)
-        elif fence[0] == "`" and len(fence) >= ticks and not rest.strip():
-            ticks = 0
-    return ticks > 0
 
 
 def apply_edit(text: str, edit: ProtocolEdit) -> str:
@@ -169,16 +106,15 @@ def apply_edit(text: str, edit: ProtocolEdit) -> str:
     inside = body(text)
     if max(len(edit.old), len(edit.new)) > MAX_EDIT:
         raise EditRefused(f"an edit replaces at most {MAX_EDIT} characters")
-    # Compared as drawn: what nobody sees cannot be quoted.
-    old, shown = seen(edit.old), [k for k, c in enumerate(inside) if not unseen(c)]
+    # Compared without the invisible characters, which cannot be quoted.
+    old, drawn = visible(edit.old), visible(inside)
     if not old:
         raise EditRefused("old is empty: quote the passage that new replaces")
-    drawn = seen(inside)
     places = [k for k in range(len(drawn)) if drawn.startswith(old, k)]
     if len(places) != 1:
         raise EditRefused(f"old occurs {len(places)} times between the markers; it has to occur exactly once")
-    first, after = places[0], places[0] + len(old)
-    edited = inside[: shown[first]] + edit.new + inside[shown[after] if after < len(shown) else len(inside) :]
+    index = [k for k, c in enumerate(inside) if not is_invisible(c)] + [len(inside)]  # of each drawn character
+    edited = inside[: index[places[0]]] + edit.new + inside[index[places[0] + len(old)] :]
     if edited == inside:
         raise EditRefused("old and new are the same text")
     return with_body(text, edited)
@@ -227,18 +163,20 @@ def _descriptions(listing: str) -> dict[str, str]:
     return {name: _SPAN.sub("", comment).strip() for name, _, comment in _LINE.findall(listing)}
 
 
-def _listing(section: str, told: dict[str, str], experiment: Experiment) -> str:
+def _listing(section: str, described: dict[str, str], experiment: Experiment) -> str:
     """The lines of one listing: `name: value  # description, range: low to high`."""
     search = experiment.search
     if section == "search":
-        spans, rows = {}, [(k, getattr(search, k), told[k]) for k in told]
+        spans, rows = {}, [(k, getattr(search, k), text) for k, text in described.items()]
     else:
         spans = search.ranges if section == "training" else search.simulation_ranges
-        names = [k for k in told if k in spans or section == "simulation"] + [k for k in spans if k not in told]
+        names = [k for k in described if k in spans or section == "simulation"] + [
+            k for k in spans if k not in described
+        ]
         fields, values = Training.model_fields, getattr(experiment, section)
         rows = []
         for k in names:
-            text = told.get(k) or (fields[k].description if k in fields else None) or k.replace("_", " ")
+            text = described.get(k) or (fields[k].description if k in fields else None) or k.replace("_", " ")
             rows.append((k, getattr(values, k), f"{text}, {_span_text(spans.get(k))}"))
     cells = [(f"  {k}: {_number(v, spans.get(k))}", text) for k, v, text in rows]
     width = max(len(c) for c, _ in cells)

@@ -86,6 +86,10 @@ _PATTERNS = (
     ("best", re.compile(r"best\s+R(?:2|²)\s*(?P<op><=|>=|≤|≥|<|>)\s*(?P<value>\d*\.?\d+)", re.I)),
 )
 _OPS = {"≥": ">=", "≤": "<="}
+_FACTOR = re.compile(
+    r"(\d+(?:\.\d+)?)\s*(?:x\b|×|times\b)|\bfactor\s+(?:of\s+)?(\d+(?:\.\d+)?)|(?:\bx|×)\s*(\d+(?:\.\d+)?)", re.I
+)
+_TOP = re.compile(r"\b(?:top|best)[\s-]+(\d+)|(\d+)\s+(?:best|top|highest)\b", re.I)
 
 
 def plain(cell: str) -> str:
@@ -98,27 +102,22 @@ def parse_condition(text: str) -> tuple[Condition, ...]:
 
     **Raises:** `ValueError` for a text that is not understood.
     """
-    out = []
-    for part in re.split(r"\s+and\s+", plain(text), flags=re.I):
-        for kind, pattern in _PATTERNS:
-            match = pattern.fullmatch(part.strip())
-            if match:
-                out.append(_condition(kind, match.groupdict()))
-                break
-        else:
-            raise ValueError(f"condition {part.strip()!r} is not one that code can check")
-    return tuple(out)
+    return tuple(_condition(part.strip()) for part in re.split(r"\s+and\s+", plain(text), flags=re.I))
 
 
-def _condition(kind: str, found: dict) -> Condition:
+def _condition(text: str) -> Condition:
+    matches = ((kind, pattern.fullmatch(text)) for kind, pattern in _PATTERNS)
+    kind, found = next(((kind, m.groupdict()) for kind, m in matches if m), (None, {}))
+    if kind is None:
+        raise ValueError(f"condition {text!r} is not one that code can check")
     number = None if found.get("value") is None else float(found["value"])
-    op = _OPS.get(found.get("op") or ">=", found.get("op") or ">=")
-    count = None if found.get("count") is None else int(found["count"])
+    op = found.get("op") or ">="
+    op = _OPS.get(op, op)
+    count, divisor = (None if found.get(name) is None else int(found[name]) for name in ("count", "divisor"))
     if kind == "rate":
         return Condition(found["what"].lower(), op, number / 100, last_block=bool(found["last"]))
     if kind == "plateau":
         return Condition(kind, value=0.05 if number is None else number, count=count)
-    divisor = None if found.get("divisor") is None else int(found["divisor"])
     if divisor == 0 or count == 0:
         raise ValueError("a count of zero iterations has no meaning")
     if number is not None and number > 1:
@@ -126,39 +125,42 @@ def _condition(kind: str, found: dict) -> Condition:
     return Condition(kind, op, 0.9 if number is None else number, count, divisor)
 
 
+def _cells(line: str) -> list[str]:
+    return [c.strip() for c in line.strip().strip("|").split("|")]
+
+
 def parse_row(line: str) -> Rule | None:
     """A rule from a table line; None for the line under a heading."""
-    if len(line) > MAX_ROW:
-        return Rule(line, "", problem=f"a row has at most {MAX_ROW} characters")
-    cells = [c.strip() for c in line.strip().strip("|").split("|")]
-    if all(re.fullmatch(r":?-+:?", c) for c in cells if c):
+    cells = _cells(line) if len(line) <= MAX_ROW else []
+    if cells and all(re.fullmatch(r":?-+:?", c) for c in cells if c):
         return None
-    if len(cells) < 3:
-        return Rule(line, plain(cells[-1]).lower(), problem="a row has three cells: condition, strategy, action")
-    strategy, action = plain(cells[1]).lower(), plain(cells[2])
-    if strategy not in ACTIONS:
-        return Rule(line, strategy, problem=f"strategy {strategy!r} is not one of {', '.join(ACTIONS)}")
+    strategy = plain(cells[1] if len(cells) > 2 else "".join(cells[-1:])).lower()
     try:
-        conditions = parse_condition(cells[0])
+        if not cells:
+            raise ValueError(f"a row has at most {MAX_ROW} characters")
+        if len(cells) < 3:
+            raise ValueError("a row has three cells: condition, strategy, action")
+        return _rule(line, strategy, cells[0], plain(cells[2]))
     except ValueError as error:
         return Rule(line, strategy, problem=str(error))
+
+
+def _rule(line: str, strategy: str, condition: str, action: str) -> Rule:
+    """**Raises:** `ValueError` where code cannot act on the row."""
+    if strategy not in ACTIONS:
+        raise ValueError(f"strategy {strategy!r} is not one of {', '.join(ACTIONS)}")
+    conditions = parse_condition(condition)
     if strategy != "exploit" and any(c.kind == "default" for c in conditions):
-        return Rule(line, strategy, problem="what is done by default is exploit; another strategy needs a condition")
-    factor = re.search(
-        r"(\d+(?:\.\d+)?)\s*(?:x\b|×|times\b)|\bfactor\s+(?:of\s+)?(\d+(?:\.\d+)?)|(?:\bx|×)\s*(\d+(?:\.\d+)?)",
-        action,
-        re.I,
-    )
-    top = re.search(r"\b(?:top|best)[\s-]+(\d+)|(\d+)\s+(?:best|top|highest)\b", action, re.I)
+        raise ValueError("what is done by default is exploit; another strategy needs a condition")
+    factor, top = (next(filter(None, m.groups())) if (m := p.search(action)) else None for p in (_FACTOR, _TOP))
     wanted = {"failure-probe": (factor, "10x"), "force-branch": (top, "top 3")}.get(strategy)
     if wanted and wanted[0] is None and re.search(r"\d", re.sub(r"R2|\bUCB\b", "", action)):
-        return Rule(line, strategy, problem=f"the number in its action is not understood; write it as {wanted[1]}")
-    factor, top = (m and [g for g in m.groups() if g] for m in (factor, top))
-    size = float(factor[0][:20]) if factor else 10.0
+        raise ValueError(f"the number in its action is not understood; write it as {wanted[1]}")
+    size = float(factor[:20]) if factor else 10.0
     size = 1 / size if 0 < size < 1 else size  # 0.1x and 10x are the same probe, in either direction
     if not 1 < size < 1e6:
-        return Rule(line, strategy, problem=f"a probe by a factor of {size:g} is no probe; give one above 1, say 10x")
-    return Rule(line, strategy, conditions, size, max(1, int(top[0][:6])) if top else 3)
+        raise ValueError(f"a probe by a factor of {size:g} is no probe; give one above 1, say 10x")
+    return Rule(line, strategy, conditions, size, max(1, int(top[:6])) if top else 3)
 
 
 def _tables(body: str, first: str) -> list[str]:
@@ -167,10 +169,8 @@ def _tables(body: str, first: str) -> list[str]:
     for line in body.splitlines():
         if not line.lstrip().startswith("|"):
             inside = False
-            continue
-        head = plain(line.strip().strip("|").split("|")[0]).lower()
-        if not inside:
-            inside = head == first
+        elif not inside:
+            inside = plain(_cells(line)[0]).lower() == first
         elif not re.fullmatch(r"[\s|:-]+", line):
             rows.append(line)
     return rows
@@ -185,11 +185,10 @@ def parse_hints(body: str) -> tuple[Hint, ...]:
     """Every readable row of the first-moves table (heading `Parameter`): `x2`, `x0.5`, `max` or `min`."""
     out = []
     for line in _tables(body, "parameter"):
-        cells = [plain(c) for c in line.strip().strip("|").split("|")]
-        move = cells[1].lower() if len(cells) > 1 else ""
-        factor = re.fullmatch(r"x\s*(\d*\.?\d+)", move)
+        name, move = [*map(plain, _cells(line)), ""][:2]
+        factor = re.fullmatch(r"x\s*(\d*\.?\d+)", move.lower())
         if factor and 0 < float(factor[1]) < 1e6:
-            out.append(Hint(cells[0], float(factor[1])))
-        elif move in ("max", "min"):
-            out.append(Hint(cells[0], end=move))
+            out.append(Hint(name, float(factor[1])))
+        elif move.lower() in ("max", "min"):
+            out.append(Hint(name, end=move.lower()))
     return tuple(out)

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.search.journal.state import State
-from flyjax.search.protocol.document import EditRefused, body, with_body
-from flyjax.search.sanitize import scrub
+from flyjax.search.protocol.document import body, with_body
+from flyjax.search.protocol.guard import EditRefused
+from flyjax.search.sanitize import redact
 from flyjax.utils import environment
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
@@ -35,8 +36,13 @@ def _read(path: Path) -> str:
 
 
 def without_key(text: str) -> str:
+<<<<<<< HEAD
     """A text without the key of the language model, which appears in no journal, report or prompt."""
     return scrub(text, environment.api_key())
+=======
+    """A text without the key of the language model, which goes into no journal, report or prompt."""
+    return redact(text, environment.api_key())
+>>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
 
 def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:
