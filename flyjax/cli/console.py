@@ -22,17 +22,10 @@ from flyjax.experiments.run_dir import remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
 from flyjax.report.tables import format_cell
-<<<<<<< HEAD
 from flyjax.search.iteration import IterationPlan, n_seeds
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
-from flyjax.search.proposals.validation import block_simulation
-from flyjax.search.run.status import limits_text, remaining_text, spent_text
-=======
-from flyjax.search.iteration import IterationPlan, seeds_of
-from flyjax.search.loop import Outcome, run_loop
 from flyjax.search.proposals.space import block_simulation
-from flyjax.search.run.status import left_text, limits_text, spent_text
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
+from flyjax.search.run.status import limits_text, remaining_text, spent_text
 from flyjax.training import Progress as TrainingProgress
 from flyjax.training.loggers import make_watcher
 from flyjax.utils.errors import UserError

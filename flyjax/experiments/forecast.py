@@ -9,13 +9,8 @@ import jax
 
 from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.experiments.benchmark import matmul_gflops
-<<<<<<< HEAD
 from flyjax.search.iteration import n_seeds
-from flyjax.search.proposals.validation import block_simulation
-=======
-from flyjax.search.iteration import seeds_of
 from flyjax.search.proposals.space import block_simulation
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 from flyjax.training import planning
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import aligned_table, duration, format_bytes, plural

@@ -206,7 +206,6 @@ class _Session:
 
     # --- beginning ---
 
-<<<<<<< HEAD
     def start(self, template: str | Path, earlier: str | Path | None) -> None:
         """Begin the run."""
         if self.journal.events:
@@ -225,11 +224,6 @@ class _Session:
             stimulus_fallbacks=self.provenance.stimulus_fallbacks,
         )
         write_atomic(self.run_dir / "protocol.md", text)
-=======
-    def hears(self) -> bool:
-        """Whether the proposer reads people's instructions: only a language model does."""
-        return getattr(self.proposer, "reads_instructions", True)
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
     def resume(self) -> None:
         """Go on where the journal ends."""
@@ -289,7 +283,7 @@ class _Session:
     @property
     def reads_user_input(self) -> bool:
         """Whether the proposer reads the users' instructions, as language models do."""
-        return self.proposer.name != "rules" and getattr(self.proposer, "reads_instructions", True)
+        return getattr(self.proposer, "reads_instructions", True)
 
     def at_block_end(self) -> bool:
         return at_block_end(self.experiment, self.state)
@@ -347,7 +341,7 @@ class _Session:
             self.pause(over)
             self.outcome = Outcome(self.state, "paused", over)
             return
-        answer = ask(context, self.proposer, lambda: self.state, self.record, silent=is_trivial)
+        answer = request_step(context, self.proposer, lambda: self.state, self.record, silent=is_trivial)
         n_next = len(answer.proposals) + context.next_opens_block
         self.repeat_step = False
         # An answer of the rules or of a sampler has not read the instruction: it stays pending.
@@ -435,55 +429,10 @@ class _Session:
 
     # --- the protocol ---
 
-<<<<<<< HEAD
     def restore_protocol(self) -> None:
         """Write protocol.md where it is missing."""
         if not (self.run_dir / "protocol.md").is_file():
             write_atomic(self.run_dir / "protocol.md", self.state.protocol)
-=======
-    def step(self) -> None:
-        """Ask the proposer and journal its step, validated."""
-        self.try_protocol_edit()
-        state, search, newest = self.state, self.experiment.search, self.state.iteration
-        limit, why = self.next_nodes()
-        opens = newest is None or self.at_block_end()
-        context = Context(
-            experiment=self.experiment,
-            state=state,
-            protocol=state.protocol,
-            block=newest.block if newest else 1,
-            iter_in_block=newest.iter_in_block if newest else 0,
-            n_iter_block=search.n_iter_block,
-            new_nodes=newest.nodes if newest else (),
-            n_proposals=max(0, limit - 1) if opens else limit,
-            next_opens_block=opens and limit > 0,
-            available_stimuli=self.available,
-            run_dir=self.run_dir,
-            user_input=pending_input(self.run_dir, state),
-        )
-        nothing_to_decide = newest is None and context.n_proposals == 0
-        if getattr(self.proposer, "is_paid", False) and not nothing_to_decide:
-            over = _overspent(self.experiment, state)
-            if over:
-                self.pause(over)
-                self.outcome = Outcome(self.state, "paused", over)
-                return
-        answer = request_step(context, self.proposer, lambda: self.state, self.record, silent=nothing_to_decide)
-        n_next = len(answer.proposals) + (1 if context.next_opens_block else 0)
-        if not n_next and limit:
-            why = EXHAUSTED
-        self.reopened = False
-        # Read by whom? An answer of the rules, or of a sampler, has heard nobody: the instruction stays pending.
-        heard = context.user_input and self.hears() and not (nothing_to_decide or answer.by == "rules")
-        if context.user_input and not heard and not nothing_to_decide:
-            self.warn(f"user_input.md stays pending: {answer.by} cannot read it, only a language model can")
-        self.record(
-            "proposal",
-            **_proposal_event(replace(context, user_input=context.user_input if heard else ""), answer, n_next, why),
-        )
-        if heard:
-            acknowledge(self.run_dir, self.state, just_read=context.user_input)
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
     def take_user_edit(self, known: tuple[str, ...] = ()) -> None:
         """Journal what a user changed in protocol.md, unless the text is a `known` version."""

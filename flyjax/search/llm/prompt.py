@@ -102,17 +102,8 @@ def setting_text(context: Context) -> str:
     """Where the run stands, and the facts about a training that its settings have to suit."""
     e, search, state = context.experiment, context.experiment.search, context.state
     total = search.n_blocks * search.n_iter_block * search.n_candidates
-<<<<<<< HEAD
-    limits = {
-        k: getattr(search, k)
-        for k in ("max_nodes", "max_wall_s", "target", "patience")
-        if getattr(search, k) is not None
-    }
-    seeds, roots = n_seeds(e, False), n_seeds(e, True)
-=======
     names = ("max_nodes", "max_wall_s", "target", "patience")
     limits = pairs({k: getattr(search, k) for k in names if getattr(search, k) is not None})
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
     simulation = state.blocks[context.block].simulation if context.block in state.blocks else e.simulation.model_dump()
     rings = e.simulation.extent
     steps = round(0.2 * simulation["n_frames"] * e.training.data_augmentation_loop / e.training.batch_size)
@@ -121,8 +112,8 @@ def setting_text(context: Context) -> str:
             f"Run: block {context.block} of {search.n_blocks}; {len(state.nodes)} of {total} nodes trained"
             + (f"; it ends at {limits}" if limits else ""),
             f"Setting: circuit of extent {rings} ({3 * rings * (rings + 1) + 1} columns), model variant {e.model.variant}, "
-            f"width {e.model.width}, {e.model.embedding_size} embedding dimensions; seeds: {seeds_of(e, False)} for a node, "
-            f"{seeds_of(e, True)} for a root",
+            f"width {e.model.width}, {e.model.embedding_size} embedding dimensions; seeds: {n_seeds(e, False)} for a node, "
+            f"{n_seeds(e, True)} for a root",
             f"Simulation of this block: {pairs({k: simulation[k] for k in SIMULATION_TUNABLE if k in simulation})}",
             "Optimiser steps of a training: 0.2 x n_frames x data_augmentation_loop / batch_size, "
             f"{max(1, steps):,} at the root's values in this block",
@@ -304,9 +295,9 @@ def figures(context: Context) -> list[tuple[str, bytes, tuple[int, int]]]:
             data = (node_folder(context, node.id) / "figures" / f"{name}.png").read_bytes()
         except OSError:
             continue
-        size, n_seeds = _png_size(data), len(node.seeds)
+        size, several = _png_size(data), len(node.seeds) > 1
         if size and max(size) <= 8_000 and len(data) <= MAX_IMAGE_BYTES:
-            which = f" (of its {n_seeds} seeds the one of the lowest final loss)" * (n_seeds > 1)
+            which = f" (of its {len(node.seeds)} seeds the one of the lowest final loss)" * several
             out.append((f"Figure of node {node.id}: {name}{which}", data, size))
     return out
 

@@ -136,14 +136,9 @@ class Context:
 class Proposer(Protocol):
     """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
 
-<<<<<<< HEAD
-    A proposer with an attribute `is_paid = True` is asked only while the budgets allow it; one with a method
-    `drafted(context)` is asked with the drafts that it puts into the context.
-=======
     Optional attributes: `is_paid` (False; a paid proposer is asked only while the budgets allow it),
     `reads_instructions` (True; of people, in user_input.md) and a method `with_drafts(context)`, which adds an
     optimiser's drafts to the context of every attempt at a step.
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
     """
 
     name: str

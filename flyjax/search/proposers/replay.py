@@ -185,11 +185,7 @@ class ReplayProposer:
     """
 
     name = "replay"
-<<<<<<< HEAD
-    reads_instructions = False  # recorded words answer no new instruction
-=======
     reads_instructions = False  # recorded answers fit no new instruction
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
     def __init__(self, experiment: Experiment, run_dir=None, transcript: str | Path | None = None):
         source = transcript or experiment.search.transcript

@@ -43,11 +43,6 @@ def _import(name: str, package: str):
 class SamplerProposer:
     """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
 
-<<<<<<< HEAD
-    reads_instructions = False  # reads no instructions of people
-
-=======
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
     name = "sampler"
     reads_instructions = False
 
@@ -193,12 +188,8 @@ class HybridProposer:
     """CMA-ES (TPE where that cannot run) drafts every slot; the language model sees the drafts and may override the
     share `search.llm.share` of them. It chooses, writes the log and edits the rules as `llm` does."""
 
-<<<<<<< HEAD
-    name, is_paid = "hybrid", True
-=======
     name = "hybrid"
     is_paid = True
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
     def __init__(self, experiment, run_dir=None):
         from flyjax.search.llm.proposer import LLMProposer

@@ -7,12 +7,7 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.search.journal.journal import FILE_NAME
-<<<<<<< HEAD
-from flyjax.search.proposals.validation import block_simulation
-=======
-from flyjax.search.journal.state import State
 from flyjax.search.proposals.space import block_simulation
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 from flyjax.utils.errors import UserError
 
 #: What a run writes; a directory that holds any of it without a journal is not free.

@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from flyjax.config import Experiment
-<<<<<<< HEAD
 from flyjax.search.iteration import n_seeds, next_nodes
 from flyjax.search.journal.state import State
-=======
-from flyjax.search.iteration import at_block_end, next_nodes, seeds_of
-from flyjax.search.journal.journal import FILE_NAME, read_journal
-from flyjax.search.journal.state import State, fold
 from flyjax.search.proposals.space import block_simulation
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 from flyjax.search.proposals.types import Context
 from flyjax.search.protocol.document import instantiate
 from flyjax.search.run.context import next_context

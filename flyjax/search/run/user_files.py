@@ -36,13 +36,8 @@ def _read(path: Path) -> str:
 
 
 def without_key(text: str) -> str:
-<<<<<<< HEAD
     """A text without the key of the language model, which appears in no journal, report or prompt."""
-    return scrub(text, environment.api_key())
-=======
-    """A text without the key of the language model, which goes into no journal, report or prompt."""
     return redact(text, environment.api_key())
->>>>>>> 47de503 (Parse, clean and validate a language model's answer once)
 
 
 def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:
