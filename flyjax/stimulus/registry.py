@@ -1,4 +1,4 @@
-"""Stimuli by name: what `simulation.visual_input_type` may say."""
+"""Stimuli by name: the values of `simulation.visual_input_type`."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int
 
-from flyjax.stimulus import davis, lab_stimuli, scenes, sintel
+from flyjax.stimulus import davis, lab_stimuli, mixtures, scenes, sintel
 from flyjax.utils.errors import UserError, nearest
 
 #: Names that need files.
@@ -15,11 +16,8 @@ DATA_SETS = {"DAVIS": davis, "optical_flow": sintel}
 NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
-_OTHER = {
-    "DAVIS": "optical_flow",
-    "optical_flow": "DAVIS",
-    "scenes_texture": "scenes_flow",
-}
+#: Test stimulus by training stimulus; scenes_texture for the others.
+_TEST_STIMULUS = {"DAVIS": "optical_flow", "optical_flow": "DAVIS", "scenes_texture": "scenes_flow"}
 
 
 def parts_of(name: str) -> list[tuple[str, float]]:
@@ -27,7 +25,7 @@ def parts_of(name: str) -> list[tuple[str, float]]:
 
     **Raises:** `UserError` for an unknown name, naming the nearest.
     """
-    parts = lab_stimuli.parse_mixture(name) if isinstance(name, str) and ("+" in name or ":" in name) else [(name, 1.0)]
+    parts = mixtures.parse_mixture(name) if isinstance(name, str) and ("+" in name or ":" in name) else [(name, 1.0)]
     for part, _ in parts:
         if part not in NAMES:
             raise UserError(f"unknown stimulus {part!r}.{nearest(part, NAMES)} Known: {', '.join(NAMES)}.")
@@ -43,7 +41,7 @@ def check_name(name: str) -> str:
 def other_kind(name: str) -> str:
     """The stimulus on which a model trained on `name` (its largest part) is tested by default."""
     largest = max(parts_of(name), key=lambda part: part[1])[0]
-    return _OTHER.get(largest, "scenes_texture")
+    return _TEST_STIMULUS.get(largest, "scenes_texture")
 
 
 def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
@@ -62,83 +60,67 @@ def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
     return columns
 
 
-def _built_in(name, columns, n_frames, dt, split, seed) -> scenes.Film:
-    make = scenes.film if name in scenes.NAMES else lab_stimuli.lab_film
-    return make(name, columns, n_frames, dt, split, seed)
+def _render(quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate) -> np.ndarray:
+    """Luminance or flow of a stimulus, or of the parts of a mixture in turn."""
+    columns = _check(name, columns, n_frames, dt, split, frame_rate)
+
+    def render_part(part: str, n: int) -> np.ndarray:
+        if part in DATA_SETS:
+            rate = {} if frame_rate == "default" else {"frame_rate": frame_rate}
+            return getattr(DATA_SETS[part], quantity)(columns, n, dt, split, seed, data_path, **rate)
+        make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
+        return getattr(make(part, columns, n, dt, split, seed), quantity)
+
+    parts = parts_of(name)
+    if parts[0][0] == name:
+        return render_part(name, n_frames)
+    return mixtures.mix(parts, n_frames, dt, split, seed, render_part)
 
 
 def luminance(
     name: str,
-    columns,
+    columns: Int[np.ndarray, "n_col 2"],
     n_frames: int,
     dt: float,
     split: str = "train",
     seed: int = 0,
     data_path: str | Path | None = None,
     frame_rate: str = "default",
-) -> np.ndarray:
-    """A stimulus at the columns of an eye.
+) -> Float32[np.ndarray, "T n_col"]:
+    """A stimulus at the columns of an eye: luminance in [0, 1], the same for the same arguments.
 
-    Args:
-        name: one of `NAMES`, or a mixture `a:0.7+b:0.3` of them.
-        columns: (n_col, 2) integers (u, v).
-        n_frames: frames wanted; a data set that is shorter is looped, as the predecessor did.
-        dt: frame interval, s. Built-in scenes sample the same film at any dt.
-        split: 'train' or 'test': other videos, other scenes.
-        seed: non-negative integer; chooses the scenes, or the order of the videos.
-        data_path: folder of the data set, where one is needed (or FLYJAX_DATA).
-        frame_rate: of videos: 'native' shows one frame per step, 'resampled' plays 24 frames/s at
-            1/dt, 'default' is native for DAVIS (as the predecessor) and resampled for optical_flow
-            (as flyvis).
+    **Arguments:**
 
-    Returns:
-        (n_frames, n_col) float32 in [0, 1], the same for the same arguments.
+    - `name`: one of `NAMES`, or a mixture `a:0.7+b:0.3` of them.
+    - `columns`: integers (u, v).
+    - `n_frames`: frames wanted; a data set that is shorter is looped.
+    - `dt`: frame interval, s. Built-in scenes sample the same film at any dt.
+    - `split`: 'train' or 'test': other videos, other scenes.
+    - `seed`: non-negative integer; chooses the scenes, or the order of the videos.
+    - `data_path`: folder of the data set, where one is needed (or FLYJAX_DATA).
+    - `frame_rate`: of videos: 'native' shows one frame per step, 'resampled' plays 24 frames/s at 1/dt, 'default' is
+        native for DAVIS (as flyvis-gnn) and resampled for optical_flow (as flyvis).
 
-    Raises:
-        UserError: unknown name, split or frame rate, absent or damaged data set.
+    **Raises:** `UserError` for an unknown name, split or frame rate, or an absent or damaged data set.
     """
-    columns = _check(name, columns, n_frames, dt, split, frame_rate)
-
-    def play(part, n):
-        if part in DATA_SETS:
-            rate = {} if frame_rate == "default" else {"frame_rate": frame_rate}
-            return DATA_SETS[part].luminance(columns, n, dt, split, seed, data_path, **rate)
-        return _built_in(part, columns, n, dt, split, seed).luminance
-
-    parts = parts_of(name)
-    return play(name, n_frames) if parts[0][0] == name else lab_stimuli.mix(parts, n_frames, dt, split, seed, play)
+    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate)
 
 
 def flow(
     name: str,
-    columns,
+    columns: Int[np.ndarray, "n_col 2"],
     n_frames: int,
     dt: float,
     split: str = "train",
     seed: int = 0,
     data_path: str | Path | None = None,
     frame_rate: str = "default",
-) -> np.ndarray:
-    """The true optic flow of the same frames as `luminance`.
+) -> Float32[np.ndarray, "T n_col 2"]:
+    """The true optic flow of the frames of `luminance`: velocity in columns/s (x right, y up), 0 where only flickering.
 
-    Returns:
-        (n_frames, n_col, 2) float32, velocity (x right, y up) in columns/s; what only flickers has 0.
-
-    Raises:
-        UserError: as `luminance`, and where no flow is known (DAVIS).
+    **Raises:** `UserError` as `luminance`, and where no flow is known (DAVIS).
     """
-    columns = _check(name, columns, n_frames, dt, split, frame_rate)
-
-    def play(part, n):
-        if part == "DAVIS":
-            raise UserError("the flow of DAVIS videos is not known: use optical_flow or a built-in stimulus")
-        if part == "optical_flow":
-            rate = {} if frame_rate == "default" else {"frame_rate": frame_rate}
-            return sintel.flow(columns, n, dt, split, seed, data_path, **rate)
-        return _built_in(part, columns, n, dt, split, seed).flow
-
-    parts = parts_of(name)
-    return play(name, n_frames) if parts[0][0] == name else lab_stimuli.mix(parts, n_frames, dt, split, seed, play)
+    return _render("flow", name, columns, n_frames, dt, split, seed, data_path, frame_rate)
 
 
 def available(data_path: str | Path | None = None) -> tuple[str, ...]:
@@ -154,7 +136,7 @@ def fingerprint(name: str, data_path: str | Path | None = None) -> str | None:
     digest = hashlib.sha256()
     sets = sorted(part for part, _ in parts_of(name) if part in DATA_SETS)
     for part in sets:
-        folder = DATA_SETS[part].folder_of(data_path)
+        folder = DATA_SETS[part].require(data_path)
         folder = folder / "training" if part == "optical_flow" else folder
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
             digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\n".encode())

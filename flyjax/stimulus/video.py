@@ -8,18 +8,20 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32, Int
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from flyjax.stimulus.clips import file_stamp
 from flyjax.stimulus.eye import BoxEye
 from flyjax.utils.errors import UserError
 
 IMAGES = (".jpg", ".jpeg", ".png")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
-#: ITU-R BT.601 luma of 8-bit RGB, as the predecessor weighs it, to [0, 1].
+#: ITU-R BT.601 luma of 8-bit RGB, to [0, 1].
 LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
 
 
-def natural(name: str) -> list:
+def natural_order(name: str) -> list:
     """Sorting key: frame 10 comes after frame 9, with or without leading zeros."""
     return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
@@ -27,23 +29,22 @@ def natural(name: str) -> list:
 def images(folder: Path) -> list[Path]:
     """The frames of a folder, in order."""
     found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    return sorted(found, key=lambda p: natural(p.name))
+    return sorted(found, key=lambda p: natural_order(p.name))
 
 
 def videos(folder: Path) -> list[Path]:
     """The videos of a folder by name: subfolders with images in them, and film files."""
-    found = []
-    for path in sorted(folder.iterdir(), key=lambda p: p.name):
-        if path.name.startswith("."):
-            continue
-        if path.is_dir() and any(p.suffix.lower() in IMAGES for p in path.iterdir()):
-            found.append(path)
-        elif path.is_file() and path.suffix.lower() in FILMS:
-            found.append(path)
-    return found
+
+    def is_video(path: Path) -> bool:
+        if path.is_dir():
+            return any(p.suffix.lower() in IMAGES for p in path.iterdir())
+        return path.is_file() and path.suffix.lower() in FILMS
+
+    found = (path for path in folder.iterdir() if not path.name.startswith(".") and is_video(path))
+    return sorted(found, key=lambda p: p.name)
 
 
-def _luma(image: Image.Image) -> np.ndarray:
+def _luminance(image: Image.Image) -> np.ndarray:
     if image.mode not in ("RGB", "L"):
         image = image.convert("RGB")
     pixels = np.asarray(image, np.float32)
@@ -55,7 +56,7 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
     if path.suffix.lower() == ".gif":
         with Image.open(path) as film:
             for frame in ImageSequence.Iterator(film):
-                yield _luma(frame.convert("RGB"))
+                yield _luminance(frame.convert("RGB"))
         return
     try:
         import imageio_ffmpeg
@@ -82,7 +83,7 @@ def frames(path: Path) -> Iterator[np.ndarray]:
             for image in images(path):
                 path = image
                 with Image.open(image) as opened:
-                    yield _luma(opened)
+                    yield _luminance(opened)
         else:
             yield from _decode(path)
     except (OSError, UnidentifiedImageError, RuntimeError, StopIteration, SyntaxError) as error:
@@ -90,26 +91,23 @@ def frames(path: Path) -> Iterator[np.ndarray]:
         raise UserError(f"cannot read {path} ({reason}): remove or replace it") from None
 
 
-def _stamp(path: Path) -> tuple:
-    """Changes when a video's files do: names, sizes, modification times."""
-    files = images(path) if path.is_dir() else [path]
-    return tuple((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in files)
-
-
 @lru_cache(maxsize=512)
-def _seen(path: Path, stamp: tuple, columns: bytes) -> np.ndarray:
+def _view(path: Path, stamp: tuple, columns: bytes) -> np.ndarray:
     eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
-    seen = [eye(frame) for frame in frames(path)]
-    if not seen:
-        raise UserError(f"{path} holds no frames: remove or replace it")
-    film = np.clip(np.stack(seen), 0, 1)
+    views = [eye(frame) for frame in frames(path)]
+    if not views:
+        raise UserError(f"{path} has no frames: remove or replace it")
+    film = np.clip(np.stack(views), 0, 1)
     film.setflags(write=False)
     return film
 
 
-def watch(path: Path, columns: np.ndarray) -> np.ndarray:
-    """A video through the 13-px box eye: (frames, n_col) float32. Kept in memory: it is small.
+def view_video(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Float32[np.ndarray, "frames n_col"]:
+    """A video through the 13-px box eye, in [0, 1]; small enough to stay in memory.
 
     Frames smaller than the eye are enlarged until it fits, as flyvis does.
+
+    **Raises:** `UserError` naming a file that cannot be read.
     """
-    return _seen(path, _stamp(path), np.ascontiguousarray(columns, np.int64).tobytes())
+    stamp = file_stamp(images(path) if path.is_dir() else [path])
+    return _view(path, stamp, np.ascontiguousarray(columns, np.int64).tobytes())

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from flyjax.stimulus import flow, luminance, other_kind
-from flyjax.stimulus.lab_stimuli import _TAPS, NAMES, m_sequence, parse_mixture, schedule
+from flyjax.stimulus.lab_stimuli import _TAPS, NAMES, m_sequence
+from flyjax.stimulus.mixtures import parse_mixture, schedule
 from flyjax.utils.errors import UserError
 
 

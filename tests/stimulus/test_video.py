@@ -50,7 +50,7 @@ def davis_folder(tmp_path_factory):
 
 
 def test_a_frame_is_luma_through_boxes(davis_folder):
-    seen = video.watch(davis_folder / "DAVIS" / "JPEGImages" / "480p" / "clip-3", COLUMNS)
+    seen = video.view_video(davis_folder / "DAVIS" / "JPEGImages" / "480p" / "clip-3", COLUMNS)
     assert seen.shape == (6, 7)
     truth = np.stack([pixels(3, t) @ np.array([0.299, 0.587, 0.114]) / 255 for t in range(6)])
     np.testing.assert_allclose(seen, BoxEye(COLUMNS)(truth), atol=0.01)  # JPEG
@@ -59,7 +59,7 @@ def test_a_frame_is_luma_through_boxes(davis_folder):
 
 
 def test_the_split_follows_from_names_alone(davis_folder, monkeypatch):
-    folder = davis.folder_of(davis_folder)
+    folder = davis.require(davis_folder)
     train, test = (davis.split_videos(folder, split) for split in ("train", "test"))
     assert len(train) == 8 and len(test) == 2 and sorted(p.name for p in train + test) == NAMES
     listing = type(folder).iterdir
@@ -76,8 +76,8 @@ def test_davis_plays_every_variant_once_and_then_again(davis_folder):
     np.testing.assert_array_equal(one[:300], luminance("DAVIS", COLUMNS, 300, 0.02, "train", 0, davis_folder))
     assert np.abs(one - luminance("DAVIS", COLUMNS, 1000, 0.02, "train", 1, davis_folder)).max() > 0.01
     # One cycle holds each training frame in its 8 variants, one frame per step whatever dt.
-    train = davis.split_videos(davis.folder_of(davis_folder), "train")
-    clips = [video.watch(p, COLUMNS) for p in train]
+    train = davis.split_videos(davis.require(davis_folder), "train")
+    clips = [video.view_video(p, COLUMNS) for p in train]
     cycle = 8 * sum(map(len, clips))
     played = luminance("DAVIS", COLUMNS, cycle, 0.01, "train", 0, davis_folder)
     variants = [flip(COLUMNS, a)[rotation(COLUMNS, n)] for a in (0, 1) for n in range(4)]
@@ -89,7 +89,7 @@ def test_davis_plays_every_variant_once_and_then_again(davis_folder):
 
 
 def test_frame_rates_are_explicit(davis_folder):
-    clips = [video.watch(p, COLUMNS) for p in davis.split_videos(davis.folder_of(davis_folder), "test")]
+    clips = [video.view_video(p, COLUMNS) for p in davis.split_videos(davis.require(davis_folder), "test")]
     n = 8 * sum(len(resample(c, 24, 50)) for c in clips)
     slow = luminance("DAVIS", COLUMNS, n, 0.02, "test", 0, davis_folder, frame_rate="resampled")
     fast = luminance("DAVIS", COLUMNS, n, 0.02, "test", 0, davis_folder)
@@ -139,7 +139,7 @@ def test_changed_files_change_the_fingerprint(tmp_path):
 def test_a_gif_is_decoded(tmp_path):
     grey = [Image.fromarray(np.full((50, 60), 40 * k, np.uint8)) for k in range(5)]
     grey[0].save(tmp_path / "a.gif", save_all=True, append_images=grey[1:], duration=40)
-    seen = video.watch(tmp_path / "a.gif", COLUMNS)
+    seen = video.view_video(tmp_path / "a.gif", COLUMNS)
     np.testing.assert_allclose(seen, np.tile(40 * np.arange(5)[:, None] / 255, 7), atol=0.01)
 
 
@@ -152,12 +152,12 @@ def test_a_real_film_is_decoded(tmp_path, suffix, codec):
     for t in range(12):
         writer.send(pixels(3, t).tobytes())
     writer.close()
-    seen = video.watch(path, COLUMNS)
+    seen = video.view_video(path, COLUMNS)
     truth = np.stack([pixels(3, t) @ np.array([0.299, 0.587, 0.114]) / 255 for t in range(12)])
     np.testing.assert_allclose(seen, BoxEye(COLUMNS)(truth), atol=0.03)
     path.write_bytes(b"no film")
     with pytest.raises(UserError, match="cannot read"):
-        video.watch(path, COLUMNS)
+        video.view_video(path, COLUMNS)
 
 
 def test_films_without_a_decoder_say_what_to_install(tmp_path, monkeypatch):
@@ -166,13 +166,13 @@ def test_films_without_a_decoder_say_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     (tmp_path / "film.mp4").write_bytes(b"")
     with pytest.raises(UserError, match="pip install imageio-ffmpeg"):
-        video.watch(tmp_path / "film.mp4", COLUMNS)
+        video.view_video(tmp_path / "film.mp4", COLUMNS)
 
 
 def test_frames_are_in_the_order_of_their_numbers(tmp_path):
     for t in (10, 9, 1, 100, 2):
         Image.fromarray(np.full((50, 60), 2 * t, np.uint8)).save(tmp_path / f"frame{t}.png")
-    order = video.watch(tmp_path, COLUMNS)[:, 0] * 255 / 2
+    order = video.view_video(tmp_path, COLUMNS)[:, 0] * 255 / 2
     np.testing.assert_allclose(order, [1, 2, 9, 10, 100], atol=1e-4)
 
 
