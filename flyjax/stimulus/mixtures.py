@@ -35,9 +35,7 @@ def parse_mixture(name: str) -> list[tuple[str, float]]:
     return [(kind, weight / total) for kind, weight in parts]
 
 
-def schedule(
-    parts: list[tuple[str, float]], n_frames: int, dt: float, split: str, seed: int
-) -> Int[np.ndarray, " T"]:
+def schedule(parts: list[tuple[str, float]], n_frames: int, dt: float, split: str, seed: int) -> Int[np.ndarray, " T"]:
     """The part shown in each frame; the shares of time follow the weights closely."""
     rng, weights = generator("mixture", split, seed), np.array([w for _, w in parts])
     part_of_frame, time_shown, frame = np.empty(n_frames, np.int64), np.zeros(len(parts)), 0
