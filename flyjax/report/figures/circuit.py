@@ -56,9 +56,11 @@ def _draw_plane(axes: Axes, true: Eigenvalues | None, learned: Eigenvalues | Non
         axes.text(0.02, 0.98, radius, transform=axes.transAxes, va="top", zorder=5, bbox=box)
     # As wide as the panel: circles stay round.
     panel = axes.get_window_extent()
-    axes.set_ylim(-reach, reach)
-    axes.set_xlim(-reach * panel.width / panel.height, reach * panel.width / panel.height)
-    axes.set_xlabel("real part")
+    axes.set(
+        ylim=(-reach, reach),
+        xlim=(-reach * panel.width / panel.height, reach * panel.width / panel.height),
+        xlabel="real part",
+    )
 
 
 @house_style
@@ -90,15 +92,11 @@ def spectrum_figure(
             magnitudes.plot(np.arange(1, len(z) + 1), np.abs(z), color=colour, lw=width, label=label)
     if given:
         n = max(len(z) for z in given)
-        magnitudes.set_xlim(1, n)
-        magnitudes.set_xscale("log")
-        magnitudes.set_ylim(0, reach)
+        magnitudes.set(xlim=(1, n), xscale="log", ylim=(0, reach))
         note = f"{'all' if n == connectome.n_neurons else f'the {n} largest'} of {connectome.n_neurons:,}"
         magnitudes.text(0.97, 0.66, note, transform=magnitudes.transAxes, ha="right", color=MUTED, fontsize=7)
         magnitudes.legend(loc="upper right")
-    magnitudes.set_title("Sorted magnitudes")
-    magnitudes.set_xlabel("rank")
-    magnitudes.set_ylabel("|eigenvalue|")
+    magnitudes.set(title="Sorted magnitudes", xlabel="rank", ylabel="|eigenvalue|")
     figure.text(0.06, 0.955, "open circles: the true circuit; dashed: the unit circle", fontsize=7, color=MUTED)
     return save_png(figure, path)
 
@@ -143,8 +141,7 @@ def _draw_types(
     for at, (_, median, _), colour in drawn:
         for mask, edge, marker in ((median > top, top, "^"), (median < bottom, bottom, "v")):
             axes.scatter(at[mask], np.full(mask.sum(), edge), marker=marker, s=16, lw=0, color=colour, clip_on=False)
-    axes.set_ylim(bottom, top)
-    axes.set_xlim(-0.7, len(x) - 0.3)
+    axes.set(ylim=(bottom, top), xlim=(-0.7, len(x) - 0.3))
     axes.grid(axis="x", color="#eeeeee", lw=0.5)
     axes.set_axisbelow(True)
     axes.tick_params(axis="x", length=0)
@@ -207,9 +204,7 @@ def _draw_functions(
             axes.set_ylim(-0.15, smallest_span)
         if voltage[k, 0] < 0 < voltage[k, -1]:
             axes.axvline(0, color=GUIDE, lw=0.6, zorder=0)
-        axes.set_xlim(voltage[k, 0], voltage[k, -1])
-        axes.set_xticks([])
-        axes.set_yticks([])
+        axes.set(xlim=(voltage[k, 0], voltage[k, -1]), xticks=[], yticks=[])
         axes.set_title(name, fontsize=6, fontweight="normal", loc="center", pad=1.5)
     error = np.sqrt(np.mean((learned - true) ** 2, axis=1)) / np.maximum(np.std(true, axis=1), 1e-2)
     finite = error[np.isfinite(error)]

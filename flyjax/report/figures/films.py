@@ -102,8 +102,14 @@ def write_mp4(path: str | Path, film: Film, dt: float, slow: float = 2.0) -> Pat
     path.parent.mkdir(parents=True, exist_ok=True)
     # The encoder is a program of its own; forking beside JAX' threads is safe where exec follows at once.
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-    options = {"fps": 1 / (dt * slow), "quality": 7, "macro_block_size": 2, "ffmpeg_log_level": "error"}
-    writer = imageio_ffmpeg.write_frames(str(path), (film.shape[2], film.shape[1]), **options)
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (film.shape[2], film.shape[1]),
+        fps=1 / (dt * slow),
+        quality=7,
+        macro_block_size=2,
+        ffmpeg_log_level="error",
+    )
     writer.send(None)
     for frame in film:
         writer.send(np.ascontiguousarray(frame))
@@ -136,15 +142,16 @@ def scenes_figure(
         for k, time in enumerate(seconds):
             x = left + k * width
             upper = figure.add_axes((x, top - 0.48 * height, width - gap, 0.455 * height))
-            style = {"cmap": "gray", "vmin": 0, "vmax": 1, "interpolation": "bilinear"}
-            upper.imshow(camera[k], extent=(-x_end, x_end, y_end, -y_end), **style)
-            upper.set_xlim(-reach[0], reach[0])
-            upper.set_ylim(reach[1], -reach[1])
+            upper.imshow(
+                camera[k], extent=(-x_end, x_end, y_end, -y_end), cmap="gray", vmin=0, vmax=1, interpolation="bilinear"
+            )
+            upper.set(xlim=(-reach[0], reach[0]), ylim=(reach[1], -reach[1]))
             upper.axis("off")
             lower = figure.add_axes((x, top - 0.95 * height, width - gap, 0.455 * height))
             draw_hexagons(lower, columns, luminance[k], colours="gray", low=0, squeeze=1.0)
             if row == 0:
                 upper.set_title(f"{time:.1f} s", fontsize=7, fontweight="normal", color=MUTED, loc="center", pad=2)
-        style = {"rotation": 90, "ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold"}
-        figure.text(0.012, top - 0.47 * height, name, **style)
+        figure.text(
+            0.012, top - 0.47 * height, name, rotation=90, ha="center", va="center", fontsize=9, fontweight="bold"
+        )
     return save_png(figure, path, "L")

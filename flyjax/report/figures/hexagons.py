@@ -66,9 +66,7 @@ def draw_hexagons(
     # Edges in the colour of the face: no seams.
     axes.add_collection(PolyCollection(centres[:, None] + corners, facecolors=faces, edgecolors="face", lw=0.35))
     reach = np.abs(centres).max(axis=0) + 0.62
-    axes.set_xlim(-reach[0], reach[0])
-    axes.set_ylim(reach[1], -reach[1])
-    axes.set_aspect("equal")
+    axes.set(xlim=(-reach[0], reach[0]), ylim=(reach[1], -reach[1]), aspect="equal")
     axes.axis("off")
 
 

@@ -62,8 +62,16 @@ def maps_figure(path: str | Path, maps: VoltageMaps, frame: int | None = None) -
         else:
             draw_hexagons(axes, c.columns, maps.maps(t, [after])[0], colours=DEVIATION_COLOURS, low=-1)
             title, colour = c.cell_types[t], type_colour(c.cell_types[t])
-            style = {"fontsize": 5.5, "color": MUTED, "ha": "right", "va": "bottom"}
-            axes.text(0.98, -0.06, f"±{maps.scale(t):.2g}", transform=axes.transAxes, **style)
+            axes.text(
+                0.98,
+                -0.06,
+                f"±{maps.scale(t):.2g}",
+                transform=axes.transAxes,
+                fontsize=5.5,
+                color=MUTED,
+                ha="right",
+                va="bottom",
+            )
         axes.set_title(title, fontsize=7, color=colour, loc="center", pad=1.5)
     heading(
         figure,
@@ -76,9 +84,20 @@ def maps_figure(path: str | Path, maps: VoltageMaps, frame: int | None = None) -
 
 def _draw_flow(axes: Axes, columns: np.ndarray, flow: Float[np.ndarray, "n_col 2"]) -> None:
     """Arrows of velocities (x right, y up) on a map."""
-    style = {"color": LEARNED, "width": 0.016, "headwidth": 3.5, "minlength": 0.5}
     x, y = hexagon_centres(columns).T
-    axes.quiver(x, y, SQUEEZE * flow[:, 0], -flow[:, 1], angles="xy", scale_units="xy", scale=1, **style)
+    axes.quiver(
+        x,
+        y,
+        SQUEEZE * flow[:, 0],
+        -flow[:, 1],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        color=LEARNED,
+        width=0.016,
+        headwidth=3.5,
+        minlength=0.5,
+    )
 
 
 @house_style

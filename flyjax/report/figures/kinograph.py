@@ -34,8 +34,9 @@ def _draw_midlines(figure: Figure, maps: VoltageMaps, frames: np.ndarray, second
         row, column = divmod(k, N_COLUMNS)
         ax = figure.add_axes((LEFT + column * (width + gap), 0.795 - 0.18 * row, width, 0.125))
         image = layer.values[:, midline_columns(c)].T
-        style = {"aspect": "auto", "interpolation": "nearest", "extent": extent}
-        ax.imshow(image, cmap=layer.colours, vmin=layer.low, vmax=1, **style)
+        ax.imshow(
+            image, cmap=layer.colours, vmin=layer.low, vmax=1, aspect="auto", interpolation="nearest", extent=extent
+        )
         ax.set_title(layer.name, fontsize=7.5, color=layer.name_colour)
         ax.text(1, 1.05, layer.scale, transform=ax.transAxes, fontsize=6, color=MUTED, ha="right")
         ax.tick_params(labelsize=6, pad=1.5)
@@ -57,8 +58,15 @@ def _draw_neurons(axes: Axes, maps: VoltageMaps, frames: np.ndarray, seconds: fl
     order = type_order(c.cell_types)
     image = np.concatenate([maps.deviations(t, frames).T for t in order])
     interpolation = "nearest" if len(image) < 900 else "antialiased"
-    style = {"aspect": "auto", "interpolation": interpolation, "extent": (0, seconds, len(image), 0)}
-    axes.imshow(image, cmap=DEVIATION_COLOURS, vmin=-1, vmax=1, **style)
+    axes.imshow(
+        image,
+        cmap=DEVIATION_COLOURS,
+        vmin=-1,
+        vmax=1,
+        aspect="auto",
+        interpolation=interpolation,
+        extent=(0, seconds, len(image), 0),
+    )
     sizes = np.bincount(groups_of(c.cell_types)[c.cell_type], minlength=len(GROUPS))
     for group, size, end in zip(GROUPS, sizes, np.cumsum(sizes), strict=True):
         if not size:
@@ -67,11 +75,25 @@ def _draw_neurons(axes: Axes, maps: VoltageMaps, frames: np.ndarray, seconds: fl
         if begin:
             axes.axhline(begin, color="black", lw=0.6)
         line = {"arrowstyle": "-", "color": group.colour, "lw": 3, "shrinkA": 1, "shrinkB": 1}
-        place = {"xycoords": ("axes fraction", "data"), "annotation_clip": False}
-        axes.annotate("", (-0.004, begin), (-0.004, end), arrowprops=line, **place)
-        style = {"ha": "right", "va": "center", "fontsize": 7, "color": group.colour}
+        axes.annotate(
+            "",
+            (-0.004, begin),
+            (-0.004, end),
+            arrowprops=line,
+            xycoords=("axes fraction", "data"),
+            annotation_clip=False,
+        )
         label = group.name.replace(" ", "\n")
-        axes.text(-0.012, (begin + end) / 2, label, transform=axes.get_yaxis_transform(), **style)
+        axes.text(
+            -0.012,
+            (begin + end) / 2,
+            label,
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=7,
+            color=group.colour,
+        )
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel("time (s)")

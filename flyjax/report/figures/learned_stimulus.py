@@ -51,9 +51,7 @@ def _scatter(axes: Axes, true: np.ndarray, learned: np.ndarray) -> None:
     order = np.argsort(colour)
     axes.scatter(x[order], y[order], c=np.log(colour[order]), s=2, lw=0)
     diagonal(axes, 0.0, 1.0)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(-0.05, 1.05)
-    axes.set_xlabel("true luminance, held-out frames")
+    axes.set(xlim=(0, 1), ylim=(-0.05, 1.05), xlabel="true luminance, held-out frames")
     axes.set_ylabel("learned luminance, rescaled", labelpad=2)
 
 
@@ -81,8 +79,7 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
         axes.plot(frames * dt, true[frames, column], color=TRUE, lw=1.1)
         axes.plot(frames * dt, learned[frames, column], color=LEARNED, lw=0.8)
         axes.plot(marked * dt, learned[marked, column], ".", color=ACCENT, ms=3.5)
-        axes.set_xlim(frames[0] * dt, frames[-1] * dt)
-        axes.set_ylim(-0.05, 1.05)
+        axes.set(xlim=(frames[0] * dt, frames[-1] * dt), ylim=(-0.05, 1.05))
         u, v = c.columns[column]
         axes.text(1.008, 0.5, f"({u}, {v})", transform=axes.transAxes, fontsize=6, color=MUTED, va="center")
         if k < len(columns) - 1:

@@ -94,8 +94,7 @@ def _weight_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray, title: st
     dropped = finite & ~close
     note = f"{dropped.sum()} outliers left out" if dropped.any() else ""
     _write_fit(axes, compare(true[~dropped], learned[~dropped]), note)
-    axes.set_title(title)
-    axes.set_xlabel("true W")
+    axes.set(title=title, xlabel="true W")
 
 
 def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.ndarray) -> None:
@@ -110,8 +109,7 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
     finite = learned[np.isfinite(learned)]
     bulk = np.quantile(finite, [0.01, 0.99]) if len(finite) else (low, high)
     lower, upper = limits(np.array([low, high, *bulk]), pad=0.03)
-    axes.set_xlim(low, high)
-    axes.set_ylim(lower, upper)
+    axes.set(xlim=(low, high), ylim=(lower, upper))
     outside = int(np.sum(~((learned >= lower) & (learned <= upper))))
     _write_fit(axes, compare(true, learned), f"{outside} neurons outside" if outside else "")
 
@@ -128,8 +126,7 @@ def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: R
     axes[0].set_ylabel("learned W")
     low, high = limits(true, pad=0.12)
     diagonal(axes[0], low, high)
-    axes[0].set_xlim(low, high)
-    axes[0].set_ylim(low, high)
+    axes[0].set(xlim=(low, high), ylim=(low, high))
     _weight_scatter(axes[1], true, evaluation.raw_weight, "W, as trained")
     parameters = (
         (axes[2], true_tau(train_recording), found.tau, "Time constant", r"$\tau$ (s)"),
@@ -137,9 +134,7 @@ def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: R
     )
     for ax, true, learned, title, quantity in parameters:
         _parameter_scatter(ax, c, true, learned)
-        ax.set_title(title)
-        ax.set_xlabel(f"true {quantity}")
-        ax.set_ylabel(f"learned {quantity}")
+        ax.set(title=title, xlabel=f"true {quantity}", ylabel=f"learned {quantity}")
     note = "coloured: types, grey: neurons"
     axes[2].text(0.97, 0.03, note, transform=axes[2].transAxes, ha="right", fontsize=6, color=MUTED)
     return save_png(figure, path)
@@ -157,9 +152,16 @@ def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], names: tuple[str,
     for k in np.argsort(-nearest):
         if all(abs(scaled[k] - p)[0] > 0.075 or abs(scaled[k] - p)[1] > 0.03 for p in placed):
             placed.append(scaled[k])
-            style = {"fontsize": 6, "color": "#222222", "ha": "center", "va": "bottom"}
-            place = {"xytext": (0, 3), "textcoords": "offset points"}
-            axes.annotate(names[finite[k]], points[finite[k]], **place, **style)
+            axes.annotate(
+                names[finite[k]],
+                points[finite[k]],
+                xytext=(0, 3),
+                textcoords="offset points",
+                fontsize=6,
+                color="#222222",
+                ha="center",
+                va="bottom",
+            )
 
 
 def _two_dimensions(embedding: np.ndarray, cell_type: np.ndarray) -> tuple[Float[np.ndarray, "N 2"], tuple[str, str]]:
@@ -188,11 +190,11 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
         colour = GROUPS[groups[t]].colour
         axes.scatter(*points[:, :2].T, s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
     _name_points(axes, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
-    axes.set_xlabel(labels[0])
-    axes.set_ylabel(labels[1])
-    axes.set_title("Embedding of the neurons")
-    style = {"marker": "o", "ls": "", "ms": 5}
-    handles = [matplotlib.lines.Line2D([], [], color=group.colour, label=group.name, **style) for group in GROUPS]
+    axes.set(xlabel=labels[0], ylabel=labels[1], title="Embedding of the neurons")
+    handles = [
+        matplotlib.lines.Line2D([], [], color=group.colour, label=group.name, marker="o", ls="", ms=5)
+        for group in GROUPS
+    ]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)
     scores = {
         "clusters, 100": "cluster_accuracy",
@@ -228,16 +230,17 @@ def functions_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     message.set_ylim(*limits(relu, np.quantile(finite, [0.02, 0.98]) if len(finite) else relu))
     message.legend(loc="upper left")
     update.plot([], [], lw=1.4, label="(V_rest - v) / tau", **DASHED_TRUTH)
-    update.set_title("Update f(v, a, 0, 0)")
-    update.set_ylabel("dv/dt (1/s)")
+    update.set(title="Update f(v, a, 0, 0)", ylabel="dv/dt (1/s)")
     update.legend(loc="upper right")
     for axes in (message, update):
         axes.set_xlabel("voltage (a.u.)")
     low, high = limits(curves.true_update)
     diagonal(comparison, low, high)
-    comparison.set_title("Learned against true update")
-    comparison.set_xlabel("true f (1/s)")
-    comparison.set_ylabel("learned f (1/s)")
-    comparison.set_xlim(low, high)
-    comparison.set_ylim(low, high)
+    comparison.set(
+        title="Learned against true update",
+        xlabel="true f (1/s)",
+        ylabel="learned f (1/s)",
+        xlim=(low, high),
+        ylim=(low, high),
+    )
     return save_png(figure, path)

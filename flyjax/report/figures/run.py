@@ -55,16 +55,23 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
         edge, width, weight = ("black", 1.4, "bold") if is_chosen else ("white", 0.8, "normal")
         ax.plot(*place[node.id], marker, color=colour, ms=9, mec=edge, mew=width, zorder=3)
         label = f"{node.id}: " + (f"{node.reward:.3f}" if node.reward is not None else "failed")
-        style = {"fontweight": weight, "fontsize": 8, "zorder": 2, "bbox": {"fc": "white", "ec": "none", "pad": 0.6}}
-        ax.annotate(label, place[node.id], xytext=(0, 7), textcoords="offset points", ha="center", **style)
+        ax.annotate(
+            label,
+            place[node.id],
+            xytext=(0, 7),
+            textcoords="offset points",
+            ha="center",
+            fontweight=weight,
+            fontsize=8,
+            zorder=2,
+            bbox={"fc": "white", "ec": "none", "pad": 0.6},
+        )
     ax.plot(*place[ROOT], ".", color="0.4", ms=6)
     stimulus = run.state.blocks[block].simulation.get("visual_input_type", "")
     ax.set_title(f"Block {block}: {stimulus}", fontsize=10, loc="left")
     columns = sorted({n.iter_in_block for n in nodes})
     ax.set_xticks(columns, [f"iteration {c}" for c in columns], fontsize=8)
-    ax.set_xlim(-0.15, max(columns) + 0.35)
-    ax.set_ylim(-layout.n_lanes + 0.5, 0.75)
-    ax.set_yticks([])
+    ax.set(xlim=(-0.15, max(columns) + 0.35), ylim=(-layout.n_lanes + 0.5, 0.75), yticks=[])
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
 
@@ -92,8 +99,15 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
     ax.tick_params(labelsize=8)
     used = [s for s in MARKS if any(n.strategy == s for n in run.nodes)]
     handles = [Patch(color=MARKS[s][0], label=s) for s in used]
-    place = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "ncol": max(1, len(used))}
-    ax.legend(handles=handles, fontsize=8, handlelength=1, columnspacing=1.2, **place)
+    ax.legend(
+        handles=handles,
+        fontsize=8,
+        handlelength=1,
+        columnspacing=1.2,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncol=max(1, len(used)),
+    )
 
 
 def _edit_lines(run: RunView) -> list[tuple[str, str]]:
@@ -130,8 +144,16 @@ def run_figure(path: str | Path, run_dir: str | Path) -> Path:
     _draw_progress(rows[1].subplots(), run)
     for k, (colour, text) in enumerate(lines):
         weight = "bold" if colour == "black" else "normal"
-        style = {"fontsize": 7.5, "family": "monospace", "fontweight": weight, "va": "center"}
-        rows[2].text(0.01, 1 - (k + 0.8) / (len(lines) + 0.5), text, color=colour, **style)
+        rows[2].text(
+            0.01,
+            1 - (k + 0.8) / (len(lines) + 0.5),
+            text,
+            color=colour,
+            fontsize=7.5,
+            family="monospace",
+            fontweight=weight,
+            va="center",
+        )
     model = f" ({run.search.get('llm', {}).get('model')})" if run.state.spent.calls else ""
     title = f"{run.name}: proposals by {run.proposer}{model}"
     figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")

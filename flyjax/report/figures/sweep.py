@@ -48,8 +48,7 @@ def _draw_axis(ax: Axes, x: float, axis: Axis, title: str, bold: bool) -> None:
         y = axis.place(value)
         ax.plot([x - 0.03, x], [y, y], color="0.25", lw=0.9, zorder=3)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
-        style = {"ha": "right", "va": "center", "fontsize": 8, "color": "0.1", "zorder": 4, "bbox": box}
-        ax.text(x - 0.06, y, axis.label(value), **style)
+        ax.text(x - 0.06, y, axis.label(value), ha="right", va="center", fontsize=8, color="0.1", zorder=4, bbox=box)
     ax.text(x, 1.06, title, ha="center", va="bottom", fontsize=9, fontweight="bold" if bold else "normal")
 
 
@@ -61,8 +60,16 @@ def _draw_line(ax: Axes, heights: Sequence[float | None], colour: Any, best: boo
         points += [(x0 + 0.4 * (x1 - x0), y0), (x1 - 0.4 * (x1 - x0), y1), (x1, y1)]
         codes += [Curve.CURVE4] * 3
     width, opacity = (2.6, 1.0) if best else (1.3, 0.8)
-    style = {"edgecolor": colour, "facecolor": "none", "lw": width, "alpha": opacity}
-    ax.add_patch(PathPatch(Curve(points, codes), ls=STOPPED if stopped else "solid", **style))
+    ax.add_patch(
+        PathPatch(
+            Curve(points, codes),
+            ls=STOPPED if stopped else "solid",
+            edgecolor=colour,
+            facecolor="none",
+            lw=width,
+            alpha=opacity,
+        )
+    )
     if failed:
         ax.plot(*known[-1], marker="x", color="0.4", ms=5, mew=1.2)
 
@@ -113,8 +120,7 @@ def parallel_figure(
     for x, (name, axis) in enumerate(axes.items()):
         title = METRIC_LABELS.get(name) or SHORT_NAMES.get(name, name).replace("_", " ")
         _draw_axis(ax, x, axis, title, bold=name == metric)
-    ax.set_xlim(-0.45, len(axes) - 1 + 0.12)
-    ax.set_ylim(-0.04, 1.12)
+    ax.set(xlim=(-0.45, len(axes) - 1 + 0.12), ylim=(-0.04, 1.12))
     ax.axis("off")
     bar = figure.colorbar(matplotlib.cm.ScalarMappable(norm, colours), ax=ax, fraction=0.03, pad=0.02, aspect=28)
     bar.set_label(METRIC_LABELS.get(metric, metric), fontsize=9)

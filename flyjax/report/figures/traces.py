@@ -69,9 +69,7 @@ def draw_traces(
         x = LEFT + k * (width + GAP)
         top = figure.add_axes((x, 0.895, width, 0.055))
         draw_stimulus(top)
-        top.set_xlim(0, end)
-        top.set_xticks([])
-        top.set_yticks([])
+        top.set(xlim=(0, end), xticks=[], yticks=[])
         top.text(1.012, -0.35, "range", transform=top.transAxes, fontsize=6, color=MUTED, clip_on=False)
         if k == 0:
             top.set_ylabel("stimulus", rotation=0, ha="right", va="center", fontsize=7)
@@ -87,8 +85,7 @@ def draw_traces(
                 axes.plot(seconds, values[:, i] + y, color=colour, lw=trace.width)
             text = f"{span[i]:.2g}" if span[i] > smallest else f"< {smallest:g}"
             axes.text(end * 1.012, y + 0.5, text, fontsize=6, color=MUTED, va="center", clip_on=False)
-        axes.set_xlim(0, end)
-        axes.set_ylim(base.min() - 0.35, 1.3)
+        axes.set(xlim=(0, end), ylim=(base.min() - 0.35, 1.3))
         axes.set_yticks(base + 0.5, names)
         colour_types(axes.get_yticklabels(), names)
         axes.tick_params(axis="y", length=0)
