@@ -38,7 +38,7 @@ def is_forbidden(character: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """A text as any file can hold it: no control or invisible characters, valid UTF-8, at most `MAX_TEXT` characters."""
+    """A text that any file can hold: valid UTF-8 without control or invisible characters, cut at `MAX_TEXT`."""
     size = len(text)
     text = text[:MAX_TEXT].replace("\r\n", "\n").replace("\r", "\n")
     text = _CONTROL.sub(" ", visible(text)).encode("utf-8", "replace").decode("utf-8")

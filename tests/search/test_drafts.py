@@ -31,12 +31,12 @@ def test_the_share_is_one_slot_at_least_and_never_more_than_there_are():
     assert [max_overrides(s, n) for s, n in ((0.5, 4), (0.5, 1), (0.01, 8), (1.0, 3), (0.5, 0))] == [2, 1, 1, 3, 0]
 
 
-def test_the_model_is_shown_the_drafts_and_told_how_many_it_may_override(asked):
-    told = render_prompt(asked)
-    assert "Proposals wanted: 0 to 2." in told and "Drafts of the optimiser (cmaes)" in told
+def test_the_prompt_lists_the_drafts_and_how_many_may_be_overridden(asked):
+    text = render_prompt(asked)
+    assert "Proposals wanted: 0 to 2." in text and "Drafts of the optimiser (cmaes)" in text
     for k, draft in enumerate(asked.drafts, 1):
-        assert f"- slot {k}: parent {draft.parent}, " in told
-    assert "slots that the table deals" not in told  # the optimiser fills them
+        assert f"- slot {k}: parent {draft.parent}, " in text
+    assert "slots that the table assigns" not in text  # the optimiser fills them
     slot = tools(asked.experiment, drafted=True)[1]["input_schema"]["properties"]["proposals"]["items"]["properties"]
     assert "slot" in slot and "slot" not in str(tools(asked.experiment))
 
@@ -62,7 +62,7 @@ def test_an_override_takes_its_slot_and_the_drafts_keep_theirs(asked):
         ((override(1), override(2, 200.0), override(3, 300.0)), "at most 2 of the 4 drafts may be overridden"),
     ],
 )
-def test_what_no_draft_makes_place_for_goes_back_and_the_draft_stands(asked, given, why):
+def test_an_override_without_a_place_goes_back_and_the_draft_stays(asked, given, why):
     step = merge(Step(given), asked, "llm")
     assert any(why in str(warning) and warning.remedy == "the optimiser's draft stays" for warning in step.warnings)
     assert any(why in str(p) for p in check_step(replace(asked, new_nodes=()), step).problems)

@@ -5,7 +5,6 @@ import logging
 import re
 from dataclasses import replace
 
-import anthropic
 import pytest
 from support.messages_api_server import (
     KEY,
@@ -24,7 +23,7 @@ from support.search_contexts import PROTOCOL, context, experiment, png
 from flyjax.config import TUNABLE, parse_experiment
 from flyjax.search import sanitize
 from flyjax.search.journal.state import State
-from flyjax.search.llm import client, prices, prompt, schema
+from flyjax.search.llm import prices, prompt, schema
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import BadAnswer, Paused
@@ -32,30 +31,7 @@ from flyjax.search.proposals.validation import check_step
 from flyjax.search.run.user_files import pending_input
 from flyjax.utils.errors import UserError
 
-
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv(llm_proposer.KEY_NAME, KEY)
-    monkeypatch.delenv("ANTHROPIC_BASE_URL", raising=False)
-    # No waiting between the client's own tries.
-    monkeypatch.setattr(anthropic._base_client, "INITIAL_RETRY_DELAY", 0.0)
-
-
-@pytest.fixture
-def ask(monkeypatch):
-    """ask(answers, context): (step or exception, requests) of one step through the real client."""
-
-    monkeypatch.setattr(client, "BACKOFF_S", 0.01)
-
-    def one(answers, ctx):
-        with MessagesServer(answers) as server:
-            monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-            try:
-                return llm_proposer.LLMProposer(ctx.experiment).step(ctx), server.requests
-            except (BadAnswer, Paused) as caught:
-                return caught, server.requests
-
-    return one
+pytestmark = pytest.mark.usefixtures("key")
 
 
 # --- a good answer ------------------------------------------------------------------------------
@@ -124,7 +100,7 @@ def test_the_request_has_the_protocol_as_a_stable_cached_prefix(ask, tmp_path):
 
 
 def test_a_prefix_that_no_call_will_find_again_is_not_written_to_the_cache(ask, tmp_path):
-    """An iteration of an hour: the service keeps a prefix for minutes, and writing it costs more than reading it anew."""
+    """The service keeps a prefix for minutes: after an iteration of an hour, writing it would only cost more."""
 
     def marked(minutes):
         ctx = context(tmp_path, iterations=2)
@@ -158,7 +134,7 @@ def test_the_tools_are_strict_flat_and_without_bounds():
         objects(tool["input_schema"])
 
 
-def test_the_prompt_tells_all_and_ends_with_the_scores(tmp_path):
+def test_the_prompt_is_complete_and_ends_with_the_scores(tmp_path):
     exp = experiment(ucb_c=1.0)
     ctx = context(tmp_path, exp, iterations=2, user_input="Try larger noise, please.")
     ctx = replace(ctx, state=replace(ctx.state, notes="- noise helps (nodes 1, 2, 3)"))
@@ -229,7 +205,7 @@ _GOOD = {"proposals": [], "notes": ""}
 
 
 @pytest.mark.parametrize(
-    ("answer", "says"),
+    ("answer", "why"),
     [
         (text("I would rather talk.", "end_turn"), "no tool call"),
         (text("stop", "stop_sequence"), "no tool call"),
@@ -254,9 +230,9 @@ _GOOD = {"proposals": [], "notes": ""}
         (raw(b""), "not JSON"),
     ],
 )
-def test_an_unusable_answer_goes_back_with_its_reason_and_its_bill(ask, tmp_path, answer, says):
+def test_an_unusable_answer_goes_back_with_its_reason_and_its_bill(ask, tmp_path, answer, why):
     caught, requests = ask(answer, context(tmp_path))
-    assert isinstance(caught, BadAnswer) and says in caught.errors[0] and len(requests) == 1
+    assert isinstance(caught, BadAnswer) and why in caught.errors[0] and len(requests) == 1
     assert caught.usage["calls"] == 1 and caught.usage["usd"] > 0
     assert len(json.dumps(caught.raw, allow_nan=False)) < 60_000
 
@@ -355,7 +331,7 @@ def test_a_short_key_of_a_local_gateway_is_no_secret(ask, monkeypatch, tmp_path)
     assert pending_input(tmp_path, State()) == "explore x"
 
 
-def test_what_nobody_can_see_is_taken_out_of_a_text():
+def test_invisible_characters_are_removed():
     assert (
         sanitize.one_line(sanitize.clean("a\u200bb\ufeff\u061c\u202ec\u00ad\ufe0f\u3164d\x1b[2J\u2028e\n f"))
         == "abcd [2J e f"
@@ -449,8 +425,8 @@ def test_the_estimate_of_a_call_is_above_its_bill(tmp_path):
     """Two bytes a token is more than any tokenizer needs for such text; checked with a word-piece count."""
     ctx = context(tmp_path, iterations=3)
     words = prompt.render_prompt(ctx)
-    pieces = re.findall(r" ?[A-Za-z]{1,4}| ?\d{1,2}|\s+|[^\w\s]", words)
-    assert prices.text_tokens(words) > len(pieces)
+    tokens = re.findall(r" ?[A-Za-z]{1,4}| ?\d{1,2}|\s+|[^\w\s]", words)
+    assert prices.text_tokens(words) > len(tokens)
     usage = {**USAGE, "output_tokens": 16_000}
     price = prices.price_of(ctx.experiment.search.llm)
     assert prices.most(price, 2_900, 16_000) >= prices.cost(price, usage)
@@ -458,13 +434,13 @@ def test_the_estimate_of_a_call_is_above_its_bill(tmp_path):
 
 def test_what_is_printed_first_names_model_cost_and_the_free_way():
     exp = experiment(max_usd=2.0)
-    said = llm_proposer.announce(exp)
+    text = llm_proposer.announce(exp)
     assert (
-        exp.search.llm.model in said
-        and "at most $2.00" in said
-        and "--proposer rules" in said
-        and prices.CHECKED in said
+        exp.search.llm.model in text
+        and "at most $2.00" in text
+        and "--proposer rules" in text
+        and prices.CHECKED in text
     )
-    assert float(re.search(r"about \$([\d.]+),", said)[1]) < 2.0
+    assert float(re.search(r"about \$([\d.]+),", text)[1]) < 2.0
     free = llm_proposer.announce(experiment())
     assert float(re.search(r"at most \$([\d.]+)", free)[1]) > float(re.search(r"about \$([\d.]+),", free)[1])

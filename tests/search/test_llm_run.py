@@ -3,7 +3,6 @@
 import json
 import re
 
-import anthropic
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,10 +28,7 @@ BRANCH_ROW = (
 )
 
 
-@pytest.fixture(autouse=True)
-def key(monkeypatch):
-    monkeypatch.setenv(KEY_NAME, KEY)
-    monkeypatch.setattr(anthropic._base_client, "INITIAL_RETRY_DELAY", 0.0)
+pytestmark = pytest.mark.usefixtures("key")
 
 
 def evaluate(plan):
@@ -85,8 +81,8 @@ def test_two_blocks_in_which_the_model_edits_the_protocol_and_the_edit_acts(play
     # It acts: the next block's prompts carry it, code finds that it holds, and the tree branches.
     systems = [r["body"]["system"][-1]["text"] for r in requests]
     assert [BRANCH_ROW in s for s in systems] == [False] * 5 + [True] * 4
-    held = [BRANCH_ROW in prompt_text(r).partition("hold now:")[2] for r in requests]
-    assert held[:5] == [False] * 5 and any(held[5:])
+    holding = [BRANCH_ROW in prompt_text(r).partition("hold now:")[2] for r in requests]
+    assert holding[:5] == [False] * 5 and any(holding[5:])
 
     def branched(s):
         return {n.block for n in s.nodes.values() if n.strategy == "force-branch"}
@@ -116,7 +112,7 @@ def test_the_edited_rule_also_governs_what_falls_back_to_the_rules(play):
         "outside its range" in line and "replaced by the rules" in line for e in fallen for line in e["fallbacks"]
     )
     assert any(p["strategy"] == "force-branch" for e in fallen for p in e["proposals"])
-    # Twice asked again, each time told why; every call is paid for.
+    # Twice asked again, each time with the reason; every call is paid for.
     assert state.spent.calls == len(requests) == 6 + 3 * 3
     assert "outside its range" in prompt_text(requests[6])
     # What was valid stayed: the choice and the log lines are the model's.
@@ -159,7 +155,7 @@ def test_talk_instead_of_answers_is_the_rules_until_it_has_cost_enough(play):
     assert KEY not in _everything_written(run)
 
 
-def test_what_became_of_an_answer_is_told_with_the_next_request(play):
+def test_what_became_of_an_answer_is_reported_with_the_next_request(play):
     """Slots that the rules filled, an edit that was refused, a principle of too few nodes, and how a block ended."""
     notes = "## Established principles\n- edge_diff helps (node 2)"
 
@@ -186,12 +182,12 @@ def test_what_became_of_an_answer_is_told_with_the_next_request(play):
     assert "old occurs 0 times" in prompt_text(requests[9])
 
 
-def test_people_are_heard_once(play, tmp_path):
+def test_an_instruction_is_read_once(play, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "user_input.md").write_text("Please try batch_size 4 early.")
     state, requests, run = play(Player())
-    heard = ["Please try batch_size 4 early." in prompt_text(r) for r in requests]
-    assert heard == [True] + [False] * 8
+    read = ["Please try batch_size 4 early." in prompt_text(r) for r in requests]
+    assert read == [True] + [False] * 8
     assert "iteration 0: Please try batch_size 4 early." in (run / "user_input.md").read_text()
 
 
@@ -204,7 +200,7 @@ def test_blocks_count_in_the_prompt_as_the_protocol_says(play):
 
 
 def test_a_recorded_run_plays_again_without_a_key(play, monkeypatch, tmp_path, root):
-    """Refused, mended and incomplete answers included: the same tree, the same edit, no cost."""
+    """Refused, repaired and incomplete answers included: the same tree, the same edit, no cost."""
     player = Player(edit=(DEFAULT_ROW, f"{DEFAULT_ROW}\n{BRANCH_ROW}", "branching was 0 %"), edit_in={1})
 
     def spoiled(request, number):
@@ -260,7 +256,7 @@ def test_a_transcript_file_plays_again_whoever_proposed(play, monkeypatch, tmp_p
         return text("Let me think.") if number == 2 else None
 
     llm, _, run = play(Player(edit=edit, edit_in={1}, spoil=stumble), "by llm")
-    path = write_transcript(run, tmp_path / "kept" / "llm.jsonl")
+    path = write_transcript(run, tmp_path / "transcripts" / "llm.jsonl")
     words = path.read_text()
     assert "thinking" not in words and str(tmp_path) not in words and KEY not in words
     assert json.loads(words.splitlines()[0])["proposer"] == "llm"
@@ -303,11 +299,15 @@ def test_the_recorded_quickstart_is_the_run_it_says(tmp_path, root, monkeypatch)
     assert state.finished and len(state.nodes) == lines[0]["nodes"] == len(results) == 24
     assert not any(e["fallbacks"] for e in events if e["event"] == "proposal")
     for node in state.nodes.values():
-        kept = results[node.id]
-        assert [node.parent, node.strategy, list(node.seeds)] == [kept["parent"], kept["strategy"], kept["seeds"]]
-        assert {k: node.config[k] for k in kept["config"]} == kept["config"]
-        assert node.reward == kept["metrics"]["connectivity_R2"]
-    # The model edited its protocol at both block ends, and the row it added was dealt in the second block.
+        recorded = results[node.id]
+        assert [node.parent, node.strategy, list(node.seeds)] == [
+            recorded["parent"],
+            recorded["strategy"],
+            recorded["seeds"],
+        ]
+        assert {k: node.config[k] for k in recorded["config"]} == recorded["config"]
+        assert node.reward == recorded["metrics"]["connectivity_R2"]
+    # The model edited its protocol at both block ends, and the row it added was applied in the second block.
     assert [e["by"] for e in state.edits] == ["replay"] * 2
     assert {n.block for n in state.nodes.values() if n.strategy == "force-branch"} == {2}
     assert not re.search(r"/(tmp|home|work|root)/|sk-ant", path.read_text())
@@ -321,13 +321,13 @@ def test_a_transcript_has_to_be_one_and_to_reach(tmp_path, root):
     with pytest.raises(UserError, match="no transcript"):
         ReplayProposer(experiment(transcript=str(tmp_path / "none.jsonl")))
     path = tmp_path / "t.jsonl"
-    for words, says in (
+    for words, why in (
         ("{", "line 1 is not JSON"),
         ("{}\n", "holds no answers"),
         ('{"event": "proposal"}', "no iteration"),
     ):
         path.write_text(words)
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=why):
             ReplayProposer(experiment(), transcript=path)
     path.write_text('{"event": "proposal", "iteration": 0, "by": "rules", "raw": null, "proposals": 3}\n')
     proposer = ReplayProposer(experiment(), transcript=path)
@@ -361,8 +361,8 @@ def test_a_run_of_bad_answers_ends_well_and_stays_in_its_directory(tmp_path_fact
     while state is None or not state.finished:
         try:
             state = run_loop(exp, folder / "run", evaluate, proposer, protocol_template=root / "protocol.md").state
-        except Paused as told:  # after three steps of no use; whoever starts it again wants it so
-            assert "3 steps in a row" in str(told)
+        except Paused as pause:  # after three unusable steps; the next start goes on
+            assert "3 steps in a row" in str(pause)
             proposer = LLMProposer(exp, folder / "run", client=proposer._client)
     assert len(state.nodes) == 18
     for node in state.nodes.values():

@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from search.test_llm import ask, key  # noqa: F401  (fixtures)
 from support.messages_api_server import KEY, MessagesServer, Player, Reply, error, text
 from support.search_contexts import context, experiment
 
@@ -14,6 +13,8 @@ from flyjax.search.llm import client
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.proposals.types import Paused
 from flyjax.utils.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("key")
 
 
 def test_transport_failures_are_retried_by_the_client(ask, tmp_path):
@@ -24,7 +25,7 @@ def test_transport_failures_are_retried_by_the_client(ask, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "calls", "says"),
+    ("status", "kind", "calls", "why"),
     [
         (400, "invalid_request_error", 1, "refused the request"),
         (401, "authentication_error", 1, "set a valid ANTHROPIC_API_KEY"),
@@ -39,16 +40,16 @@ def test_transport_failures_are_retried_by_the_client(ask, tmp_path):
         (529, "overloaded_error", 2, "down or overloaded"),
     ],
 )
-def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kind, calls, says):
+def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kind, calls, why):
     ctx = context(tmp_path, experiment(llm={"max_retries": 1}))
     caught, requests = ask(error(status, kind, f"first\nsecond {KEY}"), ctx)
     assert isinstance(caught, Paused) and isinstance(caught, UserError) and len(requests) == calls
-    assert says in str(caught) and "--proposer rules" in str(caught) and "\n" not in str(caught)
+    assert why in str(caught) and "--proposer rules" in str(caught) and "\n" not in str(caught)
     assert KEY not in str(caught) and caught.usage == {} and caught.__cause__ is None
 
 
 @pytest.mark.parametrize(
-    ("reply", "calls", "says"),
+    ("reply", "calls", "why"),
     [
         (replace(error(500), cut=9), 2, "down or overloaded, HTTP 500"),
         (replace(error(429), cut=0), 2, "limits the request rate"),
@@ -71,23 +72,23 @@ def test_a_failing_service_pauses_the_run_in_one_line(ask, tmp_path, status, kin
         (Reply(b"[" * 100_000, 400), 1, "HTTP 400: check"),
     ],
 )
-def test_an_error_counts_whatever_becomes_of_its_words(ask, monkeypatch, tmp_path, reply, calls, says):
+def test_an_error_counts_whatever_becomes_of_its_words(ask, monkeypatch, tmp_path, reply, calls, why):
     monkeypatch.setattr(client, "ERROR_S", 0.1)
     caught, requests = ask(reply, context(tmp_path, experiment(llm={"max_retries": 1})))
-    assert isinstance(caught, Paused) and says in str(caught) and len(requests) == calls
+    assert isinstance(caught, Paused) and why in str(caught) and len(requests) == calls
     assert str(caught).isprintable() and "--proposer rules" in str(caught)
-    assert bool(caught.usage) == ("billed" in says)
+    assert bool(caught.usage) == ("billed" in why)
 
 
-def test_no_more_of_an_error_is_read_than_is_told():
+def test_an_error_is_read_within_limits():
     read = []
 
-    def pieces():
+    def chunks():
         for k in range(10_000):
             read.append(k)
             yield b"x" * 10_000
 
-    response = SimpleNamespace(is_success=False, status_code=500, headers={}, iter_bytes=pieces)
+    response = SimpleNamespace(is_success=False, status_code=500, headers={}, iter_bytes=chunks)
     with pytest.raises(client.CallFailed) as caught:
         client.raise_for_status(response)
     assert "HTTP 500" in caught.value.reason and not caught.value.billed and len(read) < 10
@@ -162,12 +163,12 @@ def test_an_answer_that_drips_is_late_as_a_whole(ask, tmp_path):
 
 
 def test_each_try_is_announced_with_what_the_step_may_cost_by_then(ask, tmp_path):
-    told = []
-    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), on_call=told.append)
+    announced = []
+    ctx = context(tmp_path, experiment(llm={"timeout_s": 0.2, "max_retries": 1}), on_call=announced.append)
     caught, requests = ask(replace(text("late"), delay=0.6), ctx)
-    assert [t["calls"] for t in told] == [1, 2] and told[1]["usd"] == pytest.approx(2 * told[0]["usd"]) == caught.usage[
-        "usd"
-    ]
+    assert [t["calls"] for t in announced] == [1, 2] and announced[1]["usd"] == pytest.approx(
+        2 * announced[0]["usd"]
+    ) == caught.usage["usd"]
     assert len(requests) == 2
 
 

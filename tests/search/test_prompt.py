@@ -1,4 +1,4 @@
-"""What a prompt tells of results, noise and rules: enough to decide on, true, and no more."""
+"""The prompt's text on results, noise and rules: enough to decide on, true, and no more."""
 
 import json
 import re
@@ -22,7 +22,7 @@ def finished(node, **metric):
     return {"event": "node_finished", "node": node, "metrics": {**metrics(0.5), **metric}}
 
 
-def told(ctx):
+def rendered(ctx):
     return prompt.render_prompt(ctx)
 
 
@@ -37,12 +37,12 @@ def test_metrics_are_those_a_choice_can_rest_on_and_a_null_has_its_reason(tmp_pa
     assert shown(2.0) == "2" and shown(5e-5) == "5e-05" and shown(None) == "null" and shown(float("nan")) == "null"
 
 
-def test_the_spread_of_seeds_is_told_and_whose_picture_it_is(tmp_path):
+def test_the_spread_of_seeds_is_stated_and_which_seed_the_figure_shows(tmp_path):
     seeds = [metrics(0.991), metrics(0.865)]
     root = {**finished(1), "metrics": metrics(0.928), "per_seed": seeds}
     ctx = context(tmp_path, more=[root])
     ctx.state.nodes[1] = replace(ctx.state.nodes[1], seeds=(7, 8))
-    assert told(ctx).count("2 seeds: worst 0.865, std 0.0891") == 2  # in the history and beside the metrics
+    assert rendered(ctx).count("2 seeds: worst 0.865, std 0.0891") == 2  # in the history and beside the metrics
     for node in (1, 2):
         path = tmp_path / "nodes" / f"{node:04d}" / "figures" / "activity.png"
         path.parent.mkdir(parents=True)
@@ -54,13 +54,14 @@ def test_the_spread_of_seeds_is_told_and_whose_picture_it_is(tmp_path):
     ]
 
 
-def test_the_course_of_a_training_is_told_per_seed_but_not_its_truth_to_a_blind_search(tmp_path):
+def test_the_course_of_a_training_is_listed_per_seed_without_ground_truth_in_a_blind_search(tmp_path):
     lines = [{"lane": "node_0001/seed_1", "step": s, "loss": 100.0 / s} for s in range(100, 1100, 100)]
     lines[4]["connectivity_R2"] = 0.75
     lines.append({"lane": "node_0001/seed_99", "step": 100, "loss": 77.0})  # no seed of this run
     (tmp_path / "history.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines) + '{"torn')
     words = new_nodes_text(context(tmp_path))
-    wanted = "  course (after steps): loss 1 (100), 0.5 (200), 0.2 (500), 0.1429 (700), 0.1 (1,000); connectivity_R2 0.75 (500)"
+    losses = "loss 1 (100), 0.5 (200), 0.2 (500), 0.1429 (700), 0.1 (1,000)"
+    wanted = f"  course (after steps): {losses}; connectivity_R2 0.75 (500)"
     assert wanted in words.splitlines() and words.count("course") == 1 and "loss 77" not in words
     blind = new_nodes_text(context(tmp_path, experiment(objective="blind")))
     assert "loss 1 (100)" in blind and "connectivity_R2" not in blind
@@ -73,16 +74,16 @@ def test_the_setting_says_how_long_trainings_are_and_how_much_of_the_run_is_left
     assert f"{training.n_steps(exp.training, 2000):,} at the root's values" in words
     assert (
         training.n_steps(Training(batch_size=4, data_augmentation_loop=50), 3000) == 0.2 * 3000 * 50 / 4
-    )  # the formula told
+    )  # the formula in the prompt
     assert "block 2 of 2; 12 of 18 nodes trained; it ends at max_nodes=12, patience=4" in words
     assert "1 for a node, 2 for a root" in words
 
 
-def test_the_slots_are_told_as_the_table_deals_them(tmp_path):
+def test_the_slots_are_listed_as_the_table_assigns_them(tmp_path):
     def slots(text):
         ctx = context(tmp_path, iterations=2, protocol=text)
         search = ctx.experiment.search
-        dealt = assign_slots(
+        assigned = assign_slots(
             document.rules(text),
             ctx.state,
             1,
@@ -91,8 +92,8 @@ def test_the_slots_are_told_as_the_table_deals_them(tmp_path):
             ucb_c=search.ucb_c,
             rng=generator(ctx),
         )
-        line = next(x for x in told(ctx).splitlines() if x.startswith("The slots that the table deals: "))
-        assert all(f"{s.strategy} " in line and f"node {s.parent}" in line for s in dealt)
+        line = next(x for x in rendered(ctx).splitlines() if x.startswith("The slots that the table assigns: "))
+        assert all(f"{s.strategy} " in line and f"node {s.parent}" in line for s in assigned)
         return line
 
     plain = slots(PROTOCOL)
@@ -101,21 +102,21 @@ def test_the_slots_are_told_as_the_table_deals_them(tmp_path):
     edited = PROTOCOL.replace(row, f"| Found good config (R2 >= 0.5) | **robustness-test** | Run it again |\n{row}")
     assert "robustness-test of node 6, 2 x exploit from node 6" in slots(edited)
     # Where a block opens there is nothing to deal.
-    assert "The slots" not in told(context(tmp_path, iterations=3))
+    assert "The slots" not in rendered(context(tmp_path, iterations=3))
 
 
 def test_a_row_that_code_cannot_read_is_named(tmp_path):
     text = PROTOCOL.replace("| Default", "| The moon is full | **explore** | Try something |\n| Default", 1)
-    assert "Rows that code cannot read, for you to apply: row '| The moon is full" in told(
+    assert "Rows that code cannot read, for you to apply: row '| The moon is full" in rendered(
         context(tmp_path, protocol=text)
     )
 
 
-def test_the_grammar_of_rows_that_is_told_is_the_parser_s():
+def test_the_grammar_in_the_prompt_is_the_parsers():
     conditions = [c for c in re.findall(r'"([^"]+)"', prompt.GRAMMAR.partition("joined by")[0]) if c != "in last block"]
     assert len(conditions) == 7
-    for told_form in conditions:
-        condition = told_form.replace("(...)", "(R2 >= X)").replace("X", "0.5").replace("N", "3")
+    for form in conditions:
+        condition = form.replace("(...)", "(R2 >= X)").replace("X", "0.5").replace("N", "3")
         row = parse_row(f"| {condition} and Branching rate < 20% in last block | **explore** | Do |")
         assert not row.problem, row.problem
     for name in re.findall(r"exploit|failure-probe|explore|robustness-test|force-branch", prompt.GRAMMAR):
@@ -123,17 +124,17 @@ def test_the_grammar_of_rows_that_is_told_is_the_parser_s():
         assert not parse_row(f"| {condition} | **{name}** | Do |").problem
 
 
-def test_the_noise_is_told_with_what_it_rests_on(tmp_path):
+def test_the_noise_is_stated_with_its_sample_size(tmp_path):
     ctx = context(tmp_path, iterations=2)
-    assert "Noise floor of the reward: not measured yet" in told(ctx)
+    assert "Noise floor of the reward: not measured yet" in rendered(ctx)
     root = {**finished(1), "metrics": metrics(0.94), "per_seed": [metrics(0.99), metrics(0.89)]}
     rough = context(tmp_path, iterations=2, more=[root])
-    line = next(x for x in told(rough).splitlines() if x.startswith("Noise floor"))
+    line = next(x for x in rendered(rough).splitlines() if x.startswith("Noise floor"))
     assert "from 1 repetition, a rough figure" in line and "R2 ends at 1" in line and "Repeated" not in line
-    # A configuration that ran twice is told by its rewards, whatever the floor that pools them.
+    # A configuration that ran twice is listed with its rewards, beside the pooled noise floor.
     again = context(tmp_path, iterations=2)
     again.state.nodes[5] = replace(again.state.nodes[5], config=again.state.nodes[2].config)
-    assert "Repeated: nodes 2, 5: 0.520, 0.550 (" in told(again)
+    assert "Repeated: nodes 2, 5: 0.520, 0.550 (" in rendered(again)
 
 
 def test_a_reversion_is_answered_with_the_changes_that_keep_the_configuration(tmp_path):
@@ -159,15 +160,15 @@ def test_a_correction_does_not_pay_for_the_figures_again(tmp_path):
         return [b for b in built.messages[0]["content"] if b["type"] == "image"], built.tokens
 
     first, all_tokens = pictures((), "")
-    mended, fewer = pictures(("proposal 1: out of range",))
-    assert len(first) == 1 and mended == [] and fewer < all_tokens + 200
-    # An answer that could not be read has told nothing of them.
+    corrected, fewer = pictures(("proposal 1: out of range",))
+    assert len(first) == 1 and corrected == [] and fewer < all_tokens + 200
+    # An answer that could not be read says nothing about them.
     assert len(pictures(("answer: there was no tool call",))[0]) == 1
     # After a restart the refused answer is gone: nothing to refer to.
     assert len(pictures(("proposal 1: out of range",), "")[0]) == 1
 
 
-def test_past_blocks_are_told_in_a_line_so_that_edits_of_the_rules_can_be_judged(tmp_path):
+def test_past_blocks_have_a_line_by_which_edits_of_the_rules_can_be_evaluated(tmp_path):
     words = "### noise helped " + "x" * 1_000
     ended = {
         "event": "block_ended",
@@ -180,7 +181,7 @@ def test_past_blocks_are_told_in_a_line_so_that_edits_of_the_rules_can_be_judged
     ended["edit"] = {"old": "a", "new": "b", "reason": "it never branched"}
 
     def line(*more):
-        text = told(context(tmp_path, iterations=4, more=more))
+        text = rendered(context(tmp_path, iterations=4, more=more))
         return next(x for x in text.splitlines() if x.startswith("-> end of block 1: "))
 
     assert (
@@ -188,10 +189,10 @@ def test_past_blocks_are_told_in_a_line_so_that_edits_of_the_rules_can_be_judged
     )
     assert line(edited, ended).endswith("; protocol edited by the rules: it never branched")
     assert line({**edited, "by": "llm"}, ended).endswith("; protocol edited: it never branched")
-    assert "-> end of block" not in told(context(tmp_path, iterations=4))
+    assert "-> end of block" not in rendered(context(tmp_path, iterations=4))
 
 
-def test_what_the_program_did_with_the_previous_answer_is_told_briefly(tmp_path):
+def test_changes_to_the_previous_answer_are_listed_briefly(tmp_path):
     step = {
         "iteration": 1,
         "block": 1,
@@ -221,11 +222,11 @@ def test_what_the_program_did_with_the_previous_answer_is_told_briefly(tmp_path)
     assert prompt.replaced_text(ctx) == ""
 
 
-def test_whose_a_node_is_and_where_it_is_trained_is_told(tmp_path):
+def test_the_proposer_of_a_node_and_its_simulation_are_stated(tmp_path):
     ctx = context(tmp_path, iterations=2)
     for node, by in ((2, "rules"), (3, "llm")):
         ctx.state.nodes[node] = replace(ctx.state.nodes[node], by=by)
-    words = told(ctx)
+    words = rendered(ctx)
     rows = {k: next(x for x in words.splitlines() if x.startswith(f"{k} | ")) for k in (1, 2, 3)}
     assert " | exploit (by rules) | " in rows[2] and "(by" not in rows[1] + rows[3]
     assert "Simulation of this block: visual_input_type=scenes_texture, n_frames=2000, delta_t=0.02" in words
@@ -241,4 +242,4 @@ def test_the_whole_prompt_stays_small(tmp_path, root):
     built = prompt.build(ctx)
     assert sum(len(b["text"]) for b in [*built.system, *built.messages[0]["content"]]) < 24_000
     # What is printed beforehand is what is sent, the tools with their schemas included.
-    assert all(json.dumps(tool) in told(ctx) for tool in built.tools)
+    assert all(json.dumps(tool) in rendered(ctx) for tool in built.tools)

@@ -75,12 +75,40 @@ def test_the_formats_stand_line_by_line(template, line):
 
 def test_every_term_of_the_protocol_is_there(template):
     for term in (
-        "connectivity weights", "time constants", "resting potentials", "connectivity_R2", "tau_R2", "V_rest_R2", "test_R2",
-        "test_pearson", "external_input_R2", "cluster_accuracy", "final_loss", "analysis.log", "ucb_scores.txt", "parent=root",
-        "> 0.9", "0.1 to 0.9", "< 0.1", "iter_in_block < n_iter_block", "iter_in_block == n_iter_block", "Reversion check",
-        "failure-probe", "robustness-test", "No changes needed", "Branching rate", "Improvement rate", "Stuck detection",
-        "< 30 %", "> 80 %", "+/-0.05", "MANDATORY", "EDIT THIS PROTOCOL", "[CURRENT]", "N_total",
-    ):  # fmt: skip
+        "connectivity weights",
+        "time constants",
+        "resting potentials",
+        "connectivity_R2",
+        "tau_R2",
+        "V_rest_R2",
+        "test_R2",
+        "test_pearson",
+        "external_input_R2",
+        "cluster_accuracy",
+        "final_loss",
+        "analysis.log",
+        "ucb_scores.txt",
+        "parent=root",
+        "> 0.9",
+        "0.1 to 0.9",
+        "< 0.1",
+        "iter_in_block < n_iter_block",
+        "iter_in_block == n_iter_block",
+        "Reversion check",
+        "failure-probe",
+        "robustness-test",
+        "No changes needed",
+        "Branching rate",
+        "Improvement rate",
+        "Stuck detection",
+        "< 30 %",
+        "> 80 %",
+        "+/-0.05",
+        "MANDATORY",
+        "EDIT THIS PROTOCOL",
+        "[CURRENT]",
+        "N_total",
+    ):
         assert term in template, term
     for marker in (document.BEGIN, document.END):
         assert template.splitlines().count(marker) == 1
@@ -158,9 +186,13 @@ def test_what_the_guard_refuses(template, old, new, why):
 
 #: What the guard let in before it knew better.
 FORMER = [
-    "Where W<tau, wait.", "\u26a0\ufe0f mind the noise", f"| best R2 < 0.5 | **explore** | {'x' * 500} |",
-    "As the parent selection rules say.", "~~~\na fence\n~~~", "a <b",
-]  # fmt: skip
+    "Where W<tau, wait.",
+    "\u26a0\ufe0f mind the noise",
+    f"| best R2 < 0.5 | **explore** | {'x' * 500} |",
+    "As the parent selection rules say.",
+    "~~~\na fence\n~~~",
+    "a <b",
+]
 
 
 @pytest.mark.parametrize("passage", FORMER)
@@ -182,8 +214,8 @@ def test_a_passage_is_quoted_as_it_is_drawn(template):
     """A model's text comes without the characters that nobody sees."""
     sign = "\u26a0\ufe0f"
     text = template.replace(DEFAULT, f"{DEFAULT}\n\n\u200bMind {sign} the {sign}", 1)
-    mended = apply_edit(text, edit("Mind \u26a0 the \u26a0", "Mind the noise"))
-    assert "\n\u200bMind the noise\n" in mended
+    edited = apply_edit(text, edit("Mind \u26a0 the \u26a0", "Mind the noise"))
+    assert "\n\u200bMind the noise\n" in edited
     assert "x\n" in apply_edit(text, edit(f"Mind {sign} the {sign}", "x"))
     assert apply_edit(text, edit("\u26a0 the \u26a0", "\u26a0 the \u26a0")) == text.replace("\ufe0f", "")
     for old, why in (("\ufe0f", "empty"), ("\u26a0", "occurs 2 times"), (document.body(text), "the same")):
@@ -206,10 +238,10 @@ def test_whatever_an_edit_is_the_rest_stays_bit_for_bit(data, template):
     start = data.draw(st.integers(0, len(inside)))
     end = data.draw(st.integers(start, min(len(inside), start + 300)))
     old = data.draw(st.sampled_from([inside[start:end], inside[start:], inside[:end], template[:end], "nowhere"]))
-    pieces = st.sampled_from(
+    parts = st.sampled_from(
         ["", "\n", "##", document.END, document.BEGIN, DEFAULT, "| a | b | c |", "```", "## Goal", "text "]
     )
-    new = "".join(data.draw(st.lists(st.one_of(pieces, st.text(max_size=20)), max_size=4)))
+    new = "".join(data.draw(st.lists(st.one_of(parts, st.text(max_size=20)), max_size=4)))
     try:
         after = apply_edit(template, edit(old, new))
     except EditRefused:
@@ -289,7 +321,7 @@ def test_conditions(text, kind, fields):
         )
 
 
-def test_rows_that_code_cannot_read_are_kept_and_reported(template):
+def test_unreadable_rows_stay_and_are_reported(template):
     odd = "| When the moon is full | **explore** | Try blue |"
     text = apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{odd}\n| Default | **dance** | Twice |"))
     rules = document.rules(text)
@@ -341,12 +373,34 @@ def test_revisions_stay_within_reason(template):
 
 @pytest.mark.parametrize(
     "passage",
-    ["Goal\n====", "Metrics\n-----", "~~~\nopen", "<!-- the rest", "<h1>Goal</h1>", "<script>x</script>",
-     "```yaml\ntraining:\n  noise_model_level: 1  # noise, range: 0 to 50\n```", "see ``` here\n\n```yaml\ntraining:\n  noise_model_level: 1",
-     "<?", "<![CDATA[ hidden", "<!DOCTYPE hidden", "<details\nopen\n>", "</pre", "````\ntext\n```", "x ``` y\n```", "```\ntext\n``` y",
-     "**END Parent selection Rule (CRITICAL**)", "\uff23 \uff30\uff41\uff52\uff45\uff4e\uff54 selection_rule", "### END Parent-selection Rule", "a\ufe0fb", "a\u034fb", "a\u115fb",
-     "a\u3164b", "a\u200bb", "| " + "x" * 500 + " | exploit | y |"],
-)  # fmt: skip
+    [
+        "Goal\n====",
+        "Metrics\n-----",
+        "~~~\nopen",
+        "<!-- the rest",
+        "<h1>Goal</h1>",
+        "<script>x</script>",
+        "```yaml\ntraining:\n  noise_model_level: 1  # noise, range: 0 to 50\n```",
+        "see ``` here\n\n```yaml\ntraining:\n  noise_model_level: 1",
+        "<?",
+        "<![CDATA[ hidden",
+        "<!DOCTYPE hidden",
+        "<details\nopen\n>",
+        "</pre",
+        "````\ntext\n```",
+        "x ``` y\n```",
+        "```\ntext\n``` y",
+        "**END Parent selection Rule (CRITICAL**)",
+        "\uff23 \uff30\uff41\uff52\uff45\uff4e\uff54 selection_rule",
+        "### END Parent-selection Rule",
+        "a\ufe0fb",
+        "a\u034fb",
+        "a\u115fb",
+        "a\u3164b",
+        "a\u200bb",
+        "| " + "x" * 500 + " | exploit | y |",
+    ],
+)
 def test_what_would_look_like_a_locked_part_is_refused(template, passage):
     with pytest.raises(EditRefused):
         apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n\n{passage}\n"))
@@ -392,7 +446,8 @@ def test_a_row_is_read_once_and_only_where_it_is_short(template, monkeypatch):
 
 def test_the_divisor_of_a_window_is_no_count(template):
     """Above 80 % improving, probes come one success earlier; a quarter of the block stays a quarter."""
-    rows = "| 3+ consecutive successes (R2 >= 0.9) | **failure-probe** | 10x |\n| n_iter_block/4 consecutive successes | **failure-probe** | 10x |"
+    counts = ("3+ consecutive successes (R2 >= 0.9)", "n_iter_block/4 consecutive successes")
+    rows = "\n".join(f"| {count} | **failure-probe** | 10x |" for count in counts)
     made = revise(apply_edit(template, edit(DEFAULT, f"{DEFAULT}\n{rows}")), measures(improvement=0.9))
     assert (
         "2+ consecutive" in made.new and "n_iter_block/3" not in made.new and "n_iter_block/4 consecutive" in made.new

@@ -1,4 +1,4 @@
-"""What is accepted of several answers: the best of them, mended part by part, each part under its author's name."""
+"""What is accepted of several answers: the best of them, repaired part by part, each part under its author's name."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def proposals(*values, parent=6):
 
 
 def a_step(ctx, *values, **fields):
-    known = {n: "told" for n in ctx.new_nodes}
+    known = {n: "line" for n in ctx.new_nodes}
     parent = "root" if ctx.next_opens_block else 6
     return Step(
         **{
@@ -81,7 +81,7 @@ def test_proposals_outlive_a_missing_log_line(tmp_path):
 
 
 def test_a_lawful_answer_is_not_given_up_for_a_worse_correction(tmp_path):
-    """The first is lawful, but the reversion check names another parent for one slot; the corrections break that slot."""
+    """The first is lawful, with another parent by the reversion check in one slot; the corrections break that slot."""
     ctx = context(tmp_path, iterations=2)
     nodes = ctx.state.nodes
     nodes[6] = replace(nodes[6], config={**nodes[6].config, "coeff_edge_norm": 3.0})
@@ -149,7 +149,7 @@ def drafted(tmp_path):
     return context(tmp_path, experiment(n_candidates=4), iterations=2)
 
 
-def test_where_an_override_fails_the_draft_stands(drafted):
+def test_where_an_override_fails_the_draft_stays(drafted):
     ctx = replace(drafted, new_nodes=())
     drafts = with_drafts(ctx).drafts
     got, refused = accepted(

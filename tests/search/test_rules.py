@@ -54,7 +54,7 @@ def test_it_climbs_without_hints_from_results_alone(tmp_path):
                 protocol_template=tmp_path / "bare.md",
             )
             got.append(staircase(out.state)[-1])
-    # Without hints one run in ten or so gets lost.
+    # Without hints about one run in ten fails.
     assert statistics.median(reached["rules"]) > 0.9 and sum(r > 0.85 for r in reached["rules"]) >= 4
     assert sum(reached["rules"]) > sum(reached["random"]) + 0.2
 
@@ -130,8 +130,8 @@ def test_where_nothing_helped_it_looks_far_away(tmp_path, gain, far):
 
     exp = experiment(n_blocks=1, n_iter_block=2, n_candidates=4)
     state = run_loop(exp, tmp_path, flat, make_proposer("rules", exp), protocol_template=TEMPLATE).state
-    told = [state.nodes[i] for i in state.iterations[2].nodes]
-    moved = [len(set(n.changes) & set(exp.search.ranges)) for n in told]
+    new = [state.nodes[i] for i in state.iterations[2].nodes]
+    moved = [len(set(n.changes) & set(exp.search.ranges)) for n in new]
     assert all(m >= len(exp.search.ranges) - 1 for m in moved[: moves.N_ANYWHERE]) == far, moved
 
 

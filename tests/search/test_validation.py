@@ -131,7 +131,7 @@ def test_good_proposals_pass(tmp_path):
         (Proposal(6, {"noise_model_level": 0.1}, "exploit", None), "hypothesis"),
     ],
 )
-def test_what_is_wrong_with_a_proposal_is_said_in_one_line(tmp_path, proposal, why):
+def test_what_is_wrong_with_a_proposal_is_one_line(tmp_path, proposal, why):
     found = problems(tmp_path, proposal)
     assert len(found) == 1 and why in found[0] and "\n" not in found[0], found
     assert found[0].startswith("proposal 1: ")
@@ -215,18 +215,26 @@ def test_no_answer_breaks_the_validation_or_leaves_the_ranges(data, tmp_path_fac
     names = st.one_of(st.sampled_from(list(PROTOCOL_RANGES) + ["delta_t", "seed"]), st.text(max_size=5))
     parent = st.one_of(st.integers(-1, 12), st.just("root"), JUNK)
     proposal = st.builds(
-        Proposal, parent, st.one_of(JUNK, st.dictionaries(names, st.one_of(st.floats(0, 1), JUNK), max_size=3)),
-        st.one_of(st.sampled_from(["exploit", "robustness-test", "explore"]), JUNK), st.one_of(st.just(""), JUNK),
-    )  # fmt: skip
+        Proposal,
+        parent,
+        st.one_of(JUNK, st.dictionaries(names, st.one_of(st.floats(0, 1), JUNK), max_size=3)),
+        st.one_of(st.sampled_from(["exploit", "robustness-test", "explore"]), JUNK),
+        st.one_of(st.just(""), JUNK),
+    )
     edit = st.one_of(st.none(), st.builds(ProtocolEdit, JUNK, JUNK, JUNK), st.just(ProtocolEdit("", "", "r")))
     step = data.draw(
         st.builds(
-            Step, st.one_of(JUNK, st.lists(proposal, max_size=3).map(tuple)), st.one_of(st.integers(0, 9), JUNK),
-            reason=st.one_of(st.just(""), JUNK), notes=st.one_of(st.just(""), JUNK), activity=st.one_of(st.just({}), JUNK),
+            Step,
+            st.one_of(JUNK, st.lists(proposal, max_size=3).map(tuple)),
+            st.one_of(st.integers(0, 9), JUNK),
+            reason=st.one_of(st.just(""), JUNK),
+            notes=st.one_of(st.just(""), JUNK),
+            activity=st.one_of(st.just({}), JUNK),
             next_simulation=st.one_of(st.just({}), JUNK, st.dictionaries(names, JUNK, max_size=2)),
-            protocol_edit=edit, block_summary=st.one_of(st.just("s"), JUNK),
+            protocol_edit=edit,
+            block_summary=st.one_of(st.just("s"), JUNK),
         )
-    )  # fmt: skip
+    )
     found = check_step(ctx, step).problems
     assert all("\n" not in str(p) or p.slot is None for p in found)
     if not found:

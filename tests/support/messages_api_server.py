@@ -25,8 +25,8 @@ USAGE = {"input_tokens": 900, "output_tokens": 300, "cache_creation_input_tokens
 
 @dataclass
 class Reply:
-    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up; `drip` in s between two bytes,
-    of the body or, with `drip_head`, of a header that never ends."""
+    """One HTTP answer; `delay` in s before the first byte; `cut` sends only so many bytes and hangs up; `drip` in s
+    between two bytes, of the body or, with `drip_head`, of a header that never ends."""
 
     body: bytes
     status: int = 200
@@ -175,13 +175,13 @@ class Player:
             }
         if name == "end_block":
             block = int(re.search(r"^Block info: block (\d+),", prompt, re.M)[1])
-            told = (
+            edit = (
                 self.edit
                 if self.edit_in is None or block in self.edit_in
                 else ("", "", "no plateau, and branching is fine")
             )
             arguments |= {"block_summary": "more of it helped", "next_simulation": self.simulation(prompt)}
-            arguments |= dict(zip(("edit_old", "edit_new", "edit_reason"), told))
+            arguments |= dict(zip(("edit_old", "edit_new", "edit_reason"), edit))
         if self.spoil is not None:
             arguments = self.spoil(arguments, number) or arguments
         return arguments if isinstance(arguments, Reply) else tool_use(name, arguments)
@@ -206,9 +206,9 @@ class Player:
             )
             if drafted:
                 out[-1]["slot"] = slot + 1
-        held = prompt.partition("Rows of the strategy table whose conditions hold now:")[2]
+        holding = prompt.partition("Rows of the strategy table whose conditions hold now:")[2]
         scores = re.findall(r"^Node (\d+): UCB=", prompt, re.M)
-        if "force-branch" in held.partition("UCB scores")[0] and scores and out:
+        if "force-branch" in holding.partition("UCB scores")[0] and scores and out:
             other = next(n for n in scores if n != parent)
             out[0] |= {"parent": other, "strategy": "force-branch"}
         return out

@@ -30,7 +30,7 @@ One entry for each node.
 
 
 def experiment(**search):
-    """Two stimuli, K = 3, blocks of 3 iterations, unless told otherwise."""
+    """Two stimuli, K = 3, blocks of 3 iterations, by default."""
     stimuli = ["scenes_texture", "scenes_flow"]
     return parse_experiment(
         {

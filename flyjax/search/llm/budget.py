@@ -82,8 +82,9 @@ def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None =
             )
         if spent.unpriced_calls:
             raise Paused(
-                f"search.max_usd={search.max_usd:g} cannot be checked: what {spent.unpriced_calls} calls of this run cost is "
-                f"{NOT_REPORTED}; limit it with search.max_tokens or max_calls and --set search.max_usd=null, or {FREE}"
+                f"search.max_usd={search.max_usd:g} cannot be checked: the cost of {spent.unpriced_calls} calls of "
+                f"this run is {NOT_REPORTED}; limit it with search.max_tokens or max_calls and "
+                f"--set search.max_usd=null, or {FREE}"
             )
         if spent.usd + ahead_usd > search.max_usd:
             raise Paused(
@@ -115,7 +116,7 @@ def announce(experiment: Experiment) -> str:
     else:
         at = price.at(int(typical))
         about = steps * (typical * at.input + min(4_000, llm.max_tokens) * at.output) / 1e6
-        worst = TRIES * steps * most(price, int(2 * late), llm.max_tokens)
+        worst = TRIES * steps * (most(price, int(2 * late), llm.max_tokens) or 0.0)
         limit = worst if search.max_usd is None else min(worst, search.max_usd)
         why = (
             "search.max_usd, enforced before each call"

@@ -89,7 +89,7 @@ def make_client(experiment: Experiment, key: str):
 
     limit_s = experiment.search.llm.timeout_s
     timeout = anthropic.Timeout(limit_s, connect=min(CONNECT_S, limit_s))
-    hooks = {"response": [functools.partial(raise_for_status, key=key)]}
+    hooks: dict[str, list[Callable[..., Any]]] = {"response": [functools.partial(raise_for_status, key=key)]}
     http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks=hooks, follow_redirects=False)
     try:
         return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=0, http_client=http)

@@ -37,7 +37,8 @@ def merge(step: Step, context: Context, by: str) -> Step:
     """
     if context.drafts is None:
         return step
-    slots, n, taken, warnings = list(context.drafts), len(context.drafts), set(), list(step.warnings)
+    slots, n, warnings = list(context.drafts), len(context.drafts), list(step.warnings)
+    taken: set[int] = set()
     for number, proposal in enumerate(step.proposals, 1):
         slot, why = proposal.slot, ""
         if isinstance(slot, bool) or not isinstance(slot, int) or not 1 <= slot <= n:

@@ -38,7 +38,7 @@ class Price:
     long: Price | None = None
 
     def at(self, prompt_tokens: int) -> Price:
-        return self.long if self.long is not None and prompt_tokens > self.long_from else self
+        return self.long if self.long and prompt_tokens > (self.long_from or 0) else self
 
 
 _OPUS = Price(5, 25, 6.25, 0.50)

@@ -30,7 +30,7 @@ from flyjax.utils.format import plural
 STATIC = ("batch_size",)
 _NOTES = {
     "noise_model_level": "; each distinct level is another recording to make and to store",
-    "data_augmentation_loop": "; steps are proportional to it, and the longest candidate sets the time of all beside it",
+    "data_augmentation_loop": "; steps are proportional to it; the longest candidate sets the time of all beside it",
 }
 
 CACHE_S = 300  # how long the service keeps a cached prefix; a later call would pay for writing it and never read it
@@ -63,7 +63,7 @@ step you expect to gain) or explore (one to learn from).
 - `chosen` is the new node that represents this iteration: its R2 is the iteration's in every measure. That is the \
 best new one, unless you have a reason for another (give it).
 - In the log you write Activity and Observation of each node; the program fills in the other lines.
-- At a block end an edit of the protocol is the rule. Without a cause in the measures leave the protocol unchanged, and give \
+- At a block end an edit of the protocol is the rule. Without a cause in the measures leave it unchanged, and give \
 that as the reason.
 - Numbers are plain JSON numbers inside their range. One line of plain text per log field.
 - `notes` replaces the memory notes (the protocol says what they hold). An empty string keeps them. A \
@@ -73,8 +73,9 @@ principle has to name its nodes ("nodes 3, 5 and 9"): one that names fewer than 
 
 
 GRAMMAR = """\
-conditions "N+ consecutive successes (R2 >= X)" or "n_iter_block/N consecutive successes (...)", "Branching rate < N%" and \
-"Improvement rate < N%" (with "in last block" if meant so), "Plateau (+/-X) for N+ iterations", "Found good config (R2 >= X)", \
+conditions "N+ consecutive successes (R2 >= X)" or "n_iter_block/N consecutive successes (...)", \
+"Branching rate < N%" and "Improvement rate < N%" (with "in last block" if meant so), \
+"Plateau (+/-X) for N+ iterations", "Found good config (R2 >= X)", \
 "Best R2 < X", joined by "and"; strategies exploit, failure-probe ("10x" in the action is its factor), explore, \
 robustness-test, force-branch ("top N" is its choice). Other rows and sentences are for you alone."""
 
@@ -111,9 +112,9 @@ def setting_text(context: Context) -> str:
         [
             f"Run: block {context.block} of {search.n_blocks}; {len(state.nodes)} of {total} nodes trained"
             + (f"; it ends at {limits}" if limits else ""),
-            f"Setting: circuit of extent {rings} ({3 * rings * (rings + 1) + 1} columns), model variant {e.model.variant}, "
-            f"width {e.model.width}, {e.model.embedding_size} embedding dimensions; seeds: {n_seeds(e, False)} for a node, "
-            f"{n_seeds(e, True)} for a root",
+            f"Setting: circuit of extent {rings} ({3 * rings * (rings + 1) + 1} columns), "
+            f"model variant {e.model.variant}, width {e.model.width}, {e.model.embedding_size} embedding dimensions; "
+            f"seeds: {n_seeds(e, False)} for a node, {n_seeds(e, True)} for a root",
             f"Simulation of this block: {pairs({k: simulation[k] for k in SIMULATION_TUNABLE if k in simulation})}",
             "Optimiser steps of a training: 0.2 x n_frames x data_augmentation_loop / batch_size, "
             f"{max(1, steps):,} at the root's values in this block",
@@ -153,7 +154,7 @@ def _noise_line(context: Context) -> str:
     if repeated := _repetitions(context):
         line += f". Repeated: {repeated} (good configurations may spread less than the root)"
     best = measures.best_node(state, block)
-    if best is not None and best.reward > 0.9 and best.reward + 2 * floor > 1:
+    if best is not None and max(0.9, 1 - 2 * floor) < (best.reward or 0.0):
         line += f". R2 ends at 1, so no single node can be clearly better than node {best.id}: what repeats well is"
     return line
 
@@ -179,7 +180,7 @@ def _slots_line(context: Context) -> str:
         f"{s.strategy} {'of' if s.strategy == 'robustness-test' else 'from'} node {s.parent}" for s in assigned
     )
     slots = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in count.items())
-    return f"The slots that the table deals: {slots}"
+    return f"The slots that the table assigns: {slots}"
 
 
 def measures_text(context: Context) -> str:
@@ -233,7 +234,7 @@ def request_text(context: Context) -> str:
         lines.append(
             f"Block {context.block} ends here. Write its summary, {follows}, and either a "
             "protocol edit (old text copied exactly from between the markers, new text, reason) or, with both texts "
-            "empty, why no changes are needed. Rows that code can check act by themselves in the dealt slots: "
+            "empty, why no changes are needed. Rows that code can check act by themselves in the assigned slots: "
             + GRAMMAR
         )
     return "\n".join(lines)
@@ -264,7 +265,7 @@ def replaced_text(context: Context) -> str:
 
 
 def _is_cached(context: Context) -> bool:
-    """Whether the next call is likely to come while the service still keeps what this one writes: as the last one did."""
+    """Whether the next call is likely to find in the cache what this one writes, estimated from the last one."""
     last = context.state.step
     return last is None or context.state.last_time - last["time"] < CACHE_S
 

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from flyjax.config import Experiment
+from flyjax.search.journal.state import Node
 from flyjax.search.llm.budget import announce, at_most, check_budget, plus, usage_of
 from flyjax.search.llm.client import FREE, KEY_NAME, MAX_ANSWER_BYTES, RESUME, CallFailed, api_key, make_client, send
 from flyjax.search.llm.drafts import merge
@@ -91,9 +93,9 @@ class LLMProposer:
         if len(self._unusable) >= MAX_UNUSABLE_STEPS:
             first = (last.get("fallbacks") or [""])[0][:200]
             raise Paused(
-                f"{MAX_UNUSABLE_STEPS} steps in a row were paid for and no answer could be used (the last: {first}): choose "
-                "another search.llm.model, or raise search.llm.max_tokens, or run the same command again to go on "
-                f"regardless, or {FREE}"
+                f"{MAX_UNUSABLE_STEPS} steps in a row were paid for and no answer could be used (the last: {first}): "
+                "choose another search.llm.model, or raise search.llm.max_tokens, or run the same command again to go "
+                f"on regardless, or {FREE}"
             )
 
     def _call(self, context: Context, prompt: Prompt) -> tuple[bytes, dict[str, Any]]:
@@ -101,7 +103,8 @@ class LLMProposer:
 
         **Raises:** `Paused` where another attempt would not help or not be paid for, with what was spent.
         """
-        llm, paid = context.experiment.search.llm, {}
+        llm = context.experiment.search.llm
+        paid: dict[str, Any] = {}
         once = at_most(context.experiment, prompt, 1) | {"model": llm.model}
         request = {
             "model": llm.model,
@@ -133,7 +136,7 @@ class LLMProposer:
         except Paused as pause:
             raise Paused(str(pause), paid) from None
         except KeyboardInterrupt as interrupt:
-            interrupt.usage = in_flight  # the loop journals it
+            interrupt.usage = in_flight  # type: ignore[attr-defined]  # the loop journals it
             raise
 
     def _decode(self, body: bytes) -> tuple[Any, str]:
@@ -157,16 +160,19 @@ def complete(step: Step, context: Context) -> Step:
     What is missing is filled in, by the rules' words and the present simulation, with a warning: it goes back
     to the model before it is accepted.
     """
-    nodes, warnings, lines = context.state.nodes, [*step.warnings], {}
-    for key, words in (("activity", activity_line), ("observation", lambda node: observe(context.state, node))):
-        given = getattr(step, key)
+    state, warnings = context.state, [*step.warnings]
+
+    def filled(name: str, given: dict[int, str], words: Callable[[Node], str]) -> dict[int, str]:
         missing = [n for n in context.new_nodes if not given.get(n)]
-        lines[key] = {**given, **{n: words(nodes[n]) for n in missing}}
-        warnings += [Problem("log", f"node {n} has no {key}", remedy="replaced by the rules") for n in missing]
+        warnings.extend(Problem("log", f"node {n} has no {name}", remedy="replaced by the rules") for n in missing)
+        return given | {n: words(state.nodes[n]) for n in missing}
+
+    activity = filled("activity", step.activity, activity_line)
+    observation = filled("observation", step.observation, lambda node: observe(state, node))
     if context.is_block_end and context.next_opens_block:
         warnings += [
             Problem("next_simulation", f"{name} is missing, every field is wanted", remedy="it keeps its value")
             for name in context.experiment.search.simulation_ranges
             if name not in step.next_simulation
         ]
-    return replace(step, warnings=tuple(warnings), **lines)
+    return replace(step, warnings=tuple(warnings), activity=activity, observation=observation)

@@ -6,6 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flyjax.search.journal.state import Node
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.types import ROOT, Context
@@ -18,7 +20,8 @@ TABLE_METRICS = ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "
 #: Of about a hundred in metrics.json, those that a choice of training settings can rest on.
 NODE_METRICS = (
     "connectivity_R2", "connectivity_R2_slope", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson",
-    "one_step_R2", "external_input_R2", "connectivity_R2_refit", "connectivity_R2_ceiling", "final_loss", "n_steps", "wall_s",
+    "one_step_R2", "external_input_R2", "connectivity_R2_refit", "connectivity_R2_ceiling", "final_loss", "n_steps",
+    "wall_s",
 )  # fmt: skip
 LEGEND = {
     "connectivity_R2_refit": "W by least squares on the learned functions",
@@ -60,8 +63,8 @@ def _seeds(node: Node) -> str:
 
 
 def _table_row(context: Context, node: Node) -> str:
-    names = [k for k in (BLIND_METRICS[:2] if is_blind(context) else TABLE_METRICS) if k in (node.metrics or {})]
-    result = (", ".join(f"{k}={number(node.metrics[k])}" for k in names) or node.status) + _seeds(node)
+    metrics, wanted = node.metrics or {}, BLIND_METRICS[:2] if is_blind(context) else TABLE_METRICS
+    result = (", ".join(f"{k}={number(metrics[k])}" for k in wanted if k in metrics) or node.status) + _seeds(node)
     if node.status == "failed":
         result = f"failed: {node.reason[:120]}"
     root, names = context.experiment.training, context.experiment.search.ranges
@@ -72,7 +75,7 @@ def _table_row(context: Context, node: Node) -> str:
 
 
 def _block_end(context: Context, block: int) -> list[str]:
-    """How a past block ended, in the model's own words where it had them: by this its edits of the rules are judged."""
+    """How a past block ended, in the model's own words if there are any: the result of its edits of the rules."""
     ended = context.state.blocks[block].ended
     if ended is None:
         return []
@@ -128,9 +131,9 @@ def _course(context: Context, node: Node, lanes: dict[str, list[dict[str, float]
         losses = [(e["step"], e["loss"]) for e in entries if finite(e.get("loss")) is not None]
         if not losses:
             continue
-        last = losses[-1][0]
-        picked = dict(min(losses, key=lambda e, at=share * last: abs(e[0] - at)) for share in COURSE)
-        line = "loss " + ", ".join(f"{number(loss)} ({step:,})" for step, loss in picked.items())
+        steps = [step for step, _ in losses]
+        picked = {losses[int(np.argmin(np.abs(np.subtract(steps, share * steps[-1]))))] for share in COURSE}
+        line = "loss " + ", ".join(f"{number(loss)} ({step:,})" for step, loss in sorted(picked))
         r2 = [(e["connectivity_R2"], e["step"]) for e in entries if finite(e.get("connectivity_R2")) is not None]
         if r2 and not is_blind(context):
             line += "; connectivity_R2 " + ", ".join(f"{number(value)} ({step:,})" for value, step in r2[-5:])

@@ -53,7 +53,7 @@ def _parent(value: Any) -> Any:
     return value
 
 
-def _objects(value: Any) -> list[dict]:
+def objects(value: Any) -> list[dict]:
     return [v for v in value if isinstance(v, dict)] if isinstance(value, list) else []
 
 
@@ -77,7 +77,7 @@ _NO_LIST = [{"name": "changes", "value": "must be a list of {name, value}"}]
 
 
 def _change_list(value: Any) -> list[dict]:
-    return value if isinstance(value, list) and len(_objects(value)) == len(value) else _NO_LIST
+    return value if isinstance(value, list) and len(objects(value)) == len(value) else _NO_LIST
 
 
 class Candidate(BaseModel):
@@ -114,7 +114,7 @@ class Proposals(BaseModel):
 
 
 class Reading(BaseModel):
-    log: Annotated[list[Entry], BeforeValidator(_objects)] = Field([], description="one entry for each new node")
+    log: Annotated[list[Entry], BeforeValidator(objects)] = Field([], description="one entry for each new node")
     chosen: Node = Field(None, description="the new node that this iteration continues with")
     reason: Line = Field("", description="one line: why, and the parent rule applied")
 
@@ -168,10 +168,8 @@ MODELS: dict[str, type[Proposals]] = {"propose": Proposals, "submit_step": Itera
 
 
 def _json_type(span: Range) -> str:
-    if span.scale == "choice" and all(isinstance(v, str) for v in span.values):
-        return "string"
-    whole = span.scale == "int" or (span.scale == "choice" and all(type(v) is int for v in span.values))
-    return "integer" if whole else "number"
+    kinds = {type(v) for v in span.values or ()}
+    return "string" if kinds == {str} else "integer" if span.scale == "int" or kinds == {int} else "number"
 
 
 def _strict(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -224,7 +222,7 @@ def call_of(answer: dict[str, Any], wanted: str) -> dict[str, Any]:
     stop = answer.get("stop_reason")
     if isinstance(stop, str) and stop in _STOPPED:
         raise BadAnswer([_STOPPED[stop]])
-    calls = [b for b in _objects(answer.get("content")) if b.get("type") == "tool_use"]
+    calls = [b for b in objects(answer.get("content")) if b.get("type") == "tool_use"]
     if not calls:
         raise BadAnswer([f"there was no tool call (stop reason {one_line(str(stop), 40)}); call {wanted} once"])
     if len(calls) > 1:

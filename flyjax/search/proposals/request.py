@@ -7,7 +7,7 @@ parent that the reversion check names, after the proposer was informed once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -105,12 +105,19 @@ def _accept(
     """The step with every text in its bounds, its candidates as the journal keeps them."""
     notes, demoted = demote("\n".join(line[:MAX_TEXT] for line in step.notes.splitlines()), sorted(context.state.nodes))
     edit = step.protocol_edit and replace(step.protocol_edit, reason=one_line(step.protocol_edit.reason, MAX_TEXT))
-    lines = {
-        name: {n: one_line(t, MAX_TEXT) for n, t in getattr(step, name).items() if n in context.new_nodes}
-        for name in ("activity", "observation")
-    }
-    reason, summary = one_line(step.reason, MAX_TEXT), one_line(step.block_summary, MAX_TEXT)
-    tidy = replace(step, reason=reason, block_summary=summary, notes=notes, protocol_edit=edit, **lines)
+
+    def log_lines(texts: Mapping[int, str]) -> dict[int, str]:
+        return {n: one_line(text, MAX_TEXT) for n, text in texts.items() if n in context.new_nodes}
+
+    tidy = replace(
+        step,
+        reason=one_line(step.reason, MAX_TEXT),
+        block_summary=one_line(step.block_summary, MAX_TEXT),
+        activity=log_lines(step.activity),
+        observation=log_lines(step.observation),
+        notes=notes,
+        protocol_edit=edit,
+    )
     proposals = tuple(
         {
             "parent": c.parent,
@@ -129,11 +136,13 @@ def _accept(
 
 def _parent_rule(context: Context, candidate: Candidate) -> str:
     """The log's `Parent rule:` line: where the parent stands by UCB, and the strategy."""
-    if candidate.parent == ROOT:
-        return f"a block begins: UCB file empty -> parent=root, {candidate.strategy}"
-    if candidate.reversion:
-        return f"reversion check: the value is node {candidate.parent}'s -> parent={candidate.parent}, {candidate.strategy}"
     ranked = [s.node.id for s in scores(context.state, context.block, context.experiment.search.ucb_c)]
-    place = ranked.index(candidate.parent)
-    rank = "highest UCB" if not place else f"UCB rank {place + 1} of {len(ranked)}"
-    return f"{rank} -> parent={candidate.parent}, {candidate.strategy}"
+    if candidate.parent == ROOT:
+        why = "a block begins: UCB file empty"
+    elif candidate.reversion:
+        why = f"reversion check: the value is node {candidate.parent}'s"
+    elif candidate.parent == ranked[0]:
+        why = "highest UCB"
+    else:
+        why = f"UCB rank {ranked.index(int(candidate.parent)) + 1} of {len(ranked)}"
+    return f"{why} -> parent={candidate.parent}, {candidate.strategy}"

@@ -131,14 +131,14 @@ def make_candidate(context: Context, proposal: Proposal) -> Candidate:
         changes = {k: v for k, v in config.items() if v != nodes[parent].config[k]}
         listed = ", ".join(f"{k}={v}" for k, v in changes.items()) or "none"
         reversion = (
-            f"reversion check: {name}={value} is node {parent}'s value, so use parent={parent} instead of {named}; for the "
-            f"same configuration the changes are then {listed}. Or take another value. An unchanged answer is "
-            "accepted: the program sets this parent, the configuration stays"
+            f"reversion check: {name}={value} is node {parent}'s value, so use parent={parent} instead of {named}; "
+            f"for the same configuration the changes are then {listed}. Or take another value. An unchanged answer "
+            "is accepted: the program sets this parent, the configuration stays"
         )
     return Candidate(parent, changes, config, proposal.strategy, proposal.hypothesis, proposal.by, named, reversion)
 
 
-def _node_with_value(context: Context, parent: int, config: dict[str, Any]) -> int | None:
+def _node_with_value(context: Context, parent: Any, config: dict[str, Any]) -> int | None:
     """The node that the reversion check makes the parent instead of `parent`, if any.
 
     It applies to one changed parameter whose new value a node of the block before the parent has: the nearest
@@ -157,9 +157,9 @@ def _node_with_value(context: Context, parent: int, config: dict[str, Any]) -> i
     same = [n for n in context.state.block_nodes(context.block) if n.id < parent and n.config[name] == config[name]]
 
     def differences(node):
-        return sum(node.config[k] != v for k, v in config.items())
+        return sum(node.config[k] != v for k, v in config.items()), -node.id
 
-    return min(same, key=lambda n: (differences(n), -n.id)).id if same else None
+    return min(same, key=differences).id if same else None
 
 
 def highest_ucb(context: Context) -> int | str:

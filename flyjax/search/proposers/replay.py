@@ -20,7 +20,7 @@ from flyjax.search.iteration import IterationPlan
 from flyjax.search.journal.journal import FILE_NAME, read_journal
 from flyjax.search.journal.state import Node, fold
 from flyjax.search.llm.proposer import complete
-from flyjax.search.llm.schema import read
+from flyjax.search.llm.schema import objects, read
 from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.sanitize import clean, clean_text, one_line
 from flyjax.utils.atomic_io import write_atomic
@@ -80,13 +80,14 @@ def _transcript_line(event: dict[str, Any]) -> dict[str, Any]:
     out, raw = {k: event.get(k) for k in ("event", "iteration", "by")}, event.get("raw")
     if not _is_answer(event):
         return out | {"raw": None} | {k: event.get(k) for k in STEP_FIELDS}
-    content = raw.get("content") if isinstance(raw, dict) else None
     calls = [
         {k: block.get(k) for k in ("type", "name", "input")}
-        for block in (content if isinstance(content, list) else ())
-        if isinstance(block, dict) and block.get("type") == "tool_use"
+        for block in objects(raw.get("content") if isinstance(raw, dict) else None)
+        if block.get("type") == "tool_use"
     ]
-    return out | {"raw": {"stop_reason": raw.get("stop_reason"), "content": calls} if calls else raw}
+    if isinstance(raw, dict) and calls:
+        raw = {"stop_reason": raw.get("stop_reason"), "content": calls}
+    return out | {"raw": raw}
 
 
 def _result_line(node: Node, started: dict[str, Any]) -> dict[str, Any]:

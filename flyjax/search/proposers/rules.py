@@ -63,7 +63,7 @@ class RulesProposer:
     def propose(
         self, context: Context, n: int, taken: list[dict[str, Any]], simulation: dict[str, Any]
     ) -> list[Proposal]:
-        """`n` lawful proposals whose configurations are neither `taken` nor known; fewer where the space is exhausted."""
+        """`n` lawful proposals, their configurations neither `taken` nor known; fewer in an exhausted space."""
         known, rng = rules(context.protocol), generator(context)
         taken = [*taken, *self._known_configs(context, simulation)]
         if context.next_opens_block:

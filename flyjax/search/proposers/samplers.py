@@ -126,7 +126,7 @@ class TPEProposer(SamplerProposer):
         if span.scale == "choice":
             return d.CategoricalDistribution(span.values)
         if span.scale == "int":
-            return d.IntDistribution(math.ceil(span.min), math.floor(span.max))
+            return d.IntDistribution(math.ceil(span.min or 0), math.floor(span.max or 0))
         return d.FloatDistribution(span.min, span.max, log=span.scale == "log")
 
 

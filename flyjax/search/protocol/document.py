@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import itertools
 import math
 import re
 from dataclasses import dataclass
@@ -154,7 +155,7 @@ def _span_text(span: Range | None) -> str:
     if span is None:
         return "fixed in this run"
     if span.scale == "choice":
-        return "values: " + ", ".join(_number(v) for v in span.values)
+        return "values: " + ", ".join(_number(v) for v in span.values or ())
     extra = {"log": " (log)", "int": " (whole numbers)"}.get(span.scale, "")
     return f"range: {_number(span.min, span)} to {_number(span.max, span)}{extra}"
 
@@ -221,18 +222,21 @@ def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
     own = instantiate(template, experiment)
     head, inside, tail = split(earlier)
     locked = [_FENCE.sub("", part).splitlines() for part in (head + tail, "".join(split(template)[::2]))]
-    for theirs, ours in zip(*(part + [""] * abs(len(locked[0]) - len(locked[1])) for part in locked)):
+    for theirs, ours in itertools.zip_longest(*locked, fillvalue=""):
         if theirs != ours:
             raise UserError(
-                f"--protocol: {theirs.strip()[:60]!r} differs from the template's {ours.strip()[:60]!r}; only the rules "
-                "between the markers carry over"
+                f"--protocol: {theirs.strip()[:60]!r} differs from the template's {ours.strip()[:60]!r}; "
+                "only the rules between the markers carry over"
             )
-    mine, other = parameters(own).get("training", {}), parameters(earlier).get("training", {})
-    for name in sorted(set(mine) | set(other)):
-        if name not in mine or name not in other or mine[name][1] != other[name][1]:
+    here, there = (
+        {name: _span_text(span) for name, (_, span) in parameters(text).get("training", {}).items()}
+        for text in (own, earlier)
+    )
+    for name in sorted(set(here) | set(there)):
+        mine, other = here.get(name, "absent"), there.get(name, "absent")
+        if mine != other:
             raise UserError(
-                f"--protocol: the range of {name} is {_span_text(other[name][1]) if name in other else 'absent'} there and "
-                f"{_span_text(mine[name][1]) if name in mine else 'absent'} here; set search.ranges to the same"
+                f"--protocol: the range of {name} is {other} there and {mine} here; set search.ranges to the same"
             )
     try:
         return with_body(own, inside)

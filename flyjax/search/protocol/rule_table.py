@@ -26,7 +26,7 @@ class Condition:
 
     def iterations(self, n_iter_block: int) -> int:
         """The count in iterations."""
-        return self.count if self.divisor is None else max(2, math.ceil(n_iter_block / self.divisor))
+        return max(2, math.ceil(n_iter_block / self.divisor)) if self.divisor else self.count or 0
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def _condition(text: str) -> Condition:
     if kind is None:
         raise ValueError(f"condition {text!r} is not one that code can check")
     number = None if found.get("value") is None else float(found["value"])
-    op = found.get("op") or ">="
+    op: str = found.get("op") or ">="
     op = _OPS.get(op, op)
     count, divisor = (None if found.get(name) is None else int(found[name]) for name in ("count", "divisor"))
     if kind == "rate":
-        return Condition(found["what"].lower(), op, number / 100, last_block=bool(found["last"]))
+        return Condition(found["what"].lower(), op, float(found["value"]) / 100, last_block=bool(found["last"]))
     if kind == "plateau":
         return Condition(kind, value=0.05 if number is None else number, count=count)
     if divisor == 0 or count == 0:
