@@ -31,8 +31,7 @@ def repair_step(context: Context, step: Step | None, problems: list[Problem]) ->
         out = replace(step, **_replaced_parts(context, step, reference, parts), warnings=())
         if parts & {"proposals", "next_simulation"}:
             refused = {p.slot for p in problems if p.part == "proposals"}
-            given = step.proposals if isinstance(step.proposals, (tuple, list)) else ()
-            good = {k: p for k, p in enumerate(given[: context.n_proposals]) if k not in refused}
+            good = {k: p for k, p in enumerate(step.proposals[: context.n_proposals]) if k not in refused}
             proposals, more = _fill_slots(context, rules, out, good)
             out, lines = replace(out, proposals=proposals), lines + more
     checked = check_step(replace(context, n_proposals=len(out.proposals)), out)
@@ -44,8 +43,8 @@ def repair_step(context: Context, step: Step | None, problems: list[Problem]) ->
 
 def _replaced_parts(context: Context, step: Step, reference: Step, parts: set[str]) -> dict[str, Any]:
     """Field of the step -> its replacement, for every bad part but the proposals."""
-    whole = ("chosen", "reason", "next_simulation", "protocol_edit", "block_summary", "notes")
-    out = {part: getattr(reference, part) for part in whole if part in parts}
+    names = ("chosen", "reason", "next_simulation", "protocol_edit", "block_summary", "notes")
+    out = {name: getattr(reference, name) for name in names if name in parts}
     edit = step.protocol_edit
     if "protocol_edit" in parts and isinstance(edit, ProtocolEdit) and not edit.is_edit and context.is_block_end:
         # No edit was wanted, and none is made: the measures are the reason.
@@ -59,10 +58,9 @@ def _replaced_parts(context: Context, step: Step, reference: Step, parts: set[st
 
 
 def _remedy(context: Context, step: Step | None, problem: Problem) -> str:
-    given = step.proposals if step is not None and isinstance(step.proposals, (tuple, list)) else ()
-    if problem.part == "proposals" and problem.slot is None and len(given) > context.n_proposals:
-        return "the surplus is left out"
-    if context.drafts and problem.part == "proposals" and problem.slot is not None:
+    if problem.part == "proposals" and problem.slot is None and step and len(step.proposals) > context.n_proposals:
+        return "the surplus is omitted"
+    if problem.part == "proposals" and problem.slot is not None and context.drafts:
         return "replaced by the optimiser's draft, else by the rules"
     return "replaced by the rules"
 
@@ -91,7 +89,5 @@ def _fill_slots(
                 place(slot, draft)
     fresh = iter(rules.propose(context, context.n_proposals - len(placed), list(taken.values()), simulation))
     slots = [placed.get(k) or next(fresh, None) for k in range(context.n_proposals)]
-    lines += [
-        f"proposal {k + 1}: the space holds nothing new; it is left out" for k, p in enumerate(slots) if p is None
-    ]
+    lines += [f"proposal {k + 1}: the space holds nothing new; it is omitted" for k, p in enumerate(slots) if p is None]
     return tuple(p if k in placed else replace(p, by="rules") for k, p in enumerate(slots) if p is not None), lines

@@ -30,7 +30,7 @@ class Proposal:
     changes: dict[str, Any]
     strategy: str = "exploit"
     hypothesis: str = ""
-    by: str = ""  # who proposed it, where that is not the proposer of the whole step
+    by: str = ""  # who proposed it, where that is not the proposer of the step
     slot: int | None = None  # of the draft that it replaces, from 1; None where there are no drafts
 
 
@@ -89,7 +89,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Step:
-    """A proposer's whole answer to one iteration."""
+    """A proposer's answer to one iteration."""
 
     proposals: tuple[Proposal, ...]  # K, or K - 1 where the next iteration opens a block (its first is the root)
     chosen: int | None = None  # among the iteration's nodes; None only for the very first step of a run
