@@ -1,4 +1,4 @@
-"""Arrays on disk that are either whole or refused: zarr v3 with a manifest of checksums.
+"""Arrays on disk that are either complete or refused: zarr v3 with a manifest of checksums.
 
 A store is written beside its final place, synced and renamed, so a crash leaves the old one or
 none. The manifest lists every file with its SHA-256; zarr alone would read a missing chunk as
@@ -14,6 +14,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import zarr
@@ -37,13 +38,13 @@ def _files(folder: Path) -> dict[str, str]:
 
 
 def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
-    """Whole rows, about 64 MiB a chunk."""
+    """Complete rows, about 64 MiB per chunk."""
     row = max(1, dtype.itemsize * int(np.prod(shape[1:])))
     return (max(1, min(shape[0], _CHUNK_BYTES // row)), *shape[1:])
 
 
 class Writer:
-    """A store in the making, row by row; whole at `finish`, gone without a trace if that is not reached.
+    """A store that is written row by row: complete after `finish`, removed if that is not reached.
 
     An earlier store of the same path is replaced at the end.
 
@@ -54,6 +55,7 @@ class Writer:
         self.path = path = Path(path)
         if path.exists() and not (path / MANIFEST).is_file():
             raise UserError(f"{path} exists and is no recording: choose another folder")
+        self._arrays: dict[str, zarr.Array] = {}
         self._pending: dict[str, list[np.ndarray]] = {}
         self._filled: dict[str, int] = {}
         with self._refusal():
@@ -75,17 +77,17 @@ class Writer:
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def create(self, name: str, shape: tuple[int, ...], dtype) -> None:
-        """Announce an array (at least one-dimensional, non-empty) whose rows `append` will bring."""
-        # Noisy float32 hardly compresses; time is worth more than 10 % of the disk.
+        """Declare an array (at least one-dimensional, non-empty) whose rows `append` adds."""
+        # Noisy float32 hardly compresses: compression would save 10 % of the disk at the cost of time.
         with self._refusal():
-            self._group.create_array(
+            self._arrays[name] = self._group.create_array(
                 name, shape=shape, dtype=dtype, chunks=_chunks(shape, np.dtype(dtype)), compressors=None
             )
         self._pending[name], self._filled[name] = [], 0
 
     def append(self, name: str, rows: np.ndarray) -> None:
-        """The next rows, in any number; they go to disk in whole chunks."""
-        stored, waiting = self._group[name], self._pending[name]
+        """Add any number of rows; complete chunks are written to disk."""
+        stored, waiting = self._arrays[name], self._pending[name]
         size = stored.chunks[0]
         while len(rows):
             room = size - sum(map(len, waiting))
@@ -100,15 +102,15 @@ class Writer:
                 waiting.clear()
 
     def put(self, name: str, array: np.ndarray) -> None:
-        """A whole array."""
+        """Write a complete array."""
         self.create(name, array.shape, array.dtype)
-        step = self._group[name].chunks[0]
+        step = self._arrays[name].chunks[0]
         for start in range(0, len(array), step):
             self.append(name, array[start : start + step])
 
     def finish(self, meta: dict) -> Path:
-        """Write the manifest with JSON-able `meta` and take the store's place."""
-        short = [name for name, n in self._filled.items() if n != self._group[name].shape[0]]
+        """Write the manifest with JSON-able `meta` and move the store to its final path."""
+        short = [name for name, n in self._filled.items() if n != self._arrays[name].shape[0]]
         if short:
             raise ValueError(f"{short[0]} lacks rows")
         path, scratch = self.path, self._scratch
@@ -129,7 +131,7 @@ class Writer:
 
 
 def read_meta(path: str | Path) -> dict:
-    """The manifest of a store, checked against nothing.
+    """The manifest of a store; the files it lists are not verified.
 
     **Raises:** `UserError` if there is none or it is of another format.
     """
@@ -163,7 +165,7 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     if extra := sorted(foreign - set(manifest["files"])):
         raise UserError(f"{path} was edited, {extra[0]} does not belong to it: {remedy}")
     group = zarr.open_group(path, mode="r")
-    return {name: np.asarray(group[name][...]) for name in manifest["arrays"]}, manifest["meta"]
+    return {name: np.asarray(cast(zarr.Array, group[name])[...]) for name in manifest["arrays"]}, manifest["meta"]
 
 
 def store_bytes(path: Path) -> int:
