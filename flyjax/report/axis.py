@@ -32,12 +32,11 @@ class Axis:
     def __init__(self, values: Sequence[Any], span: Range | None = None, few: int = 0):
         numbers = [v for v in values if finite(v) is not None]
         distinct = {json.dumps(v): v for v in values}
-        choice = span is not None and span.scale == "choice"
-        if choice or len(numbers) < len(values) or len(distinct) <= few:
+        choices = list(span.values or ()) if span is not None and span.scale == "choice" else []
+        if choices or len(numbers) < len(values) or len(distinct) <= few:
             self.kind = "choice"
-            given = list(span.values) if choice else []
-            others = [v for v in distinct.values() if v not in given]
-            self.ticks = given + sorted(others, key=lambda v: (finite(v) is None, finite(v) or 0.0, str(v)))
+            others = [v for v in distinct.values() if v not in choices]
+            self.ticks = choices + sorted(others, key=lambda v: (finite(v) is None, finite(v) or 0.0, str(v)))
             return
         low, high = min(numbers), max(numbers)
         if span is not None:
@@ -68,8 +67,12 @@ class Axis:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
 
-    def label(self, value: Any) -> str:
-        """A tick's text; powers of ten on a log axis as such."""
+    def tick_labels(self) -> list[tuple[float, str]]:
+        """Place and text of every tick."""
+        return [(place, self._label(value)) for value in self.ticks if (place := self.place(value)) is not None]
+
+    def _label(self, value: Any) -> str:
+        """Powers of ten on a log axis as such, all else as settings are written."""
         power = math.log10(value) if self.kind == "log" else 0.5
         if power == round(power):
             return "10" + str(round(power)).translate(_SUPERSCRIPT)

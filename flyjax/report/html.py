@@ -216,7 +216,7 @@ def _best_node(run: RunView) -> dict[str, Any] | None:
 
 def _describe_range(span: Range) -> str:
     if span.scale == "choice":
-        return ", ".join(map(tables.format_setting, span.values))
+        return ", ".join(map(tables.format_setting, span.values or ()))
     log = ", log" if span.scale == "log" else ""
     return f"{tables.format_setting(span.min)} to {tables.format_setting(span.max)}{log}"
 

@@ -87,7 +87,7 @@ def wilcoxon_p(differences: Float[np.ndarray, " n"]) -> float:
 def holm_correction(p: dict[Any, float]) -> dict[Any, float]:
     """p values corrected for multiple tests (Holm, 1979)."""
     out, least = {}, 0.0
-    for k, name in enumerate(sorted(p, key=p.get)):
+    for k, name in enumerate(sorted(p, key=p.__getitem__)):
         least = max(least, min(1.0, (len(p) - k) * p[name]))
         out[name] = least
     return out

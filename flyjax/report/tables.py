@@ -7,7 +7,6 @@ from typing import Any
 
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import ucb
-from flyjax.search.proposals.types import ROOT
 from flyjax.utils import format
 from flyjax.utils.format import MISSING, finite
 from flyjax.utils.metric_names import NODE_TABLE
@@ -74,7 +73,7 @@ def root_config(state: State) -> dict[str, Any]:
 
 def parent_config(state: State, node: Node) -> dict[str, Any]:
     """The configuration that a node's changes refer to."""
-    parent = state.nodes.get(node.parent) if node.parent != ROOT else None
+    parent = state.nodes.get(node.parent) if isinstance(node.parent, int) else None
     return parent.config if parent else root_config(state)
 
 

@@ -140,8 +140,8 @@ def test_axes_and_colours(made):
         for k in ("learning_rate_W_start", "batch_size", "noise_model_level")
     )
     assert rate.kind == "log" and rate.place(1e-3) == pytest.approx(0.5)
-    assert [rate.label(v) for v in rate.ticks] == ["10⁻⁴", "10⁻³", "10⁻²"]
-    assert batch.kind == "choice" and [batch.label(v) for v in batch.ticks] == ["1", "2", "4"]
+    assert [text for _, text in rate.tick_labels()] == ["10⁻⁴", "10⁻³", "10⁻²"]
+    assert batch.kind == "choice" and [text for _, text in batch.tick_labels()] == ["1", "2", "4"]
     assert noise.place(0.05) == pytest.approx(0.25) and noise.place(None) is None
     scale = NoiseScale(run.noise_levels())
     assert scale.levels == [0.0, 0.05, 0.1, 0.15, 0.2]

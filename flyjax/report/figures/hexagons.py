@@ -6,7 +6,6 @@ deviation from its own mean over time, on a scale per cell type, because types d
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -30,6 +29,8 @@ SCALE_QUANTILE = 0.99
 #: Regular hexagons: columns are closer in x than the eye's boxes.
 SQUEEZE = np.sqrt(3) / 2
 _CORNERS = np.array([[1, 0], [0.5, SQUEEZE], [-0.5, SQUEEZE], [-1, 0], [-0.5, -SQUEEZE], [0.5, -SQUEEZE]]) / np.sqrt(3)
+
+Frames = list[int] | Int[np.ndarray, " frames"]
 
 
 def hexagon_centres(columns: Int[np.ndarray, "n_col 2"], squeeze: float = SQUEEZE) -> Float[np.ndarray, "n_col 2"]:
@@ -89,12 +90,12 @@ class VoltageMaps:
         """Deviation at the end of the type's colour scale."""
         return self._statistics(cell_type)[2]
 
-    def deviations(self, cell_type: int, frames: Sequence[int]) -> Float[np.ndarray, "frames n"]:
+    def deviations(self, cell_type: int, frames: Frames) -> Float[np.ndarray, "frames n"]:
         """Deviations of a type's neurons in units of the type's scale."""
         neurons, mean, scale = self._statistics(cell_type)
         return (self.recording.voltage[np.asarray(frames)][:, neurons] - mean) / scale
 
-    def maps(self, cell_type: int, frames: Sequence[int]) -> Float[np.ndarray, "frames n_col"]:
+    def maps(self, cell_type: int, frames: Frames) -> Float[np.ndarray, "frames n_col"]:
         """The same by column; NaN where the type has no neuron."""
         out = np.full((len(frames), self.connectome.n_columns), np.nan, np.float32)
         out[:, self.connectome.column[self._statistics(cell_type)[0]]] = self.deviations(cell_type, frames)
@@ -112,7 +113,7 @@ class Layer(NamedTuple):
     scale: str  # printed beside the map
 
 
-def pathway_layers(maps: VoltageMaps, stimulus_frames: Sequence[int], voltage_frames: Sequence[int]) -> list[Layer]:
+def pathway_layers(maps: VoltageMaps, stimulus_frames: Frames, voltage_frames: Frames) -> list[Layer]:
     """The stimulus and one cell type per stage of the visual system."""
     layers = [Layer("stimulus", maps.recording.luminance[np.asarray(stimulus_frames)], "gray", 0.0, TRUE, "")]
     for name in PATHWAY:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -29,7 +30,7 @@ from flyjax.report.figures.style import (
     type_order,
 )
 
-SMALL_TITLE = {"fontweight": "normal", "loc": "center", "pad": 2}
+SMALL_TITLE: dict[str, Any] = {"fontweight": "normal", "loc": "center", "pad": 2}
 
 
 def _draw_colour_bar(axes: Axes) -> None:
@@ -133,9 +134,10 @@ def strip_figure(
         arrows = 1.5 * shown / fastest
     for row, layer in enumerate(layers):
         y = top - (row + 1) * height
-        label = {"ha": "right", "va": "center"}
-        figure.text(left - 0.012, y + 0.56 * height, layer.name, color=layer.name_colour, fontsize=8, **label)
-        figure.text(left - 0.012, y + 0.28 * height, layer.scale, color=MUTED, fontsize=6, **label)
+        figure.text(
+            left - 0.012, y + 0.56 * height, layer.name, color=layer.name_colour, fontsize=8, ha="right", va="center"
+        )
+        figure.text(left - 0.012, y + 0.28 * height, layer.scale, color=MUTED, fontsize=6, ha="right", va="center")
         for k, values in enumerate(layer.values):
             axes = figure.add_axes((left + k * width, y + 0.03 * height, width * 0.97, height * 0.94))
             draw_hexagons(axes, c.columns, values, colours=layer.colours, low=layer.low)

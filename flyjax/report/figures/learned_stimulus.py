@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -61,7 +62,8 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
 
     A field is determined up to gain and offset; the figure takes those that fit best over the training frames.
     """
-    recording, held_out = evaluation.seen, evaluation.held_out
+    recording: Any = evaluation.seen  # with the stimulus as learned, and the true recording as its source
+    held_out = np.asarray(evaluation.held_out)
     true = np.asarray(recording.source.luminance)
     trained = np.setdiff1d(np.arange(len(true)), held_out)
     learned = rescaled(recording.luminance, true, trained)

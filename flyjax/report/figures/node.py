@@ -44,6 +44,7 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
     Each trace is drawn in units of the true one's range, so that quiet types are visible.
     """
     c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
+    assert rollout is not None, "the held-out stimulus is not known"
     frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
     seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
     order = type_order(c.cell_types)
@@ -102,7 +103,7 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
     axes.scatter(true, learned, s=4, lw=0, color=MUTED, alpha=0.35)
     means = [[x[connectome.cell_type == t].mean() for t in range(connectome.n_types)] for x in (true, learned)]
     colours = [GROUPS[k].colour for k in groups_of(connectome.cell_types)]
-    axes.scatter(*means, s=16, lw=0.4, ec="white", color=colours, zorder=3)
+    axes.scatter(means[0], means[1], s=16, lw=0.4, ec="white", color=colours, zorder=3)
     low, high = limits(true, pad=0.12)
     diagonal(axes, low, high)
     # A few outliers do not set the scale.
@@ -122,15 +123,15 @@ def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: R
     figure = new_figure(9.6, 2.75)
     place = {"left": 0.065, "right": 0.995, "bottom": 0.17, "top": 0.88, "wspace": 0.36}
     axes = figure.subplots(1, 4, gridspec_kw=place)
-    _weight_scatter(axes[0], true, found.weight, "W, corrected", MAX_WEIGHT_ERROR)
+    _weight_scatter(axes[0], true, np.asarray(found.weight), "W, corrected", MAX_WEIGHT_ERROR)
     axes[0].set_ylabel("learned W")
     low, high = limits(true, pad=0.12)
     diagonal(axes[0], low, high)
     axes[0].set(xlim=(low, high), ylim=(low, high))
     _weight_scatter(axes[1], true, evaluation.raw_weight, "W, as trained")
     parameters = (
-        (axes[2], true_tau(train_recording), found.tau, "Time constant", r"$\tau$ (s)"),
-        (axes[3], np.asarray(p.v_rest), found.v_rest, "Resting potential", r"$V_\mathrm{rest}$ (a.u.)"),
+        (axes[2], true_tau(train_recording), np.asarray(found.tau), "Time constant", r"$\tau$ (s)"),
+        (axes[3], np.asarray(p.v_rest), np.asarray(found.v_rest), "Resting potential", r"$V_\mathrm{rest}$ (a.u.)"),
     )
     for ax, true, learned, title, quantity in parameters:
         _parameter_scatter(ax, c, true, learned)
@@ -164,7 +165,9 @@ def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], names: tuple[str,
             )
 
 
-def _two_dimensions(embedding: np.ndarray, cell_type: np.ndarray) -> tuple[Float[np.ndarray, "N 2"], tuple[str, str]]:
+def _two_dimensions(
+    embedding: Float[np.ndarray, "N d"] | None, cell_type: np.ndarray
+) -> tuple[Float[np.ndarray, "N 2"], tuple[str, str]]:
     """The embedding as points of a plane, and the names of the two axes."""
     x = np.asarray(embedding, np.float64)
     if x.shape[1] == 1:
@@ -188,7 +191,7 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
         points = x[c.cell_type == t]
         marker = markers[int(np.sum(groups[:t] == groups[t])) % len(markers)]
         colour = GROUPS[groups[t]].colour
-        axes.scatter(*points[:, :2].T, s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
+        axes.scatter(points[:, 0], points[:, 1], s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
     _name_points(axes, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
     axes.set(xlabel=labels[0], ylabel=labels[1], title="Embedding of the neurons")
     handles = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -78,12 +79,12 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
 
 def _draw_progress(ax: Axes, run: RunView) -> None:
     """The reward of every node, and the best so far of every block."""
-    nodes = [n for n in run.nodes if n.reward is not None]
-    for node in nodes:
+    rewards = [(n, n.reward) for n in run.nodes if n.reward is not None]
+    for node, reward in rewards:
         colour, marker = MARKS.get(node.strategy, MARKS["exploit"])
-        ax.plot(node.id, _log_scale(node.reward), marker, color=colour, ms=6, mec="white", mew=0.6, zorder=3)
+        ax.plot(node.id, _log_scale(reward), marker, color=colour, ms=6, mec="white", mew=0.6, zorder=3)
         if node.spread.get("std") is not None:  # from the worst seed to as far above the mean
-            low, high = node.spread["min"], min(1.0, 2 * node.reward - node.spread["min"])
+            low, high = node.spread["min"], min(1.0, 2 * reward - node.spread["min"])
             ax.plot([node.id] * 2, [_log_scale(low), _log_scale(high)], color=colour, lw=1.2, zorder=2)
     for block in run.state.blocks.values():
         best = np.maximum.accumulate([max(0.0, run.state.nodes[i].reward or 0.0) for i in block.nodes])
@@ -91,8 +92,8 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
         ax.plot(x.ravel(), np.repeat([_log_scale(b) for b in best], 2), color="0.8", lw=1, zorder=1)
         if block.number > 1:
             ax.axvline(min(block.nodes) - 0.5, color="0.85", lw=1)
-    rewards = [n.reward for n in nodes]
-    ticks = [t for t in TICKS if min(rewards, default=0) - 0.2 <= t <= max(rewards, default=1) + 0.002]
+    values = [reward for _, reward in rewards] or [0.0, 1.0]
+    ticks = [t for t in TICKS if min(values) - 0.2 <= t <= max(values) + 0.002]
     ax.set_yticks([_log_scale(t) for t in ticks], [f"{t:g}" for t in ticks], fontsize=8)
     ax.set_xlabel("node", fontsize=8)
     ax.set_ylabel(run.metric.replace("_R2", " R²"), fontsize=8)
@@ -138,13 +139,14 @@ def run_figure(path: str | Path, run_dir: str | Path) -> Path:
     n_lanes = max((tree_layout(run.state.block_nodes(b)).n_lanes for b in blocks), default=1)
     heights = [0.36 * n_lanes + 0.6, 2.0, 0.165 * len(lines) + 0.1]
     figure = Figure(figsize=(10, sum(heights) + 0.8), dpi=100, layout="constrained")
-    rows = figure.subfigures(3, 1, height_ratios=heights)
-    for ax, block in zip(np.atleast_1d(rows[0].subplots(1, max(1, len(blocks)))), blocks, strict=False):
+    rows: Any = figure.subfigures(3, 1, height_ratios=heights)
+    trees, progress, edits = rows
+    for ax, block in zip(np.atleast_1d(trees.subplots(1, max(1, len(blocks)))), blocks, strict=False):
         _draw_tree(ax, run, block)
-    _draw_progress(rows[1].subplots(), run)
+    _draw_progress(progress.subplots(), run)
     for k, (colour, text) in enumerate(lines):
         weight = "bold" if colour == "black" else "normal"
-        rows[2].text(
+        edits.text(
             0.01,
             1 - (k + 0.8) / (len(lines) + 0.5),
             text,

@@ -44,17 +44,16 @@ def _make_axes(rows: Sequence[Row], names: Sequence[str], ranges: Mapping[str, R
 
 def _draw_axis(ax: Axes, x: float, axis: Axis, title: str, bold: bool) -> None:
     ax.plot([x, x], [0, 1], color="0.25", lw=0.9, zorder=3)
-    for value in axis.ticks:
-        y = axis.place(value)
+    for y, text in axis.tick_labels():
         ax.plot([x - 0.03, x], [y, y], color="0.25", lw=0.9, zorder=3)
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.6}
-        ax.text(x - 0.06, y, axis.label(value), ha="right", va="center", fontsize=8, color="0.1", zorder=4, bbox=box)
+        ax.text(x - 0.06, y, text, ha="right", va="center", fontsize=8, color="0.1", zorder=4, bbox=box)
     ax.text(x, 1.06, title, ha="center", va="bottom", fontsize=9, fontweight="bold" if bold else "normal")
 
 
 def _draw_line(ax: Axes, heights: Sequence[float | None], colour: Any, best: bool, stopped: bool, failed: bool) -> None:
     """A smooth line through the places that are known; a cross marks where a failed one ends."""
-    known = [(x, y) for x, y in enumerate(heights) if y is not None]
+    known = [(float(x), y) for x, y in enumerate(heights) if y is not None]
     points, codes = [known[0]], [Curve.MOVETO]
     for (x0, y0), (x1, y1) in zip(known, known[1:], strict=False):
         points += [(x0 + 0.4 * (x1 - x0), y0), (x1 - 0.4 * (x1 - x0), y1), (x1, y1)]
@@ -106,8 +105,9 @@ def parallel_figure(
     figure = Figure(figsize=(max(5.5, 1.35 * len(axes) + 1.2), 4.2), dpi=1.3 * DPI, layout="constrained")
     ax = figure.subplots()
     rng = np.random.default_rng(0)
-    for k in sorted(range(len(rows)), key=lambda k: -1.0 if scores[k] is None else scores[k]):  # the best on top
-        row, score = rows[k], scores[k]
+    order = sorted(zip(scores, range(len(rows)), strict=True), key=lambda s: -1.0 if s[0] is None else s[0])
+    for score, k in order:  # the best on top
+        row = rows[k]
         heights = []
         for name, axis in axes.items():
             y = axis.place(row[name]) if row.get(name) is not None else None

@@ -112,14 +112,14 @@ def _best_so_far(
     return out
 
 
-def _stairs(area: PlotArea, steps: list[tuple[Node, float]], x: Mapping[int, float], class_: str) -> Markup | None:
+def _stairs(area: PlotArea, steps: list[tuple[Node, float]], x: Mapping[int, float], class_: str) -> Markup:
     corners: list[tuple[float, float]] = []
     for node, value in steps:
         if corners:
             corners.append((x[node.id], corners[-1][1]))
         corners.append((x[node.id], area.y(value)))
     if not corners:
-        return None
+        return Markup("")
     end = (area.width - area.right, corners[-1][1])
     return element("polyline", points=points([*corners, end]), class_=class_)
 
@@ -181,17 +181,17 @@ def landscape(run: RunView, name: str, noise: NoiseScale) -> Markup:
     axis, metric = Axis([n.config.get(name) for n in run.nodes], run.search_ranges.get(name)), run.truth_metric
     parts = area.grid({v: f"{v:g}" for v in (0, 0.5, 1)})
     parts += [area.horizontal(v, "threshold") for v in (CONVERGED, FAILED)]
-    for value in axis.ticks[:8]:
-        x = area.x(axis.place(value))
+    for place, text in axis.tick_labels()[:8]:
+        x = area.x(place)
         parts.append(element("line", x1=x, x2=x, y1=area.y(0), y2=area.y(0) + 4, class_="tickmark"))
-        parts.append(element("text", axis.label(value), x=x, y=area.height - 7, class_="tick middle"))
+        parts.append(element("text", text, x=x, y=area.height - 7, class_="tick middle"))
     home = axis.place(root_config(run.state).get(name))
     if home is not None:
         parts.append(area.vertical(area.x(home), "home"))
     for node in sorted(run.nodes, key=lambda n: run.value(n, metric) or 0):
-        place = axis.place(node.config.get(name))
-        if place is not None and node.status != "running":
-            parts.append(linked(run, node, _mark(run, node, metric, area, area.x(place), 4.2, noise(node))))
+        at = axis.place(node.config.get(name))
+        if at is not None and node.status != "running":
+            parts.append(linked(run, node, _mark(run, node, metric, area, area.x(at), 4.2, noise(node))))
     label = f"{metric} over {SHORT_NAMES.get(name, name)}"
     return drawing(area.width, area.height, *parts, label=label, class_="chart panel")
 
