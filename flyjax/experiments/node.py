@@ -17,7 +17,7 @@ from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.ground_truth import known_circuit
 from flyjax.models import Learner, make_learner
-from flyjax.recovery import Evaluation, evaluate, normal_equations
+from flyjax.recovery import Evaluation, evaluate
 from flyjax.training import Trained
 from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.train import held_out_of_field
@@ -99,9 +99,14 @@ def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def evaluate_node(
-    learner: Learner, training: Training, trained: Sequence[Trained], train: Recording, test: Recording
+    learner: Learner,
+    training: Training,
+    trained: Sequence[Trained],
+    train: Recording,
+    test: Recording,
+    n_workers: int | None = None,
 ) -> tuple[list[dict[str, Any]], Evaluation | None]:
-    """Evaluate the trained networks of a node.
+    """Evaluate the trained networks of a node, with `n_workers` threads (by default one per core).
 
     **Returns:** the metrics of each seed, and the evaluation of the seed with the lowest training loss (a choice that
     needs no ground truth), None if all diverged.
@@ -121,7 +126,7 @@ def evaluate_node(
             per_seed.append({**mark, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
         losses = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
-        result = evaluate(learner, one.params, train, test, **losses, held_out=held_out)
+        result = evaluate(learner, one.params, train, test, **losses, held_out=held_out, n_workers=n_workers)
         # Unlike the loss, comparable between batch sizes and noise levels.
         error = relative_error(one.final_loss, training, train.connectome.n_neurons, target_spread(train))
         per_seed.append({**result.metrics, "final_error": error, **cost})
@@ -144,11 +149,7 @@ def evaluate_nodes(
     evaluations in progress, as compiled code cannot be stopped, and `report` announces that.
     """
     n_workers = max(1, min(cores(), len(specs) - 1, recordings.capacity))
-
-    def evaluate_beside_others(*arguments):
-        with normal_equations.sharing(n_workers):
-            return evaluate_node(learner, *arguments)
-
+    threads_each = max(1, cores() // n_workers)
     pending: deque[Future] = deque()
     # With one BLAS thread each, sums do not depend on the number of workers.
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
@@ -161,7 +162,7 @@ def evaluate_nodes(
                 if k == 0:
                     yield evaluate_node(learner, *arguments)
                 else:
-                    pending.append(threads.submit(evaluate_beside_others, *arguments))
+                    pending.append(threads.submit(evaluate_node, learner, *arguments, threads_each))
             while pending:
                 yield pending.popleft().result()
         except BaseException:

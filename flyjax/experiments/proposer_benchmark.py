@@ -124,7 +124,7 @@ class RealTrainings:
                 }
                 if one.diverged_at is None:
                     recording = by_level[training.noise_model_level]
-                    found = circuit_metrics(extract(self._learner, one.params, recording), recording).as_dict()
+                    found = circuit_metrics(extract(self._learner, one.params, recording).estimate, recording).as_dict()
                     told = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
                 write_json(self._path(training, one.seed), told)
                 self.trained += 1

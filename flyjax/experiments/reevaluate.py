@@ -35,19 +35,19 @@ READ_OUTS = {
     "_ceiling_corrected": "ceiling, cor.",
 }  # fmt: skip
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
-COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 told", "slope told")
+COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 identifiable", "slope identifiable")
 LEGEND = (
     "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu "
     "(cor.: corrected for measurement noise). "
-    "told: over the edges and neurons that the closed form can tell"
+    "identifiable: over the edges and neurons that the closed form can identify"
 )
 #: Columns of the per-type table by the keys of its rows: eighty characters are few.
 TYPE_COLUMNS = {
     "cell_type": "type", "n": "n", "tau_true": "tau*", "tau_learned": "tau", "tau_refit": "tau rf", "V_rest_true": "V*",
-    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf", "told": "told",
+    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf", "identifiable": "ident.",
 }  # fmt: skip
 TYPE_LEGEND = (
-    "* true, rf refit, W R2 and slope of incoming weights, told: share of incoming edges that the closed form can tell"
+    "* true, rf refit, W R2 and slope of incoming weights, ident.: share of incoming edges that are identifiable"
 )
 
 
@@ -111,7 +111,7 @@ def node_selection(where: Path) -> list[dict]:
 
 
 def recovery_table(metrics: Mapping) -> list[dict]:
-    """W, tau and V_rest by every read-out beside the ceiling, over all and over what can be told: rows by `COLUMNS`."""
+    """W, tau and V_rest by every read-out beside the ceiling, over all and over what is identifiable: rows by `COLUMNS`."""
     rows = []
     for name, quantity in QUANTITIES.items():
         for suffix, read_out in READ_OUTS.items():
@@ -120,8 +120,8 @@ def recovery_table(metrics: Mapping) -> list[dict]:
                     {
                         "of": quantity, "read-out": read_out, "R2": metrics[f"{name}{suffix}"],
                         "slope": metrics.get(f"{name}{suffix}_slope"), "identity": metrics.get(f"{name}{suffix}_identity"),
-                        "R2 told": metrics.get(f"{name}{suffix}_identifiable"),
-                        "slope told": metrics.get(f"{name}{suffix}_identifiable_slope"),
+                        "R2 identifiable": metrics.get(f"{name}{suffix}_identifiable"),
+                        "slope identifiable": metrics.get(f"{name}{suffix}_identifiable_slope"),
                     }
                 )  # fmt: skip
     return rows
@@ -142,17 +142,17 @@ def other_metrics(metrics: Mapping) -> list[dict]:
 
 
 def type_table(result: Evaluation, train) -> list[dict]:
-    """One row per cell type: published and refit estimates beside the truth, and the share of incoming edges that can be told."""
-    rows = [dict(row) for row in result.per_type]
-    if result.refitted is not None:
-        for row, refit in zip(rows, per_type(train, result.refitted), strict=True):
+    """One row per cell type: published and refit estimates beside the truth, and the share of incoming edges that are identifiable."""
+    rows = per_type(train, result.estimate)
+    if result.refit is not None:
+        for row, refit in zip(rows, per_type(train, result.refit), strict=True):
             row |= {f"{k}_refit": refit[f"{k}_learned"] for k in ("tau", "V_rest")}
             row |= {f"{k}_refit": refit[k] for k in ("W_R2", "W_slope")}
-    told, c = closed_form(train).edges, train.connectome
+    identifiable, c = closed_form(train).edges, train.connectome
     receiving = c.cell_type[c.receivers]
     for k, row in enumerate(rows):
         mine = receiving == k
-        row["told"] = float(told[mine].mean()) if mine.any() else None
+        row["identifiable"] = float(identifiable[mine].mean()) if mine.any() else None
     return rows
 
 
@@ -162,14 +162,14 @@ def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     c = train.connectome
     true = spectrum(c, train.parameters.weight)
     learned = [
-        spectrum(c, result.found.weight),
-        spectrum(c, result.refitted.weight) if result.refitted is not None else None,
+        spectrum(c, result.estimate.weight),
+        spectrum(c, result.refit.weight) if result.refit is not None else None,
     ]
     circuit.spectrum_figure(folder / "spectrum.png", c, true, learned)
     circuit.types_figure(folder / "types.png", result, train)
     circuit.type_functions_figure(folder / "type_functions.png", result, train)
     metrics = spectrum_metrics(true, learned[0])
-    if result.refitted is not None:
+    if result.refit is not None:
         metrics.update(spectrum_metrics(true, learned[1], "_refit"))
     return metrics
 
@@ -260,7 +260,7 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     _write(folder, title, judged, best, types)
     if choices := node_selection(where):
         console.say(
-            "choosing among the nodes of a block, on the truth and without it (value, lost: connectivity_R2 there, and against the best)"
+            "choosing among the nodes of a block, on the truth and without it (value, regret: connectivity_R2 there, and its difference from the best)"
         )
         console.table(choices, list(choices[0]))
     console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

@@ -19,7 +19,7 @@ from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
 from flyjax.experiments.run_dir import checkpoint_folder, node_folder
 from flyjax.recovery import Evaluation, extract
-from flyjax.recovery.learned_stimulus import as_learned
+from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node
 from flyjax.report.figures.learned_stimulus import stimulus_field_figure
@@ -97,8 +97,8 @@ def train_nodes(
     def read_out(lane, params) -> dict[str, float]:
         """connectivity_R2 of a network in training."""
         recording = recordings.train(specs[lane.candidate].training.noise_model_level)
-        estimate = extract(learner, params, as_learned(learner, params, recording))
-        value = circuit_metrics(estimate, recording).as_dict()["connectivity_R2"]
+        readout = extract(learner, params, with_learned_stimulus(learner, params, recording))
+        value = circuit_metrics(readout.estimate, recording).as_dict()["connectivity_R2"]
         return {} if value is None else {"connectivity_R2": value}
 
     def report(progress: Progress) -> None:

@@ -1,21 +1,23 @@
-"""What was learned: the circuit read off a trained network, and how good it is."""
+"""The circuit recovered from a trained network, and how good it is."""
 
 from flyjax.recovery.activity import activity, activity_line
-from flyjax.recovery.closed_form import Ceiling, closed_form
+from flyjax.recovery.closed_form import ClosedForm, closed_form
+from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.evaluate import Evaluation, evaluate
-from flyjax.recovery.linear_readout import OnData, on_data
+from flyjax.recovery.linear_readout import LinearReadout, linear_readout
 from flyjax.recovery.metrics import Metrics, compare
-from flyjax.recovery.readout import Recovered, extract
-from flyjax.recovery.refit import Refitted, refit
+from flyjax.recovery.readout import PublishedReadout, extract
+from flyjax.recovery.refit import Refit, refit
 from flyjax.recovery.rollout import Rollout, rollout
 
 __all__ = [
-    "Ceiling",
+    "CircuitEstimate",
+    "ClosedForm",
     "Evaluation",
+    "LinearReadout",
     "Metrics",
-    "OnData",
-    "Recovered",
-    "Refitted",
+    "PublishedReadout",
+    "Refit",
     "Rollout",
     "activity",
     "activity_line",
@@ -23,7 +25,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
-    "on_data",
+    "linear_readout",
     "refit",
     "rollout",
 ]

@@ -1,27 +1,26 @@
-r"""The ceiling: what the closed form recovers from a recording, given the form of the equations and all its synapses.
+r"""The closed form: the circuit by least squares on a recording, and what is identifiable.
 
-With messages relu(v_j) known, tau dv/dt = -v + V_rest + sum_j W_ij relu(v_j) + I is linear in
-(1/tau, V_rest/tau, W/tau), so every neuron is one small least-squares problem without noise in its
-target. Where the equations are the true ones and the voltages exact, no method does better; where
-synapses are not told, or voltages are noisy, it is no bound (a learned message may make up for what
-is missing, and least squares is not the best use of noisy data), only the same problem without a learner.
+With messages relu(v_j) known, tau dv/dt = -v + V_rest + sum_j W_ij relu(v_j) + I is linear in (1/tau, V_rest/tau,
+W/tau), so each neuron is one small least-squares problem without noise in its target. For true equations, exact
+voltages and all synapses known, no method does better: the closed form is an upper bound. With unknown synapses or
+noisy voltages it is no bound, only the same problem without a learned network.
 
-What exact voltages do not tell the closed form, they tell nobody: synapses of sources that never rise above zero, autapses
-of neurons that are always above it (one and the same signal as their leak, which then takes tau,
-V_rest and all incoming weights along), and inputs that move together.
+Not identifiable from exact voltages by any method are synapses of sources that never rise above zero, autapses of
+neurons that are always above zero (collinear with the leak, so that tau, V_rest and all incoming weights are not
+identifiable either), and inputs that are collinear with each other.
 
-Whether something can be told is read from the recording and this problem alone, before any learner
-runs, by one threshold: a regressor counts where at least THRESHOLD of it (root mean square, in
-units of the voltage) is left after all others of the same neuron are regressed out.
+Identifiability depends on the recording alone, not on a learner: a regressor is identifiable where its unique standard
+deviation (root mean square of its residual after regression on all other regressors of the same neuron, in units of
+the voltage) is at least THRESHOLD.
 
-Where voltages are measured with noise or targets are differenced, what can be told is still judged on the states
-behind the measurement; the closed form itself is given the noisy data, as a learner is, and stands twice:
-`_ceiling`, attenuated by the noise in its regressors, and `_ceiling_corrected`, in the integral form and without
-that bias (see `measurement`).
+With measurement noise or finite-difference targets, identifiability is that of the states behind the measurement. The
+closed form itself is given the noisy data, as a learner is, and has two estimates: `_ceiling`, attenuated by the noise
+in its regressors, and `_ceiling_corrected`, in the integral form and without that bias (see `errors_in_variables`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,122 +28,118 @@ from jaxtyping import Bool, Float
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.recovery.errors_in_variables import corrected, laid, unbent, unbent_noise, window_of
+from flyjax.recovery.estimate import Array, CircuitEstimate
+from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
+from flyjax.recovery.least_squares.normal_equations import (
+    RIDGE,
+    Solution,
+    accumulate,
+    prior,
+    solve,
+    target_noise,
+)
 from flyjax.recovery.metrics import Metrics, circuit_metrics
-from flyjax.recovery.normal_equations import RIDGE, accumulate, prior, solve, target_noise
-from flyjax.recovery.readout import per_recording, stimulus_rows
+from flyjax.recovery.samples import neuron_stimulus, per_recording
 
+#: Least unique standard deviation of an identifiable regressor, in units of the voltage.
 THRESHOLD = 3e-4
-#: Frames per piece: the pieces of the largest networks take some 0.5 GB.
-PIECE = 1000
+#: Frames per chunk: those of the largest networks take some 0.5 GB.
+CHUNK = 1000
 
 
 @dataclass(frozen=True, eq=False)
-class Ceiling:
-    """The closed form, and what can be identified."""
+class ClosedForm:
+    """The least-squares estimate of a recording, what is identifiable, and its metrics.
 
-    weight: Float[np.ndarray, " E"]
-    tau: Float[np.ndarray, " N"]  #: s
-    v_rest: Float[np.ndarray, " N"]
-    edges: Bool[np.ndarray, " E"]  #: weights that can be told
-    neurons: Bool[np.ndarray, " N"]  #: neurons whose tau and V_rest can be told
-    source_alone: Float[np.ndarray, " E"]  #: what each source says alone
-    leak_alone: Float[np.ndarray, " N"]
-    constant_alone: Float[np.ndarray, " N"]
-    residual: Float[np.ndarray, " N"]  #: root mean square of the unexplained dv/dt, 1/s
+    A weight is 0 where nothing in the data supports another value. `weight`, `tau` and `v_rest` are those of
+    `estimate`.
+    """
+
+    estimate: CircuitEstimate
+    edges: Bool[np.ndarray, " E"]  #: identifiable weights
+    neurons: Bool[np.ndarray, " N"]  #: neurons with identifiable tau and V_rest
+    regressors: Solution  #: the fit that identifiability is taken from
     metrics: dict
+
+    @property
+    def weight(self) -> Float[Array, " E"]:
+        return self.estimate.weight
+
+    @property
+    def tau(self) -> Float[Array, " N"]:
+        return self.estimate.tau
+
+    @property
+    def v_rest(self) -> Float[Array, " N"]:
+        return self.estimate.v_rest
 
     def __repr__(self) -> str:
         m = self.metrics
         return (
-            f"Ceiling(W R2 {m['connectivity_R2_ceiling']}, identifiable: {m['identifiable_edges']:.1%} of edges, "
+            f"ClosedForm(W R2 {m['connectivity_R2_ceiling']}, identifiable: {m['identifiable_edges']:.1%} of edges, "
             f"{m['identifiable_neurons']:.1%} of neurons)"
         )
 
 
-def _pieces(recording: Recording, clean: bool = False, sigma: float = 0.0):
-    """Pieces for `accumulate`: of the states behind a measurement, or of what was measured, unbent for noise `sigma`."""
-    for begin in range(0, len(recording.voltage), PIECE):
-        frames = slice(begin, begin + PIECE)
-        voltage = np.asarray(recording.voltage[frames])
-        if clean and (noise := recording.measurement(frames)[0]) is not None:
+def _chunks(recording: Recording, of_states: bool = False, sigma: float = 0.0) -> Iterator[tuple[np.ndarray, ...]]:
+    """Chunks for `accumulate`, of the measured voltages or the states; relu is debiased for noise `sigma`."""
+    for begin in range(0, len(recording.voltage), CHUNK):
+        frames = slice(begin, begin + CHUNK)
+        voltage, luminance, derivative = recording.pairs(frames)
+        voltage = np.asarray(voltage)
+        if of_states and (noise := recording.measurement(frames)[0]) is not None:
             voltage = voltage - noise
-        seen = stimulus_rows(recording.connectome, recording.luminance[frames])
-        yield unbent(voltage, sigma).T, [(-voltage.T, seen)], recording.pairs(frames)[2].T
+        # In float64: the leak and an autapse differ by little.
+        drive = np.subtract(neuron_stimulus(recording.connectome, luminance), voltage.T, dtype=np.float64)
+        yield debiased_relu(voltage, sigma).T, drive, derivative.T
 
 
-def _circuit(solution, connectome, slowest: float | None = None) -> dict:
-    """W, tau and V_rest; a leak that is not one makes them NaN, or is that of `slowest` (s)."""
-    rate = solution.own[:, 0]  # 1 / tau
-    rate = rate if slowest is None else np.maximum(rate, 1.0 / slowest)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        tau = np.where(rate > 0, 1.0 / rate, np.nan)
-        v_rest, weight = solution.constant * tau, solution.source * tau[connectome.receivers]
-    tau = np.clip(tau, 0.0, 1.0)
-    return dict(weight=weight.astype(np.float32), tau=tau.astype(np.float32), v_rest=v_rest.astype(np.float32))
+def _identifiable(solution: Solution, receivers) -> tuple[np.ndarray, np.ndarray]:
+    """Masks of edges and neurons."""
+    leak = solution.own_unique_std[:, 0] >= THRESHOLD
+    edges = (solution.source_unique_std >= THRESHOLD) & leak[receivers]
+    return edges, leak & (solution.constant_unique_std >= THRESHOLD)
 
 
 @per_recording
-def closed_form(recording: Recording) -> Ceiling:
-    """Least squares per neuron on a whole recording, streamed over frames; computed once per recording.
+def closed_form(recording: Recording, *, n_workers: int | None = None) -> ClosedForm:
+    """Least squares per neuron on all frames of a recording, streamed; computed once per recording.
 
-    Unidentified weights are 0 where nothing speaks for another value (see `equations.solve`).
+    **Arguments:**
+
+    - `recording`: voltages, luminance and derivatives; its true parameters are used for the metrics only.
+    - `n_workers`: threads; by default one per core.
     """
     c, noise = recording.connectome, target_noise(recording)
     sigma = measurement_noise_std(recording.simulation, recording.split)
-    normal = accumulate(c, _pieces(recording), n_own=1)
-    # Noise in the targets is averaged over all frames; what a weight then cannot be told from it counts as 0.
-    solution = solve(normal, prior(normal, c.receivers, normal.n_frames, noise) if noise else RIDGE)
-    judged = (
-        solve(accumulate(c, _pieces(recording, clean=True), n_own=1)) if sigma else solve(normal) if noise else solution
-    )
-    leak = judged.own_alone[:, 0]
-    masks = dict(
-        neurons=(leak >= THRESHOLD) & (judged.constant_alone >= THRESHOLD),
-        edges=(judged.source_alone >= THRESHOLD) & (leak >= THRESHOLD)[c.receivers],
-    )
-    result = _circuit(solution, c) | masks
-    metrics = _metrics(recording, **result)
-    if sigma:
-        decay = window_of(recording.simulation, recording.split)
-        normal = accumulate(c, laid(_pieces(recording, sigma=sigma), decay), n_own=1)
-        sent = unbent_noise(recording.voltage, sigma)
-        clean, ridge = corrected(normal, c, sigma, recording.dt, sent, leak_sign=-1.0, decay=decay)
-        found = _Found(**_circuit(solve(clean, ridge), c, slowest=1.0))
-        metrics.update(circuit_metrics(found, recording, "_ceiling_corrected"))
-        metrics.update(
-            circuit_metrics(found, recording, "_ceiling_corrected_identifiable", masks["edges"], masks["neurons"])
-        )
-    return Ceiling(
-        **result,
-        source_alone=judged.source_alone,
-        leak_alone=leak,
-        constant_alone=judged.constant_alone,
-        residual=solution.residual,
-        metrics=metrics.as_dict(),
-    )
-
-
-def _metrics(recording: Recording, weight, tau, v_rest, edges, neurons) -> Metrics:
-    found = _Found(weight, tau, v_rest)
-    metrics = circuit_metrics(found, recording, "_ceiling")
-    metrics.update(circuit_metrics(found, recording, "_ceiling_identifiable", edges, neurons))
+    normal = accumulate(c, _chunks(recording), n_own=1, n_workers=n_workers)
+    # Noise in the targets is averaged over all frames; weights below its remainder shrink to 0.
+    ridge = prior(normal, c.receivers, normal.n_frames, noise, n_workers) if noise else RIDGE
+    solution = regressors = solve(normal, ridge, n_workers)
+    if noise:
+        states = accumulate(c, _chunks(recording, of_states=True), n_own=1, n_workers=n_workers) if sigma else normal
+        regressors = solve(states, n_workers=n_workers)
+    edges, neurons = _identifiable(regressors, c.receivers)
+    rate = np.where(solution.own[:, 0] > 0, solution.own[:, 0], np.nan)
+    estimate = CircuitEstimate.from_coefficients(rate, solution.source, solution.constant, c.receivers)
+    metrics = circuit_metrics(estimate, recording, "_ceiling")
+    metrics.update(circuit_metrics(estimate, recording, "_ceiling_identifiable", edges, neurons))
     true = np.asarray(recording.parameters.weight, np.float64)
     spread = (true - true.mean()) ** 2
     metrics.put("identifiable_edges", edges.mean())
     metrics.put("identifiable_neurons", neurons.mean())
     metrics.put("identifiable_weight_variance", spread[edges].sum() / spread.sum() if spread.sum() else None)
-    return metrics
+    if sigma:
+        noise_of_messages, chunks = relu_noise(recording.voltage, sigma), _chunks(recording, sigma=sigma)
+        corrected = corrected_estimate(recording, chunks, 1, noise_of_messages, leak_sign=-1.0, n_workers=n_workers)
+        metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected"))
+        metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected_identifiable", edges, neurons))
+    return ClosedForm(estimate, edges, neurons, regressors, metrics.as_dict())
 
 
-@dataclass(frozen=True, eq=False)
-class _Found:
-    weight: np.ndarray
-    tau: np.ndarray
-    v_rest: np.ndarray
-
-
-def identifiable_metrics(found, recording: Recording, suffix: str = "") -> Metrics:
-    """connectivity_R2, tau_R2 and V_rest_R2 over what the closed form can tell (`_identifiable`)."""
-    ceiling = closed_form(recording)
-    return circuit_metrics(found, recording, f"{suffix}_identifiable", ceiling.edges, ceiling.neurons)
+def identifiable_metrics(
+    estimate: CircuitEstimate, recording: Recording, suffix: str = "", n_workers: int | None = None
+) -> Metrics:
+    """connectivity_R2, tau_R2 and V_rest_R2 over identifiable edges and neurons, names ending in `_identifiable`."""
+    bound = closed_form(recording, n_workers=n_workers)
+    return circuit_metrics(estimate, recording, f"{suffix}_identifiable", bound.edges, bound.neurons)

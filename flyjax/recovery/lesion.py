@@ -1,4 +1,4 @@
-"""A lesion that the training never saw: cut the same synapses in fly and network, then compare their free runs."""
+"""Generalisation to lesions: the same synapses are cut in fly and network, and their rollouts compared."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ from flyjax.recovery.metrics import Metrics
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
 
 
-def without(params, kept):
-    """The parameters with W = 0 on the edges that were cut."""
-    return {**params, "W": params["W"][...] * kept.astype("float32")}
-
-
 def lesion_metrics(
-    learner, params, what: Recording | Lesioned, fraction: float = 0.5, seed: int = 0
+    learner, params, recording: Recording | Lesioned, fraction: float = 0.5, seed: int = 0
 ) -> tuple[Metrics, Rollout]:
-    """`rollout_metrics` under a lesion, names with `lesion_` for `test_`, and the run itself.
+    """`rollout_metrics` under a lesion, with `lesion_` for `test_` in their names, and the rollout.
 
-    Args:
-        learner, params: as `evaluate` takes them.
-        what: a recording of the whole fly, or a lesion that many networks share.
-        fraction, seed: of the lesion, where it is to be made.
+    **Arguments:**
+
+    - `learner`, `params`: as in `evaluate`.
+    - `recording`: a recording of the intact fly, or a lesion to use for several networks.
+    - `fraction`, `seed`: of a lesion made here.
     """
-    cut = what if isinstance(what, Lesioned) else lesioned(what, fraction, seed)
-    run = rollout(learner, without(params, cut.intact), cut.recording)
+    cut = recording if isinstance(recording, Lesioned) else lesioned(recording, fraction, seed)
+    weight = params["W"][...] * cut.intact.astype("float32")
+    run = rollout(learner, {**params, "W": weight}, cut.recording)
     found, renamed = rollout_metrics(run, cut.recording), Metrics()
     for name, value in found.values.items():
         renamed.put(name.replace("test_", "lesion_"), value, found.reasons.get(name))

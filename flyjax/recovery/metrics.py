@@ -1,21 +1,27 @@
-r"""Numbers that say how much of the circuit was recovered, by the names of metrics.json.
+r"""Scores of an estimated circuit and of its predictions, by the names of metrics.json.
 
-R2 is the squared Pearson correlation of true and learned values (free slope and intercept), as in
-the published tables; `_slope` and `_identity` (R2 to the identity line) stand beside it. A value
-that is not finite is None with a reason, never 0.
+R2 is the squared Pearson correlation of true and learned values (free slope and intercept), as in the published
+tables; `_slope` and `_identity` (R2 to the identity line) are given beside it. A value that is not finite is None with
+a reason, never 0.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+from scipy.stats import linregress
 
+from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
-from flyjax.recovery.readout import canonical, incoming, per_recording
+from flyjax.recovery.estimate import CircuitEstimate
+from flyjax.recovery.readout import canonical, summed_messages
+from flyjax.recovery.samples import per_recording, spread_frames
 from flyjax.utils.errors import UserError
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
@@ -42,16 +48,16 @@ class Metrics:
             self.values[name] = int(value) if isinstance(value, (int, np.integer)) else float(value)
 
     def update(self, other: Metrics) -> None:
+        """Add all values and reasons of another object."""
         self.values.update(other.values)
         self.reasons.update(other.reasons)
 
     def as_dict(self) -> dict:
-        """metrics.json: the values and, under 'reasons', one line per None."""
+        """Content of metrics.json: the values and, under 'reasons', one line per None."""
         return {**self.values, "reasons": dict(self.reasons)}
 
 
-@dataclass(frozen=True)
-class Fit:
+class Fit(NamedTuple):
     """Learned against true values. All None, with a reason, where they cannot be compared."""
 
     R2: float | None
@@ -62,23 +68,22 @@ class Fit:
 
 
 def compare(true, learned) -> Fit:
-    """R2 (squared Pearson), slope and R2 to the identity, in float64."""
+    """Squared Pearson correlation, regression slope and R2 to the identity line, in float64."""
     true, learned = (np.asarray(a, np.float64).ravel() for a in (true, learned))
-    if true.shape != learned.shape:
-        raise UserError(f"{len(learned)} learned values cannot be compared with {len(true)} true ones")
-    bad = int(np.sum(~np.isfinite(true)) + np.sum(~np.isfinite(learned)))
-    if bad:
-        return Fit(None, None, None, len(true), f"{bad} of {len(true)} values are not finite")
-    if len(true) < 2:
-        return Fit(None, None, None, len(true), f"{len(true)} values are too few to compare")
-    x, y = true - true.mean(), learned - learned.mean()
-    xx, yy, xy = x @ x, y @ y, x @ y
+    n = len(true)
+    if n != len(learned):
+        raise UserError(f"{len(learned)} learned values cannot be compared with {n} true ones")
+    if bad := int(np.sum(~np.isfinite(true)) + np.sum(~np.isfinite(learned))):
+        return Fit(None, None, None, n, f"{bad} of {n} values are not finite")
+    if n < 2:
+        return Fit(None, None, None, n, f"{n} values are too few to compare")
     # A constant array has a rounding remainder, never an exact 0.
-    for name, square, values in (("true", xx, true), ("learned", yy, learned)):
-        if square <= len(values) * (1e-12 * np.abs(values).max()) ** 2:
-            slope = 0.0 if name == "learned" else None
-            return Fit(None, slope, None, len(true), f"the {name} values are constant")
-    return Fit(xy * xy / (xx * yy), xy / xx, 1.0 - np.sum((learned - true) ** 2) / xx, len(true))
+    if true.std() <= 1e-12 * np.abs(true).max():
+        return Fit(None, None, None, n, "the true values are constant")
+    if learned.std() <= 1e-12 * np.abs(learned).max():
+        return Fit(None, 0.0, None, n, "the learned values are constant")
+    line = linregress(true, learned)
+    return Fit(float(line.rvalue**2), float(line.slope), explained(true, learned)[0], n)
 
 
 def put_fit(metrics: Metrics, name: str, true, learned, max_error: float | None = None) -> Fit:
@@ -86,7 +91,7 @@ def put_fit(metrics: Metrics, name: str, true, learned, max_error: float | None 
     true, learned = np.asarray(true), np.asarray(learned)
     if max_error is not None:
         with np.errstate(invalid="ignore"):
-            far = np.abs(learned - true) > max_error  # False for NaN, which is then reported
+            far = np.abs(learned - true) > max_error  # False for NaN, which `compare` reports
         true, learned = true[~far], learned[~far]
         metrics.put(f"{name}_dropped", int(far.sum()))
     fit = compare(true, learned)
@@ -96,29 +101,42 @@ def put_fit(metrics: Metrics, name: str, true, learned, max_error: float | None 
     return fit
 
 
+def explained(true, predicted) -> tuple[float | None, str | None]:
+    """1 - SSE/SST pooled over all entries (SST about their grand mean), or None and a reason."""
+    true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
+    if bad := int(np.sum(~np.isfinite(predicted))):
+        return None, f"{bad} of {predicted.size} predictions are not finite"
+    total = np.sum((true - true.mean()) ** 2)
+    if total == 0:
+        return None, "the true values are constant"
+    return float(1.0 - np.sum((predicted - true) ** 2) / total), None
+
+
 @per_recording
-def true_tau(recording: Recording) -> np.ndarray:
-    """tau* (N,) in s: max(tau, delta_t) where the simulation clamps, else tau."""
+def true_tau(recording: Recording) -> Float[np.ndarray, " N"]:
+    """Time constants tau* of the simulation in s: max(tau, delta_t) where it clamps, else tau."""
     tau = np.asarray(recording.parameters.tau)
     simulation = recording.simulation
     return np.maximum(tau, np.float32(simulation.delta_t)) if simulation.clamp_tau else tau
 
 
-def circuit_metrics(found, recording: Recording, suffix: str = "", edges=None, neurons=None) -> Metrics:
+def circuit_metrics(
+    estimate: CircuitEstimate | Parameters, recording: Recording, suffix: str = "", edges=None, neurons=None
+) -> Metrics:
     """connectivity_R2, tau_R2 and V_rest_R2 with slope and identity, names ending in `suffix`.
 
-    Args:
-        found: anything with weight (E,), tau (N,) and v_rest (N,).
-        suffix: "_refit", "_identifiable", ...
-        edges, neurons: boolean masks of what is compared; by default everything.
+    **Arguments:**
+
+    - `suffix`: "_refit", "_identifiable", ...
+    - `edges`, `neurons`: boolean masks of what is compared; by default everything.
     """
     edges = slice(None) if edges is None else edges
     neurons = slice(None) if neurons is None else neurons
-    true = recording.parameters
-    metrics = Metrics()
-    put_fit(metrics, f"connectivity_R2{suffix}", np.asarray(true.weight)[edges], found.weight[edges], MAX_WEIGHT_ERROR)
-    put_fit(metrics, f"tau_R2{suffix}", true_tau(recording)[neurons], found.tau[neurons])
-    put_fit(metrics, f"V_rest_R2{suffix}", np.asarray(true.v_rest)[neurons], found.v_rest[neurons])
+    true, metrics = recording.parameters, Metrics()
+    weight = np.asarray(true.weight)
+    put_fit(metrics, f"connectivity_R2{suffix}", weight[edges], estimate.weight[edges], MAX_WEIGHT_ERROR)
+    put_fit(metrics, f"tau_R2{suffix}", true_tau(recording)[neurons], estimate.tau[neurons])
+    put_fit(metrics, f"V_rest_R2{suffix}", np.asarray(true.v_rest)[neurons], estimate.v_rest[neurons])
     return metrics
 
 
@@ -130,7 +148,7 @@ def _solve_input(learner, params, voltage, derivative):
 
     def frame(pair):
         v, target = pair[0][:, None], pair[1][:, None]
-        msg = incoming(learner, params, learner.message(params, v))
+        msg = summed_messages(learner, params, learner.message(params, v))
         value, slope = jax.jvp(lambda x: learner.update(params, v, msg, x), (grey,), (jnp.ones_like(grey),))
         return (0.5 + (target - value) / slope)[inputs, 0]
 
@@ -143,18 +161,17 @@ def _one_step(learner, params, voltage, luminance):
 
 
 @per_recording
-def evaluation_pairs(recording: Recording, n_frames: int = N_EVALUATION_FRAMES):
+def evaluation_pairs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(voltage, luminance, derivative) at frames evenly spread over a recording."""
-    frames = np.unique(np.linspace(0, len(recording.voltage) - 1, n_frames).round().astype(int))
-    return recording.pairs(frames)
+    return recording.pairs(spread_frames(len(recording.voltage), N_EVALUATION_FRAMES))
 
 
 def input_metrics(learner, params, recording: Recording, suffix: str = "") -> Metrics:
     """external_input_R2: the luminance that explains dv/dt at the input neurons, against the true one.
 
-    At held-out frames f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5,
-    which is exact for an f that is affine in I. Squared Pearson over frames and input neurons. Where the
-    stimulus was learned as a field that name is the field's (`light.light_metrics`), this one ends in `_inverted`.
+    At held-out frames f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5, which is exact for
+    an f that is affine in I. Squared Pearson correlation over frames and input neurons. Where the stimulus was learned
+    as a field, that name is the field's (`learned_stimulus_metrics`), and this one ends in `_inverted`.
     """
     c = recording.connectome
     voltage, luminance, derivative = evaluation_pairs(recording)
@@ -165,17 +182,16 @@ def input_metrics(learner, params, recording: Recording, suffix: str = "") -> Me
     return metrics
 
 
-def one_step_metrics(learner, params, recording: Recording, among=None) -> Metrics:
+def one_step_metrics(learner, params, recording: Recording, held_out=None) -> Metrics:
     """one_step_R2 = 1 - SSE/SST of dv/dt at the true states of held-out frames, pooled over neurons.
 
-    Args:
-        among: the held-out frames of a recording that is not all held out.
+    `held_out` are the held-out frames of a recording where these are not all.
     """
-    if among is None:
+    if held_out is None:
         voltage, luminance, derivative = evaluation_pairs(recording)
     else:
-        spread = np.unique(np.linspace(0, len(among) - 1, N_EVALUATION_FRAMES).round().astype(int))
-        voltage, luminance, derivative = recording.pairs(among[spread])
+        frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
+        voltage, luminance, derivative = recording.pairs(frames)
     predicted = _one_step(canonical(learner), params, voltage, luminance)
     metrics = Metrics()
     metrics.put("one_step_R2", *explained(derivative, predicted))
@@ -183,43 +199,36 @@ def one_step_metrics(learner, params, recording: Recording, among=None) -> Metri
     return metrics
 
 
-def explained(true, predicted) -> tuple[float | None, str | None]:
-    """1 - SSE/SST pooled over all entries (SST about their grand mean), or None and a reason."""
-    true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
-    bad = int(np.sum(~np.isfinite(predicted)))
-    if bad:
-        return None, f"{bad} of {predicted.size} predictions are not finite"
-    total = np.sum((true - true.mean()) ** 2)
-    if total == 0:
-        return None, "the true values are constant"
-    return float(1.0 - np.sum((predicted - true) ** 2) / total), None
-
-
-def per_type(recording: Recording, found) -> list[dict]:
+def per_type(recording: Recording, estimate: CircuitEstimate) -> list[dict]:
     """One row per cell type: its neurons, true and learned tau and V_rest, R2 and slope of its incoming weights.
 
     Values that cannot be computed (one edge, constant weights) are None.
     """
     c, true = recording.connectome, recording.parameters
-    tau, weight = true_tau(recording), np.asarray(true.weight)
+    weight, receiving = np.asarray(true.weight), c.cell_type[c.receivers]
+    quantities = (
+        ("tau", true_tau(recording), estimate.tau),
+        ("V_rest", np.asarray(true.v_rest), estimate.v_rest),
+    )
     rows = []
-    receiving = c.cell_type[c.receivers]
     for k, name in enumerate(c.cell_types):
         mine, edges = c.cell_type == k, receiving == k
         row = {"cell_type": name, "n": int(mine.sum()), "n_edges": int(edges.sum())}
-        for label, a, b in (("tau", tau, found.tau), ("V_rest", np.asarray(true.v_rest), found.v_rest)):
-            row |= {
-                f"{label}_true": _finite(a[mine].mean()),
-                f"{label}_learned": _finite(b[mine].mean()),
-                f"{label}_std": _finite(b[mine].std()),
-                f"{label}_rmse": _finite(np.sqrt(np.mean((b[mine] - a[mine]) ** 2))),
-            }
-        fit = compare(weight[edges], found.weight[edges])
+        for label, a, b in quantities:
+            row[f"{label}_true"] = _finite(a[mine].mean())
+            row[f"{label}_learned"] = _finite(b[mine].mean())
+            row[f"{label}_std"] = _finite(b[mine].std())
+            row[f"{label}_rmse"] = _rmse(a[mine], b[mine])
+        fit = compare(weight[edges], estimate.weight[edges])
         row |= {"W_R2": fit.R2, "W_slope": fit.slope}
-        row["W_rmse"] = _finite(np.sqrt(np.mean((found.weight[edges] - weight[edges]) ** 2))) if edges.any() else None
+        row["W_rmse"] = _rmse(weight[edges], estimate.weight[edges]) if edges.any() else None
         rows.append(row)
     return rows
 
 
 def _finite(x) -> float | None:
     return float(x) if np.isfinite(x) else None
+
+
+def _rmse(true, learned) -> float | None:
+    return _finite(np.sqrt(np.mean((learned - true) ** 2)))

@@ -1,7 +1,7 @@
 r"""Free rollout of a trained network on a held-out, noise-free recording.
 
-From the true state before frame 0, v <- v + delta_t f(v, luminance), fed by its own predictions
-alone. Row t of a rollout is the state before frame t, as in a recording.
+From the true state before frame 0, v <- v + delta_t f(v, luminance), with its own predictions as states. Row t of a
+rollout is the state before frame t, as in a recording.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
-from flyjax.recovery.readout import canonical, moments
+from flyjax.recovery.readout import canonical
+from flyjax.recovery.samples import moments
 
 #: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
 CHUNK = 250
-#: A rollout has diverged where a voltage leaves this many times the true range.
+#: A rollout has diverged where a voltage exceeds the true range by this factor.
 DIVERGED = 100.0
 #: test_pearson leaves out neurons whose true trace moves less than this.
 MIN_TRACE_STD = 1e-3
@@ -27,16 +28,16 @@ MIN_TRACE_STD = 1e-3
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """A free run beside the truth."""
+    """A free rollout of a network."""
 
-    voltage: Float[np.ndarray, "T N"]  #: row 0 is the true state; rows from `divergence_frame` on are meaningless
-    divergence_frame: int | None  #: first frame whose state left the range, None where none did
+    voltage: Float[np.ndarray, "T N"]  #: row 0 is the true state; rows from `divergence_frame` on are NaN
+    divergence_frame: int | None  #: first frame whose state exceeds the range, None where none does
 
 
 @partial(jax.jit, static_argnums=0)
 def _advance(learner, params, start, luminance, dt):
-    def frame(voltage, seen):
-        after = voltage + dt * learner.derivative(params, voltage[None], seen[None])[0]
+    def frame(voltage, luminance):
+        after = voltage + dt * learner.derivative(params, voltage[None], luminance[None])[0]
         return after, after
 
     return jax.lax.scan(frame, start, luminance)[1]
@@ -44,37 +45,33 @@ def _advance(learner, params, start, luminance, dt):
 
 def rollout(learner, params, recording: Recording) -> Rollout:
     """Roll the network out over all frames of a recording, from the first state of each of its parts."""
-    true, seen = recording.voltage, np.asarray(recording.luminance, np.float32)
-    n_frames = len(true)
+    true, luminance = recording.voltage, np.asarray(recording.luminance, np.float32)
     limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
-    voltage = np.empty((n_frames, true.shape[1]), np.float32)
+    voltage = np.empty(true.shape, np.float32)
     learner, dt = canonical(learner), np.float32(recording.simulation.delta_t)
-    pieces = []
     for part in recording.spans:
         voltage[part.start] = true[part.start]
-        pieces += [(begin, min(begin + CHUNK, part.stop - 1)) for begin in range(part.start, part.stop - 1, CHUNK)]
-    for begin, end in pieces:
-        piece = seen[begin:end]
-        padded = np.concatenate([piece, np.repeat(piece[-1:], CHUNK - len(piece), axis=0)])
-        states = np.asarray(_advance(learner, params, voltage[begin], padded, dt))[: len(piece)]
-        voltage[begin + 1 : begin + 1 + len(piece)] = states
-        outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too
-        if outside.any():
-            frame = begin + 1 + int(np.argmax(outside))
-            voltage[frame:] = np.nan
-            return Rollout(voltage, frame)
+        for begin in range(part.start, part.stop - 1, CHUNK):
+            frames = luminance[begin : min(begin + CHUNK, part.stop - 1)]
+            padded = np.pad(frames, ((0, CHUNK - len(frames)), (0, 0)), mode="edge")
+            states = np.asarray(_advance(learner, params, voltage[begin], padded, dt))[: len(frames)]
+            voltage[begin + 1 : begin + 1 + len(frames)] = states
+            outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too
+            if outside.any():
+                frame = begin + 1 + int(np.argmax(outside))
+                voltage[frame:] = np.nan
+                return Rollout(voltage, frame)
     return Rollout(voltage, None)
 
 
-def correlations(true, predicted, piece: int = 1024) -> tuple[np.ndarray, np.ndarray]:
-    """Pearson per column of two (T, N) arrays and the std of the true columns, in float64.
-
-    NaN where either column is constant.
-    """
+def correlations(
+    true: Float[np.ndarray, "T N"], predicted: Float[np.ndarray, "T N"], chunk: int = 1024
+) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
+    """Pearson correlation per neuron and the std of the true traces, in float64; NaN where either is constant."""
     (mean_a, std_a), (mean_b, std_b) = moments(true), moments(predicted)
     covariance = np.zeros(true.shape[1])
-    for begin in range(0, len(true), piece):
-        a, b = true[begin : begin + piece] - mean_a, predicted[begin : begin + piece] - mean_b
+    for begin in range(0, len(true), chunk):
+        a, b = true[begin : begin + chunk] - mean_a, predicted[begin : begin + chunk] - mean_b
         covariance += np.einsum("tn,tn->n", a, b)
     with np.errstate(invalid="ignore", divide="ignore"):
         return covariance / len(true) / (std_a * std_b), std_a
@@ -83,31 +80,26 @@ def correlations(true, predicted, piece: int = 1024) -> tuple[np.ndarray, np.nda
 def rollout_metrics(run: Rollout, recording: Recording) -> Metrics:
     """test_R2, test_pearson, test_rmse with their numbers of frames and neurons.
 
-    test_R2 = 1 - SSE/SST pooled over frames and neurons (SST about the grand mean); test_pearson =
-    mean over neurons whose true trace has std > 1e-3 (None where a predicted trace is constant
-    there: it has no correlation). First frames, where the states agree, are left out. A diverged rollout
-    is None in all of them, with its frame.
+    test_R2 = 1 - SSE/SST pooled over frames and neurons (SST about the grand mean); test_pearson is the mean over
+    neurons whose true trace has std > 1e-3 (None where a predicted trace is constant there: it has no correlation).
+    First frames, where the states agree, are left out. For a diverged rollout all are None, with its frame.
     """
     metrics = Metrics()
-    true, predicted = recording.voltage[1:], run.voltage[1:]
-    if len(recording.spans) > 1:
-        free = np.setdiff1d(np.arange(len(run.voltage)), [span.start for span in recording.spans])
-        true, predicted = recording.voltage[free], run.voltage[free]
+    free = np.setdiff1d(np.arange(len(run.voltage)), [span.start for span in recording.spans])
+    true, predicted = recording.voltage[free], run.voltage[free]
     metrics.put("test_frames", len(true))
     if run.divergence_frame is not None:
-        reason = f"the rollout diverged at frame {run.divergence_frame}"
         for name in ("test_R2", "test_pearson", "test_rmse"):
-            metrics.put(name, None, reason)
+            metrics.put(name, None, f"the rollout diverged at frame {run.divergence_frame}")
         metrics.put("test_divergence_frame", run.divergence_frame)
         return metrics
     metrics.put("test_divergence_frame", None, "the rollout stayed finite")
     metrics.put("test_R2", *explained(true, predicted))
     metrics.put("test_rmse", float(np.sqrt(np.mean(np.square(predicted - true), dtype=np.float64))))
     r, std = correlations(true, predicted)
-    moving = std > MIN_TRACE_STD
-    metrics.put("test_pearson_neurons", int(moving.sum()))
-    r = r[moving]
+    r = r[std > MIN_TRACE_STD]
     constant = int(np.isnan(r).sum())
+    metrics.put("test_pearson_neurons", len(r))
     if not len(r):
         metrics.put("test_pearson", None, f"no true trace has a std above {MIN_TRACE_STD:g}")
     elif constant:

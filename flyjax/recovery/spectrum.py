@@ -1,4 +1,4 @@
-"""Eigenvalues of W as a matrix from senders to receivers: does the learned circuit amplify what the true one does?"""
+"""Eigenvalues of W as a matrix from senders to receivers: the modes that a circuit amplifies."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.sparse.linalg import ArpackNoConvergence, eigs
 
 from flyjax.recovery.metrics import Metrics, put_fit
 
-#: Circuits of up to so many neurons have all their eigenvalues computed, larger ones the N_LARGEST by magnitude.
+#: Up to so many neurons all eigenvalues are computed, beyond it the N_LARGEST by magnitude.
 ALL_UP_TO = 600
 N_LARGEST = 100
 
@@ -27,10 +27,10 @@ def spectrum(connectome, weight: Float[np.ndarray, " E"]) -> Complex[np.ndarray,
     if n <= ALL_UP_TO:
         values = np.linalg.eigvals(matrix.toarray())
     else:
+        # Fixed, so that equal weights give equal digits; random, because a start with the symmetries of the lattice
+        # would miss all other modes.
+        start = np.random.default_rng(0).normal(size=n)
         try:
-            # A fixed start, the same digits for the same weights; random, because one that shares the lattice's
-            # symmetries would not see the other modes.
-            start = np.random.default_rng(0).normal(size=n)
             values = eigs(matrix, k=N_LARGEST, v0=start, tol=1e-8, return_eigenvectors=False)
         except ArpackNoConvergence:
             return None
@@ -38,14 +38,13 @@ def spectrum(connectome, weight: Float[np.ndarray, " E"]) -> Complex[np.ndarray,
 
 
 def spectrum_metrics(true, learned, suffix: str = "") -> Metrics:
-    """spectral_radius with the true one, and spectrum_R2 of the sorted magnitudes, names ending in `suffix`."""
+    """Spectral radii, and spectrum_R2 of the sorted magnitudes; names of learned values end in `suffix`."""
     metrics, why = Metrics(), "the weights are not finite, or the eigenvalues did not converge"
-    lost = true is None or learned is None
     metrics.put("spectral_radius_true", None if true is None else abs(true[0]), why)
     metrics.put(f"spectral_radius{suffix}", None if learned is None else abs(learned[0]), why)
-    if lost:
+    if true is None or learned is None:
         metrics.put(f"spectrum_R2{suffix}", None, why)
     else:
-        k = min(len(true), len(learned), N_LARGEST)  # the many near zero would decide otherwise
+        k = min(len(true), len(learned), N_LARGEST)  # without the many near zero, which would dominate
         put_fit(metrics, f"spectrum_R2{suffix}", np.abs(true[:k]), np.abs(learned[:k]))
     return metrics

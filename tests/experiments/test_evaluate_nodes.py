@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
 from flyjax.experiments import node
-from flyjax.recovery import clusters, normal_equations
-from flyjax.recovery.readout import per_recording
+from flyjax.recovery.least_squares import normal_equations
+from flyjax.recovery.samples import per_recording
 from flyjax.training import train_sweep
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=320, n_test_frames=60)
@@ -53,7 +53,7 @@ def test_concurrent_evaluation_gives_the_same_results_in_order(trained, cores, m
         ]
     for (found, evaluation), (expected, reference) in zip(together, alone, strict=True):
         assert [m for m in found[0] if found[0][m] != expected[0][m]] == []
-        np.testing.assert_array_equal(evaluation.found.weight, reference.found.weight)
+        np.testing.assert_array_equal(evaluation.estimate.weight, reference.estimate.weight)
     assert len({m[0]["connectivity_R2"] for m, _ in together}) == len(specs), "each has its own result"
 
 
@@ -73,14 +73,13 @@ def test_a_failing_evaluation_raises_in_order(trained, monkeypatch):
         next(got)
 
 
-def test_threads_that_compute_at_once_share_the_cores(monkeypatch):
-    monkeypatch.setattr(normal_equations, "cores", lambda: 8)
-    assert normal_equations._workers() == 8
-    with normal_equations.sharing(3):
-        assert normal_equations._workers() == 2
-    with normal_equations.sharing(20):
-        assert normal_equations._workers() == 1
-    assert normal_equations._workers() == 8
+@pytest.mark.parametrize("cores, threads_each", [(8, 2), (2, 1)])
+def test_concurrent_evaluations_share_the_cores(trained, cores, threads_each, monkeypatch):
+    learner, specs, runs, recordings = trained
+    monkeypatch.setattr(node, "evaluate_node", lambda *arguments: arguments[5:])
+    monkeypatch.setattr(node, "cores", lambda: cores)
+    got = list(node.evaluate_nodes(learner, specs, runs, recordings))
+    assert got == [()] + 4 * [(threads_each,)]  # the first is alone
 
 
 @pytest.mark.parametrize("capacity, most", [(1, 1), (2, 2), (99, 4)])
@@ -158,14 +157,3 @@ def test_recordings_are_computed_on_side_by_side_and_each_once():
         got = [pool.submit(slow, thing).result for thing in (one, other, one, other)]
         assert {f() for f in got} <= {1, 2}
     assert len(calls) == 2
-
-
-def test_warnings_are_quiet_while_any_thread_is_in_it():
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
-        with clusters._QUIET:
-            with clusters._QUIET:
-                warnings.warn("unheard")
-            warnings.warn("unheard still")
-        warnings.warn("heard")
-    assert [str(w.message) for w in seen] == ["heard"]

@@ -19,7 +19,7 @@ from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.models import losses, make_learner, parameter_groups, stimulus_field
 from flyjax.recovery import evaluate
-from flyjax.recovery.learned_stimulus import Believed, as_learned
+from flyjax.recovery.learned_stimulus import RecordingWithLearnedStimulus, with_learned_stimulus
 from flyjax.training import load_params, planning, train, train_sweep
 from flyjax.utils.errors import UserError
 
@@ -292,7 +292,7 @@ def test_what_is_judged_never_peeks_at_the_light(ends):
     learner, params, recording, test, held_out = ends
     honest = evaluate(learner, params, recording, test, held_out=held_out, with_ceiling=False).metrics
     # The same recording, its light replaced; derivatives stay those of the light that was shown.
-    dark = Believed(
+    dark = RecordingWithLearnedStimulus(
         **{f.name: getattr(recording, f.name) for f in dataclasses.fields(recording)}
         | {"luminance": recording.luminance[::-1].copy()},
         source=recording,
@@ -309,9 +309,9 @@ def test_what_is_judged_never_peeks_at_the_light(ends):
     assert changed and all(k.startswith("external_input_R2_inverted") for k in changed)
 
 
-def test_a_believed_recording_keeps_its_targets(ends):
+def test_a_recording_with_learned_stimulus_keeps_its_targets(ends):
     learner, params, recording, *_ = ends
-    seen = as_learned(learner, params, recording)
+    seen = with_learned_stimulus(learner, params, recording)
     frames = np.array([3, 500, 17])
     voltage, light, target = seen.pairs(frames)
     for mine, true in zip((voltage, target), recording.pairs(frames)[::2], strict=True):
@@ -319,7 +319,7 @@ def test_a_believed_recording_keeps_its_targets(ends):
     np.testing.assert_allclose(light, learner.luminance(params, frames), atol=1e-6)
     assert seen.fingerprint != recording.fingerprint and not np.allclose(light, recording.luminance[frames], atol=1e-3)
     given = make_learner(recording.connectome, Model(width=8))
-    assert as_learned(given, None, recording) is recording
+    assert with_learned_stimulus(given, None, recording) is recording
 
 
 def test_external_input_is_the_squared_correlation_on_frames_held_out(ends):

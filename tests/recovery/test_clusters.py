@@ -1,6 +1,6 @@
 """Clusters of neurons: matching, determinism, and what the true parameters allow."""
 
-from types import SimpleNamespace
+import warnings
 
 import numpy as np
 import pytest
@@ -28,8 +28,8 @@ def test_accuracy_does_not_depend_on_names_and_matches_one_to_one():
     types = np.repeat(np.arange(5), 10)
     permuted = np.random.default_rng(0).permutation(5)[types]
     assert accuracy(permuted, types) == 1.0
-    assert accuracy(np.zeros(50, int), types) == pytest.approx(0.2)  # one cluster can stand for one type only
-    split = np.arange(50) // 5  # two clusters per type: one of them is lost
+    assert accuracy(np.zeros(50, int), types) == pytest.approx(0.2)  # one cluster matches one type only
+    split = np.arange(50) // 5  # two clusters per type: one of them matches none
     assert accuracy(split, types) == pytest.approx(0.5)
     noisy = np.where(np.arange(50) % 7 == 0, (permuted + 1) % 5, permuted)
     table = np.array([[np.sum((noisy == a) & (types == b)) for b in range(5)] for a in range(5)])
@@ -39,7 +39,7 @@ def test_accuracy_does_not_depend_on_names_and_matches_one_to_one():
 def test_features_against_numpy(train):
     c, p = train.connectome, train.parameters
     embedding = np.random.default_rng(0).normal(size=(c.n_neurons, 2))
-    x = features(c, p.weight, p.tau, p.v_rest, embedding)
+    x = features(c, p, embedding)
     assert x.shape == (c.n_neurons, 8)
     weight = np.asarray(p.weight, np.float64)
     for i in range(0, c.n_neurons, 41):
@@ -58,7 +58,7 @@ def test_well_separated_types_are_found_and_seeds_repeat(train):
     x = centres[types] + 0.01 * rng.normal(size=(len(types), 6))
     m = cluster_metrics(x, types, seed=0, n_embedding=2)
     assert m.values["cluster_accuracy_65"] > 0.97 and m.values["ARI"] > 0.95
-    # 100 components split types, and only one of the pieces counts.
+    # 100 components split types, and only one of the parts counts.
     assert 0.6 < m.values["cluster_accuracy"] < 0.95
     assert m.values == cluster_metrics(x, types, seed=0, n_embedding=2).values
     shuffled = rng.permutation(len(types))
@@ -68,21 +68,20 @@ def test_well_separated_types_are_found_and_seeds_repeat(train):
     assert random.values["cluster_accuracy_65"] < 0.4 and abs(random.values["ARI"]) < 0.05
 
 
-def test_true_values_stand_beside_and_are_computed_once(train):
+def test_true_parameters_are_clustered_once_and_beside_the_estimate(train):
     p = train.parameters
-    found = SimpleNamespace(weight=np.asarray(p.weight), tau=true_tau(train), v_rest=np.asarray(p.v_rest))
-    m = all_cluster_metrics(found, None, train, seed=0).values
+    m = all_cluster_metrics(p._replace(tau=true_tau(train)), None, train, seed=0).values
     for name in ("cluster_accuracy", "cluster_accuracy_65", "ARI"):
         assert m[name] == m[f"{name}_true"]
     assert "cluster_accuracy_embedding" not in m
     assert true_cluster_metrics(train) is true_cluster_metrics(train)
 
 
-def test_a_refitted_circuit_is_clustered_as_the_true_one(train):
+def test_a_refit_is_clustered_by_the_features_of_the_true_parameters(train):
     p = train.parameters
-    found = SimpleNamespace(weight=np.zeros(8174), tau=true_tau(train), v_rest=np.asarray(p.v_rest))
-    right = SimpleNamespace(weight=np.asarray(p.weight), tau=true_tau(train), v_rest=np.asarray(p.v_rest))
-    m = all_cluster_metrics(found, np.random.default_rng(0).normal(size=(443, 8)), train, seed=0, refitted=right).values
+    exact = p._replace(tau=true_tau(train))
+    embedding = np.random.default_rng(0).normal(size=(443, 8))
+    m = all_cluster_metrics(exact._replace(weight=np.zeros(8174)), embedding, train, seed=0, refit=exact).values
     for name in ("cluster_accuracy", "cluster_accuracy_65", "ARI"):
         assert m[f"{name}_refit"] == m[f"{name}_true"] > m[name]
 
@@ -91,9 +90,17 @@ def test_what_cannot_be_clustered_is_none_with_a_reason(train):
     p = train.parameters
     weight = np.array(p.weight)
     weight[0] = np.nan
-    found = SimpleNamespace(weight=weight, tau=true_tau(train), v_rest=np.asarray(p.v_rest))
-    m = all_cluster_metrics(found, np.ones((443, 2)), train)
+    m = all_cluster_metrics(p._replace(weight=weight), np.ones((443, 2)), train)
     assert m.values["cluster_accuracy"] is None and "not finite" in m.reasons["cluster_accuracy"]
     assert m.values["cluster_accuracy_true"] is not None
     labels, reason = cluster(np.zeros((60, 3)), 65, 0)
     assert labels is None and "fewer" in reason
+
+
+def test_mixtures_that_do_not_converge_give_no_warning():
+    x = np.random.default_rng(0).normal(size=(2000, 6))  # without clusters
+    before = list(warnings.filters)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        labels, _ = cluster(x, 65, 0)
+    assert labels is not None and warnings.filters == before

@@ -1,14 +1,13 @@
 """Scores, rollouts and activity: perfect for the true functions, None with a reason where undefined."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
-from flyjax.recovery import compare, evaluate, rollout
+from flyjax.recovery import CircuitEstimate, compare, evaluate, rollout
 from flyjax.recovery.activity import activity, activity_line, describe, rank, signal_to_noise
 from flyjax.recovery.metrics import Metrics, circuit_metrics, evaluation_pairs, explained, input_metrics, true_tau
 from flyjax.recovery.rollout import CHUNK, rollout_metrics
@@ -42,7 +41,7 @@ def test_the_true_functions_are_perfect_everywhere(perfect):
     assert {k for k, v in m.items() if v is None} == set(m["reasons"])
 
 
-def test_a_message_offset_leaves_the_dynamics_and_costs_v_rest(both, perfect):
+def test_a_message_offset_changes_v_rest_but_not_the_dynamics(both, perfect):
     learner = TrueLearner(both[0].connectome, offset=0.3)
     m = evaluate(learner, learner.params(both[0]), *both).metrics
     assert m["test_R2"] > 0.999 and m["one_step_R2"] > 0.999 and m["connectivity_R2"] > 0.999
@@ -79,12 +78,12 @@ def test_tau_is_compared_with_the_integrated_one_and_far_weights_are_dropped(bot
     true = train.parameters
     weight = np.array(true.weight)
     weight[:3] += np.array([6, -6, 4.9], np.float32)
-    found = SimpleNamespace(weight=weight, tau=true_tau(train), v_rest=np.full_like(true.v_rest, np.nan))
+    found = CircuitEstimate(weight=weight, tau=true_tau(train), v_rest=np.full_like(true.v_rest, np.nan))
     m = circuit_metrics(found, train, suffix="_refit")
     assert m.values["connectivity_R2_refit_dropped"] == 2
-    kept = np.r_[2 : len(weight)]
+    close = np.r_[2 : len(weight)]
     assert m.values["connectivity_R2_refit"] == pytest.approx(
-        np.corrcoef(np.asarray(true.weight, np.float64)[kept], weight[kept])[0, 1] ** 2
+        np.corrcoef(np.asarray(true.weight, np.float64)[close], weight[close])[0, 1] ** 2
     )
     assert m.values["tau_R2_refit"] == pytest.approx(1.0)
     assert m.values["V_rest_R2_refit"] is None and "443 of 443" in m.reasons["V_rest_R2_refit"]
@@ -102,9 +101,9 @@ def test_input_is_solved_by_one_newton_step(both):
     params = learner.params(both[0])
     voltage, luminance, derivative = evaluation_pairs(test)
     c = test.connectome
-    seen = luminance[:, c.input_column]
+    true = luminance[:, c.input_column]
     solved = 0.5 + (derivative[:, c.inputs] - 0.75) / 2.0
-    expected = np.corrcoef(seen.ravel(), solved.ravel())[0, 1] ** 2
+    expected = np.corrcoef(true.ravel(), solved.ravel())[0, 1] ** 2
     assert input_metrics(learner, params, test).values["external_input_R2"] == pytest.approx(expected, abs=1e-4)
 
 
@@ -113,14 +112,14 @@ def test_rollout_against_a_numpy_loop(both):
     learner = TrueLearner(test.connectome, drift=-2.0)
     params = learner.params(both[0])
     run = rollout(learner, params, test)
-    assert len(test.voltage) > CHUNK + 1  # crosses a border of pieces
+    assert len(test.voltage) > CHUNK + 1  # more than one chunk
     v = np.asarray(test.voltage[0], np.float64)
     c, p = test.connectome, test.parameters
     for t in range(len(test.voltage) - 1):
-        seen = np.zeros(c.n_neurons)
-        seen[c.inputs] = test.luminance[t][c.input_column]
+        stimulus = np.zeros(c.n_neurons)
+        stimulus[c.inputs] = test.luminance[t][c.input_column]
         msg = np.bincount(c.receivers, np.asarray(p.weight, np.float64) * np.maximum(v, 0)[c.senders], c.n_neurons)
-        v = v + test.simulation.delta_t * ((-v + np.asarray(p.v_rest) + msg + seen) / true_tau(test) - 2.0 * v)
+        v = v + test.simulation.delta_t * ((-v + np.asarray(p.v_rest) + msg + stimulus) / true_tau(test) - 2.0 * v)
         assert np.allclose(run.voltage[t + 1], v, atol=1e-4)
     m = rollout_metrics(run, test).values
     true, learned = (np.asarray(a[1:], np.float64) for a in (test.voltage, run.voltage))
@@ -175,6 +174,6 @@ def test_activity_numbers_on_known_traces(both):
     run = rollout(learner, learner.params(both[0]), both[1])
     content = activity(both[0], run)
     line = activity_line(content)
-    # The signal-to-noise ratio takes the true tau: it is in activity.json and not in a line that blind searches see.
+    # The signal-to-noise ratio needs the true tau: it is in activity.json, not in the line that a blind search shows.
     assert "\n" not in line and "rollout" in line and "SNR" not in line and content["recording"]["snr"] >= 0
     json.dumps(content, allow_nan=False)

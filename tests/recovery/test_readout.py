@@ -1,5 +1,7 @@
 """The read-out of W*, tau and V_rest: on the true functions, and against NumPy on a real network."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,8 @@ from flyjax.config import Model
 from flyjax.models import make_learner
 from flyjax.recovery import compare, extract
 from flyjax.recovery.metrics import true_tau
-from flyjax.recovery.readout import N_FRAMES, N_POINTS, _extract, fit_lines, moments, probe
+from flyjax.recovery.readout import N_FRAMES, N_POINTS, _extract, fit_lines, probe
+from flyjax.recovery.samples import moments
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def network(train):
 
 def test_true_functions_give_back_the_circuit(train):
     learner = TrueLearner(train.connectome)
-    found = extract(learner, learner.params(train), train)
+    found = extract(learner, learner.params(train), train).estimate
     assert np.allclose(found.weight, train.parameters.weight, rtol=2e-4, atol=1e-5)
     assert np.allclose(found.tau, true_tau(train), rtol=2e-4)
     assert np.allclose(found.v_rest, train.parameters.v_rest, atol=2e-4)
@@ -38,7 +41,7 @@ def test_true_functions_give_back_the_circuit(train):
 
 def test_a_constant_in_the_message_is_absorbed_by_v_rest_alone(train):
     learner = TrueLearner(train.connectome, offset=0.2)
-    found, true = extract(learner, learner.params(train), train), train.parameters
+    found, true = extract(learner, learner.params(train), train).estimate, train.parameters
     assert compare(true.weight, found.weight).R2 > 0.9999
     assert compare(true_tau(train), found.tau).R2 > 0.9999
     c = train.connectome
@@ -53,10 +56,10 @@ def test_the_scale_shared_by_message_and_weight_drops_out(train):
     learner = TrueLearner(train.connectome, scale=scale)
     params = learner.params(train)
     assert compare(train.parameters.weight, params["W"]).R2 < 0.9
-    found = extract(learner, params, train)
-    heard = (probe(train).mean + probe(train).std > 0)[train.connectome.senders]  # s_g is 1 for the others
-    assert heard.mean() > 0.5
-    assert np.allclose(found.weight[heard], np.asarray(train.parameters.weight)[heard], rtol=5e-4, atol=1e-5)
+    found = extract(learner, params, train).estimate
+    active = (probe(train).mean + probe(train).std > 0)[train.connectome.senders]  # s_g is 1 for the others
+    assert active.mean() > 0.5
+    assert np.allclose(found.weight[active], np.asarray(train.parameters.weight)[active], rtol=5e-4, atol=1e-5)
 
 
 def test_every_formula_against_numpy(train, network):
@@ -71,10 +74,10 @@ def test_every_formula_against_numpy(train, network):
     g = np.asarray(learner.message(params, v), np.float64)
     msg = np.zeros_like(g)
     np.add.at(msg, c.receivers, np.asarray(params["W"], np.float64)[:, None] * g[c.senders])
-    seen = np.zeros(v.shape, np.float32)
-    seen[c.inputs] = train.luminance[frames].T[c.input_column]
+    stimulus = np.zeros(v.shape, np.float32)
+    stimulus[c.inputs] = train.luminance[frames].T[c.input_column]
     h = 1e-2
-    up, down = (learner.update(params, v, jnp.asarray(msg + s, jnp.float32), jnp.asarray(seen)) for s in (h, -h))
+    up, down = (learner.update(params, v, jnp.asarray(msg + s, jnp.float32), jnp.asarray(stimulus)) for s in (h, -h))
     gain = np.median((np.asarray(up, np.float64) - np.asarray(down)) / (2 * h), axis=1)
     assert np.allclose(gain, found.gain, atol=1e-3)
 
@@ -92,30 +95,28 @@ def test_every_formula_against_numpy(train, network):
         expected = 1.0 if mean[i] + std[i] <= 0 else np.polyfit(positive[i].astype(np.float64), g[i], 1)[0]
         assert np.isclose(found.slope_g[i], expected, rtol=2e-3, atol=1e-5)
     with np.errstate(divide="ignore"):
-        assert np.allclose(found.tau, np.clip(-1 / found.slope_f, 0, 1), rtol=1e-5)
-        assert np.allclose(found.v_rest, -found.offset_f / found.slope_f, rtol=1e-5)
+        assert np.allclose(found.estimate.tau, np.clip(-1 / found.slope_f, 0, 1), rtol=1e-5)
+        assert np.allclose(found.estimate.v_rest, -found.offset_f / found.slope_f, rtol=1e-5)
         product = (
             -np.asarray(params["W"]) * found.slope_g[c.senders] * found.gain[c.receivers] / found.slope_f[c.receivers]
         )
-    assert np.allclose(found.weight, product, rtol=1e-4)
+    assert np.allclose(found.estimate.weight, product, rtol=1e-4)
 
 
-def test_a_neuron_that_never_rises_keeps_its_weight_as_trained(train):
-    import dataclasses
-
+def test_a_silent_neuron_has_slope_one_and_a_constant_neuron_is_finite(train):
     voltage = train.voltage.copy()
     voltage[:, 5] = -1.0 + 1e-2 * np.sin(np.arange(len(voltage)))
     silent = dataclasses.replace(train, voltage=voltage)
     learner = TrueLearner(train.connectome)
     found = extract(learner, learner.params(train), silent)
     assert found.slope_g[5] == 1.0
-    voltage[:, 5] = 0.3  # constant: probed all the same, on a narrow interval
-    still = dataclasses.replace(train, voltage=voltage.copy())
-    found = extract(learner, learner.params(train), still)
+    voltage[:, 5] = 0.3  # constant: probed on a narrow interval
+    constant = dataclasses.replace(train, voltage=voltage.copy())
+    found = extract(learner, learner.params(train), constant).estimate
     assert np.isfinite(found.weight).all() and np.isclose(found.tau[5], true_tau(train)[5], rtol=0.05)
 
 
-def test_another_node_compiles_nothing(train, network):
+def test_an_equal_learner_compiles_nothing(train, network):
     learner, params = network
     extract(learner, params, train)
     before = _extract._cache_size()
@@ -125,7 +126,7 @@ def test_another_node_compiles_nothing(train, network):
 
 
 @pytest.mark.parametrize("n_points", [7, 1000])
-def test_lines_are_fitted_exactly_whatever_the_pieces(n_points):
+def test_lines_are_fitted_exactly_for_any_chunks(n_points):
     slope, offset = jnp.array([-3.0, 0.5, 20.0]), jnp.array([1.0, 0.0, -4.0])
     low, width = jnp.array([-1.0, 2.0, 0.0]), jnp.array([0.1, 3.0, 0.5])
     found = fit_lines(lambda v: slope[:, None] * v + offset[:, None], low, width, n_points)

@@ -49,14 +49,14 @@ def test_the_partial_spectrum_is_the_beginning_of_the_full_one(both, monkeypatch
     assert spectrum(c, weight * np.float32("nan")) is None
 
 
-def test_metrics_of_a_scaled_circuit_and_of_a_lost_one(both):
+def test_metrics_of_a_scaled_circuit_and_of_a_missing_one(both):
     c, weight = both[0].connectome, np.asarray(both[0].parameters.weight)
     true = spectrum(c, weight)
     m = spectrum_metrics(true, spectrum(c, 1.5 * weight), "_refit").values
     assert m["spectrum_R2_refit"] == pytest.approx(1.0) and m["spectrum_R2_refit_slope"] == pytest.approx(1.5)
     assert m["spectral_radius_refit"] == pytest.approx(1.5 * m["spectral_radius_true"])
-    lost = spectrum_metrics(true, None)
-    assert lost.values["spectrum_R2"] is None and lost.reasons["spectral_radius"]
+    missing = spectrum_metrics(true, None)
+    assert missing.values["spectrum_R2"] is None and missing.reasons["spectral_radius"]
 
 
 def colours(path):
@@ -67,7 +67,7 @@ def test_figures_show_what_was_learned(good, both, tmp_path):
     """Small files; without a refit nothing is blue."""
     train = both[0]
     true = spectrum(train.connectome, train.parameters.weight)
-    without = dataclasses.replace(good, refitted=None)
+    without = dataclasses.replace(good, refit=None)
     drawn = {
         "spectrum": (
             lambda p, e, z: circuit.spectrum_figure(p, train.connectome, true, [true, z]),
@@ -88,19 +88,18 @@ def test_figures_show_what_was_learned(good, both, tmp_path):
         assert blue(path) > labels + 150
 
 
-def test_functions_of_every_type_and_lost_networks(good, both, tmp_path):
+def test_functions_of_every_type_and_networks_that_are_not_finite(good, both, tmp_path):
     train, nan = both[0], np.float32("nan")
     path = circuit.type_functions_figure(tmp_path / "a.png", good, train)
     assert path.stat().st_size < 150_000
     moved = dataclasses.replace(good, curves=dataclasses.replace(good.curves, update=good.curves.update + 30))
     other = circuit.type_functions_figure(tmp_path / "b.png", moved, train)
     assert np.mean((colours(path) != colours(other)).any(axis=1)) > 0.005
-    lost = dataclasses.replace(
-        good, found=good.found._replace(weight=good.found.weight * nan, tau=good.found.tau * nan), refitted=None,
-        curves=dataclasses.replace(good.curves, message=good.curves.message * nan, update=good.curves.update * nan),
-    )  # fmt: skip
+    estimate = good.estimate._replace(weight=good.estimate.weight * nan, tau=good.estimate.tau * nan)
+    curves = dataclasses.replace(good.curves, message=good.curves.message * nan, update=good.curves.update * nan)
+    broken = dataclasses.replace(good, estimate=estimate, refit=None, curves=curves)
     for k, draw in enumerate((circuit.types_figure, circuit.type_functions_figure)):
-        assert draw(tmp_path / f"{k}.png", lost, train).stat().st_size > 2000
+        assert draw(tmp_path / f"{k}.png", broken, train).stat().st_size > 2000
     assert circuit.spectrum_figure(tmp_path / "c.png", train.connectome, None, [None, None]).exists()
 
 
@@ -118,6 +117,6 @@ def test_the_table_holds_every_score_once(good, both):
     assert rest | shown | {"reasons"} == set(good.metrics)
     assert not any(k.endswith(("_slope", "_identity")) for k in rest if k.startswith(("connectivity", "tau", "V_rest")))
     types = type_table(good, both[0])
-    assert len(types) == 65 and all(0 <= r["told"] <= 1 for r in types if r["told"] is not None)
-    told = np.average([r["told"] or 0 for r in types], weights=[r["n_edges"] for r in types])
-    assert told == pytest.approx(good.metrics["identifiable_edges"])
+    assert len(types) == 65 and all(0 <= (r["identifiable"] or 0) <= 1 for r in types)
+    share = np.average([r["identifiable"] or 0 for r in types], weights=[r["n_edges"] for r in types])
+    assert share == pytest.approx(good.metrics["identifiable_edges"])

@@ -60,10 +60,10 @@ def test_a_lost_network_is_drawn_all_the_same(name, both, tmp_path):
     lost = judged(both, drift=500.0)
     assert lost.rollout.divergence_frame is not None
     nan = np.float32("nan")
-    found = lost.found._replace(
-        weight=lost.found.weight * nan, v_rest=np.where(np.arange(443) % 2, nan, lost.found.v_rest)
+    estimate = lost.estimate._replace(
+        weight=lost.estimate.weight * nan, v_rest=np.where(np.arange(443) % 2, nan, lost.estimate.v_rest)
     )
-    broken = dataclasses.replace(lost, found=found, embedding=lost.embedding * nan)
+    broken = dataclasses.replace(lost, estimate=estimate, embedding=lost.embedding * nan)
     draw, which = FIGURES[name]
     assert draw(tmp_path / f"{name}.png", broken, both[which]).stat().st_size > 2000
 

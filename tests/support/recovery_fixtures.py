@@ -1,4 +1,4 @@
-"""Recordings shared by the recovery tests: extent 1, a truth drawn per type on the spot."""
+"""Recordings shared by the recovery tests: extent 1, parameters drawn per cell type."""
 
 from functools import cache
 
@@ -12,7 +12,7 @@ SIMULATION = Simulation(extent=1, visual_input_type="scenes_texture", n_frames=1
 
 
 @cache
-def truth():
+def circuit():
     """(connectome, parameters): in-weights of norm 0.7, time constants 10-200 ms (some below dt)."""
     c = build_connectome(1)
     rng = np.random.default_rng(0)
@@ -26,5 +26,5 @@ def truth():
 @cache
 def recordings(noise: float = 0.05):
     """(training, test)."""
-    c, p = truth()
+    c, p = circuit()
     return tuple(record(SIMULATION, noise, split=split, connectome=c, parameters=p) for split in ("train", "test"))

@@ -1,4 +1,4 @@
-"""A learner whose functions are the true ones: what every metric must score as perfect."""
+"""A learner with the true functions, for which every metric must be perfect."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,10 @@ from flyjax.recovery.metrics import true_tau
 
 
 class TrueLearner:
-    """g = relu and f = (-v + V_rest + msg + I) / tau*, with switches that break one thing each.
+    """g = relu and f = (-v + V_rest + msg + I) / tau*, with options that change one property each.
 
-    `offset` is added to g and taken out of f again: the dynamics stay the same. `scale` (N,)
-    multiplies g, to be divided out of W. `drift` is added to f.
+    `offset` is added to g and compensated in f, so that the dynamics stay the same. `scale` (N,) multiplies g and
+    divides W. `drift` times v is added to f.
     """
 
     def __init__(self, connectome, offset=0.0, scale=None, drift=0.0):
@@ -21,7 +21,7 @@ class TrueLearner:
     def params(self, recording):
         p, c = recording.parameters, self.connectome
         weight = np.asarray(p.weight) / self.scale[c.senders]
-        # A constant in g reaches neuron i as offset * sum_j W_ij, which V_rest then has to take back.
+        # A constant in g reaches neuron i as offset * sum_j W_ij, which V_rest compensates.
         summed = np.bincount(c.receivers, weight, c.n_neurons).astype(np.float32)
         return {
             "W": jnp.asarray(weight),
@@ -40,5 +40,5 @@ class TrueLearner:
         c, v = self.connectome, voltage.T
         sent = params["W"][:, None] * self.message(params, v)[c.senders]
         msg = jax.ops.segment_sum(sent, c.receivers, c.n_neurons)
-        seen = jnp.zeros_like(v).at[c.inputs].set(luminance.T[c.input_column])
-        return self.update(params, v, msg, seen).T
+        stimulus = jnp.zeros_like(v).at[c.inputs].set(luminance.T[c.input_column])
+        return self.update(params, v, msg, stimulus).T

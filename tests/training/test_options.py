@@ -263,7 +263,7 @@ def test_known_ode_is_read_off_as_it_is(recording):
         "log_tau": jnp.log(jnp.asarray(rng.uniform(0.03, 0.2, recording.connectome.n_neurons), jnp.float32)),
         "v_rest": jnp.asarray(rng.normal(size=recording.connectome.n_neurons), jnp.float32),
     }
-    found = extract(learner, params, recording)
+    found = extract(learner, params, recording).estimate
     np.testing.assert_allclose(found.tau, np.exp(params["log_tau"]), rtol=1e-2)
     np.testing.assert_allclose(found.v_rest, params["v_rest"], atol=1e-2)
     np.testing.assert_allclose(found.weight, params["W"], rtol=2e-2, atol=1e-3)

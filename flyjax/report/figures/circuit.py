@@ -152,7 +152,7 @@ def types_figure(path: str | Path, evaluation: Evaluation, train_recording: Reco
     """Time constant, resting potential and error of incoming weights of every cell type: median and quartiles."""
     c, p = train_recording.connectome, train_recording.parameters
     order = type_order(c.cell_types)
-    estimates = [evaluation.found, evaluation.refitted]
+    estimates = [evaluation.estimate, evaluation.refit]
     weight, receiving = np.asarray(p.weight, np.float64), c.cell_type[c.receivers]
     with np.errstate(invalid="ignore"):  # a type without incoming edges
         count = np.bincount(receiving, minlength=c.n_types)

@@ -62,7 +62,7 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
 
     A field is determined up to gain and offset; the figure takes those that fit best over the training frames.
     """
-    recording: Any = evaluation.seen  # with the stimulus as learned, and the true recording as its source
+    recording: Any = evaluation.recording  # with the stimulus as learned, and the true recording as its source
     held_out = np.asarray(evaluation.held_out)
     true = np.asarray(recording.source.luminance)
     trained = np.setdiff1d(np.arange(len(true)), held_out)

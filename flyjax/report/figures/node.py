@@ -118,7 +118,7 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
 @house_style
 def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
     """Learned against true parameters: W corrected and as trained, tau and V_rest of neurons and cell types."""
-    c, p, found = train_recording.connectome, train_recording.parameters, evaluation.found
+    c, p, found = train_recording.connectome, train_recording.parameters, evaluation.estimate
     true = np.asarray(p.weight)
     figure = new_figure(9.6, 2.75)
     place = {"left": 0.065, "right": 0.995, "bottom": 0.17, "top": 0.88, "wspace": 0.36}

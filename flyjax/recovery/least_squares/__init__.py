@@ -1,0 +1,1 @@
+"""Small least-squares problems, one per neuron, streamed over the frames of a recording."""
