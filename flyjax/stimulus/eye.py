@@ -1,10 +1,9 @@
-"""The hexagonal box eye of flyvis: pixels to columns, symmetries of the lattice, frame rates.
+"""The hexagonal box eye of flyvis: pixels to columns, and frame rates.
 
-Convention (Lappalainen et al. 2024): column (u, v) looks at the k x k box centred at row
-k (u + v/2), column k v from the image centre (H//2, W//2), both truncated towards zero; rows grow
-downwards. An image that does not hold every box centre is first resized (bilinear) to the smallest
-one that does; where boxes overlap its border, means and sums continue it by zeros and medians by
-reflection.
+Convention (Lappalainen et al. 2024, Nature): column (u, v) looks at the k x k box centred at row k (u + v/2), column
+k v from the image centre (H//2, W//2), both truncated towards zero; rows grow downwards. An image that does not include
+every box centre is first resized (bilinear) to the smallest one that does; where boxes overlap its border, means and
+sums continue it by zeros and medians by reflection.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from jaxtyping import Float32, Int, Int32, Real
 from PIL import Image
 
 from flyjax.utils.errors import UserError
@@ -20,9 +20,9 @@ from flyjax.utils.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class BoxEye:
-    """Columns (n_col, 2) of integers (u, v), seen through boxes `kernel` pixels wide (odd)."""
+    """Columns (u, v) that see through boxes `kernel` pixels wide (odd)."""
 
-    columns: np.ndarray
+    columns: Int[np.ndarray, "n_col 2"]
     kernel: int = 13
 
     def __post_init__(self):
@@ -30,15 +30,15 @@ class BoxEye:
             raise UserError(f"the eye's kernel must be odd and positive, got {self.kernel}")
 
     @cached_property
-    def receptor_centres(self) -> np.ndarray:
-        """(n_col, 2) int32: row and column of each box centre, relative to the image centre."""
+    def receptor_centres(self) -> Int32[np.ndarray, "n_col 2"]:
+        """Row and column of each box centre, px from the image centre."""
         u, v = np.asarray(self.columns, np.float64).T
         # The cast truncates towards zero, as flyvis does.
         return np.stack([self.kernel * (u + v / 2), self.kernel * v], axis=1).astype(np.int32)
 
     @cached_property
     def min_frame_size(self) -> tuple[int, int]:
-        """Height and width (px) of the smallest image that holds every box centre."""
+        """Height and width (px) of the smallest image that includes every box centre."""
         span = self.receptor_centres.max(0) - self.receptor_centres.min(0) + 1
         return int(span[0]), int(span[1])
 
@@ -66,42 +66,41 @@ class BoxEye:
             pixels = np.where(inside, pixels, np.zeros((), frames.dtype))
         return pixels.reshape(*frames.shape[:-2], len(self.columns), -1)
 
-    def __call__(self, frames: np.ndarray, how: str = "mean") -> np.ndarray:
+    def __call__(self, frames: Real[np.ndarray, "... H W"], how: str = "mean") -> Float32[np.ndarray, "... n_col"]:
         """Render images at the columns.
 
-        Args:
-            frames: (..., H, W) of any real type.
-            how: 'mean' (luminance), 'sum' (flow) or 'median' (depth).
+        **Arguments:**
 
-        Returns:
-            (..., n_col) float32.
+        - `how`: 'mean' (luminance), 'sum' (flow) or 'median' (depth).
+
+        **Raises:** `UserError` for another name.
         """
+        if how not in ("mean", "sum", "median"):
+            raise UserError(f"the eye renders 'mean', 'sum' or 'median', not {how!r}")
         boxes = self._boxes(self.fit(np.asarray(frames)), reflect=how == "median")
-        if how == "mean":
-            return boxes.mean(-1, dtype=np.float64).astype(np.float32)
-        if how == "sum":
-            return boxes.sum(-1, dtype=np.float64).astype(np.float32)
         if how == "median":
             return np.median(boxes, axis=-1).astype(np.float32)
-        raise UserError(f"the eye renders 'mean', 'sum' or 'median', not {how!r}")
+        return getattr(boxes, how)(-1, dtype=np.float64).astype(np.float32)
 
 
 def resample(frames: np.ndarray, source_rate: float, target_rate: float, how: str = "nearest") -> np.ndarray:
     """Resample (T, ...) frames from one frame rate (1/s) to another.
 
-    'nearest' repeats frames (luminance: the screen holds them), sampled at the centres of the new
-    frames; 'linear' interpolates with first and last frame kept (flow). Both give
-    ceil(T target / source) frames, as flyvis does: 19 frames at 24/s are 40 at 50/s.
+    'nearest' repeats frames (luminance, as a screen does), sampled at the centres of the new frames; 'linear'
+    interpolates between the first and the last frame (flow). Both give ceil(T target / source) frames, as flyvis does:
+    19 frames at 24/s are 40 at 50/s.
+
+    **Raises:** `UserError` for another way to resample.
     """
     n = len(frames)
-    # A hair less, so that an exact product is not lifted by its rounding error.
+    # Slightly less, so that the rounding error of an exact product adds no frame.
     n_out = max(1, int(np.ceil(n * target_rate / source_rate - 1e-9)))
     if how == "nearest":
         index = np.floor((np.arange(n_out) + 0.5) * n / n_out).astype(np.int64)
         return frames[np.minimum(index, n - 1)]
     if how == "linear":
-        at = np.linspace(0, n - 1, n_out)
-        low = np.minimum(at.astype(np.int64), max(n - 2, 0))
-        weight = (at - low).reshape(-1, *[1] * (np.ndim(frames) - 1)).astype(np.float32)
+        position = np.linspace(0, n - 1, n_out)
+        low = np.minimum(position.astype(np.int64), max(n - 2, 0))
+        weight = (position - low).reshape(-1, *[1] * (np.ndim(frames) - 1)).astype(np.float32)
         return frames[low] * (1 - weight) + frames[np.minimum(low + 1, n - 1)] * weight
     raise UserError(f"resampling is 'nearest' or 'linear', not {how!r}")

@@ -1,10 +1,9 @@
-"""Periodic textures and their box means: what moves in the built-in scenes.
+"""Periodic textures of the built-in scenes, and their box means.
 
-A texture is a square tile of `TILE` columns, `PIXELS` pixels per column, that repeats without a
-seam. A column of the eye sees the mean over a box of one column (flyvis: 13 x 13 px); a magnified
-or receding surface is seen through a smaller or larger box in the texture's own coordinates. The
-tile is therefore stored as a stack of exact box means of graded widths, computed in the Fourier
-domain, and read by trilinear interpolation: no aliasing, no per-frame rendering.
+A texture is a square tile of `TILE` columns, `PIXELS` pixels per column, that repeats without a seam. A column of the
+eye sees the mean over a box of one column (flyvis: 13 x 13 px); a magnified or receding surface is seen through a
+smaller or larger box in the texture's own coordinates. The tile is therefore stored as a stack of exact box means of
+graded widths, computed in the Fourier domain, and read by trilinear interpolation: no aliasing, no per-frame rendering.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ import zlib
 from functools import lru_cache
 
 import numpy as np
+from jaxtyping import Float, Float32
 
 TILE = 64  # columns
 PIXELS = 4  # per column
@@ -23,7 +23,7 @@ WIDTHS = 0.25 * 2.0 ** (np.arange(N_LEVELS) / 2)
 
 
 def generator(*entropy) -> np.random.Generator:
-    """Random numbers of their own for every tuple of names and integers."""
+    """An independent stream of random numbers for every tuple of names and integers."""
     return np.random.default_rng([zlib.crc32(e.encode()) if isinstance(e, str) else int(e) for e in entropy])
 
 
@@ -31,14 +31,14 @@ def _noise(rng, exponent: float, low_cut: float = 1.0) -> np.ndarray:
     """Gaussian field with amplitude spectrum f^-exponent, zero mean, unit variance."""
     fy, fx = np.fft.fftfreq(SIZE, 1 / SIZE)[:, None], np.fft.rfftfreq(SIZE, 1 / SIZE)[None, :]
     f = np.hypot(fy, fx)
-    # Below a few cycles per tile a field of view would be all shade and no structure.
+    # Lower frequencies would only shade a field of view.
     amplitude = np.where(f > 0, np.maximum(f, low_cut) ** -exponent, 0.0)
     field = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((SIZE, SIZE))) * amplitude, s=(SIZE, SIZE))
     return field / field.std()
 
 
 def _cloud(rng) -> np.ndarray:
-    """A 1/f image, squashed into (0, 1) with the dark skew of natural luminance."""
+    """A 1/f image, mapped into (0, 1) with the dark skew of natural luminance."""
     field = _noise(rng, rng.uniform(0.9, 1.3), low_cut=3.0)
     return 1 / (1 + np.exp(-1.8 * field + 0.5))
 
@@ -71,8 +71,8 @@ _KINDS = {"cloud": _cloud, "leaves": _dead_leaves, "foliage": _foliage}
 
 
 @lru_cache(maxsize=48)
-def texture(kind: str, split: str, seed: int, index: int) -> np.ndarray:
-    """Box means of one tile: (N_LEVELS, SIZE, SIZE) float32 in [0, 1]."""
+def texture(kind: str, split: str, seed: int, index: int) -> Float32[np.ndarray, "N_LEVELS SIZE SIZE"]:
+    """Box means of one tile, in [0, 1]; `kind` is cloud, leaves or foliage."""
     spectrum = np.fft.rfft2(_KINDS[kind](generator(kind, split, seed, index)))
     cycles_y = np.fft.fftfreq(SIZE, 1 / PIXELS)[:, None]  # per column
     cycles_x = np.fft.rfftfreq(SIZE, 1 / PIXELS)[None, :]
@@ -82,16 +82,19 @@ def texture(kind: str, split: str, seed: int, index: int) -> np.ndarray:
     return stack
 
 
-def sample(stack: np.ndarray, x: np.ndarray, y: np.ndarray, width: np.ndarray) -> np.ndarray:
-    """Mean of a tile over boxes of one `width` per frame.
+def sample(
+    stack: Float32[np.ndarray, "N_LEVELS SIZE SIZE"],
+    x: Float[np.ndarray, "frames n"],
+    y: Float[np.ndarray, "frames n"],
+    width: Float[np.ndarray, " frames"],
+) -> Float32[np.ndarray, "frames n"]:
+    """Mean of a tile over boxes of one width per frame.
 
-    Args:
-        stack: (N_LEVELS, SIZE, SIZE), of `texture`.
-        x, y: (frames, n) positions in columns; the tile repeats.
-        width: (frames,) box width in columns, held to WIDTHS' range.
+    **Arguments:**
 
-    Returns:
-        (frames, n) float32.
+    - `stack`: of `texture`.
+    - `x`, `y`: positions in columns; the tile repeats.
+    - `width`: box width in columns, clipped to the range of `WIDTHS`.
     """
     level = np.clip(2 * np.log2(np.asarray(width) / WIDTHS[0]), 0, N_LEVELS - 1)
     low = np.minimum(level.astype(np.int64), N_LEVELS - 2)
