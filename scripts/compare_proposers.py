@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, prepare_devices, run
+from _cli import ROOT, make_app, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:
@@ -128,7 +128,7 @@ def main(
         cache,
         ROOT / "protocol.md",
         real,
-        console.say,
+        console.log,
         transcripts,
     )
     complete = add_regret(rows)
@@ -160,8 +160,8 @@ def main(
         about.append(f"- Left out: {', '.join(left_out)}.")
     path = write_comparison(out, rows, "\n".join(about))
     trained = f"; {real.trained} trainings in {real.seconds:.0f} s" if real else ""
-    console.say(path.read_text())
-    console.say(f"Wrote {path}, .csv and .png after {time.monotonic() - began:.0f} s{trained}")
+    console.log(path.read_text())
+    console.log(f"Wrote {path}, .csv and .png after {time.monotonic() - began:.0f} s{trained}")
 
 
 if __name__ == "__main__":

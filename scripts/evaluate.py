@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import prepare_devices, run
+from _cli import make_app, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:

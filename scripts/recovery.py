@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, commit, prepare_devices, run
+from _cli import ROOT, commit, make_app, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:
@@ -51,7 +51,7 @@ def main(
     from flyjax.experiments.benchmark import measured_on
     from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
-    from flyjax.utils.signals import stoppable
+    from flyjax.utils.signals import interruptible
 
     console = Console()
     columns = (
@@ -63,7 +63,7 @@ def main(
     machine_ = {**measured_on(), "commit": commit()}
 
     def trained(one, setting, experiment):
-        with stoppable() as check, Progress(*columns, console=console, transient=True) as bar:
+        with interruptible() as check, Progress(*columns, console=console, transient=True) as bar:
             task = bar.add_task("recording, compiling", total=None)
 
             def show(p):

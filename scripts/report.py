@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import run
+from _cli import make_app, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode="markdown")
+app = make_app("markdown")
 
 EPILOG = """
 **Examples**

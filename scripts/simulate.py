@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import run
+from _cli import make_app, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:
@@ -44,7 +44,8 @@ def main(
     strip: Annotated[Path | None, typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
 ):  # fmt: skip
     """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
-    from flyjax.cli.console import Console, with_stand_ins
+    from flyjax.cli.console import Console
+    from flyjax.cli.fallbacks import apply_stimulus_fallbacks
     from flyjax.config import Experiment, parse_experiment
     from flyjax.experiments import simulate
 
@@ -69,11 +70,11 @@ def main(
             ["stimulus", "mean", "contrast", "frame_contrast", "temporal_slope"],
         )
         path = scenes_figure(strip, columns, seed=seed, dt=dt)
-        console.say(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
+        console.log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
         return
-    experiment, _, used = with_stand_ins(experiment, allow_fallback)
+    experiment, _, used = apply_stimulus_fallbacks(experiment, allow_fallback)
     for missing, name in used.items():
-        console.say(f"{missing} is not there: {name} instead")
+        console.log(f"{missing} is not there: {name} instead")
     simulation = experiment.simulation
     name = simulation.visual_input_type.replace(":", "").replace("+", "-")
     folder = out or Path("runs") / f"simulate-{name}-{extent}"

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, prepare_devices, run
+from _cli import ROOT, make_app, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:
@@ -44,7 +44,7 @@ def main(
     experiment = load_experiment(config, settings)
     candidates = sweep_candidates(experiment)
     console = Console()
-    console.say(describe(experiment, candidates, memory))
+    console.log(describe(experiment, candidates, memory))
     if not dry_run:
         run_sweep(experiment, candidates, run_dir or Path("runs") / experiment.name, console, viewers or ())
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, prepare_devices, run
+from _cli import ROOT, make_app, prepare_devices, run
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+app = make_app()
 
 EXAMPLES = """
 Examples:
@@ -40,7 +40,7 @@ def main(
     experiment = load_experiment(config, settings)
     out, console = run_dir or Path("runs") / f"{experiment.name}-train", Console()
     if dry_run:
-        console.say(describe(experiment, [experiment.training], memory))
+        console.log(describe(experiment, [experiment.training], memory))
     else:
         run_sweep(experiment, [experiment.training], out, console, viewers or ())
 

@@ -218,7 +218,7 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     model: Model = experiment.model
     recordings, elsewhere = _recordings(folder, simulation)
     if elsewhere:
-        console.say(elsewhere)
+        console.log(elsewhere)
     learner = learner_for(simulation, model)
     unknown = learner.learns_stimulus
     if lesion and unknown:
@@ -228,12 +228,12 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
     title = f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}"
-    console.say(f"{title}\n{LEGEND}")
+    console.log(f"{title}\n{LEGEND}")
     told = dict(zip(stated["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
     finished = [seed for seed in told if told[seed].get("final_loss") is not None]
     for seed in told:
         if seed not in finished:
-            console.say(f"seed {seed}: {told[seed]['reasons'].get('connectivity_R2', 'no result')}")
+            console.log(f"seed {seed}: {told[seed]['reasons'].get('connectivity_R2', 'no result')}")
     if not finished:
         return
     best = min(finished, key=lambda seed: told[seed]["final_loss"])  # a choice that needs no ground truth
@@ -252,15 +252,16 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
         for more in further:
             metrics = {**metrics, **more.values, "reasons": {**metrics["reasons"], **more.reasons}}
         judged[seed] = metrics
-        console.say(f"seed {seed}")
+        console.log(f"seed {seed}")
         console.table(recovery_table(metrics), COLUMNS)
         console.table(other_metrics(metrics), ["metric", "value", "note"])
-    console.say(f"cell types, seed {best} ({TYPE_LEGEND})")
+    console.log(f"cell types, seed {best} ({TYPE_LEGEND})")
     console.table(_short(types), list(TYPE_COLUMNS.values()))
     _write(folder, title, judged, best, types)
     if choices := node_selection(where):
-        console.say(
-            "choosing among the nodes of a block, on the truth and without it (value, regret: connectivity_R2 there, and its difference from the best)"
+        console.log(
+            "choosing among the nodes of a block with and without the ground truth (value: connectivity_R2 of the "
+            "chosen node; regret: its difference from the best)"
         )
         console.table(choices, list(choices[0]))
-    console.say(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")
+    console.log(f"evaluation.md, evaluation.json, per_type.csv in {folder}; figures in {folder / 'figures'}")

@@ -111,7 +111,7 @@ def show(
     console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
     if save:
         path = out / "recording"
-        console.say(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
+        console.log(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
     if pictures:
-        draw(recording, out, console.say)
+        draw(recording, out, console.log)
     return recording

@@ -160,7 +160,7 @@ def run_sweep(
     # More than three settings would wrap into a tower.
     console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
     remove_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
-    console.say(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
+    console.log(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 
 

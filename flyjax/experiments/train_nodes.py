@@ -26,7 +26,7 @@ from flyjax.report.figures.learned_stimulus import stimulus_field_figure
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.loggers import Watcher
 from flyjax.utils.atomic_io import write_json
-from flyjax.utils.errors import in_one_line
+from flyjax.utils.errors import as_user_errors
 
 
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
@@ -53,7 +53,7 @@ def _write_node(
     np.savez_compressed(folder / "losses.npz", **{f"seed_{t.seed}": t.losses for t in trained})
 
 
-@in_one_line()
+@as_user_errors()
 def train_nodes(
     experiment: Experiment,
     specs: Sequence[NodeSpec],

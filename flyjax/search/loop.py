@@ -38,7 +38,7 @@ from flyjax.search.run.opening import NOT_APPROVED, check_free, has_begun, read_
 from flyjax.search.run.resume import changed_settings
 from flyjax.search.run.user_files import acknowledge, edited_protocol, pending_input, stale_versions, without_key
 from flyjax.utils.atomic_io import write_atomic
-from flyjax.utils.errors import UserError, mendable
+from flyjax.utils.errors import UserError, user_message
 
 #: Trains a plan: node id -> {"metrics": {...} or None, "reason": why there are none, "activity": the log's line,
 #: "per_seed": [metrics of each seed]}; the last two are optional.
@@ -118,7 +118,7 @@ def run_loop(
             session.pause("interrupted", interrupt)
             raise
         except Exception as error:
-            message = without_key(mendable(error) or "")
+            message = without_key(user_message(error) or "")
             session.pause(message or _unexpected(error), error)
             if not message or isinstance(error, UserError):
                 raise

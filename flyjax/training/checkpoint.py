@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from flyjax.utils.errors import UserError, in_one_line, mendable
+from flyjax.utils.errors import UserError, as_user_errors, user_message
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 class Store:
     """A folder of numbered checkpoints of one training."""
 
-    @in_one_line()
+    @as_user_errors()
     def __init__(self, folder: Path):
         # Orbax fails late, in a background thread, on a relative path.
         self._folder = Path(folder).absolute()
@@ -30,7 +30,7 @@ class Store:
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         )
 
-    @in_one_line()
+    @as_user_errors()
     def save(self, number: int, tree: Any) -> None:
         """Start writing; the arrays are copied off the device before this returns.
 
@@ -47,7 +47,7 @@ class Store:
             try:
                 return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
-                if (told := mendable(error)) is not None:
+                if (told := user_message(error)) is not None:
                     raise UserError(told) from None  # this one is not damaged
                 log.warning(
                     "checkpoint %d in %s cannot be read (%s): %s",
@@ -63,14 +63,14 @@ class Store:
                 self._open()
         return None
 
-    @in_one_line()
+    @as_user_errors()
     def close(self) -> None:
         """Wait for what is being written."""
         self._manager.wait_until_finished()
         self._manager.close()
 
 
-@in_one_line()
+@as_user_errors()
 def save_params(folder: Path, params: Any) -> None:
     """Write trained parameters, replacing what is there.
 

@@ -25,7 +25,7 @@ from flyjax.training.lanes import Data, Piece, Run, compiled, unpacked
 from flyjax.training.planning import CHUNK, Group, Lane, Memory, plan
 from flyjax.training.progress import Progress, Reporter
 from flyjax.training.train import check_field, check_rollouts, computes_target, numbers_of, selected, units_of
-from flyjax.utils.errors import in_one_line
+from flyjax.utils.errors import as_user_errors
 
 #: GFLOP that a narrower program must save to be compiled: about ten seconds.
 WORTH = {"cpu": 300.0}
@@ -72,7 +72,7 @@ class Trained:
         return self.tail(1)
 
 
-@in_one_line()
+@as_user_errors()
 def train_sweep(
     learner: Learner,
     candidates: Sequence[Training],

@@ -1,71 +1,74 @@
-"""The one exception that means "the user can fix this", and what machine and files refuse, turned into it."""
+"""Errors that the user can fix: one line with the remedy, no traceback."""
 
+from __future__ import annotations
+
+import difflib
 import errno
 import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class UserError(ValueError):
-    """Bad input, a missing file or key: one line that says what is wrong and what to do.
+    """Bad input, a missing file or key: one line with the problem and the remedy.
 
     Scripts print the message without a traceback and exit with code 2.
     """
 
 
-def nearest(name: str, known) -> str:
+def nearest(name: object, known: Iterable[object]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    import difflib
-
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-#: Of an OSError that names a file: what is wrong with the file or its place, not with the code.
-_OF_THE_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT), ("No space left on device", "Disk quota exceeded")
+_OUT_OF_MEMORY = (errno.ENOMEM,), ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
+#: Numbers of an OSError caused by the file or its folder, not by the code.
+_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
 
 
-def mendable(error: BaseException) -> str | None:
-    """One line for what the user can mend, a full disk or memory or a file that refuses, whichever library noticed it; else None.
+def user_message(error: BaseException) -> str | None:
+    """One line for an error that the user can fix, None for any other.
 
-    Known by number or by words: orbax has plain ValueErrors, jaxlib RuntimeErrors of one class for everything.
+    Besides `UserError` these are a full disk, exhausted memory and a file that cannot be used. Orbax raises plain
+    ValueErrors and jaxlib RuntimeErrors for them, so that only the text of the message identifies them.
     """
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split())
-    file = getattr(error, "filename2", None) or getattr(error, "filename", None)  # of a renaming: what it was to become
-    code = re.search(r"os_error_code='(\d+)'", text)  # as tensorstore, below orbax, ends its messages
+    file = getattr(error, "filename2", None) or getattr(error, "filename", None)
+    code = re.search(r"os_error_code='(\d+)'", text)  # in messages of tensorstore, which orbax uses
     number = int(code[1]) if code else getattr(error, "errno", None)
-    if number in (errno.ENOSPC, errno.EDQUOT) or any(
-        words in text for words in ("No space left on device", "Disk quota exceeded")
-    ):
+
+    def is_a(kind: tuple[tuple[int, ...], tuple[str, ...]]) -> bool:
+        return number in kind[0] or any(words in text for words in kind[1])
+
+    if is_a(_DISK_FULL):
+        where = f" ({file})" if file else ""
+        return f"the disk is full{where}: nothing is lost; free some space and run the same command again"
+    if isinstance(error, MemoryError) or is_a(_OUT_OF_MEMORY):
+        detail = (text.partition("RESOURCE_EXHAUSTED: ")[2] or text)[:120] or type(error).__name__
         return (
-            f"the disk is full{f' ({file})' if file else ''}: nothing is lost; make room and run the same command again"
+            f"out of memory ({detail}): free some and run the same command again, or start another --run with fewer "
+            "candidates or a smaller model.width; --dry-run shows what fits"
         )
-    if (
-        isinstance(error, MemoryError)
-        or number == errno.ENOMEM
-        or any(words in text for words in ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"))
-    ):
-        told = text.partition("RESOURCE_EXHAUSTED: ")[2] or text
-        return (
-            f"out of memory ({told[:120] or type(error).__name__}): free some and run the same command again, or begin another --run with "
-            "fewer candidates or a smaller model.width; --dry-run shows what fits"
-        )
-    if number in _OF_THE_FILE and (file or code or number == errno.EROFS):  # without a file it may be a socket's
-        why = f"{file} ({error.strerror})" if file else f"a file ({text[:200]})"
-        return f"cannot use {why}: mend it and run the same command again, or name another place"
+    if number in _FILE and (file or code or number == errno.EROFS):  # without a file it may be a socket's
+        what = f"{file} ({getattr(error, 'strerror', '')})" if file else f"a file ({text[:200]})"
+        return f"cannot use {what}: correct it and run the same command again, or choose another place"
     return None
 
 
 @contextmanager
-def in_one_line():
-    """Around work, or as a decorator: what is `mendable` is a `UserError`."""
+def as_user_errors() -> Iterator[Any]:
+    """Turn errors that have a `user_message` into `UserError`; a context manager or a decorator."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        told = mendable(error)
-        if told is None:
+        message = user_message(error)
+        if message is None:
             raise
-        raise UserError(told) from None
+        raise UserError(message) from None

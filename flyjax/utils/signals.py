@@ -1,49 +1,52 @@
-"""Ctrl-C that cannot get lost."""
+"""Ctrl-C as a KeyboardInterrupt that cannot get lost."""
 
 from __future__ import annotations
 
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-AGAIN_S = 0.05  # until an interrupt that was ignored is sent once more
+REPEAT_S = 0.05  # until an interrupt that Python discarded is raised again
 
 
 @contextmanager
-def stoppable():
-    """Ctrl-C is KeyboardInterrupt, a moment later where Python ignores it at first.
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Raise KeyboardInterrupt at Ctrl-C, also where Python discards exceptions.
 
-    It does so in finalisers and in callbacks of its garbage collector, of which JAX has one. Gives a function that
-    raises it once more should it have got lost all the same; so does the end. Nests: the innermost hears it.
+    It does so in finalisers and in callbacks of the garbage collector, one of which is JAX's; the interrupt is then
+    raised again by a timer. Contexts may be nested. Outside the main thread, which receives no signals, nothing is done.
+
+    **Returns:** a function that raises KeyboardInterrupt if there was an interrupt; the end of the context does too.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is told of signals
+    if threading.current_thread() is not threading.main_thread():
         yield lambda: None
         return
-    asked, again, main, tell = [], [], threading.main_thread().ident, sys.unraisablehook
+    interrupted, hook = False, sys.unraisablehook
 
-    def stop(signum, frame):
-        asked.append(signum)
+    def interrupt(signum, frame):
+        nonlocal interrupted
+        interrupted = True
         raise KeyboardInterrupt
 
-    def ignored(what):
-        if what.exc_type is not KeyboardInterrupt:
-            return tell(what)
-        again.append(threading.Timer(AGAIN_S, signal.pthread_kill, (main, signal.SIGINT)))
-        again[-1].daemon = True
-        again[-1].start()
+    def repeat(discarded):
+        if discarded.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, REPEAT_S)
+        else:
+            hook(discarded)
 
     def check() -> None:
-        if asked:
+        if interrupted:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, stop)
-    sys.unraisablehook = ignored
+    handlers = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGALRM)}
+    sys.unraisablehook = repeat
     try:
         yield check
         check()
     finally:
-        for timer in again:
-            timer.cancel()
-        sys.unraisablehook = tell
-        signal.signal(signal.SIGINT, before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = hook
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -30,7 +30,7 @@ def test_sum_of_squares_and_gradient_do_not_depend_on_the_pieces(problem, n):
     cut = lambda shared, rows: chunked_map.square_sum(values, n, shared, rows, fixed)  # noqa: E731
     assert float(cut(shared, rows)) == pytest.approx(float(plain(shared, rows)), rel=1e-5)
     # Through a root, as in a norm: the cotangent is not 1.
-    wanted, got = (jax.grad(lambda s, r: losses.safe_root(f(s, r)), (0, 1))(shared, rows) for f in (plain, cut))  # noqa: B023
+    wanted, got = (jax.grad(lambda s, r: losses.safe_root(f(s, r)), (0, 1))(shared, rows) for f in (plain, cut))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), wanted, got)
 
 

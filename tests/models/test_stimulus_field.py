@@ -337,7 +337,7 @@ def test_a_node_is_judged_again_without_a_lesion(run):
     _, folder, _ = run
 
     class Quiet:
-        def say(self, text):
+        def log(self, text):
             pass
 
         def table(self, rows, columns):

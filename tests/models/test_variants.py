@@ -87,7 +87,7 @@ def test_gradient_is_the_finite_difference(circuit, batch, variant):
 
     rng, h = np.random.default_rng(6), 1e-6
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), exact(params))
-    up, down = (total(jax.tree.map(lambda p, d: p + s * d, exact(params), direction)) for s in (h, -h))  # noqa: B023
+    up, down = (total(jax.tree.map(lambda p, d: p + s * d, exact(params), direction)) for s in (h, -h))
     along = sum(
         float(np.sum(np.asarray(g, np.float64) * d)) for g, d in zip(*map(jax.tree.leaves, (gradient, direction)))
     )
@@ -183,5 +183,5 @@ def test_rounded_products_are_close_and_other(circuit, batch):
         assert got.dtype == jnp.float32
         assert float(jnp.linalg.norm(got - exact_) / jnp.linalg.norm(exact_)) < tolerance
         assert precision == "highest" or not np.allclose(got, exact_, rtol=1e-5)
-        gradient = jax.grad(lambda p: other.square_error(p, **batch))(params)  # noqa: B023
+        gradient = jax.grad(lambda p: other.square_error(p, **batch))(params)
         assert all(np.isfinite(g).all() and g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))

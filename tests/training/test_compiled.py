@@ -8,7 +8,7 @@ import pytest
 
 PROGRAM = """
 import sys; sys.path.insert(0, sys.argv[1])
-import _cli; _cli.prepare_devices()
+from flyjax.cli import app; app.prepare_devices()
 import jax, jax.numpy as jnp
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 print(float(jax.jit(lambda x: (x @ x).sum())(jnp.ones((8, 8)))))

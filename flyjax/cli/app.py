@@ -1,0 +1,114 @@
+"""What the scripts share: devices, the cache of compiled programs, logging and exit codes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import typer
+
+from flyjax.utils.environment import cache_dir
+from flyjax.utils.errors import user_message
+from flyjax.utils.signals import interruptible
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def commit() -> str:
+    """The git commit of the code, with -dirty if flyjax/ or scripts/ differ from it; 'unknown' outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", "flyjax", "scripts")
+        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def compilation_cache() -> Path:
+    """The folder of compiled programs, one per kind of processor.
+
+    Machines with different processors may share a home, and a program compiled for one may not run on another.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+    except OSError:  # not Linux
+        kind = platform.processor()
+    return cache_dir() / "compiled" / hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:12]
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs between runs in JAX's persistent cache, 1 GB at most.
+
+    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables it.
+    """
+    disabled = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false")
+    if disabled or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    folder = compilation_cache()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # works without a cache, but compiles each time
+        return
+    if os.access(folder, os.W_OK):
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+def prepare_devices() -> None:
+    """Make one XLA device per CPU core, over which candidates are sharded, and enable the compilation cache.
+
+    To be called before JAX starts. No effect on accelerators, or where XLA_FLAGS already sets the number.
+    """
+    enable_compilation_cache()
+    flag = "--xla_force_host_platform_device_count"
+    flags = os.environ.get("XLA_FLAGS", "")
+    if flag not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {flag}={os.cpu_count() or 1}".strip()
+
+
+def configure_logging() -> None:
+    """Print warnings of flyjax once, as plain lines, and silence libraries that log every checkpoint."""
+    logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
+    for name in ("orbax", "absl"):  # a failed save raises an exception as well
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    own = logging.getLogger("flyjax")
+    own.propagate = False  # libraries add a handler to the root logger
+    own.addHandler(logging.lastResort)  # writes to the current sys.stderr, which a live display may replace
+
+
+def make_app(rich_markup_mode=None) -> typer.Typer:
+    """A typer app with the settings of all scripts."""
+    return typer.Typer(add_completion=False, rich_markup_mode=rich_markup_mode, pretty_exceptions_enable=False)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
+    configure_logging()
+    try:
+        with interruptible():
+            app(standalone_mode=True)
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as end:
+        if end.code != 130:  # typer's exit code of an interrupt
+            raise
+        code = 130
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2) from None
+    print("\nstopped; run the same command again to continue", file=sys.stderr)
+    raise SystemExit(code)

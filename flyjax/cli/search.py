@@ -1,0 +1,232 @@
+"""Run a search at the terminal: progress, a table after each iteration, approval, and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flyjax.cli.console import Console
+from flyjax.cli.fallbacks import apply_stimulus_fallbacks
+from flyjax.cli.node_table import node_table
+from flyjax.config import Experiment, Training, read_config
+from flyjax.experiments.node import NodeSpec, updated_simulation
+from flyjax.experiments.run_dir import check_run_dir, remove_checkpoints
+from flyjax.experiments.train_nodes import train_nodes
+from flyjax.report.html import write_report
+from flyjax.search.iteration import IterationPlan, n_seeds
+from flyjax.search.journal.state import State
+from flyjax.search.llm.budget import announce
+from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
+from flyjax.search.proposals.types import Proposer
+from flyjax.search.proposers import resolve_name
+from flyjax.search.run.opening import check_free, has_begun
+from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
+from flyjax.search.run.status import limits_text, remaining_text, spent_text
+from flyjax.training.loggers import make_watcher
+from flyjax.utils import environment
+from flyjax.utils.errors import UserError
+from flyjax.utils.system import devices
+
+UCB_LINES = 4  # printed after an iteration
+
+
+class SearchDriver:
+    """The callbacks of `run_loop` for a search at the terminal."""
+
+    def __init__(self, experiment: Experiment, run_dir: Path, console: Console, viewers: Sequence[str] = ()):
+        self.experiment, self.run_dir, self.console = experiment, run_dir, console
+        self.watcher = make_watcher(viewers, run_dir, experiment.name)
+        self.state: State | None = None
+        self.declined = False
+
+    def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
+        """Train the nodes of an iteration."""
+        specs = [NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
+        title = f"block {plan.block}, iteration {plan.iter_in_block}/{self.experiment.search.n_iter_block}"
+        with self.console.training_bar(title, [n.id for n in plan.nodes]) as (on_progress, on_stage):
+            return train_nodes(
+                self.experiment,
+                specs,
+                self.run_dir,
+                simulation=updated_simulation(self.experiment, plan.simulation),
+                on_progress=on_progress,
+                on_stage=on_stage,
+                watcher=self.watcher,
+            )
+
+    def on_event(self, event: Mapping[str, Any], state: State) -> None:
+        """Print proposals that were replaced and edits of the protocol."""
+        self.state = state
+        if event["event"] == "proposal":
+            for line in event.get("fallbacks") or ():
+                self.console.log(f"  replaced by the rules: {line}")
+        elif event["event"] == "block_ended":
+            edit = event["edit"] or {}
+            verb = "edited" if edit.get("old") or edit.get("new") else "unchanged"
+            self.console.log(f"block {event['block']} ended: protocol {verb}. {edit.get('reason', '')}")
+
+    def on_iteration(self, state: State, number: int) -> None:
+        """Print the results of an iteration and write the report."""
+        remove_checkpoints(self.run_dir)
+        self.console.rich.print(node_table(state, number))
+        scores = self.run_dir / "ucb_scores.txt"
+        for line in scores.read_text().splitlines()[:UCB_LINES] if scores.is_file() else ():
+            self.console.log(f"  {line}")
+        remaining = remaining_text(self.experiment, state)
+        self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {remaining}" if remaining else ""))
+        write_report(self.run_dir)
+
+    def approve(self, plan: IterationPlan) -> bool:
+        """Ask whether to train an iteration."""
+        log, simulation = self.console.log, plan.simulation
+        log(
+            f"  simulation: {simulation['visual_input_type']}, {simulation['n_frames']} frames of "
+            f"{simulation['delta_t']} s"
+        )
+        for node in plan.nodes:
+            log(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
+        try:
+            question = f"train iteration {plan.number} (block {plan.block})? [y/N] "
+            answer = self.console.rich.input(question, markup=False)
+        except (EOFError, RuntimeError):  # no terminal
+            answer = None
+            log(
+                "\nno answer: nothing is lost; --approve needs a terminal, and without it the same command continues by "
+                "itself"
+            )
+        if answer is not None and answer.strip().lower() in ("y", "yes"):
+            return True
+        if answer is not None:
+            log(
+                "nothing is lost: the same command asks for this iteration again. To have a language model propose "
+                f"something else, write it into {self.run_dir / 'user_input.md'}; rules for later iterations go into "
+                f"{self.run_dir / 'protocol.md'}"
+            )
+        self.declined = True
+        return False
+
+
+def run_search(
+    experiment: Experiment,
+    run_dir: Path,
+    proposer: Proposer,
+    console: Console,
+    *,
+    approve: bool = False,
+    viewers: Sequence[str] = (),
+    commit: str = "unknown",
+    fallbacks: dict[str, str] | None = None,
+    config_overrides: dict[str, Any] | None = None,
+    **options,
+) -> Outcome:
+    """Run a search, or continue one, with a progress bar, a table after each iteration and a report.
+
+    **Arguments:**
+
+    - `approve`: ask before each iteration.
+    - `viewers`: names of further loggers, see `flyjax.training.loggers.make_watcher`.
+    - `commit`, `fallbacks`, `config_overrides`: for the journal: of the code, the replaced data sets, and the config
+      file's changeable settings.
+    - `options`: of `run_loop`.
+
+    **Raises:** `UserError` where the run pauses because of a problem or a spent budget.
+    """
+    search, run_dir = experiment.search, Path(run_dir)
+    console.log(
+        f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
+        f"candidates x {experiment.training.n_seeds} seeds (roots {n_seeds(experiment, True)}), "
+        f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; "
+        f"run directory {run_dir}"
+    )
+    driver = SearchDriver(experiment, run_dir, console, viewers)
+    try:
+        outcome = run_loop(
+            experiment,
+            run_dir,
+            driver.evaluate,
+            proposer,
+            provenance=Provenance({**devices(), "commit": commit}, fallbacks or {}, config_overrides),
+            callbacks=SearchCallbacks(
+                on_event=driver.on_event,
+                on_iteration=driver.on_iteration,
+                approve=driver.approve if approve else None,
+                warn=lambda line: console.log(f"warning: {line}"),
+            ),
+            **options,
+        )
+    except UserError:
+        if driver.state is not None and driver.state.started:
+            console.log(f"paused after {spent_text(experiment, driver.state)}")
+        raise
+    finally:
+        driver.watcher.close()
+    report = write_report(run_dir)
+    console.log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
+    if outcome.status == "paused" and not driver.declined:
+        raise UserError(outcome.reason)
+    return outcome
+
+
+@dataclass(frozen=True)
+class OpenedRun:
+    """A run directory that a call starts or continues."""
+
+    experiment: Experiment
+    run_dir: Path
+    console: Console
+    proposer: str
+    available: tuple[str, ...]
+    fallbacks: dict[str, str]
+    config_overrides: dict[str, Any]
+
+    def announce(self, asked_for: str) -> None:
+        """Print why a proposer that was not `asked_for` by name is used, and what a language model costs."""
+        if asked_for == "auto" and self.proposer == "rules":
+            self.console.log(
+                f"{self.run_dir} continues with `rules`, as before; --proposer llm switches to the language model."
+                if environment.api_key()
+                else "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model."
+            )
+        if self.proposer in ("llm", "hybrid"):
+            self.console.log(announce(self.experiment))
+
+
+def open_run(
+    experiment: Experiment,
+    run_dir: Path,
+    config: Path,
+    settings: Sequence[str],
+    protocol: Path | None,
+    allow_fallback: bool,
+    dry_run: bool,
+) -> OpenedRun:
+    """Resume the settings of a run that has begun, and check that the search can start.
+
+    **Raises:** `UserError` for a run directory, a change of the config, a protocol or a stimulus that cannot be used.
+    """
+    console = Console()
+    check_run_dir(run_dir)
+    earlier, config_overrides = started_run(run_dir), changeable(read_config(config))
+    if earlier is None:
+        check_free(run_dir)
+    else:
+        experiment, config_overrides = resume_experiment(experiment, earlier, config_overrides, settings)
+    experiment, available, fallbacks = apply_stimulus_fallbacks(experiment, allow_fallback, check=not dry_run)
+    for missing, used in fallbacks.items():
+        console.log(f"{missing} is not on this machine: replaced by {used} (--allow-fallback)")
+    changed = changed_settings(earlier, experiment, run_dir) if earlier is not None else {}
+    if changed:
+        console.log(f"{run_dir} has begun; this call {'would change' if dry_run else 'changes'}")
+        for name, values in changed.items():
+            console.log(f"  {name}: {' -> '.join(map(setting_text, values))}")
+    if protocol is not None and not protocol.is_file():
+        raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
+    if protocol is not None and has_begun(run_dir):
+        console.log(
+            f"--protocol has no effect: {run_dir} has begun and continues with its own; choose another --run to start "
+            "from it"
+        )
+    name = resolve_name(experiment.search.proposer, run_dir)
+    return OpenedRun(experiment, run_dir, console, name, available, fallbacks, config_overrides)
