@@ -93,8 +93,7 @@ class SearchDriver:
         except (EOFError, RuntimeError):  # no terminal
             answer = None
             log(
-                "\nno answer: nothing is lost; --approve needs a terminal, and without it the same command continues by "
-                "itself"
+                "\nno answer: nothing is lost; --approve needs a terminal, the same command without it does not ask"
             )
         if answer is not None and answer.strip().lower() in ("y", "yes"):
             return True
@@ -187,7 +186,7 @@ class OpenedRun:
             self.console.log(
                 f"{self.run_dir} continues with `rules`, as before; --proposer llm switches to the language model."
                 if environment.api_key()
-                else "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model."
+                else "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model"
             )
         if self.proposer in ("llm", "hybrid"):
             self.console.log(announce(self.experiment))

@@ -121,14 +121,14 @@ def test_a_call_that_forgets_its_limits_keeps_them(call, tmp_path):
     for dry in (["--dry-run"], []):
         code, out, _ = call(*named, *dry)
         out = out.replace("call would change", "call changes")
-        told = [line.strip() for line in out.splitlines() if " -> " in line and line.startswith("  search.")]
+        changes = [line.strip() for line in out.splitlines() if " -> " in line and line.startswith("  search.")]
         assert code == 0 and "run has begun; this call changes" in out
-        assert told == [
+        assert set(changes) == {
             "search.max_usd: 5 -> none",
             "search.max_nodes: 3 -> 5",
             "search.proposer: rules -> random",
             "search.llm.effort: low -> high",
-        ]
+        }
         assert "limits: max_nodes=5" in out
     assert "at most 2 nodes in 1 iteration left" in call(*named[2:], "--set", "search.max_nodes=7", "--dry-run")[1]
     now = limits(tmp_path)
@@ -170,7 +170,7 @@ def test_a_limit_given_once_is_not_lifted_by_a_file_that_says_what_it_always_sai
     assert "\n  search.max_usd: 0.5 -> 3\n" in call("--dry-run")[1]
     assert "this call" not in call("--set", "search.max_usd=0.5")[1]
     _, out, _ = call("--set", "search.max_usd=0.25", "--set", "search.max_nodes=4")
-    assert "  search.max_usd: 0.5 -> 0.25\n  search.max_nodes: 3 -> 4\n" in out
+    assert "  search.max_usd: 0.5 -> 0.25\n" in out and "  search.max_nodes: 3 -> 4\n" in out
     assert "this call" not in call()[1]
     write(max_usd=4, n_blocks=3)
     assert "\n  search.max_usd: 0.25 -> 4\n" in call()[1] and limits(tmp_path)["max_usd"] == 4
