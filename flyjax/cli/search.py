@@ -92,9 +92,7 @@ class SearchDriver:
             answer = self.console.rich.input(question, markup=False)
         except (EOFError, RuntimeError):  # no terminal
             answer = None
-            log(
-                "\nno answer: nothing is lost; --approve needs a terminal, the same command without it does not ask"
-            )
+            log("\nno answer: nothing is lost; --approve needs a terminal, the same command without it does not ask")
         if answer is not None and answer.strip().lower() in ("y", "yes"):
             return True
         if answer is not None:
