@@ -86,7 +86,8 @@ def changed_settings(run: State, experiment: Experiment, run_dir: str | Path) ->
     """
     before = _flat(parse_experiment(run.experiment, f"{run_dir}/{FILE_NAME}").model_dump(mode="json"))
     now = _flat(experiment.model_dump(mode="json"))
-    changed = {k: (before.get(k), now.get(k)) for k in sorted({*before, *now}) if before.get(k) != now.get(k)}
+    names = dict.fromkeys([*CHANGEABLE, *before, *now])
+    changed = {k: (before.get(k), now.get(k)) for k in names if before.get(k) != now.get(k)}
     for name, (old, new) in changed.items():
         if not _is_changeable(name):
             raise UserError(
