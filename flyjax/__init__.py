@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import importlib
 
-# Each name is imported at first use: `import flyjax` costs nothing and starts no device.
+__version__ = "0.2.0"
+
+# Names are imported at first use, so that `import flyjax` is fast and starts no device.
 _PUBLIC = {
     "build_connectome": "flyjax.circuit",
     "sample_parameters": "flyjax.ground_truth",
@@ -29,7 +31,7 @@ _PUBLIC = {
     "UserError": "flyjax.utils.errors",
 }
 
-__all__ = list(_PUBLIC)
+__all__ = ["__version__", *_PUBLIC]
 
 
 def __getattr__(name: str):

@@ -12,11 +12,9 @@ from flyjax.search.journal.state import Node
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposers.rules import observe
+from flyjax.utils import metric_names
 from flyjax.utils.format import finite
 
-#: What a search may look at when its objective is `blind`: nothing that needs the ground truth.
-BLIND_METRICS = ("test_R2", "test_pearson", "one_step_R2", "final_loss", "n_steps", "wall_s")
-TABLE_METRICS = ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2")
 #: Of about a hundred in metrics.json, those that a choice of training settings can rest on.
 NODE_METRICS = (
     "connectivity_R2", "connectivity_R2_slope", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson",
@@ -63,7 +61,7 @@ def _seeds(node: Node) -> str:
 
 
 def _table_row(context: Context, node: Node) -> str:
-    metrics, wanted = node.metrics or {}, BLIND_METRICS[:2] if is_blind(context) else TABLE_METRICS
+    metrics, wanted = node.metrics or {}, metric_names.PREDICTION if is_blind(context) else metric_names.HISTORY
     result = (", ".join(f"{k}={number(metrics[k])}" for k in wanted if k in metrics) or node.status) + _seeds(node)
     if node.status == "failed":
         result = f"failed: {node.reason[:120]}"
@@ -150,7 +148,7 @@ def new_nodes_text(context: Context) -> str:
     lanes: dict[str, list[dict[str, float]]] = {}
     with contextlib.suppress(OSError, ValueError):  # a search without trainings, or a damaged file
         lanes = read_history(Path(context.run_dir) / HISTORY)
-    wanted, shown_metrics = BLIND_METRICS if is_blind(context) else NODE_METRICS, set()
+    wanted, shown_metrics = metric_names.BLIND if is_blind(context) else NODE_METRICS, set()
     lines = [f"New nodes: {', '.join(map(str, context.new_nodes))}"]
     for node in (context.state.nodes[i] for i in context.new_nodes):
         known = node.metrics or {}

@@ -23,6 +23,7 @@ from flyjax.search.llm.proposer import complete
 from flyjax.search.llm.schema import objects, read
 from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.sanitize import clean, clean_text, one_line
+from flyjax.utils import metric_names
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite
@@ -33,8 +34,6 @@ INSTEAD = "name a journal.jsonl with --set search.transcript=FILE, or use --prop
 STEP_FIELDS = (
     "chosen", "reason", "activity", "observation", "proposals", "simulation", "notes", "block_summary", "protocol_edit",
 )  # fmt: skip
-#: What a transcript keeps of a node's metrics.
-METRICS = ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson")
 
 
 def load_transcript(path: str | Path) -> dict[int, list[dict[str, Any]]]:
@@ -92,7 +91,7 @@ def _transcript_line(event: dict[str, Any]) -> dict[str, Any]:
 
 def _result_line(node: Node, started: dict[str, Any]) -> dict[str, Any]:
     searched = started["experiment"]["search"]["ranges"]
-    known = {k: round(v, 6) for k in METRICS if (v := finite((node.metrics or {}).get(k))) is not None}
+    known = {k: round(v, 6) for k in metric_names.TRANSCRIPT if (v := finite((node.metrics or {}).get(k))) is not None}
     return {
         "event": "result", "node": node.id, "parent": node.parent, "strategy": node.strategy,
         "config": {k: node.config[k] for k in searched}, "seeds": list(node.seeds), "metrics": known or None,

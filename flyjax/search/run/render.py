@@ -20,10 +20,10 @@ from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, noise_floor, trained_iterations
 from flyjax.search.policy.ucb import ucb_lines
 from flyjax.search.protocol.document import rules
+from flyjax.utils import metric_names
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.format import finite
 
-METRICS = ("test_R2", "test_pearson", "connectivity_R2", "tau_R2", "V_rest_R2", "external_input_R2", "cluster_accuracy")
 CONFIG = {
     "lr_W": "learning_rate_W_start",
     "lr": "learning_rate_start",
@@ -77,7 +77,7 @@ def _next(state: State, node: Node) -> str:
 def entry(state: State, node: Node) -> str:
     """One node's log entry, exactly in the protocol's format."""
     metrics = node.metrics or {}
-    values = ", ".join(f"{name}={number(metrics.get(name))}" for name in METRICS)
+    values = ", ".join(f"{name}={number(metrics.get(name))}" for name in metric_names.LOG)
     return (
         f"## Iter {node.id}: {node.classification}\n"
         f"Node: id={node.id}, parent={node.parent}\n"
