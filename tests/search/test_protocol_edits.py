@@ -184,7 +184,7 @@ def test_a_protocol_deleted_while_the_run_goes_comes_back(tmp_path):
 
 
 def test_an_edit_that_the_rules_replaced_is_theirs(tmp_path, monkeypatch):
-    real, row = loop.ask, "| Plateau for 3+ iterations | **explore** | Use an older node |"
+    real, row = loop.request_step, "| Plateau for 3+ iterations | **explore** | Use an older node |"
 
     def replaced(*args, **kwargs):
         answer = real(*args, **kwargs)
@@ -196,7 +196,7 @@ def test_an_edit_that_the_rules_replaced_is_theirs(tmp_path, monkeypatch):
             object.__setattr__(answer, "edit_by", "rules")
         return answer
 
-    monkeypatch.setattr(loop, "ask", replaced)
+    monkeypatch.setattr(loop, "request_step", replaced)
     go(tmp_path, experiment(**{**SMALL, "n_blocks": 1}), Scripted())
     assert [e["by"] for e in edits_of(tmp_path)] == ["rules"]
     assert {e["edit_by"] for e in read_journal(tmp_path) if e["event"] == "proposal" and e["iteration"] == 3} == {

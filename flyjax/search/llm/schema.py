@@ -8,6 +8,8 @@ a bad field costs no other. Texts are cleaned before they get here (`sanitize.cl
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import math
 import re
 from dataclasses import replace
@@ -172,6 +174,9 @@ def _json_type(span: Range) -> str:
     return "string" if kinds == {str} else "integer" if span.scale == "int" or kinds == {int} else "number"
 
 
+_json_schema = functools.cache(lambda model: model.model_json_schema())  # it takes pydantic milliseconds
+
+
 def _strict(schema: Any, definitions: dict[str, Any]) -> Any:
     """A schema as strict mode wants it: no references, titles or defaults, every field required and no others."""
     if isinstance(schema, list):
@@ -193,7 +198,7 @@ def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]
     search, out = experiment.search, []
     simulation = {name: {"type": _json_type(span)} for name, span in sorted(search.simulation_ranges.items())}
     for name, model in MODELS.items():
-        schema = model.model_json_schema()
+        schema = copy.deepcopy(_json_schema(model))
         definitions = schema["$defs"]
         definitions["Change"]["properties"]["name"]["enum"] = sorted(search.ranges)
         if not drafted:
