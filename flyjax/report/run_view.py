@@ -143,15 +143,13 @@ class RunView:
     @property
     def made_with(self) -> dict[str, str]:
         """Versions, devices and commit of the newest session, one line of text each."""
-        out = {}
-        for key, value in list(self.state.made_with.items())[:60]:
-            if isinstance(value, dict):
-                value = ", ".join(f"{k} {v}" for k, v in list(value.items())[:40])
-            elif isinstance(value, (list, tuple)):
-                value = ", ".join(str(v) for v in value[:40])
-            if value not in (None, ""):
-                out[str(key).replace("_", " ")] = str(value)
-        return out
+        return {
+            str(key).replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items())
+            if isinstance(value, dict)
+            else str(value)
+            for key, value in self.state.made_with.items()
+            if value not in (None, "")
+        }
 
     @cached_property
     def per_seed(self) -> dict[int, list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ def both():
     return recordings()
 
 
-def judged(both, drift=0.0):
+def evaluated(both, drift=0.0):
     learner = TrueLearner(both[0].connectome, drift=drift)
     result = evaluate(learner, learner.params(both[0]), *both, with_refit=False, with_ceiling=False)
     embedding = np.random.default_rng(0).normal(size=(both[0].connectome.n_neurons, 2)).astype(np.float32)
@@ -34,7 +34,7 @@ def judged(both, drift=0.0):
 
 @pytest.fixture(scope="module")
 def good(both):
-    return judged(both)
+    return evaluated(both)
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -56,14 +56,14 @@ def test_truth_and_rollout_are_both_drawn(good, both, tmp_path):
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_lost_network_is_drawn_all_the_same(name, both, tmp_path):
-    lost = judged(both, drift=500.0)
-    assert lost.rollout.divergence_frame is not None
+def test_a_diverged_network_is_drawn(name, both, tmp_path):
+    diverged = evaluated(both, drift=500.0)
+    assert diverged.rollout.divergence_frame is not None
     nan = np.float32("nan")
-    estimate = lost.estimate._replace(
-        weight=lost.estimate.weight * nan, v_rest=np.where(np.arange(443) % 2, nan, lost.estimate.v_rest)
+    estimate = diverged.estimate._replace(
+        weight=diverged.estimate.weight * nan, v_rest=np.where(np.arange(443) % 2, nan, diverged.estimate.v_rest)
     )
-    broken = dataclasses.replace(lost, estimate=estimate, embedding=lost.embedding * nan)
+    broken = dataclasses.replace(diverged, estimate=estimate, embedding=diverged.embedding * nan)
     draw, which = FIGURES[name]
     assert draw(tmp_path / f"{name}.png", broken, both[which]).stat().st_size > 2000
 

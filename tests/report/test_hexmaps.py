@@ -19,19 +19,19 @@ from flyjax.report.figures.kinograph import midline_columns
 
 @pytest.fixture(scope="module")
 def made_up():
-    """A recording whose every value is known: v = type + amplitude * light, no simulation."""
+    """A recording whose every value is known: v = type + amplitude * (luminance - 0.5), no simulation."""
     c = build_connectome(2)
     n = 120
-    light = np.full((n, c.n_columns), 0.5, np.float32)
+    luminance = np.full((n, c.n_columns), 0.5, np.float32)
     bright = int(np.flatnonzero((c.columns == [1, -2]).all(axis=1))[0])
-    light[60:80, bright] = 1.0
+    luminance[60:80, bright] = 1.0
     amplitude = (1 + np.arange(c.n_types)) * 0.01
-    voltage = (c.cell_type + amplitude[c.cell_type] * (light[:, c.column] - 0.5)).astype(np.float32)
+    voltage = (c.cell_type + amplitude[c.cell_type] * (luminance[:, c.column] - 0.5)).astype(np.float32)
     simulation = Simulation(extent=2, visual_input_type="white_noise", n_frames=n)
     p = Parameters(
         np.zeros(c.n_edges, np.float32), np.full(c.n_neurons, 0.1, np.float32), np.zeros(c.n_neurons, np.float32)
     )
-    return Recording(voltage, light, voltage[-1], c, p, simulation, 0.0, "train", 0, "white_noise"), bright
+    return Recording(voltage, luminance, voltage[-1], c, p, simulation, 0.0, "train", 0, "white_noise"), bright
 
 
 def test_maps_are_deviations_in_units_of_the_type(made_up):
@@ -97,7 +97,7 @@ def test_the_strip_of_the_scenes(tmp_path):
     assert path.stat().st_size < 300_000 and len(np.unique(pixels)) > 20 and pixels.std() > 30
 
 
-def test_the_command_simulates_draws_and_keeps(root, tmp_path):
+def test_the_command_simulates_draws_and_saves(root, tmp_path):
     def run(*arguments):
         command = [sys.executable, str(root / "scripts" / "simulate.py"), *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)

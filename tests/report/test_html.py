@@ -133,7 +133,7 @@ def test_no_changes_needed_has_its_reason(tmp_path):
     m.end_block(1, "all three numbers are fine")
     m.journal.append("run_finished", reason="all blocks done")
     text = text_of(write_report(tmp_path))
-    # What people changed is no edit of the search.
+    # An edit by a user is no edit of the search.
     assert "Protocol edited by hand" in text
     assert "No changes needed" in text and "all three numbers are fine" in text
     assert 'class="pill finished"' in text and "all blocks done" in text
@@ -162,7 +162,7 @@ def test_missing_and_broken_figures(made):
     assert "No figures of node 0." in text
 
 
-def test_figures_are_whole_or_smaller_never_distorted(made):
+def test_figures_are_reduced_without_distortion(made):
     m_folder = made / "nodes" / "0013" / "figures"
     Image.new("RGB", (3000, 1500), "white").save(m_folder / "recovery.png")
     text = text_of(write_report(made))
@@ -208,7 +208,7 @@ def test_report_of_a_run_of_the_real_loop(tmp_path, root):
         def r2(c):
             return max(0.0, 0.95 - 3 * abs(c["noise_model_level"] - 0.1) - 0.05 * (4 - c["batch_size"]))
 
-        return {n.id: {"metrics": metrics(r2(n.config)), "activity": "lively"} for n in plan.nodes}
+        return {n.id: {"metrics": metrics(r2(n.config)), "activity": "active"} for n in plan.nodes}
 
     made_up = parse_experiment(
         {"name": "real-loop", "search": {"n_iter_block": 3, "n_blocks": 2, "n_candidates": 3, "proposer": "rules"}}
@@ -234,7 +234,7 @@ def test_command_line(made, root):
     done = call(str(made), "--csv", str(made / "nodes.csv"))
     assert done.returncode == 0 and (made / "report.html").exists(), done.stderr
     assert len((made / "nodes.csv").read_text().splitlines()) == 27
-    lost = call(str(made / "nowhere"))
-    assert lost.returncode == 2 and len(lost.stderr.strip().splitlines()) == 1 and "journal.jsonl" in lost.stderr
-    told = call("--help")
-    assert told.returncode == 0 and "runs/quickstart --open" in told.stdout
+    absent = call(str(made / "nowhere"))
+    assert absent.returncode == 2 and len(absent.stderr.strip().splitlines()) == 1 and "journal.jsonl" in absent.stderr
+    shown = call("--help")
+    assert shown.returncode == 0 and "runs/quickstart --open" in shown.stdout

@@ -1,4 +1,4 @@
-"""Run directories that never were, written through the real journal: what tests of the report draw."""
+"""Made-up run directories, written through the real journal, for tests of the report."""
 
 import numpy as np
 from PIL import Image
@@ -12,7 +12,7 @@ DIFF = "--- a/protocol.md\n+++ b/protocol.md\n@@ -1 +1,2 @@\n rules\n+| new <b>r
 
 
 def metrics(r2, **more):
-    """What a node of this connectivity_R2 comes to."""
+    """Metrics of a node with this connectivity_R2."""
     out = {"connectivity_R2": r2, "tau_R2": r2 * 0.9, "V_rest_R2": r2 * 0.5, "cluster_accuracy": 0.4}
     out |= {"test_R2": 1 - r2, "test_pearson": 0.5, "external_input_R2": 0.6, "final_loss": 0.0123, "reasons": {}}
     return {**out, **more}
@@ -24,7 +24,7 @@ class Maker:
     def __init__(self, folder, seed=0, seeds=1, **search):
         self.folder, self.rng, self.seeds = folder, np.random.default_rng(seed), seeds
         self.clock, self.node, self.iteration = 1.7e9, -1, 0
-        data = {"name": "made-up", "description": "A run that never was."}
+        data = {"name": "made-up", "description": "A made-up run."}
         data["search"] = {"n_iter_block": 4, "proposer": "rules", **search}
         self.experiment = parse_experiment(data).model_dump(mode="json")
         self.root, self.configs = self.experiment["training"], {}
@@ -56,13 +56,13 @@ class Maker:
         simulation = simulation or {"visual_input_type": f"scenes_{block}", "delta_t": 0.02}
         self.journal.append("iteration_started", **where, simulation=simulation, nodes=nodes)
         for entry, result in zip(nodes, results, strict=True):
-            told = {"node": entry["node"], "parent": entry["parent"]}
+            which = {"node": entry["node"], "parent": entry["parent"]}
             if isinstance(result, dict):
                 result = dict(result)
                 per = result.pop("per_seed", None) or [result] * len(entry["seeds"])
-                self.journal.append("node_finished", **told, metrics=result, per_seed=per)
+                self.journal.append("node_finished", **which, metrics=result, per_seed=per)
             elif result != "running":
-                self.journal.append("node_failed", **told, reason=result)
+                self.journal.append("node_failed", **which, reason=result)
         return [n["node"] for n in nodes]
 
     def choose(self, chosen, parents=("root",), **fields):
@@ -98,7 +98,7 @@ def two_blocks(folder):
         ("root", {"batch_size": 4}, "exploit", metrics(0.65)),
         ("root", noise(0.0), "explore", metrics(0.05)),
     )  # fmt: skip
-    m.choose(1, observation={"1": HOSTILE}, activity={"1": "lively"})
+    m.choose(1, observation={"1": HOSTILE}, activity={"1": "active"})
     iteration(
         1, 2,
         (1, {"batch_size": 4}, "exploit", metrics(0.93, per_seed=[metrics(0.91), metrics(0.95)])),

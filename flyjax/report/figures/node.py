@@ -186,7 +186,7 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     figure = new_figure(5.6, 4.4)
     axes = figure.add_axes((0.1, 0.11, 0.6, 0.82))
     groups = groups_of(c.cell_types)
-    markers = "osD^vP"  # tell the types of a group apart
+    markers = "osD^vP"  # distinguish the types of a group
     for t in range(c.n_types):
         points = x[c.cell_type == t]
         marker = markers[int(np.sum(groups[:t] == groups[t])) % len(markers)]

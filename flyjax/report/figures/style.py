@@ -126,7 +126,7 @@ def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
 
 
 def heading(figure: Figure, text: str, x: float = 0.012, y: float = 0.96, **style) -> None:
-    """The title of a whole figure."""
+    """The title above all panels of a figure."""
     figure.text(x, y, text, fontweight="bold", fontsize=10, **style)
 
 

@@ -48,17 +48,26 @@ def block_tree(run: RunView, block: int) -> Markup:
     width, height = left + last * step + 46, top + (layout.n_lanes - 1) * row + 40
     place = {k: (left + column * step, top + 12 + lane * row) for k, (column, lane) in layout.place.items()}
     best = measures.best_node(run.state, block)
-    parts = [element("text", "iteration", x=left - 28, y=top - 18, class_="axis")]
-    for k in range(1, last + 1):
-        x = left + k * step
-        parts.append(element("line", x1=x, x2=x, y1=top - 12, y2=height - 8, class_="guide"))
-        parts.append(element("text", str(k), x=x, y=top - 18, class_="tick middle"))
-    for n in nodes:
-        path = _edge(place[layout.parent[n.id]], place[n.id], step, layout.reserved)
-        parts.append(element("path", d=path, class_="edge main" if n.id in run.chosen else "edge"))
+    columns = [(k, left + k * step) for k in range(1, last + 1)]
+    guides = [element("line", x1=x, x2=x, y1=top - 12, y2=height - 8, class_="guide") for _, x in columns]
+    ticks = [element("text", k, x=x, y=top - 18, class_="tick middle") for k, x in columns]
+    edges = [
+        element(
+            "path",
+            d=_edge(place[layout.parent[n.id]], place[n.id], step, layout.reserved),
+            class_="edge main" if n.id in run.chosen else "edge",
+        )
+        for n in nodes
+    ]
     x, y = place[ROOT]
-    parts.append(element("circle", cx=x, cy=y, r=3.0, class_="origin"))
-    parts.append(element("text", "root", x=x, y=y + 16, class_="tick middle"))
+    parts = [
+        element("text", "iteration", x=left - 28, y=top - 18, class_="axis"),
+        *guides,
+        *ticks,
+        *edges,
+        element("circle", cx=x, cy=y, r=3.0, class_="origin"),
+        element("text", "root", x=x, y=y + 16, class_="tick middle"),
+    ]
     for n in nodes:
         x, y = place[n.id]
         marks = [element("title", tooltip(run, n))]
