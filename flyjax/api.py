@@ -1,8 +1,8 @@
-"""The short way in for notebooks: a few functions that join the rooms."""
+"""The short way in for notebooks: train candidates and evaluate them in one call."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
-from flyjax.training import Trained, train_sweep
+from flyjax.training import Progress, Trained, train_sweep
 from flyjax.utils.errors import UserError
 
 
@@ -19,13 +19,14 @@ from flyjax.utils.errors import UserError
 class CandidateResult:
     """One candidate's trainings.
 
-    Attributes:
-        metrics: mean over the seeds, by the names of metrics.json; None values have a reason.
-        params: one tree of arrays per seed.
-        seeds: the seeds.
-        per_seed: the metrics of each seed.
-        trained: losses, steps and times of each seed.
-        evaluation: figures' arrays of the seed with the lowest training loss; None if all diverged.
+    **Attributes:**
+
+    - `metrics`: mean over the seeds, by the names of metrics.json; None values have a reason.
+    - `params`: one tree of arrays per seed.
+    - `seeds`: the seeds.
+    - `per_seed`: the metrics of each seed.
+    - `trained`: losses, steps and times of each seed.
+    - `evaluation`: arrays for figures of the seed with the lowest training loss; None if all diverged.
     """
 
     training: Training
@@ -38,8 +39,8 @@ class CandidateResult:
     learner: Learner
 
 
-class _Given:
-    """A single recording in the place of a run's recordings."""
+class _SingleRecording:
+    """A given recording with the interface of `Recordings`."""
 
     capacity = 1_000  # it is in memory once, however many nodes use it
 
@@ -49,8 +50,8 @@ class _Given:
     def train(self, level: float) -> Recording:
         if level != self._train.noise_model_level:
             raise UserError(
-                f"the recording has noise_model_level {self._train.noise_model_level:g}, a candidate asks for {level:g}: "
-                "give the simulation instead, and each level gets its recording"
+                f"the recording has noise_model_level {self._train.noise_model_level:g}, a candidate {level:g}: "
+                "pass the simulation instead, and each level gets its recording"
             )
         return self._train
 
@@ -62,7 +63,7 @@ class _Given:
 def _training(candidate: Mapping[str, Any] | Training) -> Training:
     if isinstance(candidate, Training):
         return candidate
-    # Alone, a candidate is free of the protocol's ranges: they bind the search.
+    # The protocol's ranges bind the search, not a candidate on its own.
     data = {"training": dict(candidate), "search": {"ranges": {}, "simulation_ranges": {}}}
     return parse_experiment(data, "candidate").training
 
@@ -72,48 +73,42 @@ def train_candidates(
     candidates: Sequence[Mapping[str, Any] | Training],
     seeds: Sequence[int] = (0,),
     model: Model | None = None,
-    on_progress=None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> list[CandidateResult]:
-    """Train K candidates x S seeds, those of one static signature in one program, and judge each.
+    """Train K candidates x S seeds, those of one static signature in one program, and evaluate each.
+
+    Programs are compiled once per circuit, model and static signature: later calls reuse them.
 
     **Arguments:**
 
     - `simulation_or_recording`: a simulation gets one training recording per distinct
       `noise_model_level`; a given recording serves a single level.
-    - `candidates`: training settings, as `Training` or as a dictionary of what differs from it.
+    - `candidates`: training settings, as `Training` or as a dictionary of what differs from its defaults.
     - `seeds`: of initial values and batch order, the same for every candidate.
     - `model`: shapes of the network.
-    - `on_progress`: called with a `flyjax.training.Progress` after every chunk.
+    - `on_progress`: called after every chunk of steps.
 
     **Raises:** `UserError` for a candidate that does not validate.
     """
-    trainings = [_training(c) for c in candidates]
-    if not trainings or not len(seeds):
+    trainings, own_seeds = [_training(c) for c in candidates], tuple(seeds)
+    if not trainings or not own_seeds:
         raise UserError("train_candidates needs at least one candidate and one seed")
+    model = model or Model()
+    recordings: Any
     if isinstance(simulation_or_recording, Recording):
-        recordings = _Given(simulation_or_recording)
-        check_readable(model or Model())
-        learner = make_learner(simulation_or_recording.connectome, model or Model())
+        recordings = _SingleRecording(simulation_or_recording)
+        check_readable(model)
+        learner = make_learner(simulation_or_recording.connectome, model)
     else:
         recordings = Recordings(simulation_or_recording)
-        learner = learner_for(simulation_or_recording, model or Model())
+        learner = learner_for(simulation_or_recording, model)
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
-    trained = train_sweep(learner, trainings, [tuple(seeds)] * len(trainings), by_level, on_progress=on_progress)
-    results = []
-    specs = [NodeSpec(k, training, tuple(seeds)) for k, training in enumerate(trainings)]
-    for training, runs, (per_seed, evaluation) in zip(
-        trainings, trained, evaluate_nodes(learner, specs, trained, recordings), strict=True
-    ):
-        results.append(
-            CandidateResult(
-                training,
-                pool_metrics(per_seed),
-                [r.params for r in runs],
-                tuple(seeds),
-                per_seed,
-                runs,
-                evaluation,
-                learner,
-            )
+    trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)
+    specs = [NodeSpec(k, training, own_seeds) for k, training in enumerate(trainings)]
+    evaluated = evaluate_nodes(learner, specs, trained, recordings)
+    return [
+        CandidateResult(
+            training, pool_metrics(per_seed), [r.params for r in runs], own_seeds, per_seed, runs, evaluation, learner
         )
-    return results
+        for training, runs, (per_seed, evaluation) in zip(trainings, trained, evaluated, strict=True)
+    ]

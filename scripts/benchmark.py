@@ -220,7 +220,7 @@ def profile(
     batch_size: Annotated[int, typer.Option(help="Frames per step.", min=1)] = 4,
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
     rows: Annotated[
-        int | None, typer.Option(help="Neurons x frames of one piece, instead of the size for this backend.", min=1)
+        int | None, typer.Option(help="Neurons x frames of one segment, instead of the size for this backend.", min=1)
     ] = None,
     repeats: Annotated[int, typer.Option(help="Runs of each part; the shortest counts.", min=1)] = 7,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
@@ -231,12 +231,9 @@ def profile(
     from rich.table import Table
 
     from flyjax.experiments.benchmark import measured_on, profile_rows
-    from flyjax.models import chunked_map
 
-    if rows is not None:
-        chunked_map.CPU_ROWS = chunked_map.ACCELERATOR_ROWS = rows
     console = Console()
-    parts = [{**row, **measured_on()} for row in profile_rows(extent, batch_size, width, repeats)]
+    parts = [{**row, **measured_on()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
     table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,
                   caption=f"{parts[0]['hardware']}, {parts[0]['device']}, JAX {parts[0]['jax']}, load {parts[-1]['load']}, {parts[0]['date']}")  # fmt: skip
     table.add_column("part")

@@ -6,8 +6,9 @@ would leave it are dropped.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+import hashlib
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
 from numbers import Integral
 from pathlib import Path
 
@@ -23,7 +24,7 @@ MAX_EXTENT = 15
 
 @dataclass(frozen=True, eq=False)
 class Connectome:
-    """A network of identified neurons. Arrays are read-only; equality is identity.
+    """A network of identified neurons. Arrays are read-only; equality is that of the content.
 
     Neurons are ordered by type (file order), inside a type by column (u, then v). Edges are
     sorted by (receiver, sender) and their node pairs are unique. Type pairs and offset keys
@@ -68,6 +69,21 @@ class Connectome:
     @property
     def n_types(self) -> int:
         return len(self.cell_types)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits, equal for circuits of equal content."""
+        digest = hashlib.sha256()
+        for value in (getattr(self, field.name) for field in fields(self)):
+            digest.update(repr(getattr(value, "shape", value)).encode())
+            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else b"")
+        return digest.hexdigest()[:16]
+
+    def __eq__(self, other) -> bool:
+        return isinstance(other, Connectome) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
 
     @property
     def central(self) -> Int32[np.ndarray, " n_types"]:

@@ -24,7 +24,7 @@ from flyjax.search.proposers import resolve_name
 from flyjax.search.run.opening import check_free, has_begun
 from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
 from flyjax.search.run.status import limits_text, remaining_text, spent_text
-from flyjax.training.loggers import make_watcher
+from flyjax.training.loggers import make_logger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 from flyjax.utils.system import devices
@@ -37,7 +37,7 @@ class SearchDriver:
 
     def __init__(self, experiment: Experiment, run_dir: Path, console: Console, viewers: Sequence[str] = ()):
         self.experiment, self.run_dir, self.console = experiment, run_dir, console
-        self.watcher = make_watcher(viewers, run_dir, experiment.name)
+        self.logger = make_logger(viewers, run_dir, experiment.name)
         self.state: State | None = None
         self.declined = False
 
@@ -53,7 +53,7 @@ class SearchDriver:
                 simulation=updated_simulation(self.experiment, plan.simulation),
                 on_progress=on_progress,
                 on_stage=on_stage,
-                watcher=self.watcher,
+                logger=self.logger,
             )
 
     def on_event(self, event: Mapping[str, Any], state: State) -> None:
@@ -123,7 +123,7 @@ def run_search(
     **Arguments:**
 
     - `approve`: ask before each iteration.
-    - `viewers`: names of further loggers, see `flyjax.training.loggers.make_watcher`.
+    - `viewers`: names of further loggers, see `flyjax.training.loggers.make_logger`.
     - `commit`, `fallbacks`, `config_overrides`: for the journal: of the code, the replaced data sets, and the config
       file's changeable settings.
     - `options`: of `run_loop`.
@@ -158,7 +158,7 @@ def run_search(
             console.log(f"paused after {spent_text(experiment, driver.state)}")
         raise
     finally:
-        driver.watcher.close()
+        driver.logger.close()
     report = write_report(run_dir)
     console.log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
     if outcome.status == "paused" and not driver.declined:

@@ -1,4 +1,4 @@
-"""How fast a training runs, beside the floating-point floor measured in the same run."""
+"""The speed of a training beside that of a matrix product measured in the same run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ import numpy as np
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.models import losses, make_learner
-from flyjax.training import lanes, train
-from flyjax.training.planning import CHUNK, gflop_per_frame
-from flyjax.training.train import numbers_of, stack_recordings, static_of
+from flyjax.training import lanes
+from flyjax.training.data import stack_recordings
+from flyjax.training.grouping import CHUNK
+from flyjax.training.hparams import static_of, traced_hparams
+from flyjax.training.optimizer import make_optimizer, unpack
+from flyjax.training.resources import gflop_per_frame
+from flyjax.training.step import init_state, train_step
 from flyjax.utils.system import devices, hardware
 
 
@@ -47,7 +51,7 @@ def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:
 
 
 def _noise(connectome, n_frames: int):
-    """A recording's worth of random numbers: the time of a step does not depend on what is in them."""
+    """A recording of random numbers: the time of a step does not depend on the values."""
     rng = np.random.default_rng(0)
     voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
     return SimpleNamespace(
@@ -75,17 +79,19 @@ def train_row(
     n_lanes = candidates * seeds
     n_devices = min(jax.local_device_count(), n_lanes)
     padded = -(-n_lanes // n_devices) * n_devices
-    init, chunk, by_lane, everywhere = lanes.compiled(learner, static_of(training), n_devices)
-    numbers = jax.device_put(lanes.stack_numbers([numbers_of(training, n_frames, 0)] * padded), by_lane)
-    data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), everywhere)
+    program = lanes.compiled(learner, static_of(training), n_devices)
+    hparams = lanes.stack_hparams([traced_hparams(training, n_frames, 0)] * padded)
+    hparams = jax.device_put(hparams, program.by_lane)
+    data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), program.replicated)
     start = time.perf_counter()
-    state = jax.block_until_ready(init(numbers, jax.device_put(lanes.keys_of(list(range(padded))), by_lane)))
-    compiled = chunk.lower(numbers, data, state).compile()
+    keys = jax.device_put(lanes.keys_of(list(range(padded))), program.by_lane)
+    state = jax.block_until_ready(program.init(hparams, keys))
+    compiled = program.chunk.lower(hparams, data, state).compile()
     compile_s = time.perf_counter() - start
     best = np.inf
     for _ in range(repeats + 1):  # the first warms up
         start = time.perf_counter()
-        state, losses = jax.block_until_ready(compiled(numbers, data, state))
+        state, losses = jax.block_until_ready(compiled(hparams, data, state))
         best = min(best, time.perf_counter() - start)
     if not np.isfinite(np.asarray(losses)).any():
         raise RuntimeError("the benchmarked training diverged")
@@ -111,18 +117,20 @@ def train_row(
     }
 
 
-def profile_rows(extent: int, batch_size: int, width: int, repeats: int = 7) -> list[dict]:
-    """Where one training step's time goes: each part compiled and timed alone, shortest of several runs.
+def profile_rows(
+    extent: int, batch_size: int, width: int, repeats: int = 7, segment_rows: int | None = None
+) -> list[dict]:
+    """The time of the parts of one training step, each compiled and timed alone, shortest of several runs.
 
-    CPU seconds are of all threads; on a machine with neighbours they vary less than the time on the clock.
+    CPU seconds are of all threads; on a shared machine they vary less than wall time.
     The parts do not add up to the step, which overlaps and fuses them.
     """
     connectome, model = build_connectome(extent), Model(width=width)
-    learner, training = make_learner(connectome, model), Training(batch_size=batch_size)
-    numbers = jax.tree.map(jnp.asarray, numbers_of(training, 1_000_000, 0))
+    learner, training = make_learner(connectome, model, segment_rows), Training(batch_size=batch_size)
+    hparams = jax.tree.map(jnp.asarray, traced_hparams(training, 1_000_000, 0))
     static, data = static_of(training), stack_recordings([_noise(connectome, 64)])
-    state = train.init_state(learner, static, numbers, jax.random.key(0))
-    params, frames = train.unpack(learner, state.params), jnp.arange(batch_size)
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    params, frames = unpack(learner, state.params), jnp.arange(batch_size)
     batch = {name: data[name][0, :batch_size] for name in ("voltage", "target", "luminance")}
     voltage, senders, receivers = batch["voltage"].T, jnp.asarray(connectome.senders), jnp.asarray(connectome.receivers)
 
@@ -132,19 +140,21 @@ def profile_rows(extent: int, batch_size: int, width: int, repeats: int = 7) -> 
         )
 
     def total(params):
-        return losses.loss(learner, params, numbers, batch, jnp.float32(1.0), static.bends)[0]
+        return losses.loss(learner, params, hparams, batch, jnp.float32(1.0), static.with_curvature)[0]
 
     def regularisers(params):
-        return sum(losses.regularisers(learner, params, numbers, batch, jnp.float32(1.0), static.bends).values())
+        return sum(
+            losses.regularisers(learner, params, hparams, batch, jnp.float32(1.0), static.with_curvature).values()
+        )
 
     def adam(state):
-        return train.make_optimizer(numbers, static.schedule).update(state.params, state.optimizer, state.params)
+        return make_optimizer(hparams, static.schedule).update(state.params, state.optimizer, state.params)
 
     parts = {
-        "one step": (lambda s: train.train_step(learner, static, numbers, data, s, frames), state),
+        "one step": (lambda s: train_step(learner, static, hparams, data, s, frames), state),
         "loss and gradient": (jax.value_and_grad(total), params),
         "loss alone": (total, params),
-        "data term and gradient": (jax.value_and_grad(lambda p: learner.square_error(p, **batch)), params),
+        "data term and gradient": (jax.value_and_grad(lambda p: learner.squared_error(p, **batch)), params),
         "regularisers and gradient": (jax.value_and_grad(regularisers), params),
         "message sum": (lambda args: message_sum(*args), (params["W"], voltage)),
         "message sum and gradient": (

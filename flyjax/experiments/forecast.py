@@ -11,7 +11,7 @@ from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.experiments.benchmark import matmul_gflops
 from flyjax.search.iteration import n_seeds
 from flyjax.search.proposals.space import block_simulation
-from flyjax.training import planning
+from flyjax.training import grouping, resources
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import aligned_table, duration, format_bytes, plural
 
@@ -40,9 +40,9 @@ def measured_rate() -> Rate:
     )
 
 
-def given_memory(size_gb: float | None) -> planning.Memory | None:
+def given_memory(size_gb: float | None) -> resources.Memory | None:
     """An accelerator of so many GB, to plan for another machine; None for this one."""
-    return None if size_gb is None else planning.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
+    return None if size_gb is None else resources.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
 
 
 @dataclass(frozen=True)
@@ -60,31 +60,35 @@ def forecast(
     candidates: Sequence[Training],
     seeds: Sequence[Sequence[int]],
     rate: Rate,
-    memory: planning.Memory | None = None,
+    memory: resources.Memory | None = None,
     max_disk_gb: float = 20.0,
 ) -> Forecast:
     """Programs of candidates x seeds as a table, with memory, recordings and a time estimate."""
-    memory = memory or planning.device_memory()
-    sizes = planning.sizes_without_data(simulation, model)
+    memory = memory or resources.device_memory()
+    sizes = resources.sizes_without_data(simulation, model)
     n_devices, too_large = jax.local_device_count(), []
 
     def limits_of(static, n_lanes, n_levels):
         try:
-            return planning.limits(sizes, model, static.batch_size, n_lanes, n_levels, memory, n_devices)
+            return grouping.limits(sizes, model, static.batch_size, n_lanes, n_levels, memory, n_devices)
         except UserError as error:
             too_large.append(str(error))
-            return planning.Limits(1, 1, 1)
+            return grouping.Limits(1, 1, 1)
 
-    groups = planning.plan(candidates, seeds, sizes.n_frames, limits_of)
+    groups = grouping.plan(candidates, seeds, sizes.n_frames, limits_of)
     seconds = []
     for group in groups:
-        frame = planning.gflop_per_frame(
-            sizes.n_neurons, model, group.static.batch_size, n_edges=sizes.n_edges, bends=group.static.bends
+        frame = resources.gflop_per_frame(
+            sizes.n_neurons,
+            model,
+            group.static.batch_size,
+            n_edges=sizes.n_edges,
+            with_curvature=group.static.with_curvature,
         )
         seconds.append(max(group.n_steps) * group.width * group.static.batch_size * frame / rate.gflops)
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
-    lane = planning.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
+    lane = resources.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
     stored = 4 * sizes.n_frames * (sizes.n_neurons + sizes.n_columns)
     if simulation.voltage_dtype == "float16":
         stored -= 2 * sizes.n_frames * sizes.n_neurons
@@ -92,11 +96,11 @@ def forecast(
         stored += 4 * sizes.n_frames * sizes.n_neurons
     lines = [
         f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, {sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
-        aligned_table(planning.rows(groups, sizes, model, memory, seconds)),
-        f"memory: {format_bytes(memory.free)} {memory.source}, {planning.SHARE:.0%} of it planned for; a lane holds parameters {format_bytes(lane['params'])}, "
+        aligned_table(grouping.program_table(groups, sizes, model, memory, seconds)),
+        f"memory: {format_bytes(memory.free)} {memory.source}, {grouping.SHARE:.0%} of it planned for; a lane holds parameters {format_bytes(lane['params'])}, "
         f"Adam {format_bytes(lane['adam'])}, a step {format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
         f"recordings: {plural(len(levels), 'noise level')} ({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
-        f"{format_bytes(planning.level_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
+        f"{format_bytes(resources.recording_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
     ]
     if len(levels) * stored > max_disk_gb * 1e9:
         lines.append(
@@ -121,7 +125,7 @@ def _of_many_levels(experiment: Experiment) -> list[Training]:
     return [root.model_copy(update={"noise_model_level": levels[i % len(levels)]}) for i in range(k)]
 
 
-def forecast_search(experiment: Experiment, memory: planning.Memory | None = None) -> str:
+def forecast_search(experiment: Experiment, memory: resources.Memory | None = None) -> str:
     """One iteration of each block, as large as it may get: every candidate with a noise level of its own."""
     search, rate = experiment.search, measured_rate()
     total, parts, known = 0.0, [], {}

@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate
 from flyjax.training import Trained
 from flyjax.training.halving import relative_error, target_spread
-from flyjax.training.train import held_out_of_field
+from flyjax.training.hparams import held_out_of_field
 from flyjax.utils.errors import UserError
 from flyjax.utils.system import cores
 
@@ -45,11 +44,6 @@ def updated_simulation(experiment: Experiment, changes: Mapping[str, Any]) -> Si
     return parse_experiment(data, "simulation").simulation
 
 
-@lru_cache(maxsize=4)
-def _learner(what: str, model: Model) -> Learner:
-    return make_learner(known_circuit(Simulation.model_validate_json(what))[0], model)
-
-
 def check_readable(model: Model) -> None:
     """**Raises:** `UserError` for a model that predicts but from which W, tau and V_rest cannot be read."""
     if model.variant == "B":
@@ -60,20 +54,12 @@ def check_readable(model: Model) -> None:
 
 
 def learner_for(simulation: Simulation, model: Model) -> Learner:
-    """The learner of the circuit that is known, the same object for the same circuit and model.
-
-    Compiled programs are found by it, so stimulus and frame numbers do not count.
+    """The learner of the circuit that is known.
 
     **Raises:** `UserError` for a model from which no circuit can be read, before anything is trained.
     """
     check_readable(model)
-    fields = Simulation.model_fields
-    shown = (
-        "visual_input_type", "test_visual_input_type", "n_frames", "n_test_frames", "data_path", "frame_rate", "initial",
-        "measurement_noise_level", "n_recordings", "voltage_dtype", "store_derivative", "delta_t", "clamp_tau", "solver",
-        "target",
-    )  # fmt: skip
-    return _learner(simulation.model_copy(update={k: fields[k].default for k in shown}).model_dump_json(), model)
+    return make_learner(known_circuit(simulation)[0], model)
 
 
 def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from flyjax.recovery.spectrum import spectrum, spectrum_metrics
 from flyjax.report.figures import circuit
 from flyjax.report.tables import markdown_table
 from flyjax.training import load_params
-from flyjax.training.train import held_out_of_field
+from flyjax.training.hparams import held_out_of_field
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table

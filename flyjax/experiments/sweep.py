@@ -17,7 +17,7 @@ from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
-from flyjax.training.loggers import HISTORY, make_watcher
+from flyjax.training.loggers import HISTORY, make_logger
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
 
@@ -102,7 +102,7 @@ def run_sweep(
     own = run_dir / "config.yaml"
     if own.is_file() and own.read_text() != text:
         raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
-    watcher = make_watcher(viewers, run_dir, experiment.name)
+    logger = make_logger(viewers, run_dir, experiment.name)
     make_run_dir(run_dir)
     own.write_text(text)
     specs = _specs(experiment, candidates)
@@ -117,11 +117,11 @@ def run_sweep(
                 run_dir,
                 on_progress=on_progress,
                 on_stage=on_stage,
-                watcher=watcher,
+                logger=logger,
                 halving=halving_of(experiment) if len(candidates) > 1 else None,
             )
     finally:
-        watcher.close()
+        logger.close()
     names = varied(candidates)
     rows = [_row(spec, results[spec.id], names) for spec in specs]
     # The best first: by what was recovered, without which by number.

@@ -24,7 +24,7 @@ from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node
 from flyjax.report.figures.learned_stimulus import stimulus_field_figure
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
-from flyjax.training.loggers import Watcher
+from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import as_user_errors
 
@@ -62,7 +62,7 @@ def train_nodes(
     simulation: Simulation | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
-    watcher: Watcher | None = None,
+    logger: MetricLogger | None = None,
     halving: Halving | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Train nodes together and write their folders; after an interruption the same call continues.
@@ -74,7 +74,7 @@ def train_nodes(
     - `run_dir`: holds nodes/, recordings/ and checkpoints/.
     - `simulation`: what is recorded, by default the experiment's.
     - `on_progress`, `on_stage`: called after every segment of training, and with the name of each stage.
-    - `watcher`: logs loss and connectivity_R2 during training.
+    - `logger`: receives loss and connectivity_R2 during training.
     - `halving`: stops the worst nodes early.
 
     **Returns:** for every node `metrics` (None if all its seeds diverged), `per_seed`, `reason` and `activity`, the
@@ -91,8 +91,8 @@ def train_nodes(
     run_names = {
         (k, s): f"node_{spec.id:04d}/seed_{seed}" for k, spec in enumerate(specs) for s, seed in enumerate(spec.seeds)
     }
-    if watcher is not None:
-        watcher.start({name: specs[k].training.model_dump() for (k, _), name in run_names.items()})
+    if logger is not None:
+        logger.start({name: specs[k].training.model_dump() for (k, _), name in run_names.items()})
 
     def read_out(lane, params) -> dict[str, float]:
         """connectivity_R2 of a network in training."""
@@ -102,9 +102,9 @@ def train_nodes(
         return {} if value is None else {"connectivity_R2": value}
 
     def report(progress: Progress) -> None:
-        for one in progress.lanes if watcher is not None else ():
+        for one in progress.lanes if logger is not None else ():
             if one.values:
-                watcher.log(one.step, run_names[one.lane.candidate, one.lane.replicate], one.values)
+                logger.log(one.step, run_names[one.lane.candidate, one.lane.replicate], one.values)
         if on_progress is not None:
             on_progress(progress)
 
@@ -116,7 +116,7 @@ def train_nodes(
         checkpoint_dir=checkpoint_folder(run_dir),
         checkpoint_every=experiment.training.checkpoint_every,
         on_progress=report,
-        watch=read_out if watcher is not None or on_progress is not None else None,
+        monitor=read_out if logger is not None or on_progress is not None else None,
         halving=halving,
     )
     on_stage("evaluating")

@@ -1,8 +1,9 @@
-"""The learner and its loss."""
+"""The learners and their loss."""
 
-from flyjax.models.gnn import GNN, PairGNN, make_graph, stimulus_of_neurons
+from flyjax.models.gnn import GNN, PairGNN
+from flyjax.models.graph_network import make_graph, neuron_stimulus
 from flyjax.models.known_ode import KnownODE
-from flyjax.models.learner import Learner, make_learner, parameter_groups
+from flyjax.models.learner import Learner, make_learner
 from flyjax.models.losses import loss, rollout_loss
 
 __all__ = [
@@ -13,7 +14,6 @@ __all__ = [
     "loss",
     "make_graph",
     "make_learner",
-    "parameter_groups",
+    "neuron_stimulus",
     "rollout_loss",
-    "stimulus_of_neurons",
 ]

@@ -2,97 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
+
 import jax
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from flyjax.circuit import Connectome
 from flyjax.config import Model
-from flyjax.models.gnn import GNN, PairGNN, make_graph, stimulus_of_neurons
+from flyjax.models import chunked_map
+from flyjax.models.gnn import GNN, PairGNN
+from flyjax.models.graph_network import GraphsTuple, make_graph, neuron_stimulus
 from flyjax.models.known_ode import KnownODE
+from flyjax.models.message_passing import MessagePassing
 
-#: The modules by the name of their variant.
-MODULES = {"A": GNN, "B": PairGNN, "known_ode": KnownODE, "known_ode_tanh": KnownODE}
+VARIANTS: dict[str, type[MessagePassing]] = {
+    "A": GNN,
+    "B": PairGNN,
+    "known_ode": KnownODE,
+    "known_ode_tanh": KnownODE,
+}
 
 
+@dataclass(frozen=True)
 class Learner:
-    """Pure functions of one model on one connectome: `init(key) -> params` and the rest of params.
+    """Pure functions of one model on one connectome: `init(key) -> params`, and the others of params.
 
-    `params` is a plain dictionary of arrays, which vmap, jit, optax and orbax take as it is.
+    Learners are equal where circuit content, model and segment size are, and compiled programs are found by that
+    equality. A circuit is compared by its fingerprint, so that hashing reads no array.
+
+    **Attributes:**
+
+    - `connectome`: the circuit whose edges are learned.
+    - `config`: shapes of the model.
+    - `segment_rows`: rows (neurons x frames) that a network evaluates at once (`chunked_map`).
+
+    `params` is a plain dictionary of arrays, as vmap, jit, optax and orbax take it.
     """
 
-    def __init__(self, connectome: Connectome, config: Model):
-        self.connectome, self.config = connectome, config
-        abstract = nnx.eval_shape(lambda: self._build(jax.random.key(0)))
-        self._graphdef, self._abstract = nnx.split(abstract)
+    connectome: Connectome
+    config: Model
+    segment_rows: int
 
-    def _build(self, key):
-        return MODULES[self.config.variant](
-            self.connectome.n_neurons, self.connectome.n_edges, self.config, nnx.Rngs(params=key)
-        )
+    def _build(self, key: PRNGKeyArray) -> MessagePassing:
+        c, variant = self.connectome, VARIANTS[self.config.variant]
+        return variant(c.n_neurons, c.n_edges, self.config, self.segment_rows, nnx.Rngs(params=key))
 
-    def init(self, key) -> dict:
-        """Fresh parameters, a pure function of the key."""
+    @cached_property
+    def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))
+
+    def init(self, key: PRNGKeyArray) -> dict:
+        """Initial parameters, a pure function of the key."""
         return nnx.to_pure_dict(nnx.state(self._build(key)))
 
-    def bind(self, params: dict) -> nnx.Module:
+    def bind(self, params: dict) -> MessagePassing:
         """The model with these parameters."""
-        state = jax.tree.map(lambda x: x, self._abstract)
+        graphdef, abstract = self._abstract
+        state = jax.tree.map(lambda x: x, abstract)
         nnx.replace_by_pure_dict(state, params)
-        return nnx.merge(self._graphdef, state)
+        return nnx.merge(graphdef, state)
+
+    def graph(self, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]) -> GraphsTuple:
+        """The circuit at B frames."""
+        return make_graph(self.connectome, voltage=voltage.T, stimulus=neuron_stimulus(self.connectome, luminance))
 
     def derivative(
         self, params, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
     ) -> Float[Array, "B N"]:
         """Predicted dv/dt (1/s) at B frames: the forward pass that is trained."""
-        graph = make_graph(self.connectome, voltage=voltage.T, stimulus=stimulus_of_neurons(self.connectome, luminance))
-        return self.bind(params)(graph).T
+        return self.bind(params)(self.graph(voltage, luminance)).T
 
-    def square_error(self, params, voltage, luminance, target: Float[Array, "B N"]) -> Float[Array, ""]:
-        """Sum of squares of derivative - target: the same network with the sum in its node update."""
-        seen = stimulus_of_neurons(self.connectome, luminance)
-        return self.bind(params)(make_graph(self.connectome, voltage=voltage.T, stimulus=seen, target=target.T))
+    def squared_error(self, params, voltage, luminance, target: Float[Array, "B N"]) -> Float[Array, ""]:
+        """Sum of squares of derivative - target, 1/s^2."""
+        return self.bind(params).squared_error(self.graph(voltage, luminance), target.T)
 
     @property
     def learns_stimulus(self) -> bool:
-        """Whether the light of the training frames is unknown, a field among the parameters."""
+        """Whether the luminance of the training frames is unknown and a field among the parameters replaces it."""
         return self.config.stimulus == "field"
 
     def luminance(self, params, frames: Int[Array, " B"]) -> Float[Array, "B n_col"]:
-        """What the learned field says that the columns saw at some frames of the training recording."""
+        """The learned field at frames of the training recording."""
         return self.bind(params).field(frames, self.connectome.columns)
 
     def message(self, params, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
         """g(v_j, a_j) at B voltages per neuron."""
-        model = self.bind(params)
-        return model.message(voltage, model.embedding[...])
+        return self.bind(params).message(voltage)
 
     def update(self, params, voltage, msg, stimulus) -> Float[Array, "N B"]:
-        """f(v_i, a_i, msg_i, I_i), all arguments (N, B)."""
-        model = self.bind(params)
-        return model.update(voltage, model.embedding[...], msg, stimulus)
+        """f(v_i, a_i, msg_i, I_i) in 1/s; voltage, msg and stimulus (N, B)."""
+        return self.bind(params).update(voltage, msg, stimulus)
 
 
-def group_of(path) -> str:
-    """Learning-rate group of a parameter: 'W', 'embedding' (all that a neuron has for itself), 'field' (the unknown
-    stimulus), 'units' (given, never trained) or 'networks'."""
-    first = str(getattr(path[0], "key", path[0]))
-    own = {
-        "W": "W",
-        "embedding": "embedding",
-        "log_tau": "embedding",
-        "v_rest": "embedding",
-        "field": "field",
-        "units": "units",
-    }
-    return own.get(first, "networks")
-
-
-def parameter_groups(params):
-    """A tree like `params` of group names, for optax.multi_transform."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: group_of(path), params)
-
-
-def make_learner(connectome: Connectome, config: Model) -> Learner:
-    """The learner a config names."""
-    return Learner(connectome, config)
+def make_learner(connectome: Connectome, config: Model, segment_rows: int | None = None) -> Learner:
+    """The learner that a configuration names; by default segments suit the default backend."""
+    return Learner(connectome, config, segment_rows or chunked_map.segment_rows(jax.default_backend()))

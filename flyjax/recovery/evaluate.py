@@ -23,7 +23,7 @@ from flyjax.recovery.learned_stimulus import (
 )
 from flyjax.recovery.linear_readout import linear_readout
 from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, true_tau
-from flyjax.recovery.readout import MIN_STD, Probe, PublishedReadout, canonical, extract, probe
+from flyjax.recovery.readout import MIN_STD, Probe, PublishedReadout, extract, probe
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
 from flyjax.utils.errors import UserError
@@ -74,7 +74,7 @@ def _curves(learner, params, data: Probe):
 
 def curves(learner, params, readout: PublishedReadout, recording: Recording) -> Curves:
     """g and f of one neuron per type, beside the true ones."""
-    voltage, message, update = map(np.asarray, _curves(canonical(learner), params, probe(recording)))
+    voltage, message, update = map(np.asarray, _curves(learner, params, probe(recording)))
     central = recording.connectome.central
     tau, v_rest = true_tau(recording)[central], np.asarray(recording.parameters.v_rest)[central]
     with np.errstate(divide="ignore", invalid="ignore"):

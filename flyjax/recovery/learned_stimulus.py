@@ -16,7 +16,6 @@ from jaxtyping import Float, Int
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, put_fit
-from flyjax.recovery.readout import canonical
 from flyjax.utils.errors import UserError
 
 #: Frames of one compiled call.
@@ -48,7 +47,6 @@ def _luminance(learner, params, frames):
 
 def learned_luminance(learner, params, n_frames: int) -> Float[np.ndarray, "T n_col"]:
     """Luminance of the learned field at the first frames of its recording."""
-    learner = canonical(learner)
     starts = range(0, n_frames, CHUNK)
     chunks = [np.arange(start, start + CHUNK, dtype=np.int32).clip(max=n_frames - 1) for start in starts]
     return np.concatenate([np.asarray(_luminance(learner, params, frames)) for frames in chunks])[:n_frames]

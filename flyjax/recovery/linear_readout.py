@@ -25,7 +25,7 @@ from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.readout import canonical, summed_messages
+from flyjax.recovery.readout import summed_messages
 from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames
 
 #: Training frames, evenly spread: the planes have four unknowns.
@@ -119,7 +119,7 @@ def linear_readout(learner, params, recording: Recording, n_frames: int = N_FRAM
     """
     c = recording.connectome
     voltage, stimulus, grid = _samples(recording, n_frames)
-    g, msg, f, g_grid = map(np.asarray, _messages_and_updates(canonical(learner), params, voltage, stimulus, grid))
+    g, msg, f, g_grid = map(np.asarray, _messages_and_updates(learner, params, voltage, stimulus, grid))
     slope_g, offset_g = _fit_message_lines(voltage, g, grid, g_grid)
     if not (np.isfinite(g).all() and np.isfinite(msg).all() and np.isfinite(f).all()):
         return LinearReadout(CircuitEstimate.missing(c), slope_g, offset_g, np.full(c.n_neurons, np.nan))

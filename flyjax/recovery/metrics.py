@@ -20,7 +20,7 @@ from scipy.stats import linregress
 from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
 from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.readout import canonical, summed_messages
+from flyjax.recovery.readout import summed_messages
 from flyjax.recovery.samples import per_recording, spread_frames
 from flyjax.utils.errors import UserError
 
@@ -175,7 +175,7 @@ def input_metrics(learner, params, recording: Recording, suffix: str = "") -> Me
     """
     c = recording.connectome
     voltage, luminance, derivative = evaluation_pairs(recording)
-    solved = np.asarray(_solve_input(canonical(learner), params, voltage, derivative))
+    solved = np.asarray(_solve_input(learner, params, voltage, derivative))
     metrics = Metrics()
     put_fit(metrics, f"external_input_R2{suffix}", luminance[:, c.input_column], solved)
     metrics.put(f"external_input_frames{suffix}", len(voltage))
@@ -192,7 +192,7 @@ def one_step_metrics(learner, params, recording: Recording, held_out=None) -> Me
     else:
         frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
         voltage, luminance, derivative = recording.pairs(frames)
-    predicted = _one_step(canonical(learner), params, voltage, luminance)
+    predicted = _one_step(learner, params, voltage, luminance)
     metrics = Metrics()
     metrics.put("one_step_R2", *explained(derivative, predicted))
     metrics.put("one_step_frames", len(voltage))

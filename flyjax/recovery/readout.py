@@ -58,17 +58,6 @@ class PublishedReadout(NamedTuple):
     gain: Float[Array, " N"]  #: d, 1/s
 
 
-_FIRST: dict = {}
-
-
-def canonical(learner):
-    """The first learner with the same class, connectome and config, so that programs compile once for all of them."""
-    config = getattr(learner, "config", None)
-    if config is None:
-        return learner
-    return _FIRST.setdefault((type(learner), learner.connectome, config), learner)
-
-
 @per_recording
 def probe(recording: Recording) -> Probe:
     """Moments of the voltages, and the frames of df/dmsg, evenly spread without the first and the last."""
@@ -153,4 +142,4 @@ def extract(learner, params, recording: Recording) -> PublishedReadout:
     - `params`: parameters of the learner; params["W"] is (E,).
     - `recording`: the training recording; its moments define where the functions are probed.
     """
-    return jax.tree.map(np.asarray, _extract(canonical(learner), params, probe(recording)))
+    return jax.tree.map(np.asarray, _extract(learner, params, probe(recording)))

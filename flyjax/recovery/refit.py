@@ -39,7 +39,7 @@ from flyjax.recovery.least_squares.errors_in_variables import (
 )
 from flyjax.recovery.least_squares.normal_equations import accumulate, prior, solve, target_noise
 from flyjax.recovery.linear_readout import LinearReadout
-from flyjax.recovery.readout import ROWS, PublishedReadout, canonical, probe
+from flyjax.recovery.readout import ROWS, PublishedReadout, probe
 from flyjax.recovery.samples import neuron_stimulus
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
@@ -99,7 +99,7 @@ def refit(
       are noisy.
     - `n_workers`: threads; by default one per core.
     """
-    learner, c, data = canonical(learner), recording.connectome, probe(recording)
+    c, data = recording.connectome, probe(recording)
     # The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its messages.
     # Its synapses can be identifiable all the same, so the line at positive training frames is used.
     rare = (np.asarray(data.mean) + np.asarray(data.std) <= 0) & (linear.slope_g != 0)

@@ -15,7 +15,6 @@ from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
-from flyjax.recovery.readout import canonical
 from flyjax.recovery.samples import moments
 
 #: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
@@ -48,7 +47,7 @@ def rollout(learner, params, recording: Recording) -> Rollout:
     true, luminance = recording.voltage, np.asarray(recording.luminance, np.float32)
     limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
     voltage = np.empty(true.shape, np.float32)
-    learner, dt = canonical(learner), np.float32(recording.simulation.delta_t)
+    dt = np.float32(recording.simulation.delta_t)
     for part in recording.spans:
         voltage[part.start] = true[part.start]
         for begin in range(part.start, part.stop - 1, CHUNK):

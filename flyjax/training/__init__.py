@@ -1,11 +1,11 @@
 """Training: one candidate as a pure function, many as one program."""
 
 from flyjax.training.checkpoint import load_params, save_params
+from flyjax.training.grouping import Group, Lane, plan
 from flyjax.training.halving import Halving
-from flyjax.training.planning import Group, Lane, plan
+from flyjax.training.hparams import n_steps
 from flyjax.training.progress import LaneProgress, Progress
 from flyjax.training.sweep import Trained, train_sweep
-from flyjax.training.train import n_steps
 
 __all__ = [
     "Group",

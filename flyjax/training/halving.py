@@ -1,7 +1,7 @@
-"""Successive halving: candidates that are behind stop early. Off unless asked for.
+"""Successive halving: the worse candidates stop early. Off by default.
 
 At each rung, a number of steps that all lanes have taken or finished at, the candidates are ranked and
-only the best 1/factor of them go on (Jamieson & Talwalkar, 2016; rungs as in Hyperband). The ranking
+only the best 1/factor of them continue (Jamieson & Talwalkar, 2016; rungs as in Hyperband). The ranking
 needs no ground truth: it is the mean over a candidate's seeds of the root mean square error, on held-out
 frames where there are some, else in the last training steps, in units of the targets' spread, so that batch
 sizes and noise levels compare (`relative_error`).
@@ -30,7 +30,7 @@ class Halving(NamedTuple):
 
 
 def rungs(n_chunks: int, halving: Halving | None) -> list[int]:
-    """Where the lanes meet, in chunks, the end included: strictly rising."""
+    """The rungs in chunks, the end included: strictly rising."""
     if halving is None:
         return [n_chunks]
     early = {round(n_chunks / halving.factor**k) for k in range(1, halving.rungs + 1)}
@@ -52,26 +52,25 @@ def relative_error(loss: float, training: Training, n_neurons: int, spread: floa
     """Root mean square error of a data term of the loss, over the spread of the targets; below 1 something was learned.
 
     The data term is a norm over batch, steps of the rollout and neurons, in 1/s: it grows with each of them, and with
-    the noise level of the recording. This can be compared between trainings of one simulation that are followed for
-    equally many `rollout_steps`.
+    the noise level of the recording. The relative error compares between trainings of one simulation with equal
+    `rollout_steps`.
     """
     return loss / math.sqrt(training.batch_size * training.rollout_steps * n_neurons) / spread
 
 
 def check_comparable(candidates: Sequence[Training]) -> None:
-    """**Raises:** `UserError` for candidates whose losses are of rollouts of other lengths: neither is worse."""
+    """**Raises:** `UserError` for candidates whose losses are of rollouts of different lengths: they do not compare."""
     if len({c.rollout_steps for c in candidates}) > 1 and not all(c.validation_fraction for c in candidates):
         raise UserError(
-            "successive halving compares one-step errors, and losses of other rollout_steps are none: set validation_fraction (for example "
-            "0.1) for all candidates, or one rollout_steps"
+            "successive halving compares one-step errors, which losses of different rollout_steps are not: "
+            "set validation_fraction (for example 0.1) for all candidates, or one rollout_steps"
         )
 
 
-def lost(scores: Mapping[int, float], finished: set[int], factor: float) -> set[int]:
-    """Candidates to stop: all but the best ceil(n / factor), ties to the lower number.
+def candidates_to_stop(scores: Mapping[int, float], finished: set[int], factor: float) -> set[int]:
+    """All but the best ceil(n / factor), ties to the lower number.
 
-    A score that is not finite is the worst. A candidate that has finished keeps its place in the ranking
-    but has nothing to stop.
+    A score that is not finite is the worst. A finished candidate is ranked but cannot be stopped.
     """
     order = sorted(scores, key=lambda k: (scores[k] if math.isfinite(scores[k]) else math.inf, k))
     return set(order[math.ceil(len(order) / factor) :]) - finished

@@ -1,12 +1,12 @@
-"""Watching trainings: one small interface, a JSON Lines history always, other viewers on request.
+"""Loggers of training metrics: a JSON Lines history always, other viewers on request.
 
-    watcher = make_watcher(("tensorboard",), run_dir, "quickstart")
-    watcher.start({"node_0001/seed_7": {"batch_size": 4}})
-    watcher.log(250, "node_0001/seed_7", {"loss": 3.2, "connectivity_R2": 0.61})
-    watcher.close()
+    logger = make_logger(("tensorboard",), run_dir, "quickstart")
+    logger.start({"node_0001/seed_7": {"batch_size": 4}})
+    logger.log(250, "node_0001/seed_7", {"loss": 3.2, "connectivity_R2": 0.61})
+    logger.close()
 
-What is watched decides nothing: with or without it a training gives the same bits. A training that was
-killed goes on from its checkpoint and tells the steps since then once more; the last word counts.
+Logging changes nothing: with or without it a training gives the same bits. A killed training
+resumes from its checkpoint and logs the steps since then again; the last entry of a step counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from flyjax.utils.errors import UserError, nearest
 from flyjax.utils.jsonl import open_lines, write_line
@@ -24,32 +24,33 @@ from flyjax.utils.jsonl import open_lines, write_line
 HISTORY = "history.jsonl"
 
 
-class Watcher(Protocol):
-    """What is told of trainings while they run."""
+class MetricLogger(Protocol):
+    """Receives the metrics of trainings while they run; only finite values."""
 
     def start(self, lanes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Trainings that begin, by name, with their settings. May be called again with others."""
+        """Settings of trainings that start, by name. May be called again with others."""
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        """Numbers of a training after so many steps."""
+        """Metrics of a training after so many steps."""
 
     def close(self) -> None:
-        """Write what is waiting."""
+        """Write what is buffered."""
 
 
 class History:
-    """One JSON object per line: {"lane", "step", and the numbers by name}. Nothing that is not finite."""
+    """One JSON object per line: "lane", "step" and the values by name."""
 
     def __init__(self, path: Path):
-        self.path, self._file = Path(path), None
+        self.path = Path(path)
+        self._file: IO[bytes] | None = None
 
     def start(self, lanes) -> None:
         if self._file is None:
             self._file = open_lines(self.path)
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        known = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
-        write_line(self._file, {"lane": lane, "step": step, **known})
+        assert self._file is not None
+        write_line(self._file, {"lane": lane, "step": step, **values})
 
     def close(self) -> None:
         if self._file is not None:
@@ -58,7 +59,7 @@ class History:
 
 
 def read_history(path: Path) -> dict[str, list[dict[str, float]]]:
-    """By lane, its lines in the order of steps; of a step told twice, the last. Torn lines are passed over."""
+    """By lane, its entries in the order of steps; of a step logged twice, the last. Torn lines are skipped."""
     lanes: dict[str, dict[int, dict]] = {}
     for line in Path(path).read_text(encoding="utf-8").splitlines():
         try:
@@ -80,18 +81,18 @@ class TensorBoard:
     """Event files, a folder per training: `tensorboard --logdir runs/<name>/tensorboard`."""
 
     def __init__(self, folder: Path):
-        self._writer = _package("tensorboard", "tensorboardX").SummaryWriter
-        self._folder, self._writers = Path(folder), {}
+        self._new_writer = _package("tensorboard", "tensorboardX").SummaryWriter
+        self._folder = Path(folder)
+        self._writers: dict[str, Any] = {}
 
     def start(self, lanes) -> None:
         for lane in lanes:
             if lane not in self._writers:
-                self._writers[lane] = self._writer(logdir=str(self._folder / lane), flush_secs=30)
+                self._writers[lane] = self._new_writer(logdir=str(self._folder / lane), flush_secs=30)
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if value is not None and math.isfinite(value):
-                self._writers[lane].add_scalar(name, value, step)
+            self._writers[lane].add_scalar(name, value, step)
 
     def close(self) -> None:
         for writer in self._writers.values():
@@ -100,24 +101,24 @@ class TensorBoard:
 
 
 class Tracker:
-    """Weights & Biases or trackio, which share these calls: one run, every training's curves and settings in it by name.
+    """Weights & Biases or trackio, which share these calls: one run with the curves and settings of every training.
 
-    Each training has a step of its own, logged beside its numbers.
+    Each training has a step of its own, logged beside its values.
     """
 
     def __init__(self, module: str, project: str):
-        self._tracker, self._project, self._running = _package(module, module), project, False
-        self._run, self._known = None, set()
+        self._tracker, self._project = _package(module, module), project
+        self._run: Any = None
+        self._known: set[str] = set()
 
     def start(self, lanes) -> None:
         settings = {lane: dict(config) for lane, config in lanes.items() if lane not in self._known}
         self._known |= set(settings)
-        if not self._running:
+        if self._run is None:
             self._run = self._tracker.init(project=self._project, config=settings)
-            self._running = True
         elif settings:
             self._run.config.update(settings)
-            if isinstance(self._run.config, dict):  # trackio's goes out with the first numbers and not again
+            if isinstance(self._run.config, dict):  # trackio's is sent with the first values and not again
                 for lane, config in settings.items():
                     self._tracker.log({f"{lane}/{k}": v for k, v in config.items() if isinstance(v, (int, float))})
         for lane in settings:
@@ -125,45 +126,45 @@ class Tracker:
                 self._tracker.define_metric(f"{lane}/*", step_metric=f"{lane}/step")
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        known = {f"{lane}/{k}": float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
-        self._tracker.log({**known, f"{lane}/step": step})
+        self._tracker.log({f"{lane}/{k}": v for k, v in {**values, "step": step}.items()})
 
     def close(self) -> None:
-        if self._running:
+        if self._run is not None:
             self._tracker.finish()
-            self._running = False
+            self._run = None
 
 
-class Several:
-    """Watchers as one."""
+class MultiLogger:
+    """Several loggers as one; values that are not finite are left out."""
 
-    def __init__(self, watchers: Iterable[Watcher]):
-        self._watchers = tuple(watchers)
+    def __init__(self, loggers: Iterable[MetricLogger]):
+        self._loggers = tuple(loggers)
 
     def start(self, lanes) -> None:
-        for watcher in self._watchers:
-            watcher.start(lanes)
+        for logger in self._loggers:
+            logger.start(lanes)
 
-    def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        for watcher in self._watchers:
-            watcher.log(step, lane, values)
+    def log(self, step: int, lane: str, values: Mapping[str, float | None]) -> None:
+        finite = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+        for logger in self._loggers:
+            logger.log(step, lane, finite)
 
     def close(self) -> None:
-        for watcher in self._watchers:
-            watcher.close()
+        for logger in self._loggers:
+            logger.close()
 
 
 VIEWERS = ("tensorboard", "wandb", "trackio")
 
 
-def make_watcher(viewers: Sequence[str], run_dir: Path, project: str) -> Several:
+def make_logger(viewers: Sequence[str], run_dir: Path, project: str) -> MultiLogger:
     """The history of a run, and the viewers asked for.
 
     **Raises:** `UserError` for an unknown viewer, or one whose package is not installed (with the remedy).
     """
-    watchers: list[Watcher] = [History(Path(run_dir) / HISTORY)]
+    loggers: list[MetricLogger] = [History(Path(run_dir) / HISTORY)]
     for name in dict.fromkeys(viewers or ()):
         if name not in VIEWERS:
             raise UserError(f"--log {name}: unknown.{nearest(name, VIEWERS)} Known: {', '.join(VIEWERS)}.")
-        watchers.append(TensorBoard(Path(run_dir) / "tensorboard") if name == "tensorboard" else Tracker(name, project))
-    return Several(watchers)
+        loggers.append(TensorBoard(Path(run_dir) / "tensorboard") if name == "tensorboard" else Tracker(name, project))
+    return MultiLogger(loggers)

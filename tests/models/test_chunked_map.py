@@ -1,13 +1,17 @@
-"""Functions evaluated in pieces against the same functions in one piece."""
+"""Functions evaluated in segments against the same functions in one segment."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from support.training_fixtures import Noise
 
 from flyjax.circuit import build_connectome
-from flyjax.config import Model
+from flyjax.config import Model, Training
 from flyjax.models import chunked_map, losses, make_learner
+from flyjax.training.data import stack_recordings
+from flyjax.training.hparams import static_of, traced_hparams
+from flyjax.training.step import init_state, train_lanes
 
 
 def values(shared, rows):
@@ -24,7 +28,7 @@ def problem():
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 23])
-def test_sum_of_squares_and_gradient_do_not_depend_on_the_pieces(problem, n):
+def test_sum_of_squares_and_gradient_do_not_depend_on_the_segments(problem, n):
     shared, rows, fixed = problem
     plain = lambda shared, rows: jnp.sum(jnp.square(values(shared, (rows, fixed))))  # noqa: E731
     cut = lambda shared, rows: chunked_map.square_sum(values, n, shared, rows, fixed)  # noqa: E731
@@ -34,7 +38,7 @@ def test_sum_of_squares_and_gradient_do_not_depend_on_the_pieces(problem, n):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), wanted, got)
 
 
-def test_pieces_of_lanes_are_lanes_of_pieces(problem):
+def test_segments_of_lanes_are_lanes_of_segments(problem):
     shared, rows, fixed = problem
     lanes = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x]), shared)
     gradient = jax.grad(lambda s: chunked_map.square_sum(values, 5, s, rows, fixed))
@@ -44,7 +48,7 @@ def test_pieces_of_lanes_are_lanes_of_pieces(problem):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[k], b, rtol=1e-4, atol=1e-6), together, alone)
 
 
-def test_values_and_gradient_in_pieces(problem):
+def test_values_and_gradient_in_segments(problem):
     shared, rows, fixed = problem
     np.testing.assert_allclose(
         chunked_map.mapped(values, 4, shared, (rows, fixed)), values(shared, (rows, fixed)), rtol=1e-5, atol=1e-6
@@ -56,49 +60,47 @@ def test_values_and_gradient_in_pieces(problem):
     )
 
 
-def test_the_loss_does_not_depend_on_the_pieces(monkeypatch):
-    learner = make_learner(build_connectome(0), Model(width=8))
-    params, rng = learner.init(jax.random.key(0)), np.random.default_rng(1)
-    n = learner.connectome.n_neurons
+def test_the_loss_does_not_depend_on_the_segments():
+    circuit, rng = build_connectome(0), np.random.default_rng(1)
+    n = circuit.n_neurons
+    one, many = (make_learner(circuit, Model(width=8), segment_rows=rows) for rows in (None, 32))
+    assert chunked_map.n_segments(3 * n, one.segment_rows) == 1
+    assert chunked_map.n_segments(3 * n, many.segment_rows) == -(-3 * n // 32) > 3
+    params = one.init(jax.random.key(0))
     batch = {name: rng.normal(size=(3, n)).astype(np.float32) for name in ("voltage", "target")}
-    batch["luminance"] = rng.uniform(size=(3, learner.connectome.n_columns)).astype(np.float32)
+    batch["luminance"] = rng.uniform(size=(3, circuit.n_columns)).astype(np.float32)
     coefficients = {name: np.float32(0.1 * (i + 1)) for i, name in enumerate(losses.COEFFICIENTS)}
-    gradient = jax.value_and_grad(lambda p: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0])
-    whole = gradient(params)
-    monkeypatch.setattr(chunked_map, "CPU_ROWS", 32)
-    assert chunked_map.n_pieces(3 * n) == -(-3 * n // 32) > 3
-    cut = gradient(params)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), whole, cut)
 
+    def loss_and_gradient(learner):
+        return jax.value_and_grad(lambda p: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0])(params)
 
-def test_lanes_that_take_turns_are_lanes_side_by_side(monkeypatch):
-    """Large lanes are trained one after the other within a chunk, small ones as a batch: same results."""
-    from types import SimpleNamespace
-
-    from flyjax.config import Training
-    from flyjax.training import train
-
-    learner, rng = make_learner(build_connectome(0), Model(width=4)), np.random.default_rng(2)
-    n = learner.connectome.n_neurons
-    recording = SimpleNamespace(
-        voltage=rng.normal(size=(8, n)).astype(np.float32),
-        derivative=rng.normal(size=(8, n)).astype(np.float32),
-        luminance=rng.uniform(size=(8, learner.connectome.n_columns)).astype(np.float32),
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *map(loss_and_gradient, (one, many))
     )
-    data, training = train.stack_recordings([recording]), Training(batch_size=2, data_augmentation_loop=100)
-    static = train.static_of(training)
-    numbers = [
-        train.numbers_of(training.model_copy(update={"learning_rate_start": rate}), 8, 0) for rate in (1e-3, 1e-2)
-    ]
-    numbers = jax.tree.map(lambda *x: jnp.stack(x), *numbers)
+
+
+def test_lanes_in_turn_are_lanes_side_by_side():
+    """Large lanes are trained one after the other within a chunk, small ones as a batch: same results."""
+    circuit = build_connectome(0)
+    batched, in_turn = (
+        make_learner(circuit, Model(width=4), segment_rows=rows) for rows in (None, circuit.n_neurons // 2)
+    )
+    data = stack_recordings([Noise(circuit, 2, n_frames=8)])
+    training = Training(batch_size=2, data_augmentation_loop=100)
+    static = static_of(training)
+    hparams = [traced_hparams(training.model_copy(update={"learning_rate_start": rate}), 8, 0) for rate in (1e-3, 1e-2)]
+    hparams = jax.tree.map(lambda *x: jnp.stack(x), *hparams)
     keys = jax.vmap(jax.random.key)(jnp.arange(2, dtype=jnp.uint32))
-    state = jax.vmap(lambda numbers, key: train.init_state(learner, static, numbers, key))(numbers, keys)
-    side_by_side = train.train_lanes(learner, static, 5, numbers, data, state)
-    monkeypatch.setattr(chunked_map, "CPU_ROWS", n // 2)
-    in_turn = train.train_lanes(learner, static, 5, numbers, data, state)
-    assert np.asarray(in_turn[0].step).tolist() == [5, 5]
-    for a, b in zip(
-        jax.tree.leaves((side_by_side[0].params, side_by_side[1])), jax.tree.leaves((in_turn[0].params, in_turn[1]))
-    ):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
-    assert not np.allclose(in_turn[0].params["W"][0], in_turn[0].params["W"][1])
+
+    def trained(learner):
+        state = jax.vmap(lambda hparams, key: init_state(learner, static, hparams, key))(hparams, keys)
+        return train_lanes(learner, static, 5, hparams, data, state)
+
+    (state, losses_), (other, others) = trained(batched), trained(in_turn)
+    assert np.asarray(other.step).tolist() == [5, 5]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4),
+        (state.params, losses_),
+        (other.params, others),
+    )
+    assert not np.allclose(other.params["W"][0], other.params["W"][1])

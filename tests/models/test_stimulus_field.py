@@ -1,4 +1,4 @@
-"""A stimulus that is not given: the field, what it is trained on, and what is said of it afterwards."""
+"""An unknown stimulus: the field, its training data and its evaluation."""
 
 import dataclasses
 import json
@@ -17,10 +17,15 @@ from flyjax.data.cache import Recordings
 from flyjax.experiments import recovery_table, reevaluate
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.train_nodes import train_nodes
-from flyjax.models import losses, make_learner, parameter_groups, stimulus_field
+from flyjax.models import losses, make_learner, stimulus_field
 from flyjax.recovery import evaluate
 from flyjax.recovery.learned_stimulus import RecordingWithLearnedStimulus, with_learned_stimulus
-from flyjax.training import load_params, planning, train, train_sweep
+from flyjax.training import load_params, train_sweep
+from flyjax.training.data import batch_of, stack_recordings, with_luminance
+from flyjax.training.hparams import held_out_of_field, split_frames, static_of, traced_hparams
+from flyjax.training.optimizer import group_of
+from flyjax.training.resources import sizes_without_data
+from flyjax.training.step import draw_frames, init_state
 from flyjax.utils.errors import UserError
 
 MODEL = Model(width=8, stimulus="field", field_frames=128, field_width=16)
@@ -72,14 +77,15 @@ def test_the_grids_span_the_movie_and_are_interpolated():
         np.testing.assert_allclose(made.features(jnp.array([frame]))[0], at, atol=1e-6, err_msg=str(frame))
 
 
-def test_a_field_is_between_0_and_1_and_a_place_differs_from_the_next():
+def test_a_field_is_between_0_and_1_and_differs_between_columns():
     c = build_connectome(1)
-    light = np.asarray(stimulus_field.Field(MODEL, nnx.Rngs(0))(jnp.arange(128), c.columns))
-    assert light.shape == (128, 7) and light.dtype == np.float32 and (light > 0).all() and (light < 1).all()
-    assert np.ptp(light[0]) > 1e-3 and np.ptp(light[:, 0]) > 1e-3
-    where = stimulus_field.place(build_connectome(8).columns)
+    luminance = np.asarray(stimulus_field.Field(MODEL, nnx.Rngs(0))(jnp.arange(128), c.columns))
+    assert luminance.shape == (128, 7) and luminance.dtype == np.float32
+    assert (luminance > 0).all() and (luminance < 1).all()
+    assert np.ptp(luminance[0]) > 1e-3 and np.ptp(luminance[:, 0]) > 1e-3
+    where = stimulus_field.position_features(build_connectome(8).columns)
     apart = np.linalg.norm(where[:, None] - where[None], axis=2) + 9 * np.eye(len(where))
-    assert apart.min() > 1.0  # the waves tell all columns of the whole eye apart
+    assert apart.min() > 1.0  # the waves distinguish all columns of the eye
 
 
 def test_a_field_can_hold_a_moving_wave():
@@ -89,8 +95,8 @@ def test_a_field_can_hold_a_moving_wave():
     wave = (0.5 + 0.3 * np.sin(0.11 * t + 1.1 * x - 0.6 * y)).astype(np.float32)
     wave[64:] = 1 - wave[64:]  # a cut, between frames that are trained on
     graph, state = nnx.split(stimulus_field.Field(MODEL, nnx.Rngs(0)))
-    held = np.arange(9, 128, 10)
-    frames = jnp.asarray(np.setdiff1d(np.arange(128), held))
+    held_out = np.arange(9, 128, 10)
+    frames = jnp.asarray(np.setdiff1d(np.arange(128), held_out))
     optimizer = optax.adam(1e-2)
 
     @jax.jit
@@ -102,49 +108,48 @@ def test_a_field_can_hold_a_moving_wave():
         return (optax.apply_updates(state, updates), moments), None
 
     state = jax.lax.scan(step, (state, optimizer.init(state)), None, 300)[0][0]
-    said = np.asarray(nnx.merge(graph, state)(jnp.arange(128), columns))
-    assert np.corrcoef(said[held].ravel(), wave[held].ravel())[0, 1] ** 2 > 0.98
-    assert np.corrcoef(wave[held].ravel(), np.repeat(wave[held].mean(axis=1), 7))[0, 1] ** 2 < 0.8  # columns do differ
+    fitted = np.asarray(nnx.merge(graph, state)(jnp.arange(128), columns))
+    assert np.corrcoef(fitted[held_out].ravel(), wave[held_out].ravel())[0, 1] ** 2 > 0.98
+    assert (
+        np.corrcoef(wave[held_out].ravel(), np.repeat(wave[held_out].mean(axis=1), 7))[0, 1] ** 2 < 0.8
+    )  # columns do differ
 
 
 # -- training ------------------------------------------------------------------------------------
 
 
-def test_a_given_stimulus_has_neither_field_nor_its_numbers(fly):
+def test_a_known_stimulus_has_neither_field_nor_its_hparams(fly):
     learner = make_learner(fly, Model(width=8))
     assert not learner.learns_stimulus and "field" not in learner.init(jax.random.key(0))
-    numbers = train.numbers_of(TRAINING, 64, 0)
-    assert not {"held_every", "coeff_light_diff", "learning_rate_field_start"} & set(numbers)
-    state = train.init_state(learner, train.static_of(TRAINING), numbers, jax.random.key(0))
+    hparams = traced_hparams(TRAINING, 64, 0)
+    assert not {"holdout_stride", "coeff_light_diff", "learning_rate_field_start"} & set(hparams)
+    state = init_state(learner, static_of(TRAINING), hparams, jax.random.key(0))
     assert "field" not in state.params and "field" not in str(jax.tree.structure(state.optimizer))
 
 
 def test_the_field_is_a_group_of_its_own_and_learns_at_its_rate(learner, fly):
-    params = learner.init(jax.random.key(0))
-    groups = parameter_groups(params)
-    assert set(jax.tree.leaves(groups["field"])) == {"field"} and set(jax.tree.leaves(groups["update_network"])) == {
-        "networks"
-    }
+    groups = {name: group_of(name) for name in learner.init(jax.random.key(0))}
+    assert groups["field"] == "field" and list(groups.values()).count("field") == 1
     start = train_sweep(learner, [TRAINING], [[3]], {0.1: Noise(fly, 0)}, n_devices=1)[0][0].params
     slow = trained(learner, Noise(fly, 0), TRAINING.model_copy(update={"learning_rate_field_start": 1e-20}))[0].params
     assert (
         np.abs(start["field"]["tables"]).max()
         > np.abs(slow["field"]["tables"]).max()
-        == pytest.approx(stimulus_field.START, rel=1e-2)
+        == pytest.approx(stimulus_field.INITIAL_SCALE, rel=1e-2)
     )
     assert not np.allclose(slow["W"], start["W"], atol=1e-5)
 
 
 def test_a_batch_moves_the_nodes_around_its_frames_alone(learner, fly):
-    data = train.stack_recordings([Noise(fly, 0)], field=True)
-    assert set(data) == {"voltage", "target", "x_norm"}  # the light is not even on the device
-    numbers = train.numbers_of(TRAINING, 64, 0, field=True)
+    data = stack_recordings([Noise(fly, 0)], field=True)
+    assert set(data) == {"voltage", "target", "x_norm"}  # the luminance is not even on the device
+    hparams = traced_hparams(TRAINING, 64, 0, field=True)
     params = learner.init(jax.random.key(1))
-    batch = train.batch_of(learner, data, 0, jnp.array([11, 40]))
+    batch = batch_of(learner, data, 0, jnp.array([11, 40]))
     assert set(batch) == {"voltage", "frame", "target"}
 
     def total(params):
-        return losses.loss(learner, params, numbers, train.lit(learner, params, batch), jnp.float32(1.0))[0]
+        return losses.loss(learner, params, hparams, with_luminance(learner, params, batch), jnp.float32(1.0))[0]
 
     gradient = jax.grad(total)(params)["field"]["tables"]
     moved = np.flatnonzero(np.abs(gradient).max(axis=1) > 0)
@@ -158,13 +163,13 @@ def test_a_batch_moves_the_nodes_around_its_frames_alone(learner, fly):
     assert set(moved) == want
 
 
-def test_brighter_light_is_asked_of_f_alone_and_where_it_falls(learner, fly):
+def test_the_luminance_regulariser_penalises_a_falling_f_alone(learner, fly):
     start, voltage = learner.init(jax.random.key(1)), jnp.asarray(Noise(fly, 0).voltage[5:7])
 
     def term(params):
         light = learner.luminance(params, jnp.array([5, 6]))
         batch = {"voltage": voltage, "luminance": light}
-        return losses.light_regularisers(learner, params, {"coeff_light_diff": 7.0}, batch)["coeff_light_diff"]
+        return losses.stimulus_regularisers(learner, params, {"coeff_light_diff": 7.0}, batch)["coeff_light_diff"]
 
     def flipped(sign):
         signals = start["update_network"]["signals"].at[2].multiply(sign)
@@ -175,7 +180,7 @@ def test_brighter_light_is_asked_of_f_alone_and_where_it_falls(learner, fly):
         light = learner.luminance(params, jnp.array([5]))
         now, brighter = (
             np.asarray(learner.derivative(params, voltage[:1], x))[0, fly.inputs]
-            for x in (light, light + losses.BRIGHTER)
+            for x in (light, light + losses.LUMINANCE_STEP)
         )
         both.append(7.0 * np.linalg.norm(np.maximum(now - brighter, 0)))
         assert term(params) == pytest.approx(both[-1], rel=1e-3, abs=1e-6)
@@ -185,7 +190,7 @@ def test_brighter_light_is_asked_of_f_alone_and_where_it_falls(learner, fly):
     assert {k for k, size in moved.items() if size > 0} == {"update_network"}
 
 
-def test_the_true_light_is_never_read(learner, fly):
+def test_the_true_stimulus_is_never_read(learner, fly):
     one, other = Noise(fly, 0), Noise(fly, 0)
     other.luminance = np.full_like(one.luminance, np.nan)
     a, b = (trained(learner, r, TRAINING)[0] for r in (one, other))
@@ -195,36 +200,26 @@ def test_the_true_light_is_never_read(learner, fly):
 
 
 def test_frames_held_out_enter_no_loss(learner, fly):
-    held = train.held_out_of_field(TRAINING, 64)
-    assert held.tolist() == list(range(4, 64, 5)) and train.validation_frames(TRAINING, 64, field=True) == (52, 12)
+    held_out = held_out_of_field(TRAINING, 64)
+    assert held_out.tolist() == list(range(4, 64, 5)) and split_frames(TRAINING, 64, field=True) == (52, 12)
     one, other = Noise(fly, 0), Noise(fly, 0)
-    other.voltage[held] = other.voltage[held[::-1]]  # their spread scales the regularisers, so they only change places
-    other.derivative[held] = 1e3
+    other.voltage[held_out] = other.voltage[
+        held_out[::-1]
+    ]  # their spread scales the regularisers, so they only change places
+    other.derivative[held_out] = 1e3
     a, b = (trained(learner, r, TRAINING)[0] for r in (one, other))
     equal(a.params, b.params)
     equal(a.losses, b.losses)
     assert b.validation[-1, 1] > 100 * a.validation[-1, 1] > 0  # it is measured on them
-    other.derivative[held - 1] = 1e3
+    other.derivative[held_out - 1] = 1e3
     assert not np.array_equal(trained(learner, other, TRAINING)[0].losses, a.losses)
 
 
 def test_all_other_frames_are_drawn(learner):
-    static, numbers = train.static_of(TRAINING), train.numbers_of(TRAINING, 64, 0, field=True)
-    drawn = []
-
-    def step(learner, static, numbers, data, state, frames):
-        drawn.append(frames)
-        return state, jnp.zeros(2)
-
-    state = train.init_state(learner, static, numbers, jax.random.key(0))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "train_step", step)
-        patch.setattr(
-            train.jax.lax, "scan", lambda body, carry, xs: (carry, jnp.stack([body(carry, x)[1] for x in xs]))
-        )
-        patch.setattr(train, "validation_loss", lambda *a: jnp.float32(0))
-        train.train_chunk(learner, static, 300, numbers, {}, state)
-    assert set(np.unique(jnp.stack(drawn))) == set(range(64)) - set(range(4, 64, 5))
+    static, hparams = static_of(TRAINING), traced_hparams(TRAINING, 64, 0, field=True)
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    drawn = draw_frames(static, hparams, state, 300)
+    assert set(np.unique(drawn)) == set(range(64)) - set(range(4, 64, 5))
 
 
 def test_together_is_as_alone(learner, fly):
@@ -236,18 +231,18 @@ def test_together_is_as_alone(learner, fly):
     assert not np.allclose(together[0].params["field"]["tables"], together[2].params["field"]["tables"], atol=1e-3)
 
 
-def test_targets_are_kept_where_they_could_not_be_computed():
+def test_targets_are_stored_where_they_cannot_be_computed():
     simulation = Simulation(extent=2, n_frames=250_000)
-    assert not planning.sizes_without_data(simulation, Model()).keeps_target
-    assert planning.sizes_without_data(simulation, Model(stimulus="field")).keeps_target
+    assert not sizes_without_data(simulation, Model()).stores_target
+    assert sizes_without_data(simulation, Model(stimulus="field")).stores_target
 
 
-# -- the whole way -------------------------------------------------------------------------------
+# -- from configuration to metrics -------------------------------------------------------------------------------
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=600, n_test_frames=40)
 LONG = dict(
-    batch_size=16, data_augmentation_loop=200, validation_fraction=0.1, noise_model_level=0.05, schedule="warmup_cosine",
-    learning_rate_W_start=5e-3, learning_rate_start=5e-3, learning_rate_embedding_start=5e-3,
+    batch_size=16, data_augmentation_loop=200, validation_fraction=0.1, noise_model_level=0.05,
+    schedule="warmup_cosine", learning_rate_W_start=5e-3, learning_rate_start=5e-3, learning_rate_embedding_start=5e-3,
 )  # fmt: skip
 LEARNER = dict(width=16, activation="gelu", embedding_size=4, units="data", stimulus="field", field_frames=600)
 
@@ -263,7 +258,7 @@ def run(tmp_path_factory):
     return experiment, folder, found[1]
 
 
-def test_the_light_is_recovered_and_its_run_is_marked(run):
+def test_the_stimulus_is_recovered_and_its_run_is_marked(run):
     _, folder, found = run
     metrics = json.loads((folder / "nodes" / "0001" / "metrics.json").read_text())
     assert metrics["stimulus"] == "field" and all(seed["stimulus"] == "field" for seed in metrics["per_seed"])
@@ -285,10 +280,10 @@ def ends(run):
     learner = learner_for(experiment.simulation, experiment.model)
     params = load_params(folder / "nodes" / "0001" / "params" / "seed_0", learner.init(jax.random.key(0)))
     recordings = Recordings(experiment.simulation, folder / "recordings")
-    return learner, params, recordings.train(0.05), recordings.test, train.held_out_of_field(experiment.training, 600)
+    return learner, params, recordings.train(0.05), recordings.test, held_out_of_field(experiment.training, 600)
 
 
-def test_what_is_judged_never_peeks_at_the_light(ends):
+def test_the_evaluation_never_reads_the_true_stimulus(ends):
     learner, params, recording, test, held_out = ends
     honest = evaluate(learner, params, recording, test, held_out=held_out, with_ceiling=False).metrics
     # The same recording, its light replaced; derivatives stay those of the light that was shown.
@@ -325,15 +320,15 @@ def test_a_recording_with_learned_stimulus_keeps_its_targets(ends):
 def test_external_input_is_the_squared_correlation_on_frames_held_out(ends):
     learner, params, recording, test, held_out = ends
     result = evaluate(learner, params, recording, test, held_out=held_out, with_refit=False, with_ceiling=False)
-    said = np.asarray(learner.luminance(params, held_out)).ravel()
-    want = np.corrcoef(said, recording.luminance[held_out].ravel())[0, 1] ** 2
+    learned = np.asarray(learner.luminance(params, held_out)).ravel()
+    want = np.corrcoef(learned, recording.luminance[held_out].ravel())[0, 1] ** 2
     assert result.metrics["external_input_R2"] == pytest.approx(want, abs=1e-5)
     assert result.rollout is None and result.activity["rollout"] is None
     with pytest.raises(UserError, match="held out"):
         evaluate(learner, params, recording, test)
 
 
-def test_a_node_is_judged_again_without_a_lesion(run):
+def test_a_node_is_evaluated_again_without_a_lesion(run):
     _, folder, _ = run
 
     class Quiet:
@@ -350,7 +345,7 @@ def test_a_node_is_judged_again_without_a_lesion(run):
         reevaluate.judge_again(folder, 1, Quiet(), lesion=0.5)
 
 
-# -- what makes no sense -------------------------------------------------------------------------
+# -- refused configurations -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,7 +379,7 @@ def test_refused_where_no_experiment_is_read(learner, fly):
         trained(learner, Noise(fly, 0, n_frames=129), TRAINING)
 
 
-def test_a_row_of_the_table_names_the_light_and_refuses_lesions(tmp_path):
+def test_a_row_of_the_table_names_the_field_and_refuses_lesions(tmp_path):
     base = {
         "simulation": {"extent": 0},
         "model": {"stimulus": "field", "field_frames": 64_000},
@@ -399,9 +394,15 @@ def test_a_row_of_the_table_names_the_light_and_refuses_lesions(tmp_path):
     with pytest.raises(UserError, match="lesion"):
         recovery_table.run_row(table, table.rows[0], table.experiment(table.rows[0]), tmp_path, {})
     event = {
-        "per_seed": [{"external_input_R2": 0.9, "external_input_R2_training": 0.97, "external_input_R2_inverted": 0.95}], "diverged": 0,
-        "n_steps": 1, "train_s": 1.0, "hardware": "h", "device": "cpu", "jax": "j", "date": "d", "config": {"model": {"stimulus": "field"}},
-    }  # fmt: skip
+        "per_seed": [
+            {"external_input_R2": 0.9, "external_input_R2_training": 0.97, "external_input_R2_inverted": 0.95}
+        ],
+        "diverged": 0,
+        "n_steps": 1,
+        "train_s": 1.0,
+        **dict(hardware="h", device="cpu", jax="j", date="d"),
+        "config": {"model": {"stimulus": "field"}},
+    }
     assert "| kept | .900 | .970 | .950 |" in recovery_table.render([(table, {"kept": event})])
     event["per_seed"] = [{"external_input_R2": 0.9}]  # of a stimulus that was given
     assert "by inverting f" not in recovery_table.render([(table, {"kept": event})])

@@ -1,4 +1,4 @@
-"""A learner in the recording's own units: the same network on rescaled numbers, the units given and kept."""
+"""A learner in the recording's own units: the same network on rescaled numbers, with fixed units."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,8 @@ from flyjax.config import Model, Simulation, Training
 from flyjax.data import record
 from flyjax.models import loss, make_learner
 from flyjax.models.losses import COEFFICIENTS
-from flyjax.training import train, train_sweep
+from flyjax.training import train_sweep
+from flyjax.training.hparams import units_of
 
 VOLT, RATE = 0.13, 6.0
 COEFFICIENT = dict.fromkeys(COEFFICIENTS, jnp.float32(0)) | {
@@ -28,8 +29,8 @@ def learners(request):
     params["W"] = 30 * params["W"]
     rng = np.random.default_rng(0)
     voltage, target = (jnp.asarray(rng.normal(size=(3, c.n_neurons)), jnp.float32) for _ in range(2))
-    light = jnp.asarray(rng.uniform(size=(3, c.n_columns)), jnp.float32)
-    return scaled, plain, params, {"voltage": voltage, "luminance": light, "target": target}
+    luminance = jnp.asarray(rng.uniform(size=(3, c.n_columns)), jnp.float32)
+    return scaled, plain, params, {"voltage": voltage, "luminance": luminance, "target": target}
 
 
 def with_units(params, volt, rate):
@@ -89,10 +90,10 @@ def test_each_level_trains_in_its_recordings_units():
         recording = recordings[candidate.noise_model_level]
         expected = np.std(recording.voltage), np.std(recording.derivative)
         np.testing.assert_allclose(run.params["units"], expected, rtol=1e-5)
-        np.testing.assert_array_equal(run.params["units"], np.float32(train.units_of(recording)))
+        np.testing.assert_array_equal(run.params["units"], np.float32(units_of(recording)))
 
 
-def test_a_model_that_cannot_be_read_is_refused_before_it_is_trained():
+def test_a_model_without_readable_circuit_is_refused_before_the_training():
     import flyjax
     from flyjax.utils.errors import UserError
 

@@ -28,7 +28,7 @@ from flyjax.recovery.least_squares.errors_in_variables import (
 )
 from flyjax.recovery.least_squares.normal_equations import accumulate, solve, target_noise
 from flyjax.recovery.metrics import circuit_metrics
-from flyjax.training.train import computes_target
+from flyjax.training.data import computes_target
 from flyjax.utils.errors import UserError
 
 SIGMA = 0.03

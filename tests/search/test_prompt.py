@@ -68,7 +68,7 @@ def test_the_course_of_a_training_is_listed_per_seed_without_ground_truth_in_a_b
 
 
 def test_the_setting_says_how_long_trainings_are_and_how_much_of_the_run_is_left(tmp_path):
-    training = pytest.importorskip("flyjax.training.train")
+    training = pytest.importorskip("flyjax.training.hparams")
     exp = experiment(max_nodes=12, patience=4)
     words = prompt.setting_text(context(tmp_path, exp, iterations=4))
     assert f"{training.n_steps(exp.training, 2000):,} at the root's values" in words

@@ -13,6 +13,13 @@ class Noise:
         self.luminance = rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32)
         self.fingerprint = f"noise-{seed}-{n_frames}"
 
+    @property
+    def derivative_in_memory(self):
+        return self.derivative
+
+    def pairs(self, frames):
+        return self.voltage[frames], self.luminance[frames], self.derivative[frames]
+
 
 def numpy_network(state, inputs):
     """The MLP written out, layer by layer on the concatenated input."""

@@ -1,32 +1,27 @@
-"""Successive halving: who stops, when, and that nobody else notices."""
+"""Successive halving: which lanes stop, when, and that the others are unaffected."""
 
 import math
 
 import jax
 import numpy as np
 import pytest
+from support.training_fixtures import Noise
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
 from flyjax.models import make_learner
 from flyjax.training import Halving, train_sweep
-from flyjax.training.halving import check_comparable, lost, rungs, spread
-from flyjax.training.planning import CHUNK
+from flyjax.training.grouping import CHUNK
+from flyjax.training.halving import candidates_to_stop, check_comparable, rungs, spread
 from flyjax.utils.errors import UserError
 
 
-class Noise:
+class LearnableNoise(Noise):
     """Random voltages whose targets can be learned in part: a share of each voltage, the rest is noise."""
 
     def __init__(self, connectome, seed, spread, n_frames=64):
-        rng = np.random.default_rng(seed)
-        self.voltage = rng.normal(size=(n_frames, connectome.n_neurons)).astype(np.float32)
-        self.derivative = (spread * (rng.normal(size=self.voltage.shape) - 3.0 * self.voltage)).astype(np.float32)
-        self.luminance = rng.uniform(size=(n_frames, connectome.n_columns)).astype(np.float32)
-        self.fingerprint = f"noise-{seed}-{n_frames}"
-
-    def pairs(self, frames):
-        return self.voltage[frames], self.luminance[frames], self.derivative[frames]
+        super().__init__(connectome, seed, n_frames)
+        self.derivative = (spread * (self.derivative - 3.0 * self.voltage)).astype(np.float32)
 
 
 def test_rungs_rise_to_the_end():
@@ -38,8 +33,8 @@ def test_rungs_rise_to_the_end():
 
 def test_the_worst_stop_and_the_finished_cannot():
     scores = {0: 0.5, 1: math.inf, 2: 0.1, 3: 0.5, 4: float("nan")}
-    assert lost(scores, set(), 2) == {1, 4}  # three of five stay, ties to the lower number: 2, 0, 3
-    assert lost(scores, {1}, 5) == {0, 3, 4}
+    assert candidates_to_stop(scores, set(), 2) == {1, 4}  # three of five stay, ties to the lower number: 2, 0, 3
+    assert candidates_to_stop(scores, {1}, 5) == {0, 3, 4}
 
 
 def test_spread_is_the_error_of_the_mean():
@@ -75,7 +70,7 @@ SEEDS = [[1, 2], [3], [4], [5], [6]]
 def problem():
     circuit = build_connectome(0)
     learner = make_learner(circuit, Model(width=8))
-    return learner, {0.05: Noise(circuit, 0, 1.0), 0.2: Noise(circuit, 1, 20.0)}
+    return learner, {0.05: LearnableNoise(circuit, 0, 1.0), 0.2: LearnableNoise(circuit, 1, 20.0)}
 
 
 @pytest.fixture(scope="module")
@@ -85,19 +80,19 @@ def halved(problem):
 
 
 @pytest.fixture(scope="module")
-def whole(problem):
+def without_halving(problem):
     learner, recordings = problem
     return train_sweep(learner, CANDIDATES, SEEDS, recordings, n_devices=1)
 
 
-def test_the_better_half_goes_on(problem, halved, whole):
+def test_the_better_half_continues(problem, halved, without_halving):
     _, recordings = problem
 
     def error(k, chunks):  # from the run without halving, by the definition
         candidate = CANDIDATES[k]
         target = recordings[candidate.noise_model_level].derivative
         size = np.sqrt(candidate.batch_size * np.sum(np.square(target - target.mean(axis=0))) / len(target))
-        taken = [t.losses[: chunks * CHUNK] for t in whole[k]]
+        taken = [t.losses[: chunks * CHUNK] for t in without_halving[k]]
         return np.mean([t[-CHUNK:, 0].mean() / size if len(t) == chunks * CHUNK else np.inf for t in taken])
 
     racing, stopped = set(range(5)), {}
@@ -109,7 +104,7 @@ def test_the_better_half_goes_on(problem, halved, whole):
     assert 4 in stopped and len(stopped) == 3
     del stopped[4]  # it had stopped itself
     for k, own in enumerate(halved):
-        for one, full in zip(own, whole[k], strict=True):
+        for one, full in zip(own, without_halving[k], strict=True):
             assert one.stopped_at == stopped.get(k)
             assert one.n_steps == stopped.get(k, full.n_steps) and one.diverged_at == full.diverged_at
             # What it did until then is what it would have done (in another width, so not to the last bit).

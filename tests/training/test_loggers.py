@@ -1,4 +1,4 @@
-"""What is watched can be read back, by us and by the viewers it is written for."""
+"""Logged metrics can be read back, by flyjax and by the viewers they are written for."""
 
 import json
 import struct
@@ -7,23 +7,23 @@ import types
 
 import pytest
 
-from flyjax.training.loggers import History, make_watcher, read_history
+from flyjax.training.loggers import History, MultiLogger, make_logger, read_history
 from flyjax.utils.errors import UserError
 from flyjax.utils.jsonl import open_lines, write_line
 
 LANES = {"node_0001/seed_7": {"batch_size": 4}, "node_0002/seed_8": {"batch_size": 1}}
 
 
-def tell(watcher):
-    watcher.start(LANES)
+def log_two_trainings(logger):
+    logger.start(LANES)
     for step in (250, 500):
-        watcher.log(step, "node_0001/seed_7", {"loss": 1000.0 / step, "connectivity_R2": None if step == 250 else 0.5})
-    watcher.log(250, "node_0002/seed_8", {"loss": float("nan"), "total": 3.0})
-    watcher.close()
+        logger.log(step, "node_0001/seed_7", {"loss": 1000.0 / step, "connectivity_R2": None if step == 250 else 0.5})
+    logger.log(250, "node_0002/seed_8", {"loss": float("nan"), "total": 3.0})
+    logger.close()
 
 
-def test_history_holds_what_was_told(tmp_path):
-    tell(make_watcher((), tmp_path, "test"))
+def test_the_history_has_every_logged_value(tmp_path):
+    log_two_trainings(make_logger((), tmp_path, "test"))
     assert read_history(tmp_path / "history.jsonl") == {
         "node_0001/seed_7": [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 2.0, "connectivity_R2": 0.5}],
         "node_0002/seed_8": [{"step": 250, "total": 3.0}],
@@ -33,19 +33,19 @@ def test_history_holds_what_was_told(tmp_path):
 
 def test_history_outlives_a_kill(tmp_path):
     path = tmp_path / "history.jsonl"
-    tell(History(path))
+    log_two_trainings(MultiLogger([History(path)]))
     path.write_text(path.read_text() + '{"lane": "node_0001/seed_7", "st')  # killed in the middle of a line
     again = History(path)
     again.start(LANES)
     again.log(500, "node_0001/seed_7", {"loss": 1.5})  # gone back to a checkpoint
     again.close()
     assert read_history(path)["node_0001/seed_7"] == [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 1.5}]
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    assert len(whole) == 4 and all(json.loads(line) for line in whole)
+    complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    assert len(complete) == 4 and all(json.loads(line) for line in complete)
 
 
 @pytest.mark.parametrize(
-    "left, kept",
+    "present, n_kept",
     [
         (b"", 0),
         (b'{"a": 1}\n', 1),
@@ -55,14 +55,14 @@ def test_history_outlives_a_kill(tmp_path):
         (b'{"a": 1}\n{"b": "\xc3', 1),
     ],
 )
-def test_what_is_added_to_a_torn_file_is_a_line_of_its_own(tmp_path, left, kept):
+def test_what_is_added_to_a_torn_file_is_a_line_of_its_own(tmp_path, present, n_kept):
     path = tmp_path / "x" / "lines.jsonl"
     path.parent.mkdir()
-    path.write_bytes(left)
+    path.write_bytes(present)
     for n in (2, 3):
         with open_lines(path) as file:
             write_line(file, {"a": n})
-    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1] * kept + [2, 3]
+    assert [json.loads(line)["a"] for line in path.read_text().splitlines()] == [1] * n_kept + [2, 3]
 
 
 def test_a_torn_line_longer_than_a_read_is_cut_whole(tmp_path):
@@ -75,7 +75,7 @@ def test_a_torn_line_longer_than_a_read_is_cut_whole(tmp_path):
 
 def test_tensorboard_files_hold_the_same(tmp_path):
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    tell(make_watcher(["tensorboard"], tmp_path, "test"))
+    log_two_trainings(make_logger(["tensorboard"], tmp_path, "test"))
     read = {}
     for path in (tmp_path / "tensorboard").rglob("events.out.tfevents.*"):
         data, at = path.read_bytes(), 0
@@ -99,14 +99,14 @@ def test_tensorboard_files_hold_the_same(tmp_path):
 )
 def test_a_missing_viewer_names_its_remedy(tmp_path, monkeypatch, viewer, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError, match=f"--log {viewer} needs the package {package}: pip install {package}") as error:
-        make_watcher([viewer], tmp_path, "test")
+    with pytest.raises(UserError, match=f"pip install {package}") as error:
+        make_logger([viewer], tmp_path, "test")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_viewer_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
-        make_watcher(["tensorbord"], tmp_path, "test")
+        make_logger(["tensorbord"], tmp_path, "test")
 
 
 class Settings:
@@ -123,12 +123,12 @@ class Settings:
 def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
     calls = []
     fake = types.SimpleNamespace(
-        init=lambda **k: calls.append(("init", k)),
+        init=lambda **k: calls.append(("init", k)) or types.SimpleNamespace(),
         log=lambda values: calls.append(("log", values)),
         finish=lambda: calls.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, viewer, fake)
-    tell(make_watcher([viewer], tmp_path, "test"))
+    log_two_trainings(make_logger([viewer], tmp_path, "test"))
     assert calls[0] == ("init", {"project": "test", "config": LANES}) and calls[-1] == ("finish",)
     assert (
         "log",
@@ -138,23 +138,23 @@ def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
 
 @pytest.mark.parametrize("viewer, kind", [("wandb", Settings), ("trackio", dict)])
 def test_a_tracker_learns_the_settings_of_every_iteration(tmp_path, monkeypatch, viewer, kind):
-    runs, told, steps = [], [], []
+    runs, logged, steps = [], [], []
 
     def init(project, config):
         runs.append(types.SimpleNamespace(config=kind(config)))
         return runs[-1]
 
     fake = types.SimpleNamespace(
-        init=init, log=told.append, finish=lambda: None, define_metric=lambda name, step_metric: steps.append(name)
+        init=init, log=logged.append, finish=lambda: None, define_metric=lambda name, step_metric: steps.append(name)
     )
     monkeypatch.setitem(sys.modules, viewer, fake)
-    watcher = make_watcher([viewer], tmp_path, "test")
+    logger = make_logger([viewer], tmp_path, "test")
     later = {"node_0003/seed_9": {"batch_size": 2, "schedule": "constant"}}
-    watcher.start(LANES)
-    watcher.start({**later, "node_0002/seed_8": LANES["node_0002/seed_8"]})
-    watcher.close()
+    logger.start(LANES)
+    logger.start({**later, "node_0002/seed_8": LANES["node_0002/seed_8"]})
+    logger.close()
     (run,) = runs
     assert (run.config if kind is dict else run.config.known) == {**LANES, **later}
     assert steps == [f"{lane}/*" for lane in (*LANES, *later)]
-    # trackio sends its config once: what comes later is told as numbers.
-    assert told == ([{"node_0003/seed_9/batch_size": 2}] if kind is dict else [])
+    # trackio sends its config once: later settings are logged as values.
+    assert logged == ([{"node_0003/seed_9/batch_size": 2}] if kind is dict else [])

@@ -10,7 +10,11 @@ from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data import record
 from flyjax.models import losses, make_learner, rollout_loss
 from flyjax.recovery import extract
-from flyjax.training import train, train_sweep
+from flyjax.training import data as training_data
+from flyjax.training import train_sweep
+from flyjax.training.data import batch_of, stack_recordings
+from flyjax.training.hparams import check_trainable, split_frames, static_of, traced_hparams
+from flyjax.training.step import draw_frames, init_state, result_params, train_chunk, train_step
 from flyjax.utils.errors import UserError
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=120, n_test_frames=16)
@@ -46,26 +50,26 @@ def close(a, b, **tolerance):
 
 
 def test_held_out_frames_are_the_last_and_have_a_gap():
-    assert train.validation_frames(Training(validation_fraction=0.1), 1_000) == (875, 100)
-    assert train.validation_frames(Training(validation_fraction=0.5), 64_000) == (31_950, 32_000)
-    assert train.validation_frames(Training(), 100) == (100, 0)
+    assert split_frames(Training(validation_fraction=0.1), 1_000) == (875, 100)
+    assert split_frames(Training(validation_fraction=0.5), 64_000) == (31_950, 32_000)
+    assert split_frames(Training(), 100) == (100, 0)
     with pytest.raises(UserError, match="record more frames"):
-        train.validation_frames(Training(validation_fraction=0.1), 9)
+        split_frames(Training(validation_fraction=0.1), 9)
 
 
 def test_held_out_frames_are_never_drawn(learner):
     training = Training(validation_fraction=0.3, batch_size=8)
-    numbers = train.numbers_of(training, 100, 0)
-    state = train.init_state(learner, train.static_of(training), numbers, jax.random.key(0))
-    frames = np.asarray(train.draw_frames(train.static_of(training), numbers["n_starts"], state, 500))
+    hparams = traced_hparams(training, 100, 0)
+    state = init_state(learner, static_of(training), hparams, jax.random.key(0))
+    frames = np.asarray(draw_frames(static_of(training), hparams, state, 500))
     assert frames.min() == 0 and frames.max() == 100 - 30 - 7 - 1
 
 
-def test_without_validation_the_same_frames_are_drawn_as_ever(learner):
+def test_frames_are_drawn_by_step_counter(learner):
     training = Training(batch_size=4)
-    static, numbers = train.static_of(training), train.numbers_of(training, 100, 0)
-    state = train.init_state(learner, static, numbers, jax.random.key(0))
-    frames = train.draw_frames(static, jnp.int32(numbers["n_starts"]), state, 3)
+    static, hparams = static_of(training), traced_hparams(training, 100, 0)
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    frames = draw_frames(static, hparams, state, 3)
     for step in range(3):
         want = jax.random.randint(jax.random.fold_in(state.key, step), (4,), 0, 100)
         np.testing.assert_array_equal(frames[step], want)
@@ -82,9 +86,9 @@ def test_validation_loss_is_the_error_on_held_out_frames(learner, recording, tra
     assert last.validation[-1, 1] < last.validation[0, 1]
 
 
-def test_the_best_is_kept(learner, recording, trained):
+def test_the_best_is_selected(learner, recording, trained):
     _, (best, other, last, *_) = trained
-    # The kept parameters' own error is the smallest of the history.
+    # The selected parameters' own error is the smallest of the history.
     voltage, luminance, target = recording.pairs(119 - np.floor((np.arange(32) + 0.5) / 32 * 24).astype(int))
     error = np.asarray(learner.derivative(best.params, voltage, luminance)) - target
     assert np.sqrt(np.mean(error**2)) == pytest.approx(best.validation[:, 1].min(), rel=1e-3)
@@ -94,16 +98,16 @@ def test_the_best_is_kept(learner, recording, trained):
 
 def test_a_worse_end_does_not_replace_the_best(learner, recording):
     training = Training(**OPTIONS, validation_fraction=0.2, select="best")
-    static, data = train.static_of(training), train.stack_recordings([recording])
-    numbers = jax.tree.map(jnp.asarray, train.numbers_of(training, 120, 0))
-    state = train.init_state(learner, static, numbers, jax.random.key(1))
-    chunk = jax.jit(lambda numbers, state: train.train_chunk(learner, static, 50, numbers, data, state))
-    good, losses = chunk(numbers, state)
-    assert float(good.kept_loss) == float(losses[49, 2])
-    wild = numbers | {"learning_rate_start": jnp.float32(1.0)}
+    static, data = static_of(training), stack_recordings([recording])
+    hparams = jax.tree.map(jnp.asarray, traced_hparams(training, 120, 0))
+    state = init_state(learner, static, hparams, jax.random.key(1))
+    chunk = jax.jit(lambda hparams, state: train_chunk(learner, static, 50, hparams, data, state))
+    good, losses = chunk(hparams, state)
+    assert float(good.selected_loss) == float(losses[49, 2])
+    wild = hparams | {"learning_rate_start": jnp.float32(1.0)}
     bad, losses = chunk(wild, good)
-    assert float(losses[49, 2]) > float(good.kept_loss) == float(bad.kept_loss)
-    close(train.selected(bad), good.params, rtol=0, atol=0)
+    assert float(losses[49, 2]) > float(good.selected_loss) == float(bad.selected_loss)
+    close(result_params(bad), good.params, rtol=0, atol=0)
 
 
 def test_average_is_the_average(learner, recording, trained):
@@ -111,16 +115,16 @@ def test_average_is_the_average(learner, recording, trained):
     averaged, undecayed, last = results[3:]
     close(undecayed.params, last.params, rtol=5e-3, atol=5e-4)
     training = candidates[3]
-    static, data = train.static_of(training), train.stack_recordings([recording])
-    numbers = jax.tree.map(jnp.asarray, train.numbers_of(training, 120, 0))
-    state = train.init_state(learner, static, numbers, jax.random.key(1))
-    step = jax.jit(lambda state, frames: train.train_step(learner, static, numbers, data, state, frames)[0])
+    static, data = static_of(training), stack_recordings([recording])
+    hparams = jax.tree.map(jnp.asarray, traced_hparams(training, 120, 0))
+    state = init_state(learner, static, hparams, jax.random.key(1))
+    step = jax.jit(lambda state, frames: train_step(learner, static, hparams, data, state, frames)[0])
     want = jax.tree.map(np.asarray, state.params)
     for t in range(12):
         state = step(state, jnp.array([t, t + 1]))
         decay = min(0.9, (1 + t) / (10 + t))
         want = {k: decay * want[k] + (1 - decay) * np.asarray(state.params[k]) for k in want}
-    close(train.selected(state), want, rtol=1e-4, atol=1e-6)
+    close(result_params(state), want, rtol=1e-4, atol=1e-6)
 
 
 def test_selection_is_the_same_alone_and_resumed(learner, recording, trained, tmp_path):
@@ -144,7 +148,7 @@ def test_selection_is_the_same_alone_and_resumed(learner, recording, trained, tm
         close(alone.params, results[k].params, rtol=2e-2, atol=2e-3)
 
 
-def test_a_lost_lane_keeps_its_best_and_hurts_nobody(learner, recording):
+def test_a_diverged_lane_returns_its_best_and_affects_no_other(learner, recording):
     candidate = Training(**OPTIONS, validation_fraction=0.2, select="best")
     wild = candidate.model_copy(update={"learning_rate_start": 1e30})
     pair = train_sweep(learner, [candidate, wild], [[3], [3]], {0.1: recording}, n_devices=1)
@@ -163,20 +167,20 @@ def test_best_needs_frames():
 
 
 def test_computed_targets_are_the_stored_ones(learner, recording, monkeypatch):
-    stored = train.stack_recordings([recording, recording])
-    monkeypatch.setattr(train, "TARGET_BYTES", 1e3)
-    computed = train.stack_recordings([recording, recording])
+    stored = stack_recordings([recording, recording])
+    monkeypatch.setattr(training_data, "TARGET_BYTES", 1e3)
+    computed = stack_recordings([recording, recording])
     assert "target" not in computed and "circuit" not in stored
     frames = jnp.array([0, 7, 119])
-    a, b = (train.batch_of(learner, data, 1, frames) for data in (stored, computed))
+    a, b = (batch_of(learner, data, 1, frames) for data in (stored, computed))
     close(a, b, rtol=1e-4, atol=1e-4)
     assert np.ptp(b["target"]) > 1
 
 
-def test_measurement_noise_keeps_its_targets(monkeypatch):
-    monkeypatch.setattr(train, "TARGET_BYTES", 1e3)
+def test_targets_with_measurement_noise_are_stored(monkeypatch):
+    monkeypatch.setattr(training_data, "TARGET_BYTES", 1e3)
     noisy = record(SIMULATION.model_copy(update={"measurement_noise_level": 0.02, "n_frames": 20}), 0.1)
-    assert "target" in train.stack_recordings([noisy])
+    assert "target" in stack_recordings([noisy])
 
 
 # -- several steps ------------------------------------------------------------------------------------
@@ -218,7 +222,7 @@ def test_one_step_is_the_ordinary_loss(learner, recording):
     np.testing.assert_allclose(one, losses.loss(learner, params, coefficients, flat, jnp.float32(1.0)), rtol=1e-5)
 
 
-def test_the_truth_misses_later_steps_by_the_noise_alone():
+def test_the_true_circuit_differs_at_later_steps_by_the_noise_alone():
     noise, dt = 0.1, 0.02
     noisy, still = (record(SIMULATION, level) for level in (noise, 0.0))
     learner = make_learner(noisy.connectome, Model(variant="known_ode"))
@@ -238,24 +242,24 @@ def test_the_truth_misses_later_steps_by_the_noise_alone():
 
 def test_rollouts_train_and_stay_within_their_part(learner):
     two_parts = record(SIMULATION.model_copy(update={"n_recordings": 2}), 0.1)
-    data = train.stack_recordings([two_parts])
+    data = stack_recordings([two_parts])
     assert np.asarray(data["last"])[0, [0, 59, 60, 119]].tolist() == [59, 59, 119, 119]
     training = Training(**OPTIONS, rollout_steps=5, learning_rate_start=1e-3)
     result = train_sweep(learner, [training], [[0]], {0.1: two_parts}, n_devices=1)[0][0]
     assert result.diverged_at is None and result.losses[-50:, 0].mean() < 0.8 * result.losses[:50, 0].mean()
     # Frame 58 belongs to a rollout that starts at 55: the border is not crossed.
-    static, numbers = train.static_of(training), jax.tree.map(jnp.asarray, train.numbers_of(training, 120, 0))
-    state = train.init_state(learner, static, numbers, jax.random.key(1))
-    step = jax.jit(lambda frames: train.train_step(learner, static, numbers, data, state, frames)[1])
+    static, hparams = static_of(training), jax.tree.map(jnp.asarray, traced_hparams(training, 120, 0))
+    state = init_state(learner, static, hparams, jax.random.key(1))
+    step = jax.jit(lambda frames: train_step(learner, static, hparams, data, state, frames)[1])
     np.testing.assert_array_equal(step(jnp.array([58, 55])), step(jnp.array([55, 55])))
     with pytest.raises(UserError, match="lower rollout_steps"):
-        train.check_rollouts([Training(rollout_steps=64)], two_parts)
+        check_trainable(learner, [Training(rollout_steps=64)], two_parts)
 
 
-# -- reading off ----------------------------------------------------------------------------------------
+# -- read-out ----------------------------------------------------------------------------------------
 
 
-def test_known_ode_is_read_off_as_it_is(recording):
+def test_known_ode_is_read_out_exactly(recording):
     learner = make_learner(recording.connectome, Model(variant="known_ode"))
     rng = np.random.default_rng(0)
     params = {

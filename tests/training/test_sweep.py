@@ -216,7 +216,8 @@ def test_a_full_disk_or_memory_is_one_line_and_loses_no_checkpoint(tmp_path, mon
 
     def fails(*arguments, **options):  # as orbax words it, in the thread that writes and whenever it is asked next
         raise ValueError(
-            'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: Failed to write 812374 bytes to file 11: No space left on device'
+            'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: '
+            "Failed to write 812374 bytes to file 11: No space left on device"
         )
 
     def too_much(*arguments, **options):

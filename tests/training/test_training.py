@@ -8,9 +8,12 @@ from support.training_fixtures import Noise, numpy_network
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Training
-from flyjax.models import losses, make_learner, parameter_groups
+from flyjax.models import losses, make_learner
 from flyjax.training import lanes, load_params, n_steps, plan, save_params, train_sweep
-from flyjax.training.train import make_optimizer, numbers_of, pack, static_of, unpack
+from flyjax.training.data import stack_recordings
+from flyjax.training.hparams import static_of, traced_hparams
+from flyjax.training.optimizer import make_optimizer, pack, unpack
+from flyjax.training.step import draw_frames, init_state, train_chunk, train_step
 
 
 @pytest.fixture(scope="module")
@@ -40,18 +43,18 @@ def numpy_message(params, voltage, embedding):
 
 
 def numpy_inputs(circuit, params, voltage, luminance):
-    """What arrives at every neuron in one frame, the message computed anew on every edge, and what it sees."""
-    seen = np.zeros(circuit.n_neurons)
+    """Message sum and stimulus of every neuron in one frame, the message computed on every edge."""
+    stimulus = np.zeros(circuit.n_neurons)
     for neuron, column in zip(circuit.inputs, circuit.input_column):
-        seen[neuron] = luminance[column]
+        stimulus[neuron] = luminance[column]
     msg = np.zeros(circuit.n_neurons)
     per_edge = params["W"] * numpy_message(params, voltage[circuit.senders], params["embedding"][circuit.senders])
     np.add.at(msg, circuit.receivers, per_edge)
-    return msg, seen
+    return msg, stimulus
 
 
-def numpy_update(params, voltage, msg, seen):
-    return numpy_network(params["update_network"], np.column_stack([voltage, msg, seen, params["embedding"]]))
+def numpy_update(params, voltage, msg, stimulus):
+    return numpy_network(params["update_network"], np.column_stack([voltage, msg, stimulus, params["embedding"]]))
 
 
 def numpy_derivative(circuit, params, voltage, luminance):
@@ -60,7 +63,7 @@ def numpy_derivative(circuit, params, voltage, luminance):
 
 
 def numpy_loss(circuit, params, c, batch, x, inputs=None):
-    """`inputs`: what arrives and is seen where the update's bend is asked, if not what the parameters say."""
+    """`inputs`: message sum and stimulus for the update's curvature, if not those of the parameters."""
     prediction = np.stack(
         [numpy_derivative(circuit, params, v, s) for v, s in zip(batch["voltage"], batch["luminance"])]
     )
@@ -72,10 +75,10 @@ def numpy_loss(circuit, params, c, batch, x, inputs=None):
     total += c["coeff_edge_diff"] * np.linalg.norm(np.maximum(rise, 0))
     total += c["coeff_edge_norm"] * np.linalg.norm(far - 2 * x)
     total += c["coeff_edge_bend"] * np.linalg.norm(numpy_message(params, v, a) - 2 * numpy_message(params, v / 2, a))
-    msg, seen = inputs or numpy_inputs(circuit, params, v, batch["luminance"][0])
+    msg, stimulus = inputs or numpy_inputs(circuit, params, v, batch["luminance"][0])
     last, nothing = batch["voltage"][-1], np.zeros_like(v)
-    middle = numpy_update(params, (v + last) / 2, msg / 2, seen / 2)
-    ends = numpy_update(params, v, msg, seen) + numpy_update(params, last, nothing, nothing)
+    middle = numpy_update(params, (v + last) / 2, msg / 2, stimulus / 2)
+    ends = numpy_update(params, v, msg, stimulus) + numpy_update(params, last, nothing, nothing)
     total += c["coeff_update_bend"] * np.linalg.norm(ends - 2 * middle)
     for name in ("message", "update"):
         for matrix in (leaf for leaf in jax.tree.leaves(params[f"{name}_network"]) if leaf.ndim == 2):
@@ -122,7 +125,7 @@ def test_gradient_is_the_finite_difference(circuit, learner, problem):
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), in_float64(params))
     direction["embedding"] = np.zeros_like(direction["embedding"])
     exact, h = in_float64(params), 1e-6
-    # The update's bend is asked at messages as they are: they are given, not moved.
+    # The update's curvature is evaluated at fixed message sums.
     inputs = numpy_inputs(circuit, exact, in_float64(batch)["voltage"][0], batch["luminance"][0])
     up, down = (
         numpy_loss(
@@ -149,30 +152,35 @@ def test_regularisers_leave_embeddings_alone(learner, problem):
     assert np.any(gradient["message_network"]["signals"])
 
 
-def test_bends_are_left_out_where_no_candidate_asks(learner, problem):
+def test_curvature_is_left_out_where_no_candidate_needs_it(learner, problem):
     params, coefficients, batch = problem
-    free = coefficients | dict.fromkeys(losses.BENDS, np.float32(0))
+    free = coefficients | dict.fromkeys(losses.CURVATURE_COEFFICIENTS, np.float32(0))
     every = losses.loss(learner, params, free, batch, jnp.float32(1.3))
-    np.testing.assert_array_equal(every, losses.loss(learner, params, free, batch, jnp.float32(1.3), bends=False))
-    assert not static_of(Training()).bends
-    assert static_of(Training(coeff_edge_bend=1e-3)).bends and static_of(Training(coeff_update_bend=1e-3)).bends
+    np.testing.assert_array_equal(
+        every, losses.loss(learner, params, free, batch, jnp.float32(1.3), with_curvature=False)
+    )
+    assert not static_of(Training()).with_curvature
+    assert (
+        static_of(Training(coeff_edge_bend=1e-3)).with_curvature
+        and static_of(Training(coeff_update_bend=1e-3)).with_curvature
+    )
 
 
 @pytest.mark.parametrize("variant", ["A", "B"])
-def test_straight_functions_have_no_bend(circuit, problem, variant):
-    """An update without hidden kinks (biases 0, all units positive or all negative) costs nothing; one with them does."""
+def test_linear_functions_have_no_curvature(circuit, problem, variant):
+    """An update without kinks (biases 0, all units of one sign) costs nothing; one with kinks does."""
     learner = make_learner(circuit, Model(width=8, variant=variant))
     params, batch = learner.init(jax.random.key(1)), problem[2]
     only = dict.fromkeys(losses.COEFFICIENTS, np.float32(0)) | {"coeff_update_bend": np.float32(1)}
-    bend = lambda p: float(losses.regularisers(learner, p, only, batch, jnp.float32(1.3))["coeff_update_bend"])  # noqa: E731
-    assert bend(params) > 1e-3
+    curvature = lambda p: float(losses.regularisers(learner, p, only, batch, jnp.float32(1.3))["coeff_update_bend"])  # noqa: E731
+    assert curvature(params) > 1e-3
     network = params["update_network"]
     network["signals"], network["embedded"]["bias"] = (
         jnp.abs(network["signals"]) * 0.01,
         network["embedded"]["bias"] + 100.0,
     )
     network["hidden"] = jax.tree.map(jnp.abs, network["hidden"])
-    assert bend(params) < 1e-3 * float(jnp.abs(network["readout"]["kernel"]).sum())
+    assert curvature(params) < 1e-3 * float(jnp.abs(network["readout"]["kernel"]).sum())
 
 
 def test_packing_loses_nothing(learner):
@@ -182,31 +190,114 @@ def test_packing_loses_nothing(learner):
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_each_group_has_its_rate(learner):
-    packed = pack(random_params(learner))
-    training = Training(learning_rate_W_start=1e-2, learning_rate_start=2e-3, learning_rate_embedding_start=3e-4)
-    optimizer = make_optimizer(numbers_of(training, 100, 0), "constant")
-    gradient = jax.tree.map(jnp.ones_like, packed)
-    updates, _ = optimizer.update(gradient, optimizer.init(packed), packed)
-    # Adam's first step is the rate, whatever the gradient.
-    rates = jax.tree.map(lambda update, group: (np.full(update.shape, {"W": 1e-2, "networks": 2e-3, "embedding": 3e-4}[group])),
-                         unpack(learner, updates), parameter_groups(random_params(learner)))  # fmt: skip
-    jax.tree.map(lambda u, r: np.testing.assert_allclose(u, -r, rtol=1e-4), unpack(learner, updates), rates)
+RATES = dict(
+    learning_rate_W_start=1e-2,
+    learning_rate_start=2e-3,
+    learning_rate_embedding_start=3e-4,
+    learning_rate_field_start=7e-5,
+)
+
+
+@pytest.mark.parametrize(
+    "model, expected",
+    [
+        (
+            {"units": "data"},
+            {"W": 1e-2, "embedding": 3e-4, "message_network": 2e-3, "update_network": 2e-3, "units": 0},
+        ),
+        ({"variant": "B"}, {"W": 1e-2, "embedding": 3e-4, "message_network": 2e-3, "update_network": 2e-3}),
+        ({"variant": "known_ode"}, {"W": 1e-2, "log_tau": 3e-4, "v_rest": 3e-4}),
+        (
+            {"stimulus": "field", "field_frames": 64},
+            {"W": 1e-2, "embedding": 3e-4, "message_network": 2e-3, "update_network": 2e-3, "field": 7e-5},
+        ),
+    ],
+)
+def test_each_parameter_learns_at_its_rate(circuit, recordings, model, expected):
+    """The first step of Adam moves a parameter by its learning rate, whatever the size of its gradient."""
+    learner = make_learner(circuit, Model(width=8, **model))
+    training = Training(**RATES, batch_size=2, validation_fraction=0.25)
+    static, field = static_of(training), learner.learns_stimulus
+    hparams = jax.tree.map(jnp.asarray, traced_hparams(training, 64, 0, (0.1, 5.0), field))
+    data = stack_recordings([recordings[0.05]], field)
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    after, _ = jax.jit(lambda state: train_step(learner, static, hparams, data, state, jnp.array([3, 40])))(state)
+    old, new = (unpack(learner, each.params) for each in (state, after))
+    moved = {
+        name: max(float(jnp.abs(a - b).max()) for a, b in zip(*map(jax.tree.leaves, (old[name], new[name]))))
+        for name in old
+    }
+    assert moved == pytest.approx(expected, rel=1e-2)
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():
     packed = {name: jnp.zeros(3) for name in ("W", "embedding", "networks")}
-    numbers = numbers_of(Training(schedule="warmup_cosine", warmup_fraction=0.1), 200, 0)
-    optimizer = make_optimizer(numbers, "warmup_cosine")
+    hparams = traced_hparams(Training(schedule="warmup_cosine", warmup_fraction=0.1), 200, 0)
+    optimizer = make_optimizer(hparams, "warmup_cosine")
 
     def body(state, _):
         updates, state = optimizer.update(jax.tree.map(jnp.ones_like, packed), state, packed)
         return state, jnp.max(jnp.abs(updates["W"]))
 
-    _, sizes = jax.lax.scan(body, optimizer.init(packed), None, length=int(numbers["n_steps"]))
+    _, sizes = jax.lax.scan(body, optimizer.init(packed), None, length=int(hparams["n_steps"]))
     sizes = np.asarray(sizes)
     assert np.argmax(sizes) == pytest.approx(100, abs=2)
     assert sizes[0] < 0.02 * max(sizes) and sizes[-1] < 0.01 * max(sizes)
+
+
+@pytest.fixture(scope="module")
+def one_lane(learner, recordings):
+    """(static signature, hyperparameters, data, state before the first step) of one training."""
+    training = Training(batch_size=2)
+    static, hparams = static_of(training), jax.tree.map(jnp.asarray, traced_hparams(training, 64, 0))
+    data = stack_recordings([recordings[0.05]])
+    return static, hparams, data, init_state(learner, static, hparams, jax.random.key(5))
+
+
+def test_the_scale_of_the_regularisers_is_one_and_a_half_standard_deviations(recordings):
+    own = list(recordings.values())
+    wanted = [1.5 * np.sqrt(np.mean(np.square(r.voltage - r.voltage.mean(), dtype=np.float64))) for r in own]
+    np.testing.assert_allclose(stack_recordings(own)["x_norm"], wanted, rtol=1e-4)
+
+
+def test_each_chunk_draws_the_frames_after_those_of_the_last(learner, one_lane):
+    static, hparams, data, state = one_lane
+    frames = np.asarray(draw_frames(static, hparams, state, 12))
+    later = np.asarray(draw_frames(static, hparams, state._replace(step=jnp.int32(7)), 5))
+    np.testing.assert_array_equal(later, frames[7:])
+    assert not np.array_equal(later, frames[:5])
+    chunk = jax.jit(lambda state, n: train_chunk(learner, static, n, hparams, data, state), static_argnums=1)
+    (first, losses), (once, all_losses) = chunk(state, 5), chunk(state, 10)
+    twice, more_losses = chunk(first, 5)
+    np.testing.assert_allclose(np.concatenate([losses, more_losses]), all_losses, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), twice.params, once.params)
+
+
+def test_every_seed_starts_from_weights_and_frames_of_its_own(learner, one_lane):
+    static, hparams, *_ = one_lane
+    program = lanes.compiled(learner, static, 1)
+    stacked = lanes.stack_hparams([jax.device_get(hparams)] * 3)
+    states = program.init(jax.device_put(stacked, program.by_lane), lanes.keys_of([1, 2, 1]))
+    for group in ("W", "networks"):
+        values = np.asarray(states.params[group])
+        np.testing.assert_array_equal(values[0], values[2])
+        assert abs(np.corrcoef(values[0], values[1])[0, 1]) < 0.5 and not np.array_equal(values[0], values[1])
+    frames = [np.asarray(draw_frames(static, hparams, jax.tree.map(lambda x: x[i], states), 20)) for i in range(3)]
+    assert np.array_equal(frames[0], frames[2]) and not np.array_equal(frames[0], frames[1])
+
+
+def test_a_diverged_lane_takes_no_further_step(learner, one_lane):
+    static, hparams, data, state = one_lane
+    broken = data | {"target": data["target"].at[0, 9].set(jnp.nan)}
+    step = jax.jit(lambda state, frames: train_step(learner, static, hparams, broken, state, frames))
+    good, losses = step(state, jnp.array([1, 2]))
+    assert int(good.step) == 1 and bool(good.is_finite) and np.isfinite(losses).all()
+    bad, losses = step(good, jnp.array([1, 9]))
+    assert not bool(bad.is_finite) and np.isnan(losses).all()
+    later, losses = step(bad, jnp.array([1, 2]))  # finite again, and all the same not taken
+    assert np.isnan(losses).all() and int(later.step) == 1 and not bool(later.is_finite)
+    for state in (bad, later):
+        jax.tree.map(np.testing.assert_array_equal, state.params, good.params)
 
 
 def test_steps_follow_the_predecessor():
@@ -268,19 +359,20 @@ def test_loss_falls_and_seeds_differ(together):
 
 
 def test_one_program_per_signature(learner, recordings, together):
-    compiled = lanes.compiled(learner, plan(CANDIDATES, SEEDS, 64)[0].static, 1)[1]
+    compiled = lanes.compiled(learner, plan(CANDIDATES, SEEDS, 64)[0].static, 1).chunk
     before = compiled._cache_size()
     others = [c.model_copy(update={"learning_rate_W_start": 3e-3, "coeff_edge_norm": 2.0}) for c in CANDIDATES]
     train_sweep(learner, others, SEEDS, recordings, n_devices=1)
     assert compiled._cache_size() == before
 
 
-def test_a_diverging_lane_hurts_nobody(learner, recordings, together):
+def test_a_diverging_lane_affects_no_other(learner, recordings, together):
     wild = CANDIDATES[1].model_copy(update={"learning_rate_start": 1e30})
     mixed = train_sweep(learner, [CANDIDATES[0], wild, CANDIDATES[2]], SEEDS, recordings, n_devices=1)
-    lost = mixed[1][0]
-    assert lost.diverged_at is not None and lost.diverged_at < 20 and lost.final_loss is None
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(lost.params))
+    diverged = mixed[1][0]
+    assert diverged.diverged_at is not None and diverged.diverged_at < 20 and diverged.final_loss is None
+    assert len(diverged.losses) == diverged.n_steps == diverged.diverged_at
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(diverged.params))
     for k in (0, 2):
         for mine, theirs in zip(mixed[k], together[k], strict=True):
             for p, q in zip(*map(jax.tree.leaves, (mine.params, theirs.params)), strict=True):

@@ -1,4 +1,4 @@
-"""Plans fit into memory, and what a training comes to does not depend on them."""
+"""Plans fit into memory, and the result of a training does not depend on them."""
 
 from types import SimpleNamespace
 
@@ -13,11 +13,15 @@ from support.training_fixtures import Noise
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
 from flyjax.models import make_learner
-from flyjax.training import lanes, planning, sweep, train_sweep
-from flyjax.training.planning import CHUNK, Limits, Memory, Sizes
+from flyjax.training import data, grouping, lanes, resources, sweep, train_sweep
+from flyjax.training.data import stack_recordings
+from flyjax.training.grouping import CHUNK, Limits
+from flyjax.training.hparams import Static, traced_hparams
+from flyjax.training.optimizer import make_optimizer, schedule_factor
 from flyjax.training.progress import Reporter
-from flyjax.training.train import Static, make_optimizer, numbers_of, stack_recordings
+from flyjax.training.resources import Memory, Sizes
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import format_bytes
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +40,9 @@ WIDE = Model(width=80)
 
 def test_a_full_scale_recording_is_as_large_as_its_arrays():
     shapes = (64_000, 13_741), (64_000, 13_741), (64_000, 217)
-    assert planning.level_bytes(FULL) == sum(np.prod(s) * 4 for s in shapes)
-    assert planning.gb(planning.level_bytes(FULL)) == "7.09 GB"
-    assert planning.gb(planning.level_bytes(FULL._replace(keeps_target=False))) == "3.57 GB"
+    assert resources.recording_bytes(FULL) == sum(np.prod(s) * 4 for s in shapes)
+    assert format_bytes(resources.recording_bytes(FULL)) == "7.09 GB"
+    assert format_bytes(resources.recording_bytes(FULL._replace(stores_target=False))) == "3.57 GB"
 
 
 @pytest.mark.parametrize("variant", ["A", "B", "known_ode"])
@@ -46,44 +50,46 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit, variant):
     model = Model(width=64, variant=variant)
     learner = make_learner(circuit, model)
     batch, n_frames = 8, 32
-    sizes = planning.sizes_of(learner, n_frames)
+    sizes = resources.sizes_of(learner, n_frames)
     assert sizes.n_params == sum(leaf.size for leaf in jax.tree.leaves(learner.init(jax.random.key(0))))
-    init, chunk, by_lane, everywhere = lanes.compiled(learner, Static(batch, "constant"), 1)
-    numbers = jax.device_put(lanes.stack_numbers([numbers_of(Training(batch_size=batch), n_frames, 0)]), by_lane)
-    data = jax.device_put(stack_recordings([Noise(circuit, 0, n_frames)]), everywhere)
-    state = init(numbers, lanes.keys_of([0]))
-    measured = chunk.lower(numbers, data, state).compile().memory_analysis()
-    told = planning.lane_bytes(sizes, model, batch, shared=True)
-    held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
-    assert told["params"] + told["adam"] == pytest.approx(held, rel=0.01)
+    program = lanes.compiled(learner, Static(batch, "constant"), 1)
+    hparams = lanes.stack_hparams([traced_hparams(Training(batch_size=batch), n_frames, 0)])
+    hparams = jax.device_put(hparams, program.by_lane)
+    stacked = jax.device_put(stack_recordings([Noise(circuit, 0, n_frames)]), program.replicated)
+    state = program.init(hparams, lanes.keys_of([0]))
+    measured = program.chunk.lower(hparams, stacked, state).compile().memory_analysis()
+    estimate = resources.lane_bytes(sizes, model, batch, shared=True)
+    stored = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
+    assert estimate["params"] + estimate["adam"] == pytest.approx(stored, rel=0.01)
     # An upper estimate: never too small, and not so large that memory would lie idle.
-    assert 0.8 < (told["step"] + told["activations"]) / measured.temp_size_in_bytes < 8
-    assert planning.level_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(data)) - 4
+    assert 0.8 < (estimate["step"] + estimate["activations"]) / measured.temp_size_in_bytes < 8
+    assert resources.recording_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(stacked)) - 4
 
 
 def test_work_follows_the_variant():
     """Of an extent-8 frame: B evaluates a network on 434,112 edges, a known equation none."""
     n, e = FULL.n_neurons, FULL.n_edges
     work = {
-        v: planning.gflop_per_frame(n, Model(variant=v), 1, False, e) for v in ("A", "B", "known_ode", "known_ode_tanh")
+        v: resources.gflop_per_frame(n, Model(variant=v), 1, False, e)
+        for v in ("A", "B", "known_ode", "known_ode_tanh")
     }
     message_a, message_b, update = (signals * 80 + 80 * 80 + 80 for signals in (3, 6, 5))
     assert work["A"] == pytest.approx(6e-9 * n * (message_a + update))
     assert work["B"] == pytest.approx(6e-9 * (e * message_b + n * update)) and work["B"] / work["A"] > 15
     assert work["known_ode"] == work["known_ode_tanh"] < work["A"]
-    held = {v: planning.lane_bytes(FULL, Model(variant=v), 4)["activations"] for v in work}
-    assert held["B"] > 5 * held["A"] and held["known_ode"] < held["A"] / 5
-    assert planning.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < held["B"] / 3
+    activations = {v: resources.lane_bytes(FULL, Model(variant=v), 4)["activations"] for v in work}
+    assert activations["B"] > 5 * activations["A"] and activations["known_ode"] < activations["A"] / 5
+    assert resources.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < activations["B"] / 3
 
 
-def test_bends_are_work_on_one_frame_of_the_batch():
+def test_curvature_regularisers_are_work_on_one_frame_of_the_batch():
     more = [
-        planning.gflop_per_frame(443, Model(), b, bends=True) - planning.gflop_per_frame(443, Model(), b)
+        resources.gflop_per_frame(443, Model(), b, with_curvature=True) - resources.gflop_per_frame(443, Model(), b)
         for b in (1, 4)
     ]
     assert more[0] > 0 and more[0] == pytest.approx(4 * more[1])
-    # With both bends a step of one frame is about twice the work.
-    assert 1.5 < 1 + more[0] / planning.gflop_per_frame(443, Model(), 1) < 2.2
+    # With both regularisers a step of one frame is about twice the work.
+    assert 1.5 < 1 + more[0] / resources.gflop_per_frame(443, Model(), 1) < 2.2
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,57 +109,57 @@ def test_every_program_fits_and_every_lane_is_trained_once(free, shared, devices
     seeds = [list(range(n)) for *_, n in cells]
 
     def limits_of(static, n_lanes, n_levels):
-        return planning.limits(FULL, WIDE, static.batch_size, n_lanes, n_levels, memory, devices)
+        return grouping.limits(FULL, WIDE, static.batch_size, n_lanes, n_levels, memory, devices)
 
     try:
-        groups = planning.plan(candidates, seeds, FULL.n_frames, limits_of)
+        groups = grouping.plan(candidates, seeds, FULL.n_frames, limits_of)
     except UserError:
-        assert free * planning.SHARE < 2.1 * planning.level_bytes(FULL)  # not even one
+        assert free * grouping.SHARE < 2.1 * resources.recording_bytes(FULL)  # not even one
         return
     for group in groups:
-        assert planning.group_bytes(FULL, WIDE, group, memory) <= planning.SHARE * free
+        assert grouping.group_bytes(FULL, WIDE, group, memory) <= grouping.SHARE * free
         assert group.levels == tuple(sorted({candidates[lane.candidate].noise_model_level for lane in group.lanes}))
         assert {candidates[lane.candidate].batch_size for lane in group.lanes} == {group.static.batch_size}
         assert group.width % group.n_devices == 0 and group.n_devices <= devices
-    dealt = sorted((lane.candidate, lane.replicate) for group in groups for lane in group.lanes)
-    assert dealt == [(k, s) for k, own in enumerate(seeds) for s in own]
+    packed = sorted((lane.candidate, lane.replicate) for group in groups for lane in group.lanes)
+    assert packed == [(k, s) for k, own in enumerate(seeds) for s in own]
 
 
 def test_eight_levels_on_one_accelerator_of_40_gb_take_two_programs():
     memory = Memory(40_000_000_000, "given", False)
     candidates = [Training(noise_model_level=0.01 * k) for k in range(8)]
-    groups = planning.plan(
+    groups = grouping.plan(
         candidates, [[0]] * 8, FULL.n_frames,
-        lambda static, n_lanes, n_levels: planning.limits(FULL, WIDE, static.batch_size, n_lanes, n_levels, memory, 1),
+        lambda static, n_lanes, n_levels: grouping.limits(FULL, WIDE, static.batch_size, n_lanes, n_levels, memory, 1),
     )  # fmt: skip
     assert [len(g.levels) for g in groups] == [4, 4] and len({g.width for g in groups}) == 1
 
 
-def test_what_cannot_fit_is_said_in_one_line():
-    with pytest.raises(UserError, match="about 14.3 GB.*8 GB are available RAM: reduce simulation.n_frames") as error:
-        planning.limits(FULL, WIDE, 1, 4, 1, Memory(8_000_000_000, "available RAM", True), 2)
+def test_what_cannot_fit_is_refused_in_one_line():
+    with pytest.raises(UserError, match="14.3 GB.*8 GB.*simulation.n_frames") as error:
+        grouping.limits(FULL, WIDE, 1, 4, 1, Memory(8_000_000_000, "available RAM", True), 2)
     assert "\n" not in str(error.value)
 
 
 def test_sizes_need_no_data():
     simulation = Simulation(extent=1, parameters="flow/0000/000", visual_input_type="DAVIS", removed_edges=0.5)
-    sizes = planning.sizes_without_data(simulation, Model(width=8))
-    assert not planning.sizes_without_data(Simulation(parameters="flow/0000/000"), Model(width=8)).keeps_target
-    assert sizes.n_frames == 64_000 and sizes.keeps_target and sizes.n_neurons == 443 and sizes.n_edges == 8_174 / 2
-    whole = planning.sizes_without_data(simulation.model_copy(update={"removed_edges": 0.0}), Model(width=8))
-    assert whole.n_params - sizes.n_params == 8_174 / 2
+    sizes = resources.sizes_without_data(simulation, Model(width=8))
+    assert not resources.sizes_without_data(Simulation(parameters="flow/0000/000"), Model(width=8)).stores_target
+    assert sizes.n_frames == 64_000 and sizes.stores_target and sizes.n_neurons == 443 and sizes.n_edges == 8_174 / 2
+    all_edges = resources.sizes_without_data(simulation.model_copy(update={"removed_edges": 0.0}), Model(width=8))
+    assert all_edges.n_params - sizes.n_params == 8_174 / 2
 
 
-def test_finished_lanes_are_left_behind_where_that_saves_enough():
-    lanes = tuple(planning.Lane(k, 0, k) for k in range(4))
-    group = planning.Group(Static(1, "constant"), lanes, (1_000, 1_000, 1_000, 8_000), (0.05,), 2)
+def test_finished_lanes_are_dropped_where_that_saves_enough():
+    lanes = tuple(grouping.Lane(k, 0, k) for k in range(4))
+    group = grouping.Group(Static(1, "constant"), lanes, (1_000, 1_000, 1_000, 8_000), (0.05,), 2)
     saved = 3 * 7_000  # four lanes become one
-    assert planning.narrowed(group, 0, 32, 1.0, saved + 1) == [(group, 0, 32)]
-    (whole, a, b), (narrow, c, d) = planning.narrowed(group, 0, 32, 1.0, saved)
-    assert (whole, a, b, c, d) == (group, 0, 4, 4, 32)
+    assert grouping.split_at_finished(group, 0, 32, 1.0, saved + 1) == [(group, 0, 32)]
+    (wide, a, b), (narrow, c, d) = grouping.split_at_finished(group, 0, 32, 1.0, saved)
+    assert (wide, a, b, c, d) == (group, 0, 4, 4, 32)
     assert narrow.lanes == lanes[3:] and narrow.n_devices == 1 and narrow.levels == group.levels
-    assert [piece[1:] for piece in planning.narrowed(group, 10, 20, 1.0, 0.0)] == [(10, 20)]
-    assert planning.narrowed(group, 32, 40, 1.0, 0.0) == []
+    assert [segment[1:] for segment in grouping.split_at_finished(group, 10, 20, 1.0, 0.0)] == [(10, 20)]
+    assert grouping.split_at_finished(group, 32, 40, 1.0, 0.0) == []
 
 
 # -- trained ---------------------------------------------------------------------------------------
@@ -185,28 +191,34 @@ def together(learner, recordings):
     return train_sweep(learner, CANDIDATES, SEEDS, recordings, n_devices=1)
 
 
-def held_recordings(circuit):
+def recordings_on_devices(circuit):
     """Recordings now on devices, by their voltages."""
     return sum(x.shape[0] for x in jax.live_arrays() if x.ndim == 3 and x.shape[1:] == (64, circuit.n_neurons)) // 2
 
 
 def test_programs_split_by_memory_give_the_same_and_hold_one_level(circuit, learner, recordings, together, monkeypatch):
-    monkeypatch.setattr(lanes, "SPARE_BYTES", 0)
-    sizes = planning.sizes_of(learner, 64)
-    lane = sum(planning.lane_bytes(sizes, learner.config, 1).values())
-    memory = Memory(int((2 * lane + planning.level_bytes(sizes)) / planning.SHARE) + 1, "given", False)
-    asked, most = [], []
+    monkeypatch.setattr(data, "PADDING_BYTES", 0)
+    sizes = resources.sizes_of(learner, 64)
+    lane = sum(resources.lane_bytes(sizes, learner.config, 1).values())
+    memory = Memory(int((2 * lane + resources.recording_bytes(sizes)) / grouping.SHARE) + 1, "given", False)
+    requested, most = [], []
 
     def recording_of(level):
-        asked.append(level)
+        requested.append(level)
         return recordings[level]
 
     split = train_sweep(
-        learner, CANDIDATES, SEEDS, recording_of, memory=memory, n_devices=1, on_progress=lambda p: most.append((p.n_groups, held_recordings(circuit)))
-    )  # fmt: skip
+        learner,
+        CANDIDATES,
+        SEEDS,
+        recording_of,
+        memory=memory,
+        n_devices=1,
+        on_progress=lambda p: most.append((p.n_groups, recordings_on_devices(circuit))),
+    )
     assert {n for n, _ in most} == {2}
-    assert {held for _, held in most} == {1}, "the recording of the program before is still there"
-    assert asked == sorted(asked), "a level was asked for again"
+    assert {n for _, n in most} == {1}, "the recording of the previous program is still there"
+    assert requested == sorted(requested), "a level was requested again"
     # Sums of other widths round otherwise; Adam amplifies the last bit.
     assert_same(split, together, rtol=5e-3, atol=5e-4)
 
@@ -216,10 +228,10 @@ class Killed(Exception):
 
 
 def test_less_memory_at_resume_loses_no_checkpoint(learner, recordings, together, tmp_path, monkeypatch, caplog):
-    sizes = planning.sizes_of(learner, 64)
-    lane, level = sum(planning.lane_bytes(sizes, learner.config, 1).values()), planning.level_bytes(sizes)
-    free = [Memory(int((9 * lane + 3 * level) / planning.SHARE), "available RAM", False)]
-    monkeypatch.setattr(planning, "device_memory", lambda: free[0])
+    sizes = resources.sizes_of(learner, 64)
+    lane, level = sum(resources.lane_bytes(sizes, learner.config, 1).values()), resources.recording_bytes(sizes)
+    free = [Memory(int((9 * lane + 3 * level) / grouping.SHARE), "available RAM", False)]
+    monkeypatch.setattr(resources, "device_memory", lambda: free[0])
     options = dict(checkpoint_dir=tmp_path, checkpoint_every=CHUNK, n_devices=1)
 
     def kill(progress):
@@ -228,34 +240,37 @@ def test_less_memory_at_resume_loses_no_checkpoint(learner, recordings, together
 
     with pytest.raises(Killed):
         train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=kill, **options)
-    free[0] = free[0]._replace(free=int((2 * lane + level) / planning.SHARE) + 1)
+    free[0] = free[0]._replace(free=int((2 * lane + level) / grouping.SHARE) + 1)
     seen = []
     again = train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=seen.append, **options)
     assert seen[0].n_groups == 1 and seen[0].lanes[2].step == 3 * CHUNK, "began anew"
     (line,) = caplog.messages
-    assert "free memory, or remove that folder" in line and str(tmp_path) in line and "available RAM" in line
+    assert "free memory" in line and str(tmp_path) in line
     assert_same(again, together, rtol=0, atol=0)
     # Other work in the same folder is planned for what there is now.
     other = train_sweep(learner, CANDIDATES[:2], [[5], [6]], recordings, on_progress=seen.append, **options)
     assert len(other) == 2 and seen[-1].n_groups == 2 and len(caplog.messages) == 1
 
 
-def test_a_plan_is_kept_from_the_first_checkpoint_on(tmp_path):
+def test_a_plan_is_recorded_from_the_first_checkpoint_on(tmp_path):
     large, small = Memory(100, "a", True), Memory(50, "b", True)
-    assert planning.kept_memory(None, "x", large) is large
-    assert planning.kept_memory(tmp_path, "x", large) is large
-    assert planning.kept_memory(tmp_path, "x", small) is small  # nothing is lost
-    assert planning.kept_memory(tmp_path, "x", large) is large
+    assert grouping.planned_memory(None, "x", large) is large
+    assert grouping.planned_memory(tmp_path, "x", large) is large
+    assert grouping.planned_memory(tmp_path, "x", small) is small  # nothing is lost
+    assert grouping.planned_memory(tmp_path, "x", large) is large
     (tmp_path / "program" / "4").mkdir(parents=True)
-    assert planning.kept_memory(tmp_path, "x", small) == large and planning.kept_memory(tmp_path, "y", small) is small
+    assert (
+        grouping.planned_memory(tmp_path, "x", small) == large
+        and grouping.planned_memory(tmp_path, "y", small) is small
+    )
     accelerator = small._replace(shared=False)
-    assert planning.kept_memory(tmp_path, "x", accelerator) is accelerator
+    assert grouping.planned_memory(tmp_path, "x", accelerator) is accelerator
     (tmp_path / "planned_x.json").write_text('{"free": 1')
-    assert planning.kept_memory(tmp_path, "x", small) is small
+    assert grouping.planned_memory(tmp_path, "x", small) is small
 
 
 def test_narrower_programs_give_the_same(learner, recordings, together, monkeypatch):
-    monkeypatch.setattr(sweep, "WORTH", {"cpu": 0.0})
+    monkeypatch.setattr(sweep, "MIN_SAVING", {"cpu": 0.0})
     widths = []
     narrow = train_sweep(
         learner, CANDIDATES, SEEDS, recordings, n_devices=1, on_progress=lambda p: widths.append(len(p.lanes))
@@ -264,8 +279,8 @@ def test_narrower_programs_give_the_same(learner, recordings, together, monkeypa
     assert_same(narrow, together, rtol=5e-3, atol=5e-4)
 
 
-def test_the_number_of_noise_levels_compiles_nothing_anew(learner, recordings, together):
-    compiled = lanes.compiled(learner, Static(1, "constant"), 1)[1]
+def test_the_number_of_noise_levels_compiles_nothing(learner, recordings, together):
+    compiled = lanes.compiled(learner, Static(1, "constant"), 1).chunk
     before = compiled._cache_size()
     one_level = [c.model_copy(update={"noise_model_level": 0.05}) for c in CANDIDATES]
     alone = train_sweep(learner, one_level, SEEDS, recordings, n_devices=1)
@@ -283,7 +298,7 @@ def test_progress_counts_every_step_once(learner, recordings):
         recordings,
         n_devices=1,
         on_progress=seen.append,
-        watch=lambda lane, params: {"W": float(len(params["W"]))},
+        monitor=lambda lane, params: {"W": float(len(params["W"]))},
     )
     steps = [p.lane_steps for p in seen]
     assert steps == sorted(steps) and steps[-1] == seen[-1].total_lane_steps == 256 * 3 + 768
@@ -293,66 +308,71 @@ def test_progress_counts_every_step_once(learner, recordings):
     assert seen[0].loss == pytest.approx(np.mean([lane.values["loss"] for lane in seen[0].lanes]))
 
 
-def test_every_program_is_read_along_the_way():
-    """Four programs one after the other, a reading takes as long as a chunk: each gets its share of the budget."""
+def test_every_program_is_monitored():
+    """Four programs one after the other, `monitor` takes as long as a chunk: each gets its share of the budget."""
     now, read = [0.0], []
 
-    def watch(lane, params):
+    def monitor(lane, params):
         now[0] += 1.0
         read.append(lane.candidate)
         return {}
 
-    reporter = Reporter(lambda progress: None, watch, 4 * 100 * CHUNK, clock=lambda: now[0])
+    reporter = Reporter(lambda progress: None, monitor, 4 * 100 * CHUNK, clock=lambda: now[0])
     newest = np.ones((CHUNK, 1, 3))
     for k in range(4):
-        lanes = (planning.Lane(k, 0, 1),)
-        group = planning.Group(Static(k + 1, "constant"), lanes, (100 * CHUNK,), (0.05,))
+        lane = grouping.Lane(k, 0, 1)
+        group = grouping.Group(Static(k + 1, "constant"), (lane,), (100 * CHUNK,), (0.05,))
+        segment = SimpleNamespace(
+            group=group,
+            lanes=[lanes.LaneState(lane, 100 * CHUNK)],
+            params=lambda i: None,
+            rates=lambda i, step: {},
+        )
         for done in range(1, 101):
             now[0] += 1.0
-            state = SimpleNamespace(alive=np.array([True]), step=np.array([done * CHUNK]))
-            run = SimpleNamespace(lane=lanes[0], n_steps=100 * CHUNK)
-            reporter(
-                SimpleNamespace(
-                    state=state, group=group, runs=[run], n_lanes=1, params=lambda i: None, rates=lambda i, step: {}
-                ),
-                done,
-                newest,
-            )
+            reporter(segment, done, newest, np.array([done * CHUNK]), np.array([True]))
     times = [read.count(k) for k in range(4)]
     assert min(times) >= 4 and max(times) <= 7  # 5 % of 100 chunks each
     assert len(read) <= 0.05 * now[0] + 1
 
 
 @pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
-def test_the_rates_told_are_those_of_the_steps(schedule, learner, recordings):
+def test_reported_rates_are_those_of_the_steps(schedule, learner, recordings):
     """Under a constant gradient of 1 a step of Adam is its rate."""
     training = Training(schedule=schedule, warmup_fraction=0.2, data_augmentation_loop=25)  # 320 steps
-    numbers = numbers_of(training, 64, 0)
-    optimizer = make_optimizer(numbers, schedule)
+    hparams = traced_hparams(training, 64, 0)
+    optimizer = make_optimizer(hparams, schedule)
     ones = {group: jnp.ones(1) for group in ("W", "networks", "embedding")}
     update, state, taken = jax.jit(optimizer.update), optimizer.init(ones), []
     for _ in range(320):
         step, state = update(ones, state, ones)
         taken.append({group: -float(value[0]) for group, value in step.items()})
-    told = {}
+    reported = {}
     train_sweep(
         learner,
         [training],
         [[1]],
         recordings,
         n_devices=1,
-        on_progress=lambda p: told.update({p.lanes[0].step: p.lanes[0].values}),
+        on_progress=lambda p: reported.update({p.lanes[0].step: p.lanes[0].values}),
     )
-    assert sorted(told) == [250, 320]
-    for step, values in told.items():
+    assert sorted(reported) == [250, 320]
+    for step, values in reported.items():
         assert {g: values[f"rate_{g}"] for g in ones} == pytest.approx(taken[step - 1], rel=1e-4, abs=1e-9)
-    assert lanes.scheduled(numbers, 0) < 1e-3 and lanes.scheduled(numbers, 64) == pytest.approx(
-        0.5 * (1 + np.cos(0.2 * np.pi))
-    )
+
+
+def test_the_schedule_warms_up_linearly_and_decays_as_a_cosine():
+    hparams = traced_hparams(Training(warmup_fraction=0.2, data_augmentation_loop=25), 64, 0)
+    factors = [float(schedule_factor("warmup_cosine", hparams, step, np)) for step in (0, 32, 64, 320)]
+    cosine = [0.5 * (1 + np.cos(np.pi * step / 320)) for step in (0, 32, 64, 320)]
+    assert factors == pytest.approx(np.multiply(cosine, [0, 0.5, 1, 1]), abs=1e-5)
+    assert schedule_factor("constant", hparams, 32, np) == 1
+    traced = jax.jit(lambda count: schedule_factor("warmup_cosine", hparams, count))
+    assert [float(traced(jnp.int32(step))) for step in (0, 32, 64, 320)] == pytest.approx(factors, abs=1e-6)
 
 
 def test_no_limits_one_program():
-    assert [g.lanes for g in planning.plan(CANDIDATES, SEEDS, 64)] == [
-        tuple(planning.Lane(k, 0, k + 1) for k in range(4))
+    assert [g.lanes for g in grouping.plan(CANDIDATES, SEEDS, 64)] == [
+        tuple(grouping.Lane(k, 0, k + 1) for k in range(4))
     ]
     assert Limits() == (None, None, 1)

@@ -1,0 +1,137 @@
+"""Training data on the devices: recordings stacked by noise level, and batches of them.
+
+Where the learner has a field for an unknown stimulus (`model.stimulus: field`), batches carry frame
+numbers and no luminance, which is not even on the device.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from flyjax.data.recording import Recording
+from flyjax.data.splits import measurement_noise_std, uses_finite_differences
+from flyjax.models import Learner
+from flyjax.simulation.kernels import Kernel
+from flyjax.simulation.vector_field import VectorFieldArgs, vector_field, vector_field_args
+
+#: Derivatives of a recording larger than this are computed in the step, not stored on the device.
+TARGET_BYTES = 1e9
+#: Recordings are padded to as many as lanes while they are smaller than this together: then the number of
+#: noise levels does not shape the program.
+PADDING_BYTES = 256e6
+
+
+def computes_target(recording) -> bool:
+    """Whether the derivatives of the drawn frames are computed in each step instead of stored on the device.
+
+    They cost a message sum (1 to 2 % of a step at extent 8), and stored as much memory as the voltages. With
+    measurement noise or finite differences they depend on the noise that was drawn and are stored.
+    """
+    exact = hasattr(recording, "ground_truth") and not measurement_noise_std(recording.simulation, recording.split)
+    exact = exact and not uses_finite_differences(recording.simulation, recording.split)
+    return exact and recording.voltage.size * 4 > TARGET_BYTES
+
+
+def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[str, Any]:
+    """Training data on the device, one leading index per noise level; no luminance where a `field` replaces it.
+
+    **Returns:** `voltage` (L, T, N), `luminance` (L, T, n_col), `x_norm` (L,): 1.5 std(v), and either `target`
+    (L, T, N) in 1/s or, where `computes_target`, `circuit`: the arrays it is computed from. Real recordings
+    also have `dt` (L,) in s and `last` (L, T), the last frame of each frame's part.
+    """
+    data: dict[str, Any] = {
+        "voltage": jnp.stack([jnp.asarray(r.voltage) for r in recordings]),
+        **({} if field else {"luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings])}),
+        "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
+    }
+    if not field and all(map(computes_target, recordings)):
+        data["circuit"] = jax.tree.map(lambda *x: jnp.stack(x), *map(_circuit, recordings))
+    else:
+        data["target"] = jnp.stack([jnp.asarray(r.derivative) for r in recordings])
+    if all(hasattr(r, "spans") for r in recordings):
+        data["dt"] = jnp.asarray([r.dt for r in recordings], jnp.float32)
+        data["last"] = jnp.asarray(
+            [np.concatenate([np.full(s.stop - s.start, s.stop - 1) for s in r.spans]) for r in recordings], jnp.int32
+        )
+    return data
+
+
+def _circuit(recording: Recording) -> VectorFieldArgs:
+    connectome, parameters = recording.ground_truth
+    kernel = Kernel("segment", connectome)
+    return vector_field_args(kernel, kernel.plan(), parameters, recording.dt, recording.simulation.clamp_tau)
+
+
+def _target(
+    connectome, circuit: VectorFieldArgs, dt, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
+) -> Float[Array, "B N"]:
+    """The exact right-hand side, 1/s, as `flyjax.simulation.derivative` with the circuit as arrays."""
+    kernel = Kernel("segment", connectome)
+    return (vector_field(kernel, circuit, voltage.T, kernel.pack_stimulus(luminance.T)) / dt).T
+
+
+def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
+    """Voltage, luminance and target of frames of a recording; their numbers instead of an unknown luminance."""
+    if learner.learns_stimulus:
+        return {"voltage": data["voltage"][level, frames], "frame": frames, "target": data["target"][level, frames]}
+    batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
+    if "target" in data:
+        return batch | {"target": data["target"][level, frames]}
+    circuit = jax.tree.map(lambda x: x[level], data["circuit"])
+    return batch | {"target": _target(learner.connectome, circuit, data["dt"][level], **batch)}
+
+
+def with_luminance(learner: Learner, params, batch) -> dict[str, Array]:
+    """A batch with its luminance, or with that of the learned field."""
+    if not learner.learns_stimulus:
+        return batch
+    luminance = learner.luminance(params, batch["frame"])
+    return {"voltage": batch["voltage"], "luminance": luminance, "target": batch["target"]}
+
+
+class DeviceRecordings:
+    """The recordings of one program on the devices; those of the previous one are freed first."""
+
+    def __init__(self, recording_of: Callable[[float], Recording], field: bool = False):
+        self._recording_of, self._field = recording_of, field
+        self._key: Any = None
+        self._data: Any = None
+
+    def at(self, levels: tuple[float, ...], width: int, sharding):
+        """`stack_recordings` of these noise levels, padded to `width` recordings where that is cheap."""
+        key = levels, width, sharding
+        if self._key == key:
+            return self._data
+        self._key = self._data = None
+        for slot, level in enumerate(levels):
+            recording = self._recording_of(level)
+            was_computed = recording.derivative_in_memory is not None
+            one = jax.device_put(stack_recordings([recording], self._field), sharding)
+            if not was_computed:
+                recording.release_derivative()  # as large as the voltages, and now on the device
+            n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
+            slots = max(width, len(levels)) if width * n_bytes <= PADDING_BYTES else len(levels)
+            if slots == 1:
+                self._data = one
+                break
+            if slot == 0:
+                self._data = _empty(one, slots, sharding)
+            self._data = _fill(self._data, one, slot)
+        self._key = key
+        return self._data
+
+
+def _empty(one, slots: int, sharding):
+    return jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype, device=sharding), one)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _fill(data, one, slot):
+    return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_slice_in_dim(all_, x, slot, axis=0), data, one)

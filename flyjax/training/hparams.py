@@ -1,0 +1,140 @@
+"""What a candidate's settings become: a static signature and traced numbers.
+
+**Validation.** The last `validation_fraction` of the recording is not trained on, nor are up to
+`GAP` frames before it: neighbouring frames are near copies. At the end of every chunk the
+one-step error on `VALIDATION_FRAMES` frames spread evenly over the held-out ones is measured.
+
+**Unknown stimulus.** A field over time cannot predict frames after the end of its movie, so the held-out frames
+are then every k-th of the recording, k = 1 / `validation_fraction`: their voltages and targets enter no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flyjax.config import Training, field_problem
+from flyjax.data.recording import Recording
+from flyjax.models import Learner
+from flyjax.models.losses import COEFFICIENTS, CURVATURE_COEFFICIENTS, FIELD_COEFFICIENTS
+from flyjax.utils.errors import UserError
+
+#: Frames at most between the training and the held-out frames, and held-out frames that are evaluated.
+GAP, VALIDATION_FRAMES = 50, 32
+
+#: The learning rate of each group of parameters.
+RATES = {
+    "W": "learning_rate_W_start",
+    "networks": "learning_rate_start",
+    "embedding": "learning_rate_embedding_start",
+    "field": "learning_rate_field_start",  # only where the stimulus is unknown
+}
+
+
+class Static(NamedTuple):
+    """What shapes the compiled program: one compilation per distinct value."""
+
+    batch_size: int
+    schedule: str
+    select: str = "last"
+    validates: bool = False
+    rollout_steps: int = 1
+    with_curvature: bool = False
+
+
+def static_of(training: Training) -> Static:
+    """The static signature of a candidate."""
+    return Static(
+        training.batch_size,
+        training.schedule,
+        training.select,
+        training.validation_fraction > 0,
+        training.rollout_steps,
+        any(getattr(training, name) > 0 for name in CURVATURE_COEFFICIENTS),
+    )
+
+
+def n_steps(training: Training, n_frames: int) -> int:
+    """Optimiser steps: n_frames * data_augmentation_loop / batch_size * 0.2, as in flyvis-gnn."""
+    return max(1, round(n_frames * training.data_augmentation_loop / training.batch_size * 0.2))
+
+
+def holdout_stride(training: Training) -> int:
+    """k, where every k-th frame is held out of the training of a field: k - 1, 2 k - 1, …"""
+    return round(1 / training.validation_fraction)
+
+
+def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:
+    """The frames on which a field was not trained."""
+    stride = holdout_stride(training)
+    return np.arange(stride - 1, n_frames, stride)
+
+
+def split_frames(training: Training, n_frames: int, field: bool = False) -> tuple[int, int]:
+    """(number of training frames, number of held-out frames: the last, with a field every k-th).
+
+    **Raises:** `UserError` where there are too few of either.
+    """
+    if field:
+        n_held_out = len(held_out_of_field(training, n_frames))
+        return n_frames - n_held_out, n_held_out
+    n_held_out = int(n_frames * training.validation_fraction)
+    n_training = n_frames - n_held_out - min(GAP, n_held_out // 4)
+    if n_training < training.rollout_steps or (training.validation_fraction and not n_held_out):
+        raise UserError(
+            f"validation_fraction={training.validation_fraction} and rollout_steps={training.rollout_steps} leave "
+            f"{n_training} frames for training and {n_held_out} for validation, of {n_frames}: "
+            "lower them or record more frames"
+        )
+    return n_training, n_held_out
+
+
+def traced_hparams(
+    training: Training, n_frames: int, level: int, units: tuple[float, float] = (1.0, 1.0), field: bool = False
+) -> dict[str, Any]:
+    """The numbers of a candidate that a compiled program takes as arguments.
+
+    **Arguments:**
+
+    - `level`: index of its recording in `stack_recordings`.
+    - `units`: `units_of` that recording.
+    - `field`: whether the stimulus is unknown.
+    """
+    rates = [name for group, name in RATES.items() if field or group != "field"]
+    names = (*rates, *COEFFICIENTS, *(FIELD_COEFFICIENTS if field else ()), "warmup_fraction", "average_decay")
+    hparams: dict[str, Any] = {name: np.float32(getattr(training, name)) for name in names}
+    n_training, n_held_out = split_frames(training, n_frames, field)
+    if field:
+        hparams["holdout_stride"] = np.int32(holdout_stride(training))
+    return hparams | {
+        "n_starts": np.int32(n_training - training.rollout_steps + 1),
+        "n_held_out": np.int32(n_held_out),
+        "n_steps": np.int32(n_steps(training, n_frames)),
+        "units": np.asarray(units, np.float32),
+        "level": np.int32(level),
+    }
+
+
+def units_of(recording: Recording, n_frames: int = 1000) -> tuple[float, float]:
+    """Standard deviation of all voltages and of all derivatives (1/s), over frames spread evenly."""
+    frames = np.unique(np.linspace(0, len(recording.voltage) - 1, n_frames).round().astype(int))
+    voltage, _, derivative = recording.pairs(frames)
+    volt, rate = (max(float(np.std(x, dtype=np.float64)), 1e-6) for x in (voltage, derivative))
+    return volt, rate
+
+
+def check_trainable(learner: Learner, candidates: Sequence[Training], recording: Recording) -> None:
+    """**Raises:** `UserError` where a candidate cannot be trained on the recording: a part is shorter than a rollout,
+    or the stimulus is unknown and the settings do not allow for it."""
+    steps = max(c.rollout_steps for c in candidates)
+    shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, len(recording.voltage)),)))
+    if steps > shortest:
+        raise UserError(
+            f"rollout_steps={steps}, but a part of the recording has {shortest} frames: "
+            "lower rollout_steps or n_recordings"
+        )
+    for training in candidates:
+        if problem := field_problem(learner.config, training, len(recording.voltage)):
+            raise UserError(problem)
