@@ -8,6 +8,7 @@ from typing import Any
 from flyjax.config import Experiment, parse_experiment
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
+from flyjax.search.policy.ucb import score
 
 
 def n_seeds(experiment: Experiment, is_root: bool) -> int:
@@ -73,8 +74,8 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
         if wall_s + expected > search.max_wall_s:
             why = f"after {wall_s:.0f} s the next iteration would take about {expected:.0f} s more"
             return 0, f"search.max_wall_s={search.max_wall_s:g}: {why}"
-    if search.target is not None and best is not None and best.reward >= search.target:
-        return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {best.reward:.3f})"
+    if search.target is not None and best is not None and score(best) >= search.target:
+        return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {score(best):.3f})"
     if search.patience is not None and (idle := iterations_without_improvement(state)) >= search.patience:
         return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
     if search.max_nodes is not None and len(state.nodes) >= search.max_nodes:

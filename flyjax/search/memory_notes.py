@@ -1,4 +1,4 @@
-"""Memory notes: what a search knows by now, in three sections, at most 500 lines.
+"""Memory notes: what a search has found out so far, in three sections, at most 500 lines.
 
     ## Established principles    each seen in 3 or more nodes
     ## Open questions
@@ -18,22 +18,23 @@ from flyjax.search.ranges import unit
 
 MAX_NOTES = 500  # lines
 PRINCIPLES, QUESTIONS, FALSIFIED = SECTIONS = ("Established principles", "Open questions", "Falsified hypotheses")
-ENOUGH = 3  # nodes that make a principle
+ENOUGH = 3  # nodes that establish a principle
 
-# A bracket after a number that names no node itself, where a list goes on.
+# A bracket after a number, without a node of its own, in the middle of a list.
 _ASIDE = re.compile(r"(?<=\d)\s*[(\[](?:(?!node)[^()\[\]])*[)\]](?=\s*(?:[,;&/–-]|and\b|to\b|through\b))")
 
 Notes = dict[str, list[str]]  # section ("" before the first heading) -> lines
 
 
 def parse(text: str) -> Notes:
-    """The lines of each section; headings that are not ours are lines like any other."""
-    out, here = {"": [], **{s: [] for s in SECTIONS}}, ""
+    """The lines of each section; other headings are ordinary lines."""
+    out: Notes = {"": [], **{s: [] for s in SECTIONS}}
+    here = ""
     for line in text.splitlines():
         heading = re.match(r"#+\s*(.*)", line)
-        found = heading and next((s for s in SECTIONS if heading[1].lower().startswith(s.lower())), None)
-        if found:
-            here = found
+        section = heading and next((s for s in SECTIONS if heading[1].lower().startswith(s.lower())), None)
+        if section:
+            here = section
         elif line.strip():
             out[here].append(line)
     return out
@@ -50,12 +51,16 @@ def write(notes: Notes) -> str:
     return "\n".join(parts)
 
 
-def witnesses(line: str, known: Sequence[int]) -> int:
-    """How many of the `known` nodes (sorted) a line names: "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or a count, "12 nodes".
+def count_cited_nodes(line: str, known: Sequence[int]) -> int:
+    """How many of the `known` nodes (sorted) a line cites.
 
-    What brackets say of a node in a list, "nodes 2 (0.91), 3 (0.92)", is passed over.
+    By number, "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or by count, "12 nodes". Brackets in a list,
+    "nodes 2 (0.91), 3 (0.92)", are skipped.
     """
-    spans, listed, last, reach, number, counted = [], False, None, False, None, 0
+    spans: list[tuple[int, int]] = []
+    last: int | None = None
+    number: int | None = None
+    listed, reach, counted = False, False, 0
     for token in re.findall(r"\d+(?:\.\d+)?|nodes?(?=\d)|\w+|[^\w\s]", _ASIDE.sub("", line.lower())):
         before, number = number, int(token[:9]) if token.isdecimal() else None
         if token in ("node", "nodes"):
@@ -68,10 +73,10 @@ def witnesses(line: str, known: Sequence[int]) -> int:
             reach = True
         elif token not in (",", ";", "and", "&", "/", "#"):
             listed = False
-    return max(_members(spans, known), counted)
+    return max(_count_in_spans(spans, known), counted)
 
 
-def _members(spans: list[tuple[int, int]], known: Sequence[int]) -> int:
+def _count_in_spans(spans: list[tuple[int, int]], known: Sequence[int]) -> int:
     """How many of the sorted numbers lie in any of the spans; a span costs no more for being wide."""
     found, end = 0, -1
     for low, high in sorted(spans):
@@ -93,9 +98,12 @@ def _entries(lines: list[str]) -> list[list[str]]:
 
 
 def demote(text: str, known: Sequence[int]) -> tuple[str, tuple[str, ...]]:
-    """(the notes with every principle that names fewer than three of the `known` nodes among the open questions, those entries)."""
+    """Move every principle that cites fewer than three of the `known` nodes to the open questions.
+
+    **Returns:** the notes, and the entries that were moved.
+    """
     notes = parse(text)
-    entries = [(entry, witnesses(" ".join(entry), known) >= ENOUGH) for entry in _entries(notes[PRINCIPLES])]
+    entries = [(entry, count_cited_nodes(" ".join(entry), known) >= ENOUGH) for entry in _entries(notes[PRINCIPLES])]
     early = [entry for entry, enough in entries if not enough]
     if not early:
         return text, ()
@@ -112,8 +120,8 @@ def merge(text: str, found: Notes) -> str:
     return write(notes)
 
 
-def learned(block: int, tried: list[Move], ranges, clear: float) -> Notes:
-    """What a block's moves say on each parameter: `clear` is the gain that is more than noise."""
+def findings(block: int, tried: list[Move], ranges, clear: float) -> Notes:
+    """What the moves of a block show about each parameter; a gain of more than `clear` is not noise."""
     seen: dict[tuple[str, str], list[float]] = {}
     for move in tried:
         for name, value in move.changes.items():
@@ -123,12 +131,12 @@ def learned(block: int, tried: list[Move], ranges, clear: float) -> Notes:
     out: Notes = {section: [] for section in SECTIONS}
     for (way, name), gains in seen.items():
         mean, n = sum(gains) / len(gains), len(gains)
-        told = f"{mean:+.2f} on average, {n} node{'' if n == 1 else 's'}"
+        evidence = f"{mean:+.2f} on average, {n} node{'' if n == 1 else 's'}"
         signs = {gain > 0 for gain in gains}
         if n >= ENOUGH and len(signs) == 1 and abs(mean) > clear:
-            out[PRINCIPLES].append(f"- block {block}: {way} {name} {'helps' if mean > 0 else 'hurts'} ({told})")
+            out[PRINCIPLES].append(f"- block {block}: {way} {name} {'helps' if mean > 0 else 'hurts'} ({evidence})")
         elif max(gains) < -clear:
-            out[FALSIFIED].append(f"- block {block}: {way} {name} would help ({told})")
+            out[FALSIFIED].append(f"- block {block}: {way} {name} would help ({evidence})")
         else:
-            out[QUESTIONS].append(f"- block {block}: does {way} {name} help? ({told})")
+            out[QUESTIONS].append(f"- block {block}: does {way} {name} help? ({evidence})")
     return out

@@ -1,4 +1,4 @@
-"""Moves inside a range: draw, step, push to an extreme. And the seeds, which are no parameter.
+"""Moves inside a range: draw, step, push to an extreme. And training seeds, which are no parameter.
 
 A value's `unit` place is 0 at the low end of its range and 1 at the high end, on the range's scale;
 steps are taken there, so that one step size suits rates and counts alike.
@@ -39,38 +39,53 @@ def coerce(span: Range, value: Any) -> Any:
     return value if span.scale in ("int", "choice") else float(value)
 
 
+def _ends(span: Range) -> tuple[float, float]:
+    """The bounds of an interval."""
+    assert span.min is not None and span.max is not None  # only a choice has none
+    return span.min, span.max
+
+
+def _values(span: Range) -> tuple[Any, ...]:
+    """The values of a choice."""
+    return span.values or ()
+
+
 def unit(span: Range, value: Any) -> float:
-    """Where `value` lies in its range, 0 to 1."""
+    """The place of `value` in its range, 0 to 1."""
     if span.scale == "choice":
-        return span.values.index(value) / max(1, len(span.values) - 1)
+        return _values(span).index(value) / max(1, len(_values(span)) - 1)
+    low, high = _ends(span)
     if span.scale == "log":
-        return math.log(value / span.min) / math.log(span.max / span.min)
-    return (value - span.min) / (span.max - span.min)
+        return math.log(value / low) / math.log(high / low)
+    return (value - low) / (high - low)
 
 
 def at(span: Range, place: float) -> Any:
     """The value at a unit place: three significant digits, always inside the range."""
     place = min(1.0, max(0.0, place))
     if span.scale == "choice":
-        return span.values[round(place * (len(span.values) - 1))]
+        return _values(span)[round(place * (len(_values(span)) - 1))]
+    low, high = _ends(span)
     if span.scale == "log":
-        return tidy(span, span.min * math.exp(place * math.log(span.max / span.min)))
-    return tidy(span, span.min + place * (span.max - span.min))
+        return tidy(span, low * math.exp(place * math.log(high / low)))
+    return tidy(span, low + place * (high - low))
 
 
 def tidy(span: Range, value: float) -> Any:
     """A number clipped to an interval and rounded to three significant digits."""
+    low, high = _ends(span)
     if span.scale == "int":
-        return int(min(math.floor(span.max), max(math.ceil(span.min), round(value))))
-    return float(min(span.max, max(span.min, float(f"{value:.3g}"))))
+        return int(min(math.floor(high), max(math.ceil(low), round(value))))
+    return float(min(high, max(low, float(f"{value:.3g}"))))
 
 
 def sample(span: Range, rng: np.random.Generator) -> Any:
     """A value drawn uniformly on the range's scale."""
     if span.scale == "choice":
-        return span.values[int(rng.integers(len(span.values)))]
+        return _values(span)[int(rng.integers(len(_values(span))))]
     if span.scale == "int":
-        return int(rng.integers(math.ceil(span.min), math.floor(span.max) + 1))
+        low, high = _ends(span)
+        return int(rng.integers(math.ceil(low), math.floor(high) + 1))
     return at(span, float(rng.random()))
 
 
@@ -83,7 +98,7 @@ def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.1
     step = size * (0.5 + float(rng.random()))
     place = unit(span, value)
     if span.scale == "choice":
-        step = max(step, 1 / max(1, len(span.values) - 1))
+        step = max(step, 1 / max(1, len(_values(span)) - 1))
     for sign in (way, -way):
         for stretch in (1, 2, 4, 8, 16, 64, 256):  # a count may need a longer step to move at all
             moved = at(span, place + sign * step * stretch)
@@ -95,16 +110,14 @@ def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.1
 def extreme(span: Range, value: Any, factor: float) -> Any | None:
     """`value` times `factor`, clipped to the range: a probe. None where that moves nothing.
 
-    A factor below 1 probes downwards; a choice goes to its last or first value; zero, which no
-    factor moves, goes to the upper end.
+    A factor below 1 probes downwards; a choice goes to its last or first value; zero, which no factor moves, goes to
+    the upper end.
     """
     up = factor > 1
     if span.scale == "choice":
-        moved = span.values[-1 if up else 0]
-    elif value == 0:
-        moved = tidy(span, span.max if up else span.min)
+        moved = _values(span)[-1 if up else 0]
     else:
-        moved = tidy(span, value * factor)
+        moved = tidy(span, value * factor if value else _ends(span)[up])
     return None if moved == value else moved
 
 

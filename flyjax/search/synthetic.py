@@ -66,10 +66,11 @@ class Landscape:
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """The nodes of a plan, as `run_loop` wants them."""
-        out = {}
+        out: dict[int, dict[str, Any]] = {}
         for node in plan.nodes:
-            values = [self.observe(node.config, seed) for seed in node.seeds]
-            if None in values:
+            observed = [self.observe(node.config, seed) for seed in node.seeds]
+            values = [v for v in observed if v is not None]
+            if len(values) < len(observed):
                 out[node.id] = {"metrics": None, "reason": "beyond the cliff"}
             else:
                 per_seed = [{"connectivity_R2": v} for v in values]
@@ -124,12 +125,14 @@ def _hills(optimum, typical, rng) -> Surface:
     d = len(optimum)
     tops = [optimum, *rng.random((4, d))]
     heights = [1.0, *rng.uniform(0.5, 0.85, 4)]
-    hills = [
-        (h, _peak(lambda x, t=t, w=_weights(rng, d): (w * (x - t) ** 2).sum(axis=1), typical))
-        for h, t in zip(heights, tops)
-    ]
+
+    def hill(top: np.ndarray) -> Surface:
+        weights = _weights(rng, d)
+        return _peak(lambda x: (weights * (x - top) ** 2).sum(axis=1), typical)
+
+    hills = [(height, hill(top)) for height, top in zip(heights, tops, strict=True)]
     # Narrower hills (a power), so that the highest of five is no more often reached than a single one.
-    return lambda x: np.max([h * hill(x) ** 2 for h, hill in hills], axis=0)
+    return lambda x: np.max([height * peak(x) ** 2 for height, peak in hills], axis=0)
 
 
 def _plateau(optimum, typical, rng) -> Surface:

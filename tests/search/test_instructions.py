@@ -6,8 +6,8 @@ import pytest
 from support.search_landscape import experiment
 from support.search_runs import SMALL, Killed, Scripted, go
 
-from flyjax.search import loop
 from flyjax.search.proposers import make_proposer
+from flyjax.search.run import session
 
 
 def test_instructions_are_read_once_and_acknowledged(tmp_path):
@@ -39,7 +39,7 @@ def test_an_instruction_survives_a_kill_between_journal_and_file(tmp_path, monke
     exp, proposer = experiment(**SMALL), Scripted()
 
     tmp_path.joinpath("user_input.md").write_text("Hello.")
-    acknowledge = loop.acknowledge
+    acknowledge = session.acknowledge
     with monkeypatch.context() as patch:
 
         def dying(run_dir, state, just_read=""):
@@ -47,7 +47,7 @@ def test_an_instruction_survives_a_kill_between_journal_and_file(tmp_path, monke
                 raise Killed
             acknowledge(run_dir, state, just_read)
 
-        patch.setattr(loop, "acknowledge", dying)
+        patch.setattr(session, "acknowledge", dying)
         with pytest.raises(Killed):
             go(tmp_path, exp, proposer)
     go(tmp_path, exp, proposer)

@@ -2,7 +2,7 @@
 
 import pytest
 from support.search_landscape import evaluate, experiment
-from support.search_runs import SMALL, Killed, go, killed_after
+from support.search_runs import SMALL, Killed, constant, go, killed_after
 
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
@@ -63,7 +63,7 @@ def flat(plan):
 
 def test_patience_ends_a_run_that_stands_still(tmp_path):
     exp = experiment(n_candidates=2, n_iter_block=8, n_blocks=2, patience=3)
-    still = go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
+    still = go(tmp_path, exp, trainer=constant(0.5))
     assert still.reason == "search.patience=3: 3 iterations without an improvement beyond noise"
     assert len(still.state.iterations) == 4, "the first one, then three that brought nothing"
     more = go(tmp_path, experiment(n_candidates=2, n_iter_block=8, n_blocks=2, patience=5), trainer=flat)
@@ -88,7 +88,7 @@ def test_a_limit_raised_after_a_kill_before_the_last_line_counts(tmp_path):
 
 @pytest.mark.parametrize("limit", [{"max_nodes": 4}, {"target": 0.01}, {"max_wall_s": 0.0}, {"patience": 1}])
 def test_a_limit_lowered_between_stop_and_resume_begins_nothing(tmp_path, monkeypatch, limit):
-    still = lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}  # noqa: E731
+    still = constant(0.5)
     with monkeypatch.context() as patch:
         killed_after(patch, 12)  # the second step is taken, the third iteration not begun
         with pytest.raises(Killed):

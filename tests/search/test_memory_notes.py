@@ -7,11 +7,11 @@ from flyjax.search.memory_notes import (
     MAX_NOTES,
     PRINCIPLES,
     QUESTIONS,
+    count_cited_nodes,
     demote,
-    learned,
+    findings,
     merge,
     parse,
-    witnesses,
 )
 from flyjax.search.policy.moves import Move
 
@@ -31,7 +31,7 @@ def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsif
         move(0.2, coeff_W_L1=1e-5),
         move(0.15, coeff_W_L1=1e-6),
     ]
-    found = learned(2, tried, RANGES, clear=0.05)
+    found = findings(2, tried, RANGES, clear=0.05)
     assert found[PRINCIPLES] == ["- block 2: raising noise_model_level helps (+0.20 on average, 3 nodes)"]
     assert found[FALSIFIED] == ["- block 2: raising coeff_W_L1 would help (-0.30 on average, 1 node)"]
     assert sorted(line.split(":")[1].split("?")[0] for line in found[QUESTIONS]) == [
@@ -39,11 +39,14 @@ def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsif
         " does raising batch_size help",
     ]
     # Three nodes within noise are no principle.
-    assert learned(1, [move(0.01, coeff_edge_norm=2.0)] * 3, RANGES, clear=0.05)[PRINCIPLES] == []
+    assert findings(1, [move(0.01, coeff_edge_norm=2.0)] * 3, RANGES, clear=0.05)[PRINCIPLES] == []
 
 
 def test_notes_of_another_hand_are_kept_and_sorted_in():
-    theirs = "Seen so far.\n### Established principles (3 or more nodes)\n- noise helps (nodes 1, 2, 3)\n## open questions\n- batch?"
+    theirs = (
+        "Seen so far.\n### Established principles (3 or more nodes)\n- noise helps (nodes 1, 2, 3)\n"
+        "## open questions\n- batch?"
+    )
     merged = merge(
         theirs, {PRINCIPLES: ["- more", "- noise helps (nodes 1, 2, 3)"], FALSIFIED: ["- less"], "": ["block 1: fine"]}
     )
@@ -64,7 +67,7 @@ def test_five_hundred_lines_the_oldest_go():
 
 
 def test_a_principle_has_to_name_three_nodes():
-    told = {
+    cited = {
         "nodes 3, 5 and 9": 3,
         "node 2 and node 7": 2,
         "nodes 4-9": 6,
@@ -74,8 +77,11 @@ def test_a_principle_has_to_name_three_nodes():
         "": 0,
     }
     known = range(1, 13)
-    assert {line: witnesses(line, known) for line in told} == told
-    text = "## Established principles\n- a (nodes 1, 2, 3)\n- b (node 4)\n## Open questions\n- c\n## Falsified hypotheses\n- d (node 5)"
+    assert {line: count_cited_nodes(line, known) for line in cited} == cited
+    text = (
+        "## Established principles\n- a (nodes 1, 2, 3)\n- b (node 4)\n## Open questions\n- c\n"
+        "## Falsified hypotheses\n- d (node 5)"
+    )
     notes, early = demote(text, known)
     assert early == ("- b (node 4)",)
     assert parse(notes) == {
@@ -87,7 +93,7 @@ def test_a_principle_has_to_name_three_nodes():
     assert demote(notes, known) == (notes, ())
 
 
-def test_a_principle_is_told_by_nodes_that_exist_whatever_its_bullet():
+def test_a_principle_cites_nodes_that_exist_whatever_its_bullet():
     lines = [
         "1. high lr is bad",
         "lr helps always",
@@ -102,17 +108,18 @@ def test_a_principle_is_told_by_nodes_that_exist_whatever_its_bullet():
 
 
 def test_nodes_count_however_they_are_listed():
-    told = {
+    cited = {
         "Nodes #1, #2, #3": 3, "nodes 1/2/3": 3, "nodes 1 through 3": 3, "node1, node2, node3": 3, "nodes1-3": 3,
-        "nodes 2 (0.91), 3 (0.92), 4 (0.93)": 3, "nodes 2 [.91] and 3 (lr 1e-3), and 4": 3, "nodes 2 (W 0.9) to 4 (W 0.95)": 3,
-        "nodes 2 (0.91), 0.92, 3": 1, "node 2 (as nodes 3 and 4)": 3, "node 2 (0.91) with 3 seeds, 4 rates": 1, "nodes 1 and 2.3": 1,
+        "nodes 2 (0.91), 3 (0.92), 4 (0.93)": 3, "nodes 2 [.91] and 3 (lr 1e-3), and 4": 3,
+        "nodes 2 (W 0.9) to 4 (W 0.95)": 3, "nodes 2 (0.91), 0.92, 3": 1, "node 2 (as nodes 3 and 4)": 3,
+        "node 2 (0.91) with 3 seeds, 4 rates": 1, "nodes 1 and 2.3": 1,
         "nodes 1 (0.9) 2 of 3": 1, "lr 1 (good), 2, 3": 0, "node 1, lr2, lr3": 1,
     }  # fmt: skip
-    assert {line: witnesses(line, range(1, 13)) for line in told} == told
+    assert {line: count_cited_nodes(line, range(1, 13)) for line in cited} == cited
 
 
 def test_no_list_of_nodes_costs_more_than_reading_it():
-    """A pattern of nested repeats would never come back from the first line; a set of wide ranges, late from the last."""
+    """Nested repeats of a pattern would never end on the first line; a set of wide ranges, late on the last."""
 
     class Known(list):
         looked = 0
@@ -122,9 +129,13 @@ def test_no_list_of_nodes_costs_more_than_reading_it():
             return super().__getitem__(place)
 
     known = Known(range(1, 1_001))
-    assert witnesses("- node 1" + ", " * 1_000 + "x", known) == 1
-    assert witnesses("- nodes 1" + " -" * 1_000 + " end", known) == 1
-    assert witnesses("- nodes " + "1-9999," * 560, known) == 1_000
+    assert count_cited_nodes("- node 1" + ", " * 1_000 + "x", known) == 1
+    assert count_cited_nodes("- nodes 1" + " -" * 1_000 + " end", known) == 1
+    assert count_cited_nodes("- nodes " + "1-9999," * 560, known) == 1_000
     assert Known.looked < 100
-    assert witnesses("- nodes " + "1 (" * 20_000, known) == witnesses("- nodes 1" + " " * 50_000 + "(", known) == 1
-    assert witnesses("- nodes " + "1 (0" * 20_000 + ")", known) == 1
+    assert (
+        count_cited_nodes("- nodes " + "1 (" * 20_000, known)
+        == count_cited_nodes("- nodes 1" + " " * 50_000 + "(", known)
+        == 1
+    )
+    assert count_cited_nodes("- nodes " + "1 (0" * 20_000 + ")", known) == 1

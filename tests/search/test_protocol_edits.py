@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 from support.search_landscape import ROOT, experiment
-from support.search_runs import FORCE_BRANCH_ROW, SMALL, Scripted, go
+from support.search_runs import FORCE_BRANCH_ROW, SMALL, Scripted, constant, go
 
-from flyjax.search import loop
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.proposals.types import ProtocolEdit
+from flyjax.search.run import session
 from flyjax.search.run.revert import revert_protocol
 from flyjax.utils.errors import UserError
 
@@ -85,7 +85,7 @@ def test_an_edit_of_the_model_acts_in_the_next_block(tmp_path):
 
 def test_edits_are_taken_back_one_by_one(tmp_path):
     exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
-    go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
+    go(tmp_path, exp, trainer=constant(0.5))
     versions = fold(read_journal(tmp_path)).protocols
     assert len(versions) == 3, "both blocks edited"
     (tmp_path / "copy").mkdir()
@@ -141,7 +141,7 @@ def edits_of(run_dir):
 
 def test_an_edit_not_read_yet_is_not_thrown_away_by_taking_one_back(tmp_path):
     exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
-    go(tmp_path, exp, trainer=lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes})
+    go(tmp_path, exp, trainer=constant(0.5))
     path, before = tmp_path / "protocol.md", len(read_journal(tmp_path))
     mine = path.read_text().replace("| Default |", f"{FORCE_BRANCH_ROW}\n| Default |", 1)
     path.write_text(mine)
@@ -155,7 +155,7 @@ def test_an_edit_not_read_yet_is_not_thrown_away_by_taking_one_back(tmp_path):
 
 def test_an_earlier_version_restored_while_the_run_stands_still_is_an_edit(tmp_path):
     exp = experiment(n_candidates=1, n_iter_block=4, n_blocks=2)
-    flat = lambda plan: {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}  # noqa: E731
+    flat = constant(0.5)
 
     def stopping(plan):
         if plan.block == 2:
@@ -184,7 +184,7 @@ def test_a_protocol_deleted_while_the_run_goes_comes_back(tmp_path):
 
 
 def test_an_edit_that_the_rules_replaced_is_theirs(tmp_path, monkeypatch):
-    real, row = loop.request_step, "| Plateau for 3+ iterations | **explore** | Use an older node |"
+    real, row = session.request_step, "| Plateau for 3+ iterations | **explore** | Use an older node |"
 
     def replaced(*args, **kwargs):
         answer = real(*args, **kwargs)
@@ -196,7 +196,7 @@ def test_an_edit_that_the_rules_replaced_is_theirs(tmp_path, monkeypatch):
             object.__setattr__(answer, "edit_by", "rules")
         return answer
 
-    monkeypatch.setattr(loop, "request_step", replaced)
+    monkeypatch.setattr(session, "request_step", replaced)
     go(tmp_path, experiment(**{**SMALL, "n_blocks": 1}), Scripted())
     assert [e["by"] for e in edits_of(tmp_path)] == ["rules"]
     assert {e["edit_by"] for e in read_journal(tmp_path) if e["event"] == "proposal" and e["iteration"] == 3} == {

@@ -19,8 +19,8 @@ ENTRY = re.compile(
     r"Node: id=(?P=n), parent=(?P<parent>root|\d+)\n"
     r"Mode/Strategy: (?:success-exploit|failure-probe)/(?:exploit|explore|boundary)\n"
     rf"Config: lr_W={SETTING}, lr={SETTING}, lr_emb={SETTING}, coeff_W_L1={SETTING}, noise={SETTING}\n"
-    rf"Metrics: test_R2={NUMBER}, test_pearson={NUMBER}, connectivity_R2=(?P<r2>{NUMBER}), tau_R2={NUMBER}, V_rest_R2={NUMBER}, "
-    rf"external_input_R2={NUMBER}, cluster_accuracy={NUMBER}\n"
+    rf"Metrics: test_R2={NUMBER}, test_pearson={NUMBER}, connectivity_R2=(?P<r2>{NUMBER}), tau_R2={NUMBER}, "
+    rf"V_rest_R2={NUMBER}, external_input_R2={NUMBER}, cluster_accuracy={NUMBER}\n"
     r"Activity: [^\n]+\n"
     r"Mutation: (?:none[^\n]*|\w+: [^\n]+ -> [^\n]+)\n"
     r"Parent rule: [^\n]+\n"
@@ -81,8 +81,8 @@ def test_block_summaries_and_the_documented_edit(played):
         best = max(nodes, key=lambda n: n.reward)
         assert int(s["at"]) == best.id and float(s["best"]) == pytest.approx(best.reward, abs=5e-4)
     assert (
-        "--- NEW SIMULATION BLOCK ---\nNext simulation: visual_input_type=DAVIS, n_frames=32000, delta_t=0.01\nNode: id=21, parent=root\n"
-        in text
+        "--- NEW SIMULATION BLOCK ---\nNext simulation: visual_input_type=DAVIS, n_frames=32000, delta_t=0.01\n"
+        "Node: id=21, parent=root\n" in text
     )
     assert text.count("### Protocol edit after block") == 2 and text.count("branching rate") >= 2
     for block in (1, 2):

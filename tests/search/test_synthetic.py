@@ -21,18 +21,21 @@ def draws(n=400, seed=0):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_values_are_shares_of_an_optimum_and_the_root_is_no_good(family):
-    values, roots = [], []
+    values, roots, profiles = [], [], []
     for seed in range(8):
         landscape = make_landscape(family, seed, EXP)
         got = [landscape.value(c) for c in draws(100, seed)]
         values += got
         roots.append(landscape.value(ROOT))
+        profiles.append(tuple(landscape.value(c) for c in draws(60)))
         assert all(v is None or 0 <= v <= 1 for v in got)
         assert [make_landscape(family, seed, EXP).value(c) for c in draws(3, seed)] == got[:3], (
             "drawn from the seed alone"
         )
     known = [v for v in values if v is not None]
-    assert max(roots) < EASY and (len(set(roots)) > 1 or family == "plateau")
+    assert max(roots) < EASY and all(root is not None for root in roots)
+    assert len(set(profiles)) == 8, "every seed has a landscape of its own"
+    assert np.ptp(roots) > 0.1 or family == "plateau"
     assert np.mean([v is None for v in values]) == pytest.approx(FAILING if family == "cliff" else 0, abs=0.06)
     assert np.median(known) == 0 if family == "plateau" else 0.01 < np.median(known) < 0.5
     assert np.mean([v > 0.9 for v in known]) < 0.08, "not to be hit by luck"

@@ -1,4 +1,4 @@
-"""user_input.md: what people write is heard wherever they write it, and none of it is lost."""
+"""user_input.md: what users write is read wherever they write it, and none of it is lost."""
 
 import json
 
@@ -24,14 +24,14 @@ def path(tmp_path):
     return tmp_path / "user_input.md"
 
 
-def test_the_file_as_we_write_it_holds_nothing_pending(tmp_path, path):
+def test_the_file_as_written_holds_nothing_pending(tmp_path, path):
     assert pending_input(tmp_path, READ) == ""
     before = path.read_bytes()
     acknowledge(tmp_path, READ)
     assert path.read_bytes() == before
 
 
-def test_what_is_appended_is_heard_and_stays_until_it_is_read(tmp_path, path):
+def test_appended_text_is_pending_until_it_is_read(tmp_path, path):
     with open(path, "a") as file:
         file.write("try noise 0.1\n\nand batch 4\n")
     assert pending_input(tmp_path, READ) == "try noise 0.1\n\nand batch 4"
@@ -39,9 +39,9 @@ def test_what_is_appended_is_heard_and_stays_until_it_is_read(tmp_path, path):
     assert pending_input(tmp_path, READ) == "try noise 0.1\n\nand batch 4"
     text = path.read_text()
     assert text.index("## Pending") < text.index("try noise 0.1") < text.index("## Acknowledged")
-    heard = State(acknowledged=(*READ.acknowledged, (3, "try noise 0.1\n\nand batch 4")))
-    acknowledge(tmp_path, heard, just_read="try noise 0.1\n\nand batch 4")
-    assert pending_input(tmp_path, heard) == "" and path.read_text().count("try noise 0.1") == 1
+    read = State(acknowledged=(*READ.acknowledged, (3, "try noise 0.1\n\nand batch 4")))
+    acknowledge(tmp_path, read, just_read="try noise 0.1\n\nand batch 4")
+    assert pending_input(tmp_path, read) == "" and path.read_text().count("try noise 0.1") == 1
 
 
 def test_every_place_counts_and_what_comes_meanwhile_stays(tmp_path, path):
@@ -69,7 +69,7 @@ def test_a_kill_between_journal_and_file_with_appended_text(tmp_path, path):
     assert pending_input(tmp_path, journaled) == "" and "- iteration 3: try noise 0.1" in path.read_text()
 
 
-def test_a_long_text_is_read_in_pieces(tmp_path, path):
+def test_a_long_text_is_read_in_parts(tmp_path, path):
     path.write_text("x" * MAX_INPUT + "rest")
     read = pending_input(tmp_path, READ)
     acknowledge(tmp_path, READ, just_read=read)
@@ -112,7 +112,8 @@ def test_a_key_is_taken_out_and_a_word_is_not(monkeypatch):
 # --- protocol.md of an older run ---
 
 DEFAULT = "| Default |"
-FORMER = f"| best R2 < 0.5 | **explore** | \u26a0\ufe0f W<tau, by the parent selection rules {'x' * 500} |"  # the guard was milder then
+#: A row that the guard of an earlier version accepted.
+FORMER = f"| best R2 < 0.5 | **explore** | \u26a0\ufe0f W<tau, by the parent selection rules {'x' * 500} |"
 
 
 @pytest.fixture

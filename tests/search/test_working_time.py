@@ -6,9 +6,9 @@ import pytest
 from support.search_landscape import evaluate, experiment
 from support.search_runs import SMALL, Killed, go
 
-from flyjax.search import loop
 from flyjax.search.journal import heartbeat
 from flyjax.search.journal.journal import read_journal
+from flyjax.search.run import session
 from flyjax.search.run.revert import revert_protocol
 
 
@@ -81,7 +81,7 @@ def test_waiting_for_approval_is_no_work(tmp_path, monkeypatch):
         play()
     assert play().reason == "not approved"
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Session, "pause", lambda *a: None)  # a real kill writes nothing down
+        patch.setattr(session.Session, "pause", lambda *a: None)  # a real kill writes nothing down
         with pytest.raises(Killed):
             play()
     state = play().state

@@ -16,7 +16,11 @@ from flyjax.utils.errors import UserError
 SCHEMA = 1
 
 #: Names of fields in journals of earlier versions -> their names today.
-OLD_NAMES = {"said": "config_overrides", "stand_ins": "stimulus_fallbacks", "unseen_s": "crashed_session_s"}
+OLD_NAMES: dict[Any, str] = {
+    "said": "config_overrides",
+    "stand_ins": "stimulus_fallbacks",
+    "unseen_s": "crashed_session_s",
+}
 
 _Data = dict[str, Any]
 _NodeTexts = dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], str]  # node id -> a line of the log
@@ -26,7 +30,8 @@ _Usage = _Data | None  # what was paid: calls, tokens, usd; {}: nothing, None: n
 
 def _model(required: dict[str, Any], **optional: Any) -> type[BaseModel]:
     """A strict model of these fields; others are allowed."""
-    fields = {name: (kind, ...) for name, kind in required.items()} | {k: (kind, None) for k, kind in optional.items()}
+    fields: dict[str, Any] = {name: (kind, ...) for name, kind in required.items()}
+    fields |= {name: (kind, None) for name, kind in optional.items()}
     return create_model("Event", __config__=ConfigDict(strict=True, extra="allow"), **fields)
 
 
@@ -36,12 +41,12 @@ def _event(required: dict[str, Any] | None = None, **optional: Any) -> type[Base
 
 
 #: `old` is replaced by `new` in the protocol; both empty where nothing changes.
-_Edit = _model({}, old=str, new=str, reason=str)
-_PlannedNode = _model(
+_Edit: Any = _model({}, old=str, new=str, reason=str)
+_PlannedNode: Any = _model(
     {"node": int, "parent": int | str, "config": _Data, "changes": _Data, "strategy": str, "seeds": list[int]}
 )
 # crashed_session_s: worked by a session that was killed, after its last event
-_session = {"config_overrides": _Data, "made_with": _Data, "crashed_session_s": float}
+_session: dict[str, Any] = {"config_overrides": _Data, "made_with": _Data, "crashed_session_s": float}
 
 #: Every kind of event: (what it must have, what it may have).
 EVENTS: dict[str, type[BaseModel]] = {

@@ -54,7 +54,8 @@ def _to_line(event: dict[str, Any], number: int) -> bytes:
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
     """The events of a file, the number of bytes they take, and whether a line that was cut off follows them."""
     *lines, rest = (path.read_bytes() if path.exists() else b"").split(b"\n")
-    events, size = [], 0
+    events: list[dict[str, Any]] = []
+    size = 0
     for number, line in enumerate(lines, 1):
         try:
             event = parse_line(line)

@@ -193,7 +193,7 @@ def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
     if not known:
         return None, {}
     failed = len(values) - len(known)
-    seeds = [min(0.0, *known) if finite(v) is None else finite(v) for v in values]
+    seeds = known + [min(0.0, *known)] * failed
     mean = sum(seeds) / len(seeds)
     # n - 1: the seeds are a sample; one seed has no spread rather than a spread of zero.
     out = {"n": len(seeds), "min": min(seeds)} | ({"failed_seeds": failed} if failed else {})

@@ -189,13 +189,14 @@ def noise_estimate(state: State, block: int) -> tuple[float | None, int]:
     Pooled over all configurations that ran more than once: seeds of one node (the root has two), robustness-tests.
     A node with a failed seed is left out: how often a configuration fails says nothing on the spread of the others.
     """
-    squares, freedom, repeated = 0.0, 0, {}
+    squares, freedom = 0.0, 0
+    repeated: dict[tuple, list[float]] = {}
     for node in state.block_nodes(block):
         if node.spread.get("failed_seeds"):
             continue
         if "std" in node.spread:
             squares += (node.spread["n"] - 1) * node.spread["std"] ** 2
-            freedom += node.spread["n"] - 1
+            freedom += int(node.spread["n"]) - 1
         if node.reward is not None:
             repeated.setdefault(tuple(sorted(node.config.items())), []).append(node.reward)
     for values in repeated.values():

@@ -68,7 +68,9 @@ def first_moves(hints: tuple[Hint, ...], ranges: dict[str, Range], config: dict[
     for hint in hints:
         if hint.parameter in ranges:
             span, value = ranges[hint.parameter], config[hint.parameter]
-            moved = at(span, 1.0 if hint.end == "max" else 0.0) if hint.end else extreme(span, value, hint.factor)
+            moved = (
+                at(span, 1.0 if hint.end == "max" else 0.0) if hint.end else extreme(span, value, hint.factor or 1.0)
+            )
             if moved is not None and moved != value:
                 yield {hint.parameter: moved}
 

@@ -51,7 +51,7 @@ def condition_holds(condition: Condition, state: State, block: int, n_iter_block
         case "default":
             return True
         case "plateau":
-            return plateau(values, condition.value) >= condition.count
+            return plateau(values, condition.value) >= (condition.count or 0)
         case "successes":
             run = consecutive(values, lambda value: _OPERATORS[condition.op](value, condition.value))
             return run >= condition.iterations(n_iter_block)
@@ -104,7 +104,7 @@ def assign_slots(
     ranked = scores(state, block, ucb_c)
     if not ranked:
         return [Slot("exploit", ROOT)] * k
-    slots = []
+    slots: list[Slot] = []
     for strategy in (*ORDER, "exploit"):
         rows = (r for r in rules.usable if r.strategy == strategy and not r.is_default)
         rows = (r for r in rows if all(condition_holds(c, state, block, n_iter_block) for c in r.conditions))

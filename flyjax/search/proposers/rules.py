@@ -142,7 +142,7 @@ class RulesProposer:
             summary = f"helped: {_moves_text(helped)}; hurt: {_moves_text(hurt[::-1])}; {measures.describe()}"
         found = {
             "": [f"block {block}: {summary}"],
-            **memory_notes.learned(block, tried, self.experiment.search.ranges, clear),
+            **memory_notes.findings(block, tried, self.experiment.search.ranges, clear),
         }
         return replace(
             step,

@@ -12,7 +12,8 @@ from flyjax.utils.errors import UserError
 
 #: What a run writes; a directory that holds any of it without a journal is not free.
 WRITTEN = (
-    "nodes", "analysis.md", "analysis.log", "ucb_scores.txt", "memory.md", "config.yaml", "protocol.md", "protocol", "report.html",
+    "nodes", "analysis.md", "analysis.log", "ucb_scores.txt", "memory.md", "config.yaml", "protocol.md", "protocol",
+    "report.html",
 )  # fmt: skip
 
 #: Why a run pauses where the user did not approve of an iteration.

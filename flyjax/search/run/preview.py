@@ -35,9 +35,8 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     ]
     for block in range(1, search.n_blocks + 1):
         s = block_simulation(experiment, block)
-        lines.append(
-            f"  block {block}: {s['visual_input_type']}, {s['n_frames']} frames of {s['delta_t']} s, extent {s['extent']}"
-        )
+        frames = f"{s['n_frames']} frames of {s['delta_t']} s"
+        lines.append(f"  block {block}: {s['visual_input_type']}, {frames}, extent {s['extent']}")
     return "\n".join([*lines, f"  {limits_text(experiment)}"])
 
 

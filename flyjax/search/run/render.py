@@ -99,7 +99,7 @@ def _simulation_line(simulation: dict[str, Any]) -> str:
 def block_summary(state: State, block: int) -> str:
     """The block's summary, exactly in the protocol's format, the documented edit after it."""
     info, nodes = state.blocks[block], state.block_nodes(block)
-    best, ended = best_node(state, block), info.ended
+    best, ended = best_node(state, block), info.ended or {}
 
     def most(name):
         return number(max((v for n in nodes if (v := finite((n.metrics or {}).get(name))) is not None), default=None))
@@ -116,7 +116,8 @@ def block_summary(state: State, block: int) -> str:
     )
     floor = noise_floor(state, block)
     measured = f"noise floor {floor:.3f}" if floor is not None else "noise floor not measured (no repetition)"
-    text += f"\n### Protocol edit after block {block}\nMeasures: {ended.get('measures', {}).get('text', 'not kept')}; {measured}\n"
+    measures = ended.get("measures", {}).get("text", "not kept")
+    text += f"\n### Protocol edit after block {block}\nMeasures: {measures}; {measured}\n"
     edit, made = ended["edit"], next((e for e in state.edits if e["block"] == block and e["by"] != "user"), None)
     if made:
         text += f"Changed: {made['reason']}\nBy: {made['by']}\n{_fenced(made['diff'])}"

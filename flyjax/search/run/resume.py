@@ -33,7 +33,7 @@ def started_run(run_dir: str | Path) -> State | None:
 
 def _flat(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by dotted name; those of the language model have one level."""
-    out = {}
+    out: dict[str, Any] = {}
     for key, value in data.items():
         name = f"{prefix}{key}"
         section = isinstance(value, Mapping) and value and not name.startswith("search.llm.")

@@ -19,7 +19,10 @@ def limits_text(experiment: Experiment) -> str:
 
 
 def remaining(experiment: Experiment, state: State) -> tuple[int, int]:
-    """(nodes, iterations) that a run may still train, those in training included; `target` and `patience` may end it before."""
+    """How many nodes and iterations a run may still train, those in training included.
+
+    `target` and `patience` may end it before.
+    """
     search, newest = experiment.search, state.iteration
     training = sum(n.status == "running" for n in state.nodes.values())
     # A block that has begun goes to its end, also where n_blocks is less by now.
@@ -56,7 +59,10 @@ def _of(used: str, limit: str | None) -> str:
 
 
 def spent_text(experiment: Experiment, state: State) -> str:
-    """`12 of 20 nodes, 3 of 10 calls, 84,210 tokens, $0.41 of $2 paid, 12 min worked`; money only where a model was asked."""
+    """`12 of 20 nodes, 3 of 10 calls, 84,210 tokens, $0.41 of $2 paid, 12 min worked`.
+
+    Costs are shown only where a model was asked.
+    """
     search, spent = experiment.search, state.spent
 
     def limit(name: str, form: str = "{}") -> str | None:
