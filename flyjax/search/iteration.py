@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from flyjax.config import Experiment, parse_experiment
+from flyjax.config import Experiment
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
 from flyjax.search.policy.ucb import score
@@ -26,15 +26,6 @@ class IterationPlan:
     simulation: dict[str, Any]  # the simulation section of this block
     nodes: tuple[Node, ...]  # ids, training sections (`config`), seeds
     done: tuple[int, ...] = ()  # nodes whose result is in the journal already: another result of theirs is ignored
-
-    @property
-    def opens_block(self) -> bool:
-        return self.iter_in_block == 1
-
-    def experiment(self, base: Experiment, node: Node) -> Experiment:
-        """The experiment of one node: the base with this block's simulation and the node's training."""
-        data = base.model_dump(mode="json")
-        return parse_experiment({**data, "simulation": self.simulation, "training": node.config}, f"node {node.id}")
 
 
 def pending_plan(state: State) -> IterationPlan:

@@ -101,9 +101,6 @@ def test_a_trainer_that_resumes_sees_the_same_plan(tmp_path):
         go(tmp_path, exp, trainer=stopping)
     go(tmp_path, exp, trainer=stopping)
     assert plans[1] == plans[2] and plans[1].number == 2
-    assert plans[0].opens_block and not plans[1].opens_block
-    planned = plans[1].experiment(exp, plans[1].nodes[0])
-    assert planned.training.model_dump(mode="json") == plans[1].nodes[0].config
 
 
 @pytest.mark.parametrize("n_journaled", [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Memory notes: three sections, nothing lost but the oldest, what a block's moves say."""
+"""Memory notes: three sections, the oldest lines go first, and the findings of a block's moves."""
 
 from support.search_landscape import experiment
 

@@ -47,7 +47,7 @@ def test_a_run_whose_journal_was_lost_is_not_begun_anew(tmp_path):
 
 def test_a_journal_without_its_beginning_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").write_text(json.dumps({"schema": 1, "event": "run_paused", "time": 1.0}) + "\n")
-    with pytest.raises(UserError, match="does not tell how its run began"):
+    with pytest.raises(UserError, match="no run_started event: restore the file"):
         go(tmp_path, experiment(**SMALL))
 
 
@@ -56,7 +56,7 @@ def test_a_directory_in_the_place_of_a_file_is_one_line(tmp_path, name):
     go(tmp_path, experiment(**SMALL, max_nodes=4))
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(UserError, match=f"cannot use .*{name} .*directory.*mend it") as error:
+    with pytest.raises(UserError, match=f"{name} .*directory") as error:
         go(tmp_path, experiment(**SMALL))
     assert "\n" not in str(error.value)
     (tmp_path / name).rmdir()

@@ -103,7 +103,7 @@ def test_a_call_that_a_kill_cut_off_counts_at_what_it_may_have_cost():
     assert cut.spent.usd == 0.5 and cut.spent.output_tokens == 9 and cut.in_flight is None
     assert fold([started, resumed, resumed]).spent.calls == 1, "once"
     more = {"event": "call_started", "time": 2.5, "usage": {"calls": 2, "output_tokens": 18, "usd": 1.0}}
-    assert fold([started, more, resumed]).spent.usd == 1.0, "a later try tells the sum"
+    assert fold([started, more, resumed]).spent.usd == 1.0, "a later attempt reports the sum"
 
 
 def test_a_wait_is_never_more_than_the_time_that_went_by():

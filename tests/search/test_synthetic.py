@@ -66,8 +66,8 @@ def test_noise_is_the_seeds_and_the_cliff_fails():
     )
     assert landscape.observe(config, 5) == seen[5]
     cliff = make_landscape("cliff", 0, EXP)
-    lost = next(c for c in draws() if cliff.value(c) is None)
-    assert cliff.observe(lost, 1) is None
+    failing = next(c for c in draws() if cliff.value(c) is None)
+    assert cliff.observe(failing, 1) is None
 
 
 def test_the_protocols_first_moves_are_no_better_than_their_opposites():

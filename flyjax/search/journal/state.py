@@ -33,7 +33,7 @@ class Node:
     block: int
     iteration: int
     iter_in_block: int
-    config: dict[str, Any]  # the whole training section
+    config: dict[str, Any]  # the training section
     changes: dict[str, Any]  # against the parent's
     strategy: str
     seeds: tuple[int, ...]

@@ -1,11 +1,11 @@
-"""What people read of a run: renderings of the journal, rebuilt from it whenever it grows.
+"""The readable files of a run: renderings of the journal, rebuilt from it whenever it grows.
 
     analysis.md         the log, in the protocol's format        analysis.log      the newest nodes' metrics
-    ucb_scores.txt      empty at block boundaries                memory.md         notes kept by the proposer
+    ucb_scores.txt      empty at block boundaries                memory.md         notes of the proposer
     config.yaml    the experiment, and the versions, devices and commit of the newest session
     protocol/block_NNN.md and .diff: the protocol after each block, and what changed
 
-protocol.md itself is written by the loop, which first takes in what people changed there.
+protocol.md itself is written by the session, which first reads what a user changed there.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def mutation(state: State, node: Node) -> str:
         old = state.nodes[node.parent].config
     else:
         old = state.experiment.get("training", {})
-    told = [f"{k}: {setting(old[k]) if k in old else '?'} -> {setting(v)}" for k, v in node.changes.items()]
-    if told:
-        return ", ".join(told)
+    changes = [f"{k}: {setting(old[k]) if k in old else '?'} -> {setting(v)}" for k, v in node.changes.items()]
+    if changes:
+        return ", ".join(changes)
     return "none (robustness-test)" if node.strategy == "robustness-test" else "none"
 
 

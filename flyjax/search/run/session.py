@@ -115,7 +115,7 @@ class Session:
 
     def warn_of_rows(self, problems: list[str] | tuple[str, ...]) -> None:
         for line in problems:
-            self.callbacks.warn(f"protocol.md: {line}; it is left to readers")
+            self.callbacks.warn(f"protocol.md: {line}; code cannot follow it")
 
     def begin(self, event: str, **fields: Any) -> None:
         """Journal that this session works on the run."""
@@ -142,7 +142,7 @@ class Session:
     def start(self, template: str | Path, earlier: str | Path | None) -> None:
         if self.journal.events:
             raise UserError(
-                f"{self.run_dir / FILE_NAME} does not tell how its run began: restore the file from a copy, "
+                f"{self.run_dir / FILE_NAME} has no run_started event: restore the file from a copy, "
                 "or choose another --run"
             )
         check_free(self.run_dir)

@@ -68,8 +68,8 @@ def pending_input(run_dir: Path, state: State) -> str:
 def acknowledge(run_dir: Path, state: State, just_read: str = "") -> None:
     """Write user_input.md: what was read moves to the acknowledged entries, newer text stays pending.
 
-    A file without our headings is new text, but for what was `just_read`. What a crash left unmoved after the journal
-    had it moves now: the newest instruction, where the file does not list it.
+    A file without the headings is new text, except for what was `just_read`. After a crash between journal and file
+    the newest instruction, which the file does not list yet, moves as well.
     """
     text, n_listed = _instructions(run_dir, state)
     newest = state.acknowledged[-1][1] if state.acknowledged else ""
