@@ -38,7 +38,7 @@ from flyjax.recovery.least_squares.normal_equations import (
     solve,
     target_noise,
 )
-from flyjax.recovery.metrics import Metrics, circuit_metrics
+from flyjax.recovery.metrics import circuit_metrics
 from flyjax.recovery.samples import neuron_stimulus, per_recording
 
 #: Least unique standard deviation of an identifiable regressor, in units of the voltage.
@@ -135,11 +135,3 @@ def closed_form(recording: Recording, *, n_workers: int | None = None) -> Closed
         metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected"))
         metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected_identifiable", edges, neurons))
     return ClosedForm(estimate, edges, neurons, regressors, metrics.as_dict())
-
-
-def identifiable_metrics(
-    estimate: CircuitEstimate, recording: Recording, suffix: str = "", n_workers: int | None = None
-) -> Metrics:
-    """connectivity_R2, tau_R2 and V_rest_R2 over identifiable edges and neurons, names ending in `_identifiable`."""
-    bound = closed_form(recording, n_workers=n_workers)
-    return circuit_metrics(estimate, recording, f"{suffix}_identifiable", bound.edges, bound.neurons)

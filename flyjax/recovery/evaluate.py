@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
-from flyjax.recovery.closed_form import closed_form, identifiable_metrics
+from flyjax.recovery.closed_form import closed_form
 from flyjax.recovery.clusters import all_cluster_metrics
 from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.learned_stimulus import (
@@ -163,10 +163,13 @@ def evaluate(
         metrics.update(circuit_metrics(estimate, train_recording, suffix))
     metrics.put("update_affine_R2_data", 1.0 - np.median(linear.nonlinear_share))
     if with_ceiling:
-        bound = dict(closed_form(train_recording, n_workers=n_workers).metrics)
-        metrics.update(Metrics(reasons=bound.pop("reasons"), values=bound))
+        bound = closed_form(train_recording, n_workers=n_workers)
+        values = {name: value for name, value in bound.metrics.items() if name != "reasons"}
+        metrics.update(Metrics(values, bound.metrics["reasons"]))
         for suffix, estimate in estimates.items():
-            metrics.update(identifiable_metrics(estimate, train_recording, suffix))
+            metrics.update(
+                circuit_metrics(estimate, train_recording, f"{suffix}_identifiable", bound.edges, bound.neurons)
+            )
     embedding = np.asarray(params["embedding"][...]) if "embedding" in params else None
     metrics.update(all_cluster_metrics(readout.estimate, embedding, train_recording, seed, estimates.get("_refit")))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
