@@ -1,4 +1,4 @@
-"""Measure flyjax on this measured_on and set the result beside the measured_on's own limit."""
+"""Measure the speed of flyjax relative to the limits of this machine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     import numpy as np
 
     from flyjax import circuit, simulation
-    from flyjax.experiments.benchmark import measured_on
+    from flyjax.experiments.benchmark import provenance
     from flyjax.ground_truth.sampling import sample_type_parameters
     from flyjax.simulation import kernels
 
@@ -109,7 +109,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
         "bandwidth_gb_s": rate / 1e9,
         "floor_steps_per_s": rate / n_bytes,
         "share_of_floor": n_bytes / rate / step,
-        **measured_on(),
+        **provenance(),
     }
 
 
@@ -192,7 +192,7 @@ def train(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.experiments.benchmark import matmul_gflops, measured_on, train_row
+    from flyjax.experiments.benchmark import matmul_gflops, provenance, train_row
 
     console, rows = Console(), []
     with console.status("measuring the matrix-product rate"):
@@ -200,7 +200,7 @@ def train(
     for x in extent or (1,):
         for b in batch_size or (1, 4):
             with console.status(f"extent {x}, batch size {b}"):
-                rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **measured_on()})
+                rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **provenance()})
     table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False, collapse_padding=True,
                   caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")  # fmt: skip
     for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP", "of peak", "compile s", "peak GB"):
@@ -230,10 +230,10 @@ def profile(
     from rich.console import Console
     from rich.table import Table
 
-    from flyjax.experiments.benchmark import measured_on, profile_rows
+    from flyjax.experiments.benchmark import profile_rows, provenance
 
     console = Console()
-    parts = [{**row, **measured_on()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
+    parts = [{**row, **provenance()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
     table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,
                   caption=f"{parts[0]['hardware']}, {parts[0]['device']}, JAX {parts[0]['jax']}, load {parts[-1]['load']}, {parts[0]['date']}")  # fmt: skip
     table.add_column("part")

@@ -59,18 +59,33 @@ def chosen_proposers(
 
 @app.command(epilog=EXAMPLES)
 def main(
-    landscapes: Annotated[list[str] | None, typer.Option("--landscape", help="bowl, valley, hills, plateau, cliff, trainings, or made-up for the first five; repeatable.", show_default="made-up")] = None,
-    proposers: Annotated[list[str] | None, typer.Option("--proposer", help="Repeatable. Default: all that can run here.")] = None,
+    landscapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--landscape",
+            help="bowl, valley, hills, plateau, cliff, trainings, or made-up for the first five; repeatable.",
+            show_default="made-up",
+        ),
+    ] = None,
+    proposers: Annotated[
+        list[str] | None, typer.Option("--proposer", help="Repeatable. Default: all that can run here.")
+    ] = None,
     seeds: Annotated[int, typer.Option(help="Landscapes of each kind; for trainings, run seeds.", min=1)] = 10,
     candidates: Annotated[int, typer.Option(help="Nodes per iteration on made-up landscapes.", min=1)] = 4,
     iterations: Annotated[int, typer.Option(help="Iterations on made-up landscapes.", min=1)] = 12,
-    config: Annotated[Path, typer.Option(help="Experiment file of the real trainings.", show_default="experiments/proposers.yaml")] = ROOT / "experiments" / "proposers.yaml",
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. search.max_usd=2; repeatable.")] = None,
+    config: Annotated[
+        Path, typer.Option(help="Experiment file of the real trainings.", show_default="experiments/proposers.yaml")
+    ] = ROOT / "experiments" / "proposers.yaml",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. search.max_usd=2; repeatable.")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="No real training begins after so many minutes.")] = 15.0,
-    transcripts: Annotated[Path | None, typer.Option(help="Folder of recorded answers of llm and hybrid, played instead of asking.")] = None,
+    transcripts: Annotated[
+        Path | None, typer.Option(help="Folder of recorded answers of llm and hybrid, played instead of asking.")
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Finished rows and trainings.")] = Path("runs/proposers"),
     out: Annotated[Path, typer.Option(help="Where proposers.md, .csv and .png go.")] = Path("runs/proposers"),
-):  # fmt: skip
+):
     """Compare proposers at equal budgets from the same root, with paired tests.
 
     Writes proposers.md (tables), proposers.csv (a row per search) and proposers.png (regret curves) from all

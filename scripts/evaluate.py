@@ -30,9 +30,9 @@ def main(
     """Print and write every metric of a trained node beside the ceiling, per cell type, and draw its figures."""
     prepare_devices()
     from flyjax.cli.console import Console
-    from flyjax.experiments.reevaluate import judge_again
+    from flyjax.experiments.reevaluate import evaluate_saved_node
 
-    judge_again(where, node, Console(), lesion)
+    evaluate_saved_node(where, node, Console(), lesion)
 
 
 if __name__ == "__main__":

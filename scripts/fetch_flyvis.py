@@ -36,10 +36,18 @@ Nothing to download is needed for simulation.parameters=sampled."""
 
 @app.command(epilog=EXAMPLES)
 def main(
-    source: Annotated[Path | None, typer.Argument(help="Folder or zip of the official download.", show_default="what flyvis has downloaded on this machine")] = None,
-    target: Annotated[Path | None, typer.Option("--to", help="Where to keep the models. Default: FLYJAX_DATA/flyvis or ~/.cache/flyjax/flyvis.")] = None,
+    source: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Folder or zip of the official download.", show_default="what flyvis has downloaded on this machine"
+        ),
+    ] = None,
+    target: Annotated[
+        Path | None,
+        typer.Option("--to", help="Where to keep the models. Default: FLYJAX_DATA/flyvis or ~/.cache/flyjax/flyvis."),
+    ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the models that are there and check their sums.")] = False,
-):  # fmt: skip
+):
     """Copy flow/0000/000 .. 049 into the cache: each read, checked, and noted with its SHA-256."""
     from flyjax.ground_truth import flyvis_ensemble
     from flyjax.utils.errors import UserError

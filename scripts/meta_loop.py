@@ -36,18 +36,61 @@ Exit code 0: finished, or not approved; 2: an error or a spent budget, in one li
 
 @app.command(epilog=EXAMPLES)
 def main(
-    config: Annotated[Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
-    run_dir: Annotated[Path | None, typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>.")] = None,
-    proposer: Annotated[str | None, typer.Option(help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; for a new run llm if ANTHROPIC_API_KEY is set, else rules.")] = None,
-    protocol: Annotated[Path | None, typer.Option(help="Start from the protocol.md of an earlier run, with its learned rules.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")] = None,
-    allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Replace a missing video data set by a built-in stimulus; config, journal, log and report name it.")] = False,
-    approve: Annotated[bool, typer.Option("--approve", help="Ask before each iteration. After N nothing is lost: write instructions for the next iteration into user_input.md of the run and run the same command again.")] = False,
-    viewers: Annotated[list[str] | None, typer.Option("--log", help="Also log to tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing.")] = False,
-    memory: Annotated[float | None, typer.Option(help="With --dry-run: plan for an accelerator with this memory, GB, instead of this machine.")] = None,
-    revert: Annotated[bool, typer.Option("--revert-protocol", help="Undo the newest edit of the run's protocol, then stop.")] = False,
-):  # fmt: skip
+    config: Annotated[
+        Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")
+    ] = ROOT / "experiments" / "quickstart.yaml",
+    run_dir: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run directory; an existing one is resumed. Default: runs/<config name>."),
+    ] = None,
+    proposer: Annotated[
+        str | None,
+        typer.Option(
+            help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; for a new run llm if "
+            "ANTHROPIC_API_KEY is set, else rules."
+        ),
+    ] = None,
+    protocol: Annotated[
+        Path | None, typer.Option(help="Start from the protocol.md of an earlier run, with its learned rules.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. simulation.extent=2; repeatable.")
+    ] = None,
+    allow_fallback: Annotated[
+        bool,
+        typer.Option(
+            "--allow-fallback",
+            help="Replace a missing video data set by a built-in stimulus; config, journal, log and report name it.",
+        ),
+    ] = False,
+    approve: Annotated[
+        bool,
+        typer.Option(
+            "--approve",
+            help="Ask before each iteration. After N nothing is lost: write instructions for the next iteration into "
+            "user_input.md of the run and run the same command again.",
+        ),
+    ] = False,
+    viewers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Also log to tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing."
+        ),
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: plan for an accelerator with this memory, GB, instead of this machine."),
+    ] = None,
+    revert: Annotated[
+        bool, typer.Option("--revert-protocol", help="Undo the newest edit of the run's protocol, then stop.")
+    ] = False,
+):
     """Search for the training settings that recover the circuit.
 
     Trains K candidates at once, evaluates them, chooses the parent in a UCB tree and proposes the next K, block after

@@ -47,8 +47,8 @@ def main(
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from flyjax.experiments import recovery_table
-    from flyjax.experiments.benchmark import measured_on
+    from flyjax.experiments import recovery_report, recovery_table
+    from flyjax.experiments.benchmark import provenance
     from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
     from flyjax.utils.signals import interruptible
@@ -60,7 +60,7 @@ def main(
         TextColumn("{task.percentage:.0f} %"),
         TimeRemainingColumn(),
     )
-    machine_ = {**measured_on(), "commit": commit()}
+    machine_ = {**provenance(), "commit": commit()}
 
     def trained(one, setting, experiment):
         with interruptible() as check, Progress(*columns, console=console, transient=True) as bar:
@@ -76,12 +76,12 @@ def main(
     own = sorted((ROOT / "experiments").glob("recovery_*.yaml"))
     asked = [path for path in tables or () if path.resolve() not in own]
     known = {path.resolve(): recovery_table.load_table(path) for path in [*own, *asked]}
-    wanted = recovery_table.chosen([known[path.resolve()] for path in tables or own], row or ())
+    wanted = recovery_table.select_rows([known[path.resolve()] for path in tables or own], row or ())
     done = {event["identity"]: event for event in recovery_table.read_journal(journal)}
     target = table or journal.with_suffix(".md")
 
     def draw() -> None:
-        write_atomic(target, recovery_table.render(recovery_table.found(list(known.values()), done)))
+        write_atomic(target, recovery_report.render(recovery_table.finished_rows(list(known.values()), done)))
 
     draw()  # before anything is trained: a table that cannot be read is an error now
     for one, setting in wanted if not render else ():
@@ -97,14 +97,14 @@ def main(
         except UserError as error:
             console.print(f"  not run: {error}")
             continue
-        # The name of the parameters counts, not where this measured_on keeps them; their checksum is in the line.
+        # The name of the parameters counts, not where this machine keeps them; their checksum is in the line.
         event["identity"], event["config"]["simulation"]["parameters"] = (
             identity,
             one.experiment(setting).simulation.parameters,
         )
         recovery_table.append(journal, event)
         done[identity] = event
-        console.print(f"  {recovery_table.line(event)}", highlight=False)
+        console.print(f"  {recovery_report.summary(event)}", highlight=False)
         draw()
     console.print(f"wrote {target}")
 

@@ -23,26 +23,59 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def main(
-    extent: Annotated[int | None, typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")] = None,
-    visual_input_type: Annotated[str, typer.Option(help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3.")] = "scenes_flow",
+    extent: Annotated[
+        int | None, typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")
+    ] = None,
+    visual_input_type: Annotated[
+        str,
+        typer.Option(
+            help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, "
+            "moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3."
+        ),
+    ] = "scenes_flow",
     n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
     dt: Annotated[float, typer.Option(help="Step and frame interval, s.")] = 0.02,
     noise: Annotated[float, typer.Option(help="Process noise, std per step.")] = 0.0,
-    parameters: Annotated[str, typer.Option(help="sampled, flow/0000/000, or the path of a flyvis checkpoint.")] = "sampled",
+    parameters: Annotated[
+        str, typer.Option(help="sampled, flow/0000/000, or the path of a flyvis checkpoint.")
+    ] = "sampled",
     parameters_seed: Annotated[int, typer.Option(help="Of sampled parameters.")] = 0,
-    solver: Annotated[str, typer.Option(help="euler, or a noise-free one: heun, midpoint, ralston, bosh3, tsit5, dopri5, dopri8.")] = "euler",
+    solver: Annotated[
+        str, typer.Option(help="euler, or a noise-free one: heun, midpoint, ralston, bosh3, tsit5, dopri5, dopri8.")
+    ] = "euler",
     initial: Annotated[str, typer.Option(help="Start: grey, rest or fade_in.")] = "grey",
     seed: Annotated[int, typer.Option(help="Of stimulus and noise.")] = 0,
-    split: Annotated[str, typer.Option(help="train or test: other videos, other scenes. A test is noise-free and starts grey.")] = "train",
-    frame_rate: Annotated[str, typer.Option(help="Of videos: native (one frame per step), resampled (24/s at 1/dt) or default.")] = "default",
+    split: Annotated[
+        str, typer.Option(help="train or test: other videos, other scenes. A test is noise-free and starts grey.")
+    ] = "train",
+    frame_rate: Annotated[
+        str, typer.Option(help="Of videos: native (one frame per step), resampled (24/s at 1/dt) or default.")
+    ] = "default",
     data_path: Annotated[Path | None, typer.Option(help="Folder of the videos. Default: FLYJAX_DATA.")] = None,
-    allow_fallback: Annotated[bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="Draw: hexagonal maps, film strip, kinographs, traces of all types, film (gif, mp4).")] = False,
+    allow_fallback: Annotated[
+        bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")
+    ] = False,
+    show: Annotated[
+        bool,
+        typer.Option(
+            "--show", help="Draw: hexagonal maps, film strip, kinographs, traces of all types, film (gif, mp4)."
+        ),
+    ] = False,
     save: Annotated[bool, typer.Option("--save", help="Keep the recording, in the folder of --out.")] = False,
-    voltage_dtype: Annotated[str, typer.Option(help="float32 or float16, as --save stores training voltages.")] = "float32",
-    out: Annotated[Path | None, typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>.")] = None,
-    strip: Annotated[Path | None, typer.Option(help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics.")] = None,
-):  # fmt: skip
+    voltage_dtype: Annotated[
+        str, typer.Option(help="float32 or float16, as --save stores training voltages.")
+    ] = "float32",
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Where to write; draws as --show does. Default: runs/simulate-<stimulus>-<extent>."),
+    ] = None,
+    strip: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics."
+        ),
+    ] = None,
+):
     """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import apply_stimulus_fallbacks

@@ -25,13 +25,28 @@ The same command goes on with a sweep that was stopped.
 
 @app.command(epilog=EXAMPLES)
 def main(
-    config: Annotated[Path, typer.Argument(help="Experiment file (YAML) with a sweep section.", show_default="experiments/sweep_noise.yaml")] = ROOT / "experiments" / "sweep_noise.yaml",
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Experiment file (YAML) with a sweep section.", show_default="experiments/sweep_noise.yaml"
+        ),
+    ] = ROOT / "experiments" / "sweep_noise.yaml",
     run_dir: Annotated[Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; repeatable.")] = None,
-    viewers: Annotated[list[str] | None, typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")] = False,
-    memory: Annotated[float | None, typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
-):  # fmt: skip
+    viewers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine."),
+    ] = None,
+):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
     Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl.

@@ -24,13 +24,33 @@ The same command goes on with a training that was stopped.
 
 @app.command(epilog=EXAMPLES)
 def main(
-    config: Annotated[Path, typer.Argument(help="Experiment file (YAML); its training section is what is trained.", show_default="experiments/quickstart.yaml")] = ROOT / "experiments" / "quickstart.yaml",
-    run_dir: Annotated[Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>-train.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")] = None,
-    viewers: Annotated[list[str] | None, typer.Option("--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")] = False,
-    memory: Annotated[float | None, typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")] = None,
-):  # fmt: skip
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Experiment file (YAML); its training section is what is trained.",
+            show_default="experiments/quickstart.yaml",
+        ),
+    ] = ROOT / "experiments" / "quickstart.yaml",
+    run_dir: Annotated[
+        Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>-train.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")
+    ] = None,
+    viewers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")
+    ] = False,
+    memory: Annotated[
+        float | None,
+        typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine."),
+    ] = None,
+):
     """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
     prepare_devices()
     from flyjax.cli.console import Console

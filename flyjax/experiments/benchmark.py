@@ -25,7 +25,7 @@ from flyjax.training.step import init_state, train_step
 from flyjax.utils.system import devices, hardware
 
 
-def measured_on() -> dict:
+def provenance() -> dict:
     """Hardware, device, JAX version, load and date of a measurement."""
     found = devices()
     return {
@@ -71,7 +71,7 @@ def train_row(
     repeats: int = 3,
     peak: float | None = None,
 ) -> dict:
-    """One row of `scripts/benchmark.py train`: the whole training step, regularisers included."""
+    """One row of `scripts/benchmark.py train`: the complete training step, with regularisers."""
     connectome = build_connectome(extent)
     model = Model(width=width)
     learner = make_learner(connectome, model)
@@ -177,7 +177,7 @@ def profile_rows(
 
 
 def _peak_memory() -> float:
-    """GB: of the accelerator where it says, else of this process."""
+    """Peak memory of the accelerator if known, else of this process, GB."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"] / 1e9

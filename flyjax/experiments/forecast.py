@@ -1,4 +1,4 @@
-"""What a training would take, before it is started: programs, memory, recordings, time. Needs no data."""
+"""Programs, memory, recordings and time of a training, estimated before it starts and without data."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from flyjax.training import grouping, resources
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import aligned_table, duration, format_bytes, plural
 
-#: Of the rate of a large matrix product: what trainings reach (experiments/results/benchmark_train.json has
-#: 0.29 to 0.47 on two CPU cores); on accelerators an assumption.
+#: Share of the rate of a large matrix product that trainings reach: experiments/results/benchmark_train.json has
+#: 0.29 to 0.47 on two CPU cores; on accelerators it is an assumption.
 SHARE_OF_PEAK = {"cpu": 0.35}
 SHARE_ELSEWHERE = 0.1
 
@@ -30,18 +30,18 @@ class Rate:
 
 
 def measured_rate() -> Rate:
-    """The rate of a matrix product, measured now within a second, times the share that trainings reach of it."""
+    """Measure the rate of a matrix product, within a second, and scale it by the share that trainings reach."""
     platform = jax.local_devices()[0].platform
     share = SHARE_OF_PEAK.get(platform, SHARE_ELSEWHERE)
     peak = matmul_gflops(1024, repeats=2) * (1 if platform == "cpu" else jax.local_device_count())
     return Rate(
         share * peak,
-        f"{share:.0%} (assumed) of the {peak:.0f} GFLOP/s of a matrix product measured just now, compilation not counted",
+        f"{share:.0%} (assumed) of the {peak:.0f} GFLOP/s of a matrix product measured just now, without compilation",
     )
 
 
 def given_memory(size_gb: float | None) -> resources.Memory | None:
-    """An accelerator of so many GB, to plan for another machine; None for this one."""
+    """An accelerator of a given size, GB, on another machine; None for this one."""
     return None if size_gb is None else resources.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
 
 
@@ -95,7 +95,8 @@ def forecast(
     if simulation.store_derivative:
         stored += 4 * sizes.n_frames * sizes.n_neurons
     lines = [
-        f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, {sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
+        f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, "
+        f"{sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
         aligned_table(grouping.program_table(groups, sizes, model, memory, seconds)),
         f"memory: {format_bytes(memory.free)} {memory.source}, {grouping.SHARE:.0%} of it planned for; a lane holds parameters {format_bytes(lane['params'])}, "
         f"Adam {format_bytes(lane['adam'])}, a step {format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
@@ -104,15 +105,16 @@ def forecast(
     ]
     if len(levels) * stored > max_disk_gb * 1e9:
         lines.append(
-            f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, or recordings are simulated again when asked for"
+            f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, "
+            "or recordings are simulated again when they are needed"
         )
     lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
     lines += [f"does not fit on this machine: {line}" for line in dict.fromkeys(too_large)]
     return Forecast("\n".join(lines), sum(seconds), len(levels))
 
 
-def _of_many_levels(experiment: Experiment) -> list[Training]:
-    """K candidates like the root, their noise levels as different as the search may make them."""
+def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
+    """K candidates like the root, with K different noise levels from the search's range if it has one."""
     root, k = experiment.training, experiment.search.n_candidates
     span = experiment.search.ranges.get("noise_model_level")
     if span is None:
@@ -126,20 +128,23 @@ def _of_many_levels(experiment: Experiment) -> list[Training]:
 
 
 def forecast_search(experiment: Experiment, memory: resources.Memory | None = None) -> str:
-    """One iteration of each block, as large as it may get: every candidate with a noise level of its own."""
+    """Forecast one iteration of each block at its largest, every candidate with a noise level of its own."""
     search, rate = experiment.search, measured_rate()
     total, parts, known = 0.0, [], {}
     for block in range(1, search.n_blocks + 1):
         simulation = experiment.simulation.model_copy(update=block_simulation(experiment, block))
-        candidates = _of_many_levels(experiment)
+        candidates = _candidates_of_many_levels(experiment)
         seeds = [range(experiment.training.n_seeds)] * search.n_candidates
         key = simulation.model_dump_json(exclude={"visual_input_type", "test_visual_input_type", "delta_t"})
         if key not in known:
             known[key] = forecast(simulation, experiment.model, candidates, seeds, rate, memory, search.max_disk_gb)
-            what = f"an iteration of block {block}, {search.n_candidates} candidates of {plural(known[key].recordings, 'noise level')} at the root's batch size"
+            what = (
+                f"an iteration of block {block}, {search.n_candidates} candidates of "
+                f"{plural(known[key].recordings, 'noise level')} at the root's batch size"
+            )
             parts.append(f"{what}:\n{known[key].text}")
         extra = (n_seeds(experiment, True) - experiment.training.n_seeds) / (
             search.n_candidates * experiment.training.n_seeds
         )
         total += known[key].seconds * (search.n_iter_block + extra)
-    return "\n".join([*parts, f"whole run: about {duration(total)} of training, judging and proposing not counted"])
+    return "\n".join([*parts, f"complete run: about {duration(total)} of training, without evaluation and proposals"])

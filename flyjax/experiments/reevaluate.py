@@ -1,4 +1,4 @@
-"""A trained node judged again from its folder: parameters, config and recordings, nothing else."""
+"""Evaluate a trained node again from its folder: its parameters, config and recordings."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ from flyjax.training.hparams import held_out_of_field
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table
+from flyjax.utils.metric_names import QUANTITIES
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
 READ_OUTS = {
     "": "published", "_data": "on data", "_refit": "refit", "_refit_corrected": "refit, cor.", "_ceiling": "ceiling",
     "_ceiling_corrected": "ceiling, cor.",
 }  # fmt: skip
-QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 identifiable", "slope identifiable")
 LEGEND = (
-    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on the true relu "
-    "(cor.: corrected for measurement noise). "
+    "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on "
+    "the true relu (cor.: corrected for measurement noise). "
     "identifiable: over the edges and neurons that the closed form can identify"
 )
-#: Columns of the per-type table by the keys of its rows: eighty characters are few.
+#: Short column heads of the per-type table by the keys of its rows.
 TYPE_COLUMNS = {
     "cell_type": "type", "n": "n", "tau_true": "tau*", "tau_learned": "tau", "tau_refit": "tau rf", "V_rest_true": "V*",
-    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf", "identifiable": "ident.",
+    "V_rest_learned": "V", "V_rest_refit": "V rf", "W_R2": "W R2", "W_slope": "slope", "W_R2_refit": "W R2 rf",
+    "identifiable": "ident.",
 }  # fmt: skip
 TYPE_LEGEND = (
     "* true, rf refit, W R2 and slope of incoming weights, ident.: share of incoming edges that are identifiable"
@@ -72,29 +73,26 @@ def _folder(where: Path, node: int) -> Path:
 
 
 def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
-    """The recordings of a node from its run's cache, under its run's limit; of a folder that was taken out of its run,
-    from a cache inside it. **Returns:** them, and a line on where they are where it is not the run's."""
-    whole = folder.resolve()
-    if not (whole.parent.name == "nodes" and whole.name.isdigit()):
-        return Recordings(
-            simulation, folder / "recordings"
-        ), f"{folder} is in no run (nodes/NNNN of one): its recordings are made in {folder / 'recordings'}"
-    run = whole.parent.parent
+    """The recordings of a node from the cache of its run, or without a run from one in its folder, and a note if so."""
+    path = folder.resolve()
+    if not (path.parent.name == "nodes" and path.name.isdigit()):
+        cache = folder / "recordings"
+        return Recordings(simulation, cache), f"{folder} is not in a run (nodes/NNNN): its recordings go to {cache}"
+    run = path.parent.parent
     limit = Search.model_fields["max_disk_gb"].default
     try:
         limit = Search(max_disk_gb=read_yaml((run / "config.yaml").read_text())["search"]["max_disk_gb"]).max_disk_gb
-    except FileNotFoundError:  # of runs and notebooks that wrote none
+    except FileNotFoundError:  # not every caller of train_nodes writes one
         pass
     except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError):
         raise UserError(
-            f"{run / 'config.yaml'} says no valid search.max_disk_gb: repair it, or its recordings might be dropped"
+            f"{run / 'config.yaml'} has no valid search.max_disk_gb: repair it, or its recordings might be removed"
         ) from None
     return Recordings(simulation, run / "recordings", limit), ""
 
 
 def node_selection(where: Path) -> list[dict]:
-    """Among the nodes of each simulation of a run (a block's): which one each criterion chooses, and what choosing
-    without the truth costs. `among` says which nodes."""
+    """Rows of `selection` for the nodes of each simulation of a run; `among` names the nodes."""
     groups: dict[str, dict[int, dict]] = {}
     for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
         simulation = read_yaml((path.parent / "config.yaml").read_text())["simulation"]
@@ -111,7 +109,7 @@ def node_selection(where: Path) -> list[dict]:
 
 
 def recovery_table(metrics: Mapping) -> list[dict]:
-    """W, tau and V_rest by every read-out beside the ceiling, over all and over what is identifiable: rows by `COLUMNS`."""
+    """Rows by `COLUMNS`: W, tau and V_rest by every read-out, over all and over the identifiable ones."""
     rows = []
     for name, quantity in QUANTITIES.items():
         for suffix, read_out in READ_OUTS.items():
@@ -142,7 +140,7 @@ def other_metrics(metrics: Mapping) -> list[dict]:
 
 
 def type_table(result: Evaluation, train) -> list[dict]:
-    """One row per cell type: published and refit estimates beside the truth, and the share of incoming edges that are identifiable."""
+    """Rows per cell type: true, published and refitted values, and the share of identifiable incoming edges."""
     rows = per_type(train, result.estimate)
     if result.refit is not None:
         for row, refit in zip(rows, per_type(train, result.refit), strict=True):
@@ -157,7 +155,7 @@ def type_table(result: Evaluation, train) -> list[dict]:
 
 
 def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
-    """All figures of a node, and the metrics of the spectra that were computed for one of them."""
+    """Draw all figures of a node; returns the metrics of the spectra in one of them."""
     write_figures(folder, result, train, test)
     c = train.connectome
     true = spectrum(c, train.parameters.weight)
@@ -174,18 +172,18 @@ def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     return metrics
 
 
-def _short(types: list[dict]) -> list[dict]:
+def _short_heads(types: list[dict]) -> list[dict]:
     return [{short: row.get(key) for key, short in TYPE_COLUMNS.items()} for row in types]
 
 
-def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types: list[dict]) -> None:
+def _write(folder: Path, title: str, evaluated: dict[int, dict], drawn: int, types: list[dict]) -> None:
     """evaluation.json, evaluation.md and per_type.csv."""
     write_json(
         folder / "evaluation.json",
-        {"seeds": {str(seed): metrics for seed, metrics in judged.items()}, "figures_of_seed": drawn},
+        {"seeds": {str(seed): metrics for seed, metrics in evaluated.items()}, "figures_of_seed": drawn},
     )
     text = [f"# {title}", "", LEGEND, ""]
-    for seed, metrics in judged.items():
+    for seed, metrics in evaluated.items():
         text += [f"## Seed {seed}", "", markdown_table(recovery_table(metrics), COLUMNS)]
         text += [markdown_table(other_metrics(metrics), ("metric", "value", "note"))]
     text += [
@@ -193,56 +191,63 @@ def _write(folder: Path, title: str, judged: dict[int, dict], drawn: int, types:
         "",
         TYPE_LEGEND,
         "",
-        markdown_table(_short(types), list(TYPE_COLUMNS.values())),
+        markdown_table(_short_heads(types), list(TYPE_COLUMNS.values())),
     ]
     (folder / "evaluation.md").write_text("\n".join(text))
     (folder / "per_type.csv").write_text(csv_table(list(types[0]), types))
 
 
-def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
-    """Print and write the metrics of each seed; draw the figures of the seed with the lowest training loss.
+def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) -> None:
+    """Print and write the metrics of each seed, and draw the figures of the seed with the lowest training loss.
 
-    Writes evaluation.json, evaluation.md, per_type.csv and figures/ into the node's folder. With `lesion` > 0
-    also the free run after that share of the synapses is cut in fly and network (`lesion_R2`, ...).
+    Writes evaluation.json, evaluation.md, per_type.csv and figures/ into the node's folder.
+
+    **Arguments:**
+
+    - `where`: a run directory or a node's folder.
+    - `node`: the node of a run, 0 for the best.
+    - `console`: prints lines and tables.
+    - `lesion`: if > 0, the share of synapses that is also cut in fly and network for a free run (`lesion_R2`, ...).
 
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
     folder = _folder(where, node)
-    stated = read_yaml((folder / "config.yaml").read_text())
+    config = read_yaml((folder / "config.yaml").read_text())
     free = {"ranges": {}, "simulation_ranges": {}}
     experiment = parse_experiment(
-        {k: stated[k] for k in ("simulation", "model", "training")} | {"search": free}, str(folder / "config.yaml")
+        {k: config[k] for k in ("simulation", "model", "training")} | {"search": free}, str(folder / "config.yaml")
     )
     simulation: Simulation = experiment.simulation
     training: Training = experiment.training
     model: Model = experiment.model
-    recordings, elsewhere = _recordings(folder, simulation)
-    if elsewhere:
-        console.log(elsewhere)
+    recordings, note = _recordings(folder, simulation)
+    if note:
+        console.log(note)
     learner = learner_for(simulation, model)
     unknown = learner.learns_stimulus
     if lesion and unknown:
-        raise UserError(
-            "--lesion runs the network on another movie, and its stimulus was learned as a field: leave --lesion out"
-        )
+        raise UserError("--lesion needs a given stimulus, and this one was learned as a field: leave --lesion out")
     like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
-    title = f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, width {model.width}"
+    title = (
+        f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, "
+        f"width {model.width}"
+    )
     console.log(f"{title}\n{LEGEND}")
-    told = dict(zip(stated["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
-    finished = [seed for seed in told if told[seed].get("final_loss") is not None]
-    for seed in told:
+    earlier = dict(zip(config["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
+    finished = [seed for seed in earlier if earlier[seed].get("final_loss") is not None]
+    for seed in earlier:
         if seed not in finished:
-            console.log(f"seed {seed}: {told[seed]['reasons'].get('connectivity_R2', 'no result')}")
+            console.log(f"seed {seed}: {earlier[seed]['reasons'].get('connectivity_R2', 'no result')}")
     if not finished:
         return
-    best = min(finished, key=lambda seed: told[seed]["final_loss"])  # a choice that needs no ground truth
+    best = min(finished, key=lambda seed: earlier[seed]["final_loss"])  # needs no ground truth
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     cut = lesioned(train, lesion) if lesion else None
-    judged, types = {}, []
+    evaluated, types = {}, []
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
-        losses = {k: told[seed].get(k) for k in ("final_loss", "final_loss_total")}
+        losses = {k: earlier[seed].get(k) for k in ("final_loss", "final_loss_total")}
         result = evaluate(learner, params, train, test, **losses, held_out=held_out)
         metrics = dict(result.metrics)
         further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
@@ -251,13 +256,13 @@ def judge_again(where: Path, node: int, console, lesion: float = 0.0) -> None:
             types = type_table(result, train)
         for more in further:
             metrics = {**metrics, **more.values, "reasons": {**metrics["reasons"], **more.reasons}}
-        judged[seed] = metrics
+        evaluated[seed] = metrics
         console.log(f"seed {seed}")
         console.table(recovery_table(metrics), COLUMNS)
         console.table(other_metrics(metrics), ["metric", "value", "note"])
     console.log(f"cell types, seed {best} ({TYPE_LEGEND})")
-    console.table(_short(types), list(TYPE_COLUMNS.values()))
-    _write(folder, title, judged, best, types)
+    console.table(_short_heads(types), list(TYPE_COLUMNS.values()))
+    _write(folder, title, evaluated, best, types)
     if choices := node_selection(where):
         console.log(
             "choosing among the nodes of a block with and without the ground truth (value: connectivity_R2 of the "

@@ -1,4 +1,4 @@
-"""What scripts/simulate.py does: simulate once, say what came out, draw it."""
+"""Simulate once, summarise the activity and draw it: the work of scripts/simulate.py."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flyjax.utils.errors import UserError
 
 
 def peak_memory_gb() -> float:
-    """Most memory this process has held."""
+    """Peak memory of this process, GB."""
     # Kilobytes on Linux, bytes on macOS.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
@@ -36,31 +36,30 @@ def film_statistics(columns, dt: float, n_frames: int = 6000, seed: int = 0) -> 
 
 
 def summary(recording: Recording) -> list[dict]:
-    """What was simulated, what was seen and how lively the fly is: rows of quantity and value."""
-    c, seen = recording.ground_truth[0], statistics(recording.luminance, recording.dt)
-    live = recording_activity(recording)
-    none = "none"
+    """Rows of quantity and value: the circuit, the stimulus and the activity."""
+    c, film = recording.ground_truth[0], statistics(recording.luminance, recording.dt)
+    activity = recording_activity(recording)
 
     def number(x, form="{:.3g}"):
-        return none if x is None else form.format(x)
+        return "none" if x is None else form.format(x)
 
     rows = {
         "circuit": f"extent {c.extent}: {c.n_neurons:,} neurons, {c.n_edges:,} edges",
         "frames": f"{recording.n_frames:,} of {recording.dt * 1000:g} ms, {recording.visual_input_type}",
-        "luminance": f"mean {seen['mean']:.2f}, contrast {seen['contrast']:.2f} ({seen['frame_contrast']:.2f} within a frame)",
-        "temporal slope": number(seen["temporal_slope"], "{:.2f}"),
-        "voltage": f"mean {live['mean']:.2f}, std {live['std']:.3f}",
-        "activity rank": f"{number(live['rank'])} components hold 99 % of the variance",
-        "participation ratio": number(live["participation_ratio"]),
-        "never above zero": f"{live['silent']:.1%} of the neurons",
-        "always above zero": f"{live['always_active']:.1%} of the neurons",
-        "SNR": "noise-free" if live["snr"] is None else number(live["snr"]),
+        "luminance": f"mean {film['mean']:.2f}, contrast {film['contrast']:.2f} ({film['frame_contrast']:.2f} within a frame)",
+        "temporal slope": number(film["temporal_slope"], "{:.2f}"),
+        "voltage": f"mean {activity['mean']:.2f}, std {activity['std']:.3f}",
+        "activity rank": f"{number(activity['rank'])} components hold 99 % of the variance",
+        "participation ratio": number(activity["participation_ratio"]),
+        "never above zero": f"{activity['silent']:.1%} of the neurons",
+        "always above zero": f"{activity['always_active']:.1%} of the neurons",
+        "SNR": "noise-free" if activity["snr"] is None else number(activity["snr"]),
     }
     return [{"quantity": k, "value": v} for k, v in rows.items()]
 
 
 def true_flow(recording: Recording):
-    """(T, n_col, 2) of the frames that were shown, or None where it is not known."""
+    """Optic flow (T, n_col, 2) of the stimulus, or None if it is not known."""
     s = recording.simulation
     seed = s.seed + 1_000_003 * recording.seed
     try:
@@ -78,10 +77,10 @@ def true_flow(recording: Recording):
         return None
 
 
-def draw(recording: Recording, folder: Path, say=lambda text: None) -> list[Path]:
-    """maps.png, strip.png, kinograph.png, traces.png, film.gif and, where ffmpeg is at hand, film.mp4."""
+def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path]:
+    """Draw maps.png, strip.png, kinograph.png, traces.png, film.gif and, if ffmpeg is installed, film.mp4."""
     folder, maps = Path(folder), VoltageMaps(recording)
-    # What changes within a window around the most eventful frame.
+    # 250 frames around the most eventful one.
     first = int(max(0, min(most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
     paths = [
         hexmaps.maps_figure(folder / "maps.png", maps),
@@ -95,14 +94,14 @@ def draw(recording: Recording, folder: Path, say=lambda text: None) -> list[Path
         films.write_mp4(folder / "film.mp4", film, recording.dt),
     ]
     for path in filter(None, paths):
-        say(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
+        log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
     return [p for p in paths if p is not None]
 
 
 def show(
     simulation: Simulation, noise: float, split: str, out: Path | None, pictures: bool, save: bool, console
 ) -> Recording:
-    """Simulate, print the summary, and write what is asked for into `out`."""
+    """Simulate, print the summary, and write the recording and figures that are asked for into `out`."""
     build_ground_truth(simulation)  # not part of what is timed
     begin = time.perf_counter()
     recording = record(simulation, noise, split, store=out / "recording" if save else None)

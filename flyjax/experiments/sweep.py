@@ -20,11 +20,7 @@ from flyjax.training import Halving
 from flyjax.training.loggers import HISTORY, make_logger
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
-
-COLUMNS = (
-    "connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "test_R2", "test_pearson", "external_input_R2",
-    "one_step_R2", "final_loss", "wall_s",
-)  # fmt: skip
+from flyjax.utils.metric_names import SWEEP_TABLE
 
 
 def sweep_candidates(experiment: Experiment) -> list[Training]:
@@ -60,12 +56,12 @@ def _specs(experiment: Experiment, candidates: list[Training]) -> list[NodeSpec]
 
 
 def describe(experiment: Experiment, candidates: list[Training], memory_gb: float | None = None) -> str:
-    """The programs a sweep compiles, what they take and how long. Needs no data.
+    """Forecast the programs, memory and time of a sweep; needs no data.
 
-    `memory_gb`: plan for an accelerator of so many GB instead of this machine.
+    **Arguments:** `memory_gb` plans for an accelerator of that size, GB, instead of this machine.
     """
     seeds = [spec.seeds for spec in _specs(experiment, candidates)]
-    told = forecast(
+    plan = forecast(
         experiment.simulation,
         experiment.model,
         candidates,
@@ -76,18 +72,18 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
     )
     lines = [
         f"{experiment.name}: {plural(len(candidates), 'configuration')} x {plural(experiment.training.n_seeds, 'seed')}",
-        told.text,
+        plan.text,
     ]
     halving = halving_of(experiment)
     if halving is not None:
         lines.append(
-            f"successive halving: one in {halving.factor:g} goes on at each of {plural(halving.rungs, 'rung')}; the time above is without it"
+            f"successive halving: one in {halving.factor:g} continues at each of {plural(halving.rungs, 'rung')}; the time above is without it"
         )
     return "\n".join(lines)
 
 
 def halving_of(experiment: Experiment) -> Halving | None:
-    """Successive halving as the sweep section asks for it."""
+    """Successive halving, if the sweep section asks for it."""
     return (
         None if experiment.sweep.halving is None else Halving(experiment.sweep.halving, experiment.sweep.halving_rungs)
     )
@@ -96,12 +92,12 @@ def halving_of(experiment: Experiment) -> Halving | None:
 def run_sweep(
     experiment: Experiment, candidates: list[Training], run_dir: Path, console, viewers: Sequence[str] = ()
 ) -> dict[int, dict]:
-    """Train and judge; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table."""
+    """Train and evaluate; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table."""
     run_dir = Path(run_dir)
     text = dump_yaml(experiment)
     own = run_dir / "config.yaml"
     if own.is_file() and own.read_text() != text:
-        raise UserError(f"{run_dir} holds another configuration; choose another --run, or remove it")
+        raise UserError(f"{run_dir} has another configuration; choose another --run, or remove it")
     logger = make_logger(viewers, run_dir, experiment.name)
     make_run_dir(run_dir)
     own.write_text(text)
@@ -129,7 +125,7 @@ def run_sweep(
         rows, key=lambda r: (-1.0 if r["connectivity_R2"] is None else r["connectivity_R2"], -r["node"]), reverse=True
     )
     stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
-    columns = ["node", *names, *COLUMNS, *stopped, "reason"]
+    columns = ["node", *names, *SWEEP_TABLE, *stopped, "reason"]
     (run_dir / "results.csv").write_text(csv_table(columns, rows))
     written = ["results.md", "results.csv"]
     figure = ""
@@ -139,7 +135,7 @@ def run_sweep(
         figure = "![One line per configuration](parallel.png)\n\n"
     shown = [{**row, **{name: format_setting(row[name]) for name in names}} for row in best_first]
     (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
-    # Eighty characters; the rest is in the files.
+    # 80 characters wide; the files have the rest.
     brief = {
         "W": "connectivity_R2",
         "tau": "tau_R2",
@@ -157,21 +153,21 @@ def run_sweep(
         }
         for row in shown
     ]
-    # More than three settings would wrap into a tower.
+    # More than three settings would wrap.
     console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
-    remove_checkpoints(run_dir)  # last: until the tables are there, a second call must find them
+    remove_checkpoints(run_dir)  # last, so that an interrupted call can continue
     console.log(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 
 
 def _row(spec: NodeSpec, result: dict, names: Sequence[str]) -> dict:
-    """What the tables say of a configuration."""
+    """A configuration in the tables."""
     metrics = result["metrics"] or {}
     stopped = [m["stopped_at"] for m in result["per_seed"] if m.get("stopped_at") is not None]
     return {
         "node": spec.id,
         **{name: getattr(spec.training, name) for name in names},
-        **{name: metrics.get(name) for name in COLUMNS},
+        **{name: metrics.get(name) for name in SWEEP_TABLE},
         "stopped_at": max(stopped) if stopped else None,
         "reason": result["reason"],
     }

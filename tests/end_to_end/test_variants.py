@@ -8,7 +8,7 @@ from support.torch_zip import flyvis_checkpoint
 from flyjax.cli.console import Console
 from flyjax.config import parse_experiment
 from flyjax.experiments.node import NodeSpec, learner_for
-from flyjax.experiments.reevaluate import judge_again
+from flyjax.experiments.reevaluate import evaluate_saved_node
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.ground_truth import known_circuit
 
@@ -58,6 +58,6 @@ def test_a_variant_is_trained_and_judged(folder, tmp_path, changes, capsys):
         assert known.n_edges == pytest.approx(1.3 * 0.8 * true, rel=0.02)
     else:
         assert known.n_edges == true
-        judge_again(tmp_path, 0, Console(), lesion=0.5)
+        evaluate_saved_node(tmp_path, 0, Console(), lesion=0.5)
         said = capsys.readouterr().out
         assert "lesion_R2" in said and "figures in" in said

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from flyjax.config import parse_experiment
-from flyjax.experiments import recovery_table
+from flyjax.experiments import recovery_report, recovery_table
 from flyjax.training import train_sweep
 from flyjax.utils.errors import UserError
 
@@ -92,14 +92,14 @@ def test_rows_are_chosen_by_name_and_a_name_that_none_has_is_refused():
         )
         for t in "ab"
     ]
-    assert [row.name for _, row in recovery_table.chosen(tables, ())] == ["a1", "a2", "b1", "b2"]
-    assert [(t.name, row.name) for t, row in recovery_table.chosen(tables, ["2", "b"])] == [
+    assert [row.name for _, row in recovery_table.select_rows(tables, ())] == ["a1", "a2", "b1", "b2"]
+    assert [(t.name, row.name) for t, row in recovery_table.select_rows(tables, ["2", "b"])] == [
         ("recovery_a", "a2"),
         ("recovery_b", "b1"),
         ("recovery_b", "b2"),
     ]
     with pytest.raises(UserError, match="Rows: a1; a2; b1; b2"):
-        recovery_table.chosen(tables, ["a1", "nonsense"])
+        recovery_table.select_rows(tables, ["a1", "nonsense"])
 
 
 def test_a_torn_line_is_dropped_and_a_broken_one_refused(tmp_path):
@@ -123,7 +123,7 @@ def test_the_table_shows_mean_minimum_and_spread_and_what_was_not_run():
     )
     seeds = [{"connectivity_R2": r, "connectivity_R2_refit": 0.9999} for r in (0.9, 0.5)]
     event = {"row": "one", "per_seed": seeds, "diverged": 0, "train_s": 3.0, "n_steps": 10, **MACHINE}
-    text = recovery_table.render([(one, {"one": event})])
+    text = recovery_report.render([(one, {"one": event})])
     assert "Not run: two." in text
     spread = 100 * np.std([0.9, 0.5], ddof=1) / 0.7
     assert f"| .700 (.500, {spread:.1f} %) |" in text and ".99990 (.99990, 0.0 %)" in text and "W .9" in text
@@ -144,10 +144,10 @@ def test_rows_of_other_days_and_commits_are_told_apart():
         "commit": "abc",
         "parameters_sha256": "0123456789abcdef",
     }
-    same = recovery_table.render([(one, {"old": event})])
-    assert "`experiments/recovery_x.yaml`; 2 cores, cpu, JAX 0, 2026-01-01, of a commit that was not kept." in same
-    text = recovery_table.render([(one, {"old": event, "new": new, "newer": new})])
-    assert "- 2 cores, cpu, JAX 0, 2026-01-01, of a commit that was not kept: old\n" in text
+    same = recovery_report.render([(one, {"old": event})])
+    assert "`experiments/recovery_x.yaml`; 2 cores, cpu, JAX 0, 2026-01-01, unknown commit." in same
+    text = recovery_report.render([(one, {"old": event, "new": new, "newer": new})])
+    assert "- 2 cores, cpu, JAX 0, 2026-01-01, unknown commit: old\n" in text
     assert (
         "- an H100, cpu, JAX 0, 2026-02-02, commit abc, parameters from a file of SHA-256 0123456789abcdef…: new; newer\n"
         in text
@@ -174,7 +174,7 @@ def test_a_row_trained_for_real_fills_a_line_of_json(tmp_path):
     for seed in back["per_seed"]:
         assert {"connectivity_R2", "connectivity_R2_refit", "connectivity_R2_ceiling", "test_R2"} <= set(seed)
     assert back["per_seed"][0]["final_loss"] != back["per_seed"][1]["final_loss"]
-    assert recovery_table.line(event).count("refit") == 3
+    assert recovery_report.summary(event).count("refit") == 3
     assert not (tmp_path / "checkpoints").exists()
     assert "parameters_sha256" not in event and event["train_s"] <= event["wall_s"]
 
@@ -237,7 +237,7 @@ def test_networks_of_one_simulation_are_chosen_blind():
     a = recovery_table.Row(name="a"), event(4, [(0.9, 0.5, 0.6, 8.0), (0.8, 0.9, 0.5, 3.0)])
     b = recovery_table.Row(name="b"), event(1, [(0.7, 0.6, 0.9, 2.0)])
     other = recovery_table.Row(name="c"), event(1, [(0.99, 0.99, 0.99, 0.1)], extent=2)
-    assert recovery_table.blind_choices([a, b, other]) == [
+    assert recovery_report.blind_choices([a, b, other]) == [
         ["a and 1 more rows", "3", ".900", ".800 (rank 2)", ".700 (rank 3)", ".800 (rank 2)"]
     ]
-    assert recovery_table.blind_choices([b, other]) == []
+    assert recovery_report.blind_choices([b, other]) == []

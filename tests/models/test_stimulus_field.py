@@ -14,7 +14,7 @@ from support.training_fixtures import Noise
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
-from flyjax.experiments import recovery_table, reevaluate
+from flyjax.experiments import recovery_report, recovery_table, reevaluate
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.models import losses, make_learner, stimulus_field
@@ -338,11 +338,11 @@ def test_a_node_is_evaluated_again_without_a_lesion(run):
         def table(self, rows, columns):
             pass
 
-    reevaluate.judge_again(folder, 1, Quiet())
+    reevaluate.evaluate_saved_node(folder, 1, Quiet())
     seeds = json.loads((folder / "nodes" / "0001" / "evaluation.json").read_text())["seeds"]
     assert {m["stimulus"] for m in seeds.values()} == {"field"}
     with pytest.raises(UserError, match="--lesion"):
-        reevaluate.judge_again(folder, 1, Quiet(), lesion=0.5)
+        reevaluate.evaluate_saved_node(folder, 1, Quiet(), lesion=0.5)
 
 
 # -- refused configurations -------------------------------------------------------------------------
@@ -403,6 +403,6 @@ def test_a_row_of_the_table_names_the_field_and_refuses_lesions(tmp_path):
         **dict(hardware="h", device="cpu", jax="j", date="d"),
         "config": {"model": {"stimulus": "field"}},
     }
-    assert "| kept | .900 | .970 | .950 |" in recovery_table.render([(table, {"kept": event})])
+    assert "| kept | .900 | .970 | .950 |" in recovery_report.render([(table, {"kept": event})])
     event["per_seed"] = [{"external_input_R2": 0.9}]  # of a stimulus that was given
-    assert "by inverting f" not in recovery_table.render([(table, {"kept": event})])
+    assert "by inverting f" not in recovery_report.render([(table, {"kept": event})])

@@ -285,7 +285,7 @@ def test_a_dry_run_at_full_scale_needs_no_data(root):
     assert "does not fit on this machine: one training takes about" in describe(
         experiment, sweep_candidates(experiment), 2.0
     )
-    assert "whole run: about" in forecast_search(experiment, given_memory(80.0))
+    assert "complete run: about" in forecast_search(experiment, given_memory(80.0))
 
 
 def test_time_is_work_over_rate():
