@@ -16,7 +16,7 @@ from flyjax.utils.errors import UserError
 SCHEMA = 1
 
 #: Names of fields in journals of earlier versions -> their names today.
-OLD_NAMES: dict[Any, str] = {
+OLD_NAMES = {
     "said": "config_overrides",
     "stand_ins": "stimulus_fallbacks",
     "unseen_s": "crashed_session_s",
@@ -93,7 +93,7 @@ def parse_line(line: bytes) -> dict[str, Any]:
     event = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
     if not isinstance(event, dict) or not isinstance(event.get("event"), str) or "time" not in event:
         raise ValueError("not an event")
-    return {OLD_NAMES.get(name, name): value for name, value in event.items()}
+    return {OLD_NAMES.get(str(name), str(name)): value for name, value in event.items()}
 
 
 def check_event(event: dict[str, Any]) -> None:
