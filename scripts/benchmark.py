@@ -17,9 +17,9 @@ EXAMPLES = """
 
 `python scripts/benchmark.py simulate`
 
-`python scripts/benchmark.py simulate --extent 8 --batch 1 --batch 32 --json simulate.json`
+`python scripts/benchmark.py simulate --extent 8 --json simulate.json`
 
-`python scripts/benchmark.py train --extent 1 --candidates 4 --batch-size 4 --width 32`
+`python scripts/benchmark.py train --extent 1 --candidates 4 --width 32`
 
 `python scripts/benchmark.py profile --extent 8 --rows 2048`
 """
@@ -147,7 +147,7 @@ def simulate(
         box=SIMPLE,
         pad_edge=False,
         collapse_padding=True,
-        caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}",
+        caption=caption(rows),
     )
     for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first"):
         table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
@@ -162,6 +162,12 @@ def simulate(
         table.add_row(*map(str, cells), *limits)
     console.print(table)
     write_rows(rows, json_file, console)
+
+
+def caption(rows: list[dict]) -> str:
+    """What the rows were measured on."""
+    first = rows[0]
+    return f"{first['hardware']}, {first['device']}, JAX {first['jax']}, load {rows[-1]['load']}, {first['date']}"
 
 
 def write_rows(rows: list[dict], path: Path | None, console) -> None:
@@ -201,14 +207,15 @@ def train(
         for b in batch_size or (1, 4):
             with console.status(f"extent {x}, batch size {b}"):
                 rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **provenance()})
-    table = Table(title=f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s", box=SIMPLE, pad_edge=False, collapse_padding=True,
-                  caption=f"{rows[0]['hardware']}, {rows[0]['device']}, JAX {rows[0]['jax']}, load {rows[-1]['load']}, {rows[0]['date']}")  # fmt: skip
+    title = f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True, caption=caption(rows))
     for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP", "of peak", "compile s", "peak GB"):
         table.add_column(head, justify="right", no_wrap=True)
     for r in rows:
         table.add_row(
-            str(r["extent"]), str(r["batch_size"]), f"{r['frames_per_s']:,.0f}", f"{r['ms_per_step']:.2f}", f"{r['gflop_per_frame']:.3g}",
-            f"{r['share_of_peak']:.0%}", f"{r['compile_s']:.1f}", f"{r['peak_memory_gb']:.2f}",
+            str(r["extent"]), str(r["batch_size"]), f"{r['frames_per_s']:,.0f}", f"{r['ms_per_step']:.2f}",
+            f"{r['gflop_per_frame']:.3g}", f"{r['share_of_peak']:.0%}", f"{r['compile_s']:.1f}",
+            f"{r['peak_memory_gb']:.2f}",
         )  # fmt: skip
     console.print(table)
     write_rows(rows, json_file, console)
@@ -234,8 +241,8 @@ def profile(
 
     console = Console()
     parts = [{**row, **provenance()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
-    table = Table(title=f"one step, extent {extent}, batch {batch_size}, width {width}", box=SIMPLE, pad_edge=False,
-                  caption=f"{parts[0]['hardware']}, {parts[0]['device']}, JAX {parts[0]['jax']}, load {parts[-1]['load']}, {parts[0]['date']}")  # fmt: skip
+    title = f"one step, extent {extent}, batch {batch_size}, width {width}"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, caption=caption(parts))
     table.add_column("part")
     for head in ("ms", "CPU ms, all threads"):
         table.add_column(head, justify="right", no_wrap=True)

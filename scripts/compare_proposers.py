@@ -15,16 +15,19 @@ app = make_app()
 EXAMPLES = """
 Examples:
 
-  python scripts/compare_proposers.py                                    made-up landscapes, 10 seeds each; minutes\n
-  python scripts/compare_proposers.py --landscape trainings --minutes 15   real trainings, as far as the time goes\n
-  python scripts/compare_proposers.py --landscape valley --proposer rules --proposer tpe --seeds 5\n
-  python scripts/compare_proposers.py --proposer llm --proposer rules --landscape hills --set search.max_usd=2\n
-  python scripts/compare_proposers.py --landscape trainings --seeds 5 --transcripts experiments/transcripts   recorded answers, no key\n
+  # synthetic landscapes, 10 seeds each; minutes\n
+  python scripts/compare_proposers.py\n
+  # real trainings, as many as the time allows\n
+  python scripts/compare_proposers.py --landscape trainings --minutes 15\n
+  python scripts/compare_proposers.py --landscape valley --proposer tpe\n
+  python scripts/compare_proposers.py --proposer llm --set search.max_usd=2\n
+  # recorded answers, no key\n
+  python scripts/compare_proposers.py --transcripts experiments/transcripts
 
-llm and hybrid need ANTHROPIC_API_KEY, replay needs --set search.transcript=FILE (the journal of a run of the same
-size), or recorded answers of all (--transcripts, files LANDSCAPE_SEED_PROPOSER.jsonl as scripts/report.py --transcript
-writes them); without them they are left out, and the table says so. Rows and trainings that are done are kept in --cache:
-the same command goes on, other proposers and landscapes join. Remove the folder after a change of a proposer.
+llm and hybrid need ANTHROPIC_API_KEY or recorded answers (--transcripts, files LANDSCAPE_SEED_PROPOSER.jsonl as
+scripts/report.py --transcript writes them); replay needs --set search.transcript=FILE, the journal of a run of the
+same size. Proposers that cannot run are omitted, and the table names them. Finished rows and trainings are stored in
+--cache: the same command continues, and may add proposers and landscapes. Remove the folder after changing a proposer.
 """
 
 
@@ -100,7 +103,8 @@ def main(
     for name in wanted:
         if name not in (*FAMILIES, REAL):
             raise UserError(
-                f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up.{nearest(name, (*FAMILIES, REAL))}"
+                f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up."
+                f"{nearest(name, (*FAMILIES, REAL))}"
             )
     transcript = apply_overrides({}, settings).get("search", {}).get("transcript")
     names, left_out = chosen_proposers(proposers, transcript, transcripts)
@@ -157,8 +161,9 @@ def main(
     about = [f"- {datetime.date.today().isoformat()}, {machine}; {spent:.0f} minutes of searching in all."]
     if any(r["landscape"] != REAL for r in complete):
         about.append(
-            f"- Made-up landscapes (flyjax/search/landscapes.py; their number in the panel's title): {candidates} candidates x "
-            f"{iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a training {NOISE:g}. They are shaped after nobody's habits: the protocol's first moves mean nothing there."
+            f"- Synthetic landscapes (flyjax/search/synthetic.py; their number in the panel's title): {candidates} "
+            f"candidates x {iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a "
+            f"training {NOISE:g}. The protocol's first moves are no prior knowledge there."
         )
     done = [r for r in complete if r["landscape"] == REAL]
     if done:

@@ -1,4 +1,4 @@
-"""Judge trained networks again from their files."""
+"""Evaluate trained networks again from their files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ app = make_app()
 EXAMPLES = """
 Examples:
 
-  python scripts/evaluate.py runs/quickstart                 the best node of a run\n
+  # the best node of a run\n
+  python scripts/evaluate.py runs/quickstart\n
   python scripts/evaluate.py runs/quickstart --node 7\n
   python scripts/evaluate.py runs/quickstart/nodes/0007 --lesion 0.5
 """

@@ -1,4 +1,4 @@
-"""Get the 50 official flyvis models, or see which are there."""
+"""Install the 50 official flyvis models, or list them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ app = make_app()
 EXAMPLES = """
 Examples:
 
-  python scripts/fetch_flyvis.py                                    takes flyvis' own download, or says how to make it\n
+  # from flyvis' own download, or prints how to make it\n
+  python scripts/fetch_flyvis.py\n
   python scripts/fetch_flyvis.py results_pretrained_models.zip\n
   python scripts/fetch_flyvis.py ~/flyvis_data/results --to /data/flyvis\n
   python scripts/fetch_flyvis.py --list\n
   python scripts/meta_loop.py --set simulation.parameters=flow/0000/000
 """
 
-GUIDE = """The models are published by the authors of flyvis (Lappalainen et al. 2024); flyvis' own command downloads them.
+GUIDE = """The models are published by the authors of flyvis (Lappalainen et al. 2024) and downloaded by flyvis' own command.
 In an environment of its own (flyvis brings torch; Python 3.9 to 3.12):
 
   python -m venv flyvis-env

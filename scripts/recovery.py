@@ -13,10 +13,13 @@ app = make_app()
 EXAMPLES = """
 Examples:
 
-  python scripts/recovery.py                                         every experiments/recovery_*.yaml\n
-  python scripts/recovery.py experiments/recovery_learner.yaml --row "all of it"\n
-  python scripts/recovery.py --checkpoint flow.npz                   a file in the place of flow/0000/000\n
-  python scripts/recovery.py --render                                only draw the tables again
+  # every experiments/recovery_*.yaml\n
+  python scripts/recovery.py\n
+  python scripts/recovery.py experiments/recovery_learner.yaml --row "all"\n
+  # a file instead of flow/0000/000\n
+  python scripts/recovery.py --checkpoint flow.npz\n
+  # only draw the tables again\n
+  python scripts/recovery.py --render
 """
 
 
@@ -34,14 +37,14 @@ def main(
     table: Annotated[Path | None, typer.Option(help="The Markdown to write; by default beside the journal.")] = None,
     work: Annotated[Path, typer.Option(help="Recordings and checkpoints.")] = Path("runs/recovery"),
     checkpoint: Annotated[
-        Path | None, typer.Option(help="A file of parameters to read in the place of flow/0000/000.")
+        Path | None, typer.Option(help="A file of parameters to use instead of flow/0000/000.")
     ] = None,
     render: Annotated[bool, typer.Option("--render", help="Train nothing.")] = False,
 ):
-    """Train every row that the journal does not hold yet, and write the tables.
+    """Train every row that the journal does not have yet, and write the tables.
 
-    A row is a setting with its seeds. The same command after an interruption goes on with the row it was in.
-    What is written has all experiments/recovery_*.yaml, whichever were trained.
+    A row is a setting with its seeds. After an interruption the same command continues.
+    The output has all experiments/recovery_*.yaml, whichever were trained.
     """
     prepare_devices()
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""Simulate the fly under a stimulus and look at it."""
+"""Simulate the circuit under a stimulus and draw its activity."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ EXAMPLES = """
 Examples:
 
   python scripts/simulate.py --show\n
-  python scripts/simulate.py --extent 3 --visual-input-type optical_flow --data-path sintel --show\n
-  python scripts/simulate.py --visual-input-type moving_edges --parameters flow/0000/000 --out runs/edges\n
-  python scripts/simulate.py --extent 8 --n-frames 64000 --noise 0.05 --save --voltage-dtype float16\n
+  python scripts/simulate.py --visual-input-type moving_edges --show\n
+  python scripts/simulate.py --visual-input-type optical_flow --show\n
+  python scripts/simulate.py --extent 8 --noise 0.05 --save\n
   python scripts/simulate.py --strip experiments/results/scenes.png
 """
 
@@ -76,7 +76,7 @@ def main(
         ),
     ] = None,
 ):
-    """Simulate, print how lively the fly is (activity rank, SNR), draw it and keep it."""
+    """Simulate, print a summary of the activity (rank, SNR), draw it and store it."""
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import apply_stimulus_fallbacks
     from flyjax.config import Experiment, parse_experiment
@@ -107,7 +107,7 @@ def main(
         return
     experiment, _, used = apply_stimulus_fallbacks(experiment, allow_fallback)
     for missing, name in used.items():
-        console.log(f"{missing} is not there: {name} instead")
+        console.log(f"{missing} is not on this machine: replaced by {name}")
     simulation = experiment.simulation
     name = simulation.visual_input_type.replace(":", "").replace("+", "-")
     folder = out or Path("runs") / f"simulate-{name}-{extent}"

@@ -15,11 +15,11 @@ Examples:
 
   python scripts/sweep.py experiments/sweep_noise.yaml\n
   python scripts/sweep.py experiments/sweep_random.yaml --log tensorboard\n
-  python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8 --set sweep.halving=2 --run runs/random8\n
-  python scripts/sweep.py experiments/quickstart.yaml --set "sweep.grid={batch_size: [1, 4], noise_model_level: [0.05, 0.1]}"\n
-  python scripts/sweep.py experiments/full_scale.yaml --set sweep.n_random=16 --dry-run --memory 80
+  python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8\n
+  python scripts/sweep.py --set "sweep.grid={batch_size: [1, 4]}"\n
+  python scripts/sweep.py experiments/full_scale.yaml --dry-run --memory 80
 
-The same command goes on with a sweep that was stopped.
+The same command continues a sweep that was stopped.
 """
 
 

@@ -1,4 +1,4 @@
-"""Train one configuration and judge it."""
+"""Train one configuration and evaluate it."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ EXAMPLES = """
 Examples:
 
   python scripts/train.py\n
-  python scripts/train.py --set training.noise_model_level=0.1 --set training.batch_size=4 --log tensorboard\n
-  python scripts/train.py experiments/full_scale.yaml --run runs/one --set training.n_seeds=3\n
+  python scripts/train.py --set training.batch_size=4 --log tensorboard\n
+  python scripts/train.py experiments/full_scale.yaml --run runs/one\n
   python scripts/train.py experiments/full_scale.yaml --dry-run --memory 80
 
-The same command goes on with a training that was stopped.
+The same command continues a training that was stopped.
 """
 
 

@@ -186,7 +186,7 @@ class Training(StrictModel):
 
 
 def field_problem(model: Model, training: Training, n_frames: int) -> str | None:
-    """Why a stimulus cannot be learned as a field with these settings, and the remedy; None where it can or is given."""
+    """Why a stimulus cannot be learned as a field with these settings, with the remedy; None if it can or is given."""
     if model.stimulus == "given":
         return None
     if training.rollout_steps > 1:

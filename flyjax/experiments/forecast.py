@@ -98,15 +98,17 @@ def forecast(
         f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, "
         f"{sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
         aligned_table(grouping.program_table(groups, sizes, model, memory, seconds)),
-        f"memory: {format_bytes(memory.free)} {memory.source}, {grouping.SHARE:.0%} of it planned for; a lane holds parameters {format_bytes(lane['params'])}, "
-        f"Adam {format_bytes(lane['adam'])}, a step {format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
-        f"recordings: {plural(len(levels), 'noise level')} ({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
+        f"memory: {format_bytes(memory.free)} {memory.source}, {grouping.SHARE:.0%} of it planned for; per lane: "
+        f"parameters {format_bytes(lane['params'])}, Adam {format_bytes(lane['adam'])}, a step "
+        f"{format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
+        f"recordings: {plural(len(levels), 'noise level')} "
+        f"({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
         f"{format_bytes(resources.recording_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
     ]
     if len(levels) * stored > max_disk_gb * 1e9:
         lines.append(
-            f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: raise it, "
-            "or recordings are simulated again when they are needed"
+            f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: "
+            "raise it, or recordings are simulated again when they are needed"
         )
     lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
     lines += [f"does not fit on this machine: {line}" for line in dict.fromkeys(too_large)]

@@ -48,7 +48,7 @@ def check_readable(model: Model) -> None:
     """**Raises:** `UserError` for a model that predicts but from which W, tau and V_rest cannot be read."""
     if model.variant == "B":
         raise UserError(
-            "model.variant B predicts, but its messages depend on both neurons, so that no circuit can be read from it: "
+            "model.variant B predicts, but its messages depend on both neurons, and no circuit can be read from it: "
             "use variant A (flyjax.training.train_sweep trains B all the same)"
         )
 

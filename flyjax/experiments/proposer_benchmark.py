@@ -1,7 +1,7 @@
-"""Proposers compared: the same root, the same budget, the same seeds, on made-up landscapes and on real trainings.
+"""Compare proposers from the same root with equal budgets and seeds, on synthetic landscapes and on real trainings.
 
-Every (landscape, seed, proposer) is a row; rows and trainings that are done are kept in a folder, so that
-the same call goes on where it was stopped.
+Every (landscape, seed, proposer) is a row. Finished rows and trainings are stored in a folder, so that the same call
+continues after an interruption.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ Row = dict[
     str, Any
 ]  # landscape, seed, proposer, nodes, wall_s, root, curve, fresh, root_fresh: see flyjax.report.proposers
 
-#: Seeds that judge the configuration a search of trainings ends with. A run's own seeds are hashes, which are never that small.
+#: Seeds that evaluate the final configuration of a search of real trainings; those of a run are large hashes.
 FRESH_SEEDS = tuple(range(10))
 
 
 class OutOfTime(Exception):
-    """The time given is used up; what is done is kept."""
+    """The time limit is reached; finished trainings are stored."""
 
 
 def made_up_experiment(n_candidates: int, n_iterations: int) -> Experiment:
@@ -57,7 +57,7 @@ def made_up_experiment(n_candidates: int, n_iterations: int) -> Experiment:
 
 
 class RealTrainings:
-    """connectivity_R2 of real trainings; each is kept by a hash of configuration and seed.
+    """connectivity_R2 of real trainings, each stored under a hash of configuration and seed.
 
     **Arguments:** `until` is the time.monotonic() after which no training begins.
     """
@@ -69,7 +69,7 @@ class RealTrainings:
         self._recordings = Recordings(experiment.simulation)
 
     def _path(self, training: Training, seed: int) -> Path:
-        # How many seeds a node has and how often it is saved changes no training.
+        # The number of seeds and checkpoints changes no training.
         what = training.model_dump(exclude={"n_seeds", "checkpoint_every"})
         return self.folder / f"{content_hash(self.experiment.simulation, self.experiment.model, what, seed)}.json"
 
@@ -99,7 +99,7 @@ class RealTrainings:
         return [one["connectivity_R2"] or 0.0 for one in per_seed]
 
     def _results(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> list[list[dict[str, Any]]]:
-        """What is kept of each job's seeds; those that are missing are trained first."""
+        """Stored results of the seeds of each job; missing ones are trained first."""
         missing = [
             (training, tuple(s for s in seeds if not self._path(training, s).is_file())) for training, seeds in jobs
         ]
@@ -118,25 +118,25 @@ class RealTrainings:
         results = train_sweep(self._learner, [t for t, _ in jobs], [s for _, s in jobs], by_level)
         for (training, _), runs in zip(jobs, results, strict=True):
             for one in runs:
-                told = {
+                result = {
                     "connectivity_R2": None,
                     "reasons": {"connectivity_R2": f"the training diverged at step {one.diverged_at}"},
                 }
                 if one.diverged_at is None:
                     recording = by_level[training.noise_model_level]
                     found = circuit_metrics(extract(self._learner, one.params, recording).estimate, recording).as_dict()
-                    told = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
-                write_json(self._path(training, one.seed), told)
+                    result = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
+                write_json(self._path(training, one.seed), result)
                 self.trained += 1
         self.seconds += time.monotonic() - start
 
 
-def reported(state: State) -> list[Node]:
-    """After each iteration, the node that the search would report as its best (highest reward; of equal ones the older)."""
-    worth, seen, out = comparable_rewards(state.nodes.values()), [], []
+def best_nodes(state: State) -> list[Node]:
+    """The best node after each iteration: highest reward, the oldest of equal ones."""
+    rewards, seen, out = comparable_rewards(state.nodes.values()), [], []
     for number in sorted(state.iterations):
         seen += state.iterations[number].nodes
-        out.append(state.nodes[max(seen, key=lambda i: (worth[i], -i))])
+        out.append(state.nodes[max(seen, key=lambda i: (rewards[i], -i))])
     return out
 
 
@@ -149,9 +149,9 @@ def transcript_of(folder: Path | None, landscape: str, seed: int, proposer: str)
     return path if path is not None and path.is_file() else None
 
 
-def _without_rules(told: Any) -> str:
-    """A reason to pause without the advice to go on with other proposers: here they are what is compared."""
-    return str(told).removesuffix(f", or {FREE}")
+def _without_rules(reason: Any) -> str:
+    """A reason to pause without the advice to use another proposer, which a comparison cannot."""
+    return str(reason).removesuffix(f", or {FREE}")
 
 
 def one_row(
@@ -183,9 +183,9 @@ def one_row(
     outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
     state = outcome.state
     if outcome.status != "finished":
-        told = _without_rules(outcome.reason)
+        reason = _without_rules(outcome.reason)
         raise UserError(
-            f"{proposer} paused on {landscape}, seed {seed}: {told}; the same command goes on with {run_dir}"
+            f"{proposer} paused on {landscape}, seed {seed}: {reason}; the same command continues in {run_dir}"
         )
     row = {
         "landscape": landscape,
@@ -194,7 +194,7 @@ def one_row(
         "nodes": len(state.nodes),
         "wall_s": time.monotonic() - start,
     }
-    best = reported(state)
+    best = best_nodes(state)
     row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
     if landscape == REAL:
         row |= {"fresh": real.again(best[-1].config), "root_fresh": real.again(state.nodes[1].config)}
@@ -212,7 +212,7 @@ def compare(
     folder: Path,
     template: Path,
     real: RealTrainings | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    log: Callable[[str], None] = lambda line: None,
     transcripts: Path | None = None,
 ) -> list[Row]:
     """The rows of all (landscape, seed) x proposers, those of earlier calls included; seed by seed, so that pairs
@@ -228,15 +228,15 @@ def compare(
     except Timeout:
         raise UserError(f"{folder} is in use by another comparison; wait for it, or choose another --cache") from None
     try:
-        return _compare(cases, proposers, experiment_of, folder, template, real, say, transcripts)
+        return _compare(cases, proposers, experiment_of, folder, template, real, log, transcripts)
     finally:
         lock.release()
 
 
-def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, say, transcripts) -> list[Row]:
+def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, log, transcripts) -> list[Row]:
     path = folder / "rows.jsonl"
     known: dict[str, Row] = {}
-    open_lines(path).close()  # what a kill left half-written is cut off
+    open_lines(path).close()  # removes an incomplete last line
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         known[entry["key"]] = entry["row"]
@@ -246,16 +246,16 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
             experiment = experiment_of(landscape)
             played = transcript_of(transcripts, landscape, seed, proposer)
             if transcripts is not None and proposer in PAID and played is None:
-                say(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
+                log(f"{landscape}, seed {seed}, {proposer}: left out, {transcripts} has no answers for it")
                 continue
-            told = [experiment.simulation, experiment.model, experiment.training, experiment.search]
-            told += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
-            key = content_hash(landscape, seed, proposer, *told, *(FRESH_SEEDS if landscape == REAL else ()))
+            content = [experiment.simulation, experiment.model, experiment.training, experiment.search]
+            content += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
+            key = content_hash(landscape, seed, proposer, *content, *(FRESH_SEEDS if landscape == REAL else ()))
             if key not in known:
                 try:
                     known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)
                 except OutOfTime:
-                    say(f"out of time at {landscape}, seed {seed}, {proposer}; the same command goes on")
+                    log(f"out of time at {landscape}, seed {seed}, {proposer}; the same command continues")
                     return out
                 except Paused as error:
                     raise UserError(
@@ -264,11 +264,11 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                 with open(path, "a") as file:
                     file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
             row = known[key]
-            mended = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
-            say(
+            replaced = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
+            log(
                 f"{landscape}, seed {seed}, {proposer}: {row['root']:.3f} -> {row['curve'][-1]:.3f}"
                 + (f", {sum(row['fresh']) / len(row['fresh']):.3f} on fresh seeds" if "fresh" in row else "")
-                + f" ({row['nodes']} nodes, {row['wall_s']:.1f} s{mended})"
+                + f" ({row['nodes']} nodes, {row['wall_s']:.1f} s{replaced})"
             )
             out.append(row)
     return out

@@ -117,7 +117,8 @@ def recovery_table(metrics: Mapping) -> list[dict]:
                 rows.append(
                     {
                         "of": quantity, "read-out": read_out, "R2": metrics[f"{name}{suffix}"],
-                        "slope": metrics.get(f"{name}{suffix}_slope"), "identity": metrics.get(f"{name}{suffix}_identity"),
+                        "slope": metrics.get(f"{name}{suffix}_slope"),
+                        "identity": metrics.get(f"{name}{suffix}_identity"),
                         "R2 identifiable": metrics.get(f"{name}{suffix}_identifiable"),
                         "slope identifiable": metrics.get(f"{name}{suffix}_identifiable_slope"),
                     }

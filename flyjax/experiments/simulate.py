@@ -46,7 +46,8 @@ def summary(recording: Recording) -> list[dict]:
     rows = {
         "circuit": f"extent {c.extent}: {c.n_neurons:,} neurons, {c.n_edges:,} edges",
         "frames": f"{recording.n_frames:,} of {recording.dt * 1000:g} ms, {recording.visual_input_type}",
-        "luminance": f"mean {film['mean']:.2f}, contrast {film['contrast']:.2f} ({film['frame_contrast']:.2f} within a frame)",
+        "luminance": f"mean {film['mean']:.2f}, contrast {film['contrast']:.2f} "
+        f"({film['frame_contrast']:.2f} within a frame)",
         "temporal slope": number(film["temporal_slope"], "{:.2f}"),
         "voltage": f"mean {activity['mean']:.2f}, std {activity['std']:.3f}",
         "activity rank": f"{number(activity['rank'])} components hold 99 % of the variance",
@@ -106,7 +107,10 @@ def show(
     begin = time.perf_counter()
     recording = record(simulation, noise, split, store=out / "recording" if save else None)
     seconds = time.perf_counter() - begin
-    cost = f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, peak memory {peak_memory_gb():.2f} GB"
+    cost = (
+        f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, "
+        f"peak memory {peak_memory_gb():.2f} GB"
+    )
     console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
     if save:
         path = out / "recording"

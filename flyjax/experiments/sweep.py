@@ -71,13 +71,15 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
         experiment.search.max_disk_gb,
     )
     lines = [
-        f"{experiment.name}: {plural(len(candidates), 'configuration')} x {plural(experiment.training.n_seeds, 'seed')}",
+        f"{experiment.name}: {plural(len(candidates), 'configuration')} x "
+        f"{plural(experiment.training.n_seeds, 'seed')}",
         plan.text,
     ]
     halving = halving_of(experiment)
     if halving is not None:
         lines.append(
-            f"successive halving: one in {halving.factor:g} continues at each of {plural(halving.rungs, 'rung')}; the time above is without it"
+            f"successive halving: one in {halving.factor:g} continues at each of {plural(halving.rungs, 'rung')}; "
+            "the time above is without it"
         )
     return "\n".join(lines)
 

@@ -16,7 +16,7 @@ def interruptible() -> Iterator[Callable[[], None]]:
     """Raise KeyboardInterrupt at Ctrl-C, also where Python discards exceptions.
 
     It does so in finalisers and in callbacks of the garbage collector, one of which is JAX's; the interrupt is then
-    raised again by a timer. Contexts may be nested. Outside the main thread, which receives no signals, nothing is done.
+    raised again by a timer. Contexts may be nested. No effect outside the main thread, which alone receives signals.
 
     **Returns:** a function that raises KeyboardInterrupt if there was an interrupt; the end of the context does too.
     """
