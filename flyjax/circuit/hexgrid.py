@@ -34,8 +34,8 @@ def _permutation(columns, image: Callable[[int, int], tuple[int, int]]) -> Int32
     """Index array p such that values[..., p] carries each column's value to `image` of it."""
     columns = np.asarray(columns)
     index = {(int(u), int(v)): i for i, (u, v) in enumerate(columns)}
-    moved = [index.get(image(int(u), int(v))) for u, v in columns]
-    if None in moved:
+    moved = [index.get(image(int(u), int(v)), -1) for u, v in columns]
+    if -1 in moved:
         raise UserError("these columns are no full hexagon: flips and rotations would leave the eye")
     permutation = np.empty(len(columns), np.int32)
     permutation[moved] = np.arange(len(columns), dtype=np.int32)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float32
+from jaxtyping import Float32
 
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.torch_checkpoint import read_torch_checkpoint
@@ -16,29 +16,29 @@ from flyjax.utils.errors import UserError
 
 
 class Parameters(NamedTuple):
-    """Parameters of the ODE, float32."""
+    """Parameters of the ODE, NumPy or JAX arrays."""
 
-    weight: Float32[Array, " E"]  #: signed, per edge in the connectome's order
-    tau: Float32[Array, " N"]  #: s
-    v_rest: Float32[Array, " N"]
+    weight: Float32[Any, " E"]  #: signed, per edge in the connectome's order
+    tau: Float32[Any, " N"]  #: s
+    v_rest: Float32[Any, " N"]
 
 
 class TypeParameters(NamedTuple):
     """Parameters as flyvis shares them per cell type, type pair and offset; float32, in the connectome's order."""
 
-    bias: Float32[Array, " n_types"]  #: resting potential
-    tau: Float32[Array, " n_types"]  #: s
-    syn_strength: Float32[Array, " P"]  #: per row of `Connectome.pairs`
-    n_syn: Float32[Array, " K"] | None = None  #: per row of `Connectome.keys`; None: the connectome's own
+    bias: Float32[Any, " n_types"]  #: resting potential
+    tau: Float32[Any, " n_types"]  #: s
+    syn_strength: Float32[Any, " P"]  #: per row of `Connectome.pairs`
+    n_syn: Float32[Any, " K"] | None = None  #: per row of `Connectome.keys`; None: the connectome's own
 
 
 def expand(
     c: Connectome,
-    bias: Float32[Array, " n_types"],
-    tau: Float32[Array, " n_types"],
-    syn_strength: Float32[Array, " P"],
-    log_n_syn: Float32[Array, " K"] | None = None,
-    n_syn: Float32[Array, " K"] | None = None,
+    bias: Float32[Any, " n_types"],
+    tau: Float32[Any, " n_types"],
+    syn_strength: Float32[Any, " P"],
+    log_n_syn: Float32[Any, " K"] | None = None,
+    n_syn: Float32[Any, " K"] | None = None,
 ) -> Parameters:
     """Parameters per neuron and edge from those shared per type, type pair and offset. Differentiable.
 

@@ -81,13 +81,14 @@ class Recordings:
     def _get(self, split: str, level: float) -> Recording:
         key = (split, level)
         recording = self._in_memory.pop(key, None)
-        if recording is None and self._cache_dir is None:
-            recording = record(self.simulation, level, split)
-        elif recording is None:
-            self._release_memory()
-            recording = cached_recording(
-                self.simulation, level, split, cache_dir=self._cache_dir, max_disk_gb=self._max_disk_gb
-            )
+        if recording is None:
+            if self._cache_dir is None:
+                recording = record(self.simulation, level, split)
+            else:
+                self._release_memory()
+                recording = cached_recording(
+                    self.simulation, level, split, cache_dir=self._cache_dir, max_disk_gb=self._max_disk_gb
+                )
         self._in_memory[key] = recording
         return recording
 

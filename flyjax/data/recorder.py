@@ -146,14 +146,12 @@ def record(
     shape = len(luminance), ground_truth[0].n_neurons
     dtype = np.dtype(storage_dtype(simulation, split))
     with array_store.Writer(store) if store is not None else contextlib.nullcontext() as writer:
-        with_target = writer is not None and stores_derivative(simulation, split)
-        if writer is None:
-            voltage = np.empty(shape, np.float32)
-        else:
-            voltage = np.empty((0, shape[1]), np.float32)
+        voltage = np.empty((len(luminance) if writer is None else 0, shape[1]), np.float32)
+        with_target = stores_derivative(simulation, split)
+        if writer is not None:
             writer.create("voltage", shape, dtype)
-        if with_target:
-            writer.create("derivative", shape, np.float32)
+            if with_target:
+                writer.create("derivative", shape, np.float32)
         begin = 0
         for part in parts:
             frames = luminance[begin : begin + part.n_frames]
@@ -168,9 +166,9 @@ def record(
                     voltage[begin + frame : begin + stop] = rows
                 else:
                     writer.append("voltage", rows)
-                if with_target:
-                    rows = rows.astype(np.float32)
-                    target = noisy_derivative(ground_truth, simulation, rows, frames[frame:stop], noise, increment)
+                if writer is not None and with_target:
+                    rows, seen = rows.astype(np.float32), frames[frame:stop]
+                    target = noisy_derivative(ground_truth, simulation, rows, seen, noise, increment)
                     writer.append("derivative", target)
                 frame, final = stop, after
             begin += part.n_frames

@@ -25,7 +25,7 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -193,7 +193,7 @@ class Recording:
             self.connectome.senders,
             self.connectome.receivers,
         ):
-            digest.update(np.ascontiguousarray(array))
+            digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> Path:
@@ -213,7 +213,7 @@ class Recording:
         connectome, parameters = self.ground_truth
         arrays = {"luminance": self.luminance, "final": self.final}
         arrays |= {f"parameters.{k}": np.asarray(v) for k, v in parameters._asdict().items()}
-        meta = {name: getattr(self, name) for name in _META}
+        meta: dict[str, Any] = {name: getattr(self, name) for name in _META}
         meta["simulation"] = self.simulation.model_dump(mode="json")
         # The fly is rebuilt from its extent; a circuit made by hand is stored with the recording.
         if connectome is not circuit.build_connectome(connectome.extent):
@@ -238,7 +238,7 @@ def load_recording(path: str | Path) -> Recording:
     arrays, meta = array_store.read_store(path)
     simulation = Simulation.model_validate(meta["simulation"])
     if "connectome" in meta:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["connectome"].items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["connectome"].items()}
         fields |= {k.partition(".")[2]: v for k, v in arrays.items() if k.startswith("connectome.")}
         connectome = Connectome(**fields)
     else:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float32
 
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
@@ -58,7 +59,7 @@ def learner_view(simulation: Simulation, ground_truth: tuple[Connectome, Paramet
 
 
 @lru_cache(maxsize=8)
-def _edit_edges(settings: tuple, connectome: Connectome, weight: bytes) -> tuple[Connectome, np.ndarray]:
+def _edit_edges(settings: tuple, connectome: Connectome, weight: bytes) -> tuple[Connectome, Float32[np.ndarray, " E"]]:
     """Connectome and weights with the edges of `settings` removed and added."""
     null, kind, removed, seed = settings
     n = connectome.n_neurons

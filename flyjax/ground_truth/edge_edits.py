@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,7 +15,7 @@ from flyjax.utils.errors import UserError
 _PER_EDGE = ("senders", "receivers", "edge_pair", "offset_key", "sign", "n_syn")
 
 
-def _with_edges(c: Connectome, p: Parameters, fields: dict[str, np.ndarray], weight) -> tuple[Connectome, Parameters]:
+def _with_edges(c: Connectome, p: Parameters, fields: dict[str, Any], weight) -> tuple[Connectome, Parameters]:
     """The circuit with these edges, sorted by (receiver, sender)."""
     order = np.argsort(fields["receivers"].astype(np.int64) * c.n_neurons + fields["senders"], kind="stable")
     fields = {name: values[order] for name, values in fields.items()}
@@ -70,7 +71,7 @@ def with_null_edges(
         chosen.append(rng.choice(targets, min(wanted[j], len(targets)), replace=False))
     senders = np.repeat(sources, np.fromiter(map(len, chosen[1:]), np.int64))
     receivers = np.concatenate(chosen)
-    null = dict(senders=senders, receivers=receivers, edge_pair=-1, offset_key=-1, sign=0, n_syn=0)
+    null: dict[str, Any] = dict(senders=senders, receivers=receivers, edge_pair=-1, offset_key=-1, sign=0, n_syn=0)
     fields = {}
     for name in _PER_EDGE:
         own = getattr(c, name)

@@ -58,14 +58,14 @@ def _members(source: Path) -> Iterator[tuple[str, str, bytes]]:
         for path in sorted(p for pattern in ("best_chkpt", "chkpt_00000") for p in source.rglob(pattern)):
             # Absolute, so that flow/0000 or a single model may be given too.
             if (match := _MEMBER.search(path.resolve().as_posix())) and path.stat().st_size <= _MAX_BYTES:
-                yield *match.groups(), path.read_bytes()
+                yield match[1], match[2], path.read_bytes()
         return
     try:
         with zipfile.ZipFile(source) as archive:
             for info in archive.infolist():
                 # Only the content is read: no path of the archive is written to.
                 if (match := _MEMBER.search(info.filename)) and info.file_size <= _MAX_BYTES:
-                    yield *match.groups(), archive.read(info)
+                    yield match[1], match[2], archive.read(info)
     except zipfile.BadZipFile:
         raise UserError(f"{source} is neither a folder nor a zip, or is torn: download it again") from None
 

@@ -58,10 +58,8 @@ class Kernel:
     def sum(self, plan, weight, rate: Float32[Array, "N B"]) -> Float32[Array, "N B"]:
         """sum_j w_ij rate_j, of packed weights and rates in the kernel's layout."""
         if self._grid:
-            sums = {"window": hex_convolution.window_sum, "unrolled": hex_convolution.unrolled_sum}
-            return sums[self.name](self._grid, weight, rate)
-        sums = {"segment": message_sum.segment_sum, "gather": message_sum.gather_sum, "csr": message_sum.csr_sum}
-        return sums[self.name](plan, weight, rate)
+            return getattr(hex_convolution, f"{self.name}_sum")(self._grid, weight, rate)
+        return getattr(message_sum, f"{self.name}_sum")(plan, weight, rate)
 
     def to_layout(self, x: Float32[Array, "... N B"]) -> jax.Array:
         """Into the kernel's layout."""
@@ -80,7 +78,7 @@ class Kernel:
     def inject_input(self, stimulus: jax.Array) -> jax.Array:
         """One frame of `pack_stimulus` as the external input of every neuron, 0 but for R1..R8."""
         if self._grid:
-            return self._grid.is_input[:, None, None] * stimulus[None]
+            return jnp.asarray(self._grid.is_input)[:, None, None] * stimulus[None]
         slot = np.full(self.c.n_neurons, self.c.n_columns, np.int32)
         slot[self.c.inputs] = self.c.input_column
         return stimulus[slot]

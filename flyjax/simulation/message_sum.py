@@ -87,8 +87,8 @@ def gather_sum(plan: Buckets, weight: tuple[jax.Array, ...], rate: Float32[Array
     if n_states == 1:
         # One-dimensional operands: XLA's CPU gather is several times slower with a trailing 1.
         flat = rate[:, 0]
-        read = [flat.at[senders].get(mode="promise_in_bounds") for senders in plan.senders]
-        total = jnp.concatenate([jnp.einsum("nd,nd->n", w, r) for w, r in zip(weight, read)])
+        reads = [flat.at[senders].get(mode="promise_in_bounds") for senders in plan.senders]
+        total = jnp.concatenate([jnp.einsum("nd,nd->n", w, r) for w, r in zip(weight, reads)])
         return total[plan.position][:, None]
     parts = []
     for senders, w in zip(plan.senders, weight):

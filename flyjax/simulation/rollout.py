@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ CHUNK_VALUES = 1 << 22
 def simulate(
     c: Connectome,
     p: Parameters,
-    luminance: Float32[Array, "T n_col"],
+    luminance: Float32[Any, "T n_col"],
     dt: float = 0.02,
     noise: float = 0.0,
     key=None,
@@ -70,7 +71,7 @@ def simulate(
 def simulate_chunks(
     c: Connectome,
     p: Parameters,
-    luminance: Float32[Array, "T n_col"],
+    luminance: Float32[Any, "T n_col"],
     dt: float = 0.02,
     noise: float = 0.0,
     key=None,
@@ -113,7 +114,7 @@ def simulate_chunks(
 
 def _chunks(run, state, luminance, chunk: int, settings: tuple, first_step: int, batched: bool) -> Iterator[jax.Array]:
     """States in chunks; the next one is dispatched before one is handed out."""
-    pending = None
+    pending: Any = None
     for begin in range(0, len(luminance), chunk):
         frames = luminance[begin : begin + chunk]
         n_steps = len(frames)
@@ -165,7 +166,7 @@ def steady_state(
 
 
 def initial_state(
-    c: Connectome, p: Parameters, initial, luminance: Float32[Array, "T n_col"], dt: float, clamp_tau: bool = True
+    c: Connectome, p: Parameters, initial, luminance: Float32[Any, "T n_col"], dt: float, clamp_tau: bool = True
 ) -> Float32[Array, " N"]:
     """State before the first frame of `luminance`, by the names that `simulate` knows or as given.
 

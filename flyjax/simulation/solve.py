@@ -96,16 +96,13 @@ def solve(
 
 def _solve_frame_by_frame(kernel, args, solver: str, stimulus, initial):
     """One solve per frame, under constant luminance."""
+    controller: diffrax.AbstractStepSizeController = diffrax.ConstantStepSize()
+    dt0, max_steps = 1.0, 1
     if solver in ADAPTIVE:
         # The largest error of any neuron controls the step, of at most 1/8 frame: a root mean square, or one
         # long step, hides the few neurons that cross the kink of the relu.
-        controller, dt0, max_steps = (
-            diffrax.PIDController(rtol=1e-6, atol=1e-6, dtmax=0.125, norm=lambda error: jnp.max(jnp.abs(error))),
-            0.1,
-            256,
-        )
-    else:
-        controller, dt0, max_steps = diffrax.ConstantStepSize(), 1.0, 1
+        controller = diffrax.PIDController(rtol=1e-6, atol=1e-6, dtmax=0.125, norm=lambda e: jnp.max(jnp.abs(e)))
+        dt0, max_steps = 0.1, 256
     term = diffrax.ODETerm(lambda t, voltage, args: vector_field(kernel, args[0], voltage, args[1]))
 
     def frame(voltage, stimulus):

@@ -70,8 +70,8 @@ def _derivative(plan, p, voltage, luminance, dt, *, kernel, clamp_tau, block):
 def derivative(
     c: Connectome,
     p: Parameters,
-    voltage: Float32[Array, "T N"],
-    luminance: Float32[Array, "T n_col"],
+    voltage: Float32[Any, "T N"],
+    luminance: Float32[Any, "T n_col"],
     dt: float = 0.02,
     clamp_tau: bool = True,
 ) -> Float32[Array, "T N"]:

@@ -141,7 +141,8 @@ def clips(folder: Path, split: str, columns: Int[np.ndarray, "n_col 2"], with_fl
 
     **Raises:** `UserError` naming a file that is missing, torn or does not fit the others.
     """
-    key, found = np.ascontiguousarray(columns, np.int64).tobytes(), []
+    key = np.ascontiguousarray(columns, np.int64).tobytes()
+    found: list[Clip] = []
     for scene in split_scenes(folder, split):
         stamp = file_stamp(images(folder / "training" / "final" / scene) + _flow_files(folder, scene))
         found += _clips(folder, scene, stamp, key, with_flow)
