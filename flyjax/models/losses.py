@@ -18,7 +18,7 @@ are priors of simplicity, true of a circuit of rectified messages; their default
 
 Where the stimulus is unknown, a field among the parameters, with I its luminance at the first frame:
 
-    coeff_light_diff   c || relu(f(I) - f(I + 0.1)) ||_2      over photoreceptors: brighter light does not slow them
+    coeff_light_diff   c || relu(f(I) - f(I + 0.1)) ||_2      over photoreceptors: more luminance does not slow them
 
 Without it a field may fold: f is free to undo any map of the luminance, and in some trainings bright and dark
 are distinguished by a luminance that rises and falls again, or one is inverted.

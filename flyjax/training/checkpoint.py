@@ -1,4 +1,4 @@
-"""Checkpoints of a running training (orbax): asynchronous, atomic, the newest two kept."""
+"""Checkpoints of a running training (orbax): asynchronous and atomic; the newest two remain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ class Store:
         self._open()
 
     def _open(self) -> None:
-        # What it expects of every checkpoint it reads off the newest.
         self._manager = ocp.CheckpointManager(
             self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
         )
@@ -34,8 +33,8 @@ class Store:
     def save(self, number: int, tree: Any) -> None:
         """Start writing; the arrays are copied off the device before this returns.
 
-        **Raises:** `UserError` where the disk is full, perhaps only at the next call of this store: a whole
-        checkpoint is never touched.
+        **Raises:** `UserError` where the disk is full, perhaps only at the next call of this store: a complete
+        checkpoint is never changed.
         """
         self._manager.save(number, args=ocp.args.StandardSave(tree))
 
@@ -47,8 +46,8 @@ class Store:
             try:
                 return number, self._manager.restore(number, args=ocp.args.StandardRestore(abstract))
             except Exception as error:  # orbax raises a dozen kinds for a damaged checkpoint
-                if (told := user_message(error)) is not None:
-                    raise UserError(told) from None  # this one is not damaged
+                if (message := user_message(error)) is not None:
+                    raise UserError(message) from None  # this one is not damaged
                 log.warning(
                     "checkpoint %d in %s cannot be read (%s): %s",
                     number,

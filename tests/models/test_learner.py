@@ -63,7 +63,7 @@ def test_an_unused_learner_frees_its_circuit():
     circuit = copied(build_connectome(0))
     learner = make_learner(circuit, Model(width=8))
     learner.init(jax.random.key(0))
-    alive = weakref.ref(circuit)
+    reference = weakref.ref(circuit)
     del circuit, learner
     gc.collect()
-    assert alive() is None
+    assert reference() is None

@@ -167,8 +167,8 @@ def test_the_luminance_regulariser_penalises_a_falling_f_alone(learner, fly):
     start, voltage = learner.init(jax.random.key(1)), jnp.asarray(Noise(fly, 0).voltage[5:7])
 
     def term(params):
-        light = learner.luminance(params, jnp.array([5, 6]))
-        batch = {"voltage": voltage, "luminance": light}
+        luminance = learner.luminance(params, jnp.array([5, 6]))
+        batch = {"voltage": voltage, "luminance": luminance}
         return losses.stimulus_regularisers(learner, params, {"coeff_light_diff": 7.0}, batch)["coeff_light_diff"]
 
     def flipped(sign):
@@ -177,10 +177,10 @@ def test_the_luminance_regulariser_penalises_a_falling_f_alone(learner, fly):
 
     both = []
     for params in map(flipped, (1.0, -1.0)):
-        light = learner.luminance(params, jnp.array([5]))
+        luminance = learner.luminance(params, jnp.array([5]))
         now, brighter = (
             np.asarray(learner.derivative(params, voltage[:1], x))[0, fly.inputs]
-            for x in (light, light + losses.LUMINANCE_STEP)
+            for x in (luminance, luminance + losses.LUMINANCE_STEP)
         )
         both.append(7.0 * np.linalg.norm(np.maximum(now - brighter, 0)))
         assert term(params) == pytest.approx(both[-1], rel=1e-3, abs=1e-6)
@@ -286,17 +286,19 @@ def ends(run):
 def test_the_evaluation_never_reads_the_true_stimulus(ends):
     learner, params, recording, test, held_out = ends
     honest = evaluate(learner, params, recording, test, held_out=held_out, with_ceiling=False).metrics
-    # The same recording, its light replaced; derivatives stay those of the light that was shown.
+    # The same recording with another luminance; derivatives stay those of the original.
     dark = RecordingWithLearnedStimulus(
         **{f.name: getattr(recording, f.name) for f in dataclasses.fields(recording)}
         | {"luminance": recording.luminance[::-1].copy()},
         source=recording,
     )
     other = evaluate(learner, params, dark, test, held_out=held_out, with_ceiling=False).metrics
-    light = ("external_input_R2", "external_input_R2_training")
-    assert {k: v for k, v in honest.items() if k not in light} == {k: v for k, v in other.items() if k not in light}
+    of_luminance = ("external_input_R2", "external_input_R2_training")
+    assert {k: v for k, v in honest.items() if k not in of_luminance} == {
+        k: v for k, v in other.items() if k not in of_luminance
+    }
     assert honest["external_input_R2"] > other["external_input_R2"] + 0.5
-    # That of another movie matters for nothing but the comparison with what f says of it.
+    # That of another movie changes nothing but the metrics of the inverted update function.
     reversed_luminance = test.luminance[::-1].copy()
     night = dataclasses.replace(test, luminance=reversed_luminance, stored_derivative=test.derivative)
     third = evaluate(learner, params, recording, night, held_out=held_out, with_ceiling=False).metrics
@@ -308,11 +310,13 @@ def test_a_recording_with_learned_stimulus_keeps_its_targets(ends):
     learner, params, recording, *_ = ends
     seen = with_learned_stimulus(learner, params, recording)
     frames = np.array([3, 500, 17])
-    voltage, light, target = seen.pairs(frames)
+    voltage, luminance, target = seen.pairs(frames)
     for mine, true in zip((voltage, target), recording.pairs(frames)[::2], strict=True):
         np.testing.assert_array_equal(mine, true)
-    np.testing.assert_allclose(light, learner.luminance(params, frames), atol=1e-6)
-    assert seen.fingerprint != recording.fingerprint and not np.allclose(light, recording.luminance[frames], atol=1e-3)
+    np.testing.assert_allclose(luminance, learner.luminance(params, frames), atol=1e-6)
+    assert seen.fingerprint != recording.fingerprint and not np.allclose(
+        luminance, recording.luminance[frames], atol=1e-3
+    )
     given = make_learner(recording.connectome, Model(width=8))
     assert with_learned_stimulus(given, None, recording) is recording
 

@@ -290,7 +290,7 @@ def test_a_dry_run_at_full_scale_needs_no_data(root):
 
 def test_time_is_work_over_rate():
     experiment = parse_experiment(TINY)
-    told = [
+    forecasts = [
         forecast(
             experiment.simulation,
             experiment.model,
@@ -301,20 +301,20 @@ def test_time_is_work_over_rate():
         ).seconds
         for k in (4, 8)
     ]
-    assert told[1] == pytest.approx(2 * told[0]) and told[0] > 0
+    assert forecasts[1] == pytest.approx(2 * forecasts[0]) and forecasts[0] > 0
 
 
 def test_a_forecast_sees_the_variant():
     experiment = parse_experiment(TINY)
-    told = {}
+    forecasts = {}
     for variant in ("A", "B", "known_ode"):
         model = experiment.model.model_copy(update={"variant": variant, "width": 80})
-        told[variant] = forecast(
+        forecasts[variant] = forecast(
             experiment.simulation, model, [experiment.training], [[0]], Rate(0.001, "given"), given_memory(1)
         )
-    assert told["B"].seconds > 2 * told["A"].seconds > 4 * told["known_ode"].seconds > 0
-    held = {v: next(line for line in f.text.splitlines() if "activations" in line) for v, f in told.items()}
-    assert len(set(held.values())) == 3
+    assert forecasts["B"].seconds > 2 * forecasts["A"].seconds > 4 * forecasts["known_ode"].seconds > 0
+    memory = {v: next(line for line in f.text.splitlines() if "activations" in line) for v, f in forecasts.items()}
+    assert len(set(memory.values())) == 3
 
 
 def test_the_live_table_counts_down():
