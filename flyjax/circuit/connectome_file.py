@@ -22,7 +22,7 @@ CONNECTOME_SHA256 = "bfbb0766251ff09e22723d0ebbf7b14793e70b3ae8ad0eea64eac9d2822
 
 @dataclass(frozen=True)
 class ConnectomeSpecs:
-    """The tables of a connectome file, which hold at any extent; fields as in `Connectome`."""
+    """The tables of a connectome file, valid at any extent; fields as in `Connectome`."""
 
     cell_types: tuple[str, ...]
     strides: Int32[np.ndarray, "n_types 2"]  #: 0 means a single neuron in column (0, 0)

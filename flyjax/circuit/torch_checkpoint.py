@@ -111,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_torch_checkpoint(path: str | Path) -> dict:
-    """The dictionary a torch zip file holds, tensors as NumPy arrays.
+    """The dictionary in a torch zip file, tensors as NumPy arrays.
 
     **Raises:** `UserError` if the file is missing, torn, not a torch zip, or its pickle names
     anything but tensors, dictionaries and numbers (the refused name is in the message).
@@ -142,12 +142,12 @@ def read_torch_checkpoint(path: str | Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"no checkpoint {path}; scripts/fetch_flyvis.py gets the official ones") from None
     except _Refused as error:
-        raise UserError(f"{path} is refused: it holds {error}, which a flyvis checkpoint has no use for") from None
+        raise UserError(f"{path} is refused: it contains {error}, which no flyvis checkpoint needs") from None
     except UserError:
         raise
     # A pickle stream that was tampered with can fail in any way; none of them is a crash of ours.
     except Exception as error:
         raise UserError(f"{path} is not a readable torch zip checkpoint ({type(error).__name__}: {error})") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path} is not a flyvis checkpoint: it holds a {type(content).__name__}, not a dictionary")
+        raise UserError(f"{path} is not a flyvis checkpoint: it contains a {type(content).__name__}, not a dictionary")
     return content

@@ -1,4 +1,4 @@
-"""Recordings kept between uses: on disk by what made them, in memory while there is room."""
+"""A cache of recordings: on disk by content hash, in memory up to a limit."""
 
 from __future__ import annotations
 

@@ -202,7 +202,7 @@ class Recording:
         **Raises:** `UserError` if the folder exists and is something else, or cannot be written.
         """
         with array_store.Writer(path) as writer:
-            # In float16 they were rounded when they were recorded: nothing is lost here.
+            # In float16 they were rounded when they were recorded.
             writer.put("voltage", self.voltage.astype(storage_dtype(self.simulation, self.split), copy=False))
             if stores_derivative(self.simulation, self.split):
                 writer.put("derivative", self.derivative)

@@ -84,7 +84,7 @@ def simulate_chunks(
 ) -> Iterator[Float32[Array, "chunk N"]]:
     """`simulate` chunk by chunk, for recordings larger than memory; the last chunk may be shorter.
 
-    The default chunk has about 16 MB of voltages; under jit and grad it is the whole stimulus. Arguments and errors
+    The default chunk has about 16 MB of voltages; under jit and grad all frames are one chunk. Arguments and errors
     are those of `simulate`.
     """
     luminance = check_luminance(c, luminance)
