@@ -44,12 +44,12 @@ def chosen_proposers(
             raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}.{nearest(name, NAMES)}")
     left_out = {} if environment.api_key() else dict.fromkeys(("llm", "hybrid"), "no ANTHROPIC_API_KEY")
     if recorded is not None:
-        held = [name for name in ("llm", "hybrid") if any(recorded.glob(f"*_{name}.jsonl"))]
-        if not held:
+        recorded_names = [name for name in ("llm", "hybrid") if any(recorded.glob(f"*_{name}.jsonl"))]
+        if not recorded_names:
             raise UserError(
-                f"{recorded} holds no recorded answers (LANDSCAPE_SEED_llm.jsonl); see scripts/report.py --transcript"
+                f"{recorded} has no recorded answers (LANDSCAPE_SEED_llm.jsonl); see scripts/report.py --transcript"
             )
-        left_out = {name: f"no answers in {recorded.name}" for name in ("llm", "hybrid") if name not in held}
+        left_out = {name: f"no answers in {recorded.name}" for name in ("llm", "hybrid") if name not in recorded_names}
     if transcript is None:
         left_out["replay"] = "no search.transcript"
     if named:

@@ -21,7 +21,7 @@ Examples:
   python scripts/meta_loop.py --set simulation.parameters=flow/0000/000
 """
 
-GUIDE = """The models are published by the authors of flyvis (Lappalainen et al. 2024) and downloaded by flyvis' own command.
+GUIDE = """The models are published by the authors of flyvis (Lappalainen et al. 2024); its own command downloads them.
 In an environment of its own (flyvis brings torch; Python 3.9 to 3.12):
 
   python -m venv flyvis-env
