@@ -110,6 +110,20 @@ def test_the_reader_of_imports_sees_functions_and_submodules(tmp_path):
     assert found == [("flyjax.cli.console", 2), ("flyjax.cli", 3)]
 
 
+def importers(sources, package):
+    return {
+        name
+        for name, tree in sources.trees.items()
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == package for a in node.names))
+        or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == package)
+    }
+
+
+def test_jraph_is_imported_in_one_module(sources):
+    assert len(importers(sources, "jraph")) == 1
+
+
 def test_environment_variables_are_read_in_one_module(sources):
     readers = {
         name
