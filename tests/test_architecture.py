@@ -146,5 +146,6 @@ def test_tests_mirror_the_package(root):
         "test_api.py",
         "test_architecture.py",
         "test_docs.py",
+        "test_language.py",
         "test_project.py",
     }

@@ -76,7 +76,7 @@ class Connectome:
         digest = hashlib.sha256()
         for value in (getattr(self, field.name) for field in fields(self)):
             digest.update(repr(getattr(value, "shape", value)).encode())
-            digest.update(np.ascontiguousarray(value) if isinstance(value, np.ndarray) else b"")
+            digest.update(value.tobytes() if isinstance(value, np.ndarray) else b"")
         return digest.hexdigest()[:16]
 
     def __eq__(self, other) -> bool:

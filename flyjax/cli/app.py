@@ -84,6 +84,7 @@ def configure_logging() -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     own = logging.getLogger("flyjax")
     own.propagate = False  # libraries add a handler to the root logger
+    assert logging.lastResort is not None
     own.addHandler(logging.lastResort)  # writes to the current sys.stderr, which a live display may replace
 
 

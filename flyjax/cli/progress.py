@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 from rich.console import Console as RichConsole
@@ -148,6 +148,7 @@ def training_progress(
     **Returns:** (on_progress, on_stage) for `flyjax.experiments.train_nodes.train_nodes`.
     """
     lanes = LaneTable(ids)
+    display: AbstractContextManager
     if console.is_terminal or console.is_jupyter:
         lines = None
         bar = Progress(

@@ -88,7 +88,8 @@ def apply_overrides(data: dict, overrides: Iterable[str] | None) -> dict:
 def _field_at(location: tuple[int | str, ...]) -> tuple[FieldInfo | None, list[str]]:
     """The field at a pydantic error location, and the known keys of its section."""
     model: Any = Experiment
-    field, known = None, {}
+    field: FieldInfo | None = None
+    known: dict[Any, FieldInfo] = {}
     for part in location:
         known = getattr(model, "model_fields", {})
         field = known.get(part)

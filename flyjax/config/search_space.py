@@ -42,6 +42,7 @@ class Range(StrictModel):
             return any(type(value) is type(v) and value == v for v in self.values or ())
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
+        assert self.min is not None and self.max is not None  # checked above
         # The bounds first, because int() fails for NaN and infinity.
         return self.min <= value <= self.max and (self.scale != "int" or value == int(value))
 

@@ -121,11 +121,8 @@ def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
     span = experiment.search.ranges.get("noise_model_level")
     if span is None:
         return [root] * k
-    levels = (
-        span.values
-        if span.scale == "choice"
-        else [round(span.min + i * (span.max - span.min) / k, 6) for i in range(k)]
-    )
+    low, high = span.min or 0.0, span.max or 0.0
+    levels = span.values or [round(low + i * (high - low) / k, 6) for i in range(k)]
     return [root.model_copy(update={"noise_model_level": levels[i % len(levels)]}) for i in range(k)]
 
 

@@ -106,12 +106,12 @@ def evaluate_node(
         cost: dict[str, Any] = {"wall_s": one.wall_s, "frames_per_s": one.frames_per_s, "n_steps": one.n_steps}
         if one.stopped_at is not None:  # by successive halving
             cost["stopped_at"] = one.stopped_at
-        if one.diverged_at is not None:
+        if one.diverged_at is not None or one.final_loss is None:
             reason = f"the training diverged at step {one.diverged_at}"
             missing = {"connectivity_R2": None, "final_loss": None}
             per_seed.append({**mark, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
-        losses = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
+        losses: dict[str, Any] = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
         result = evaluate(learner, one.params, train, test, **losses, held_out=held_out, n_workers=n_workers)
         # Unlike the loss, comparable between batch sizes and noise levels.
         error = relative_error(one.final_loss, training, train.connectome.n_neurons, target_spread(train))

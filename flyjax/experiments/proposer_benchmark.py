@@ -27,7 +27,7 @@ from flyjax.search.llm.proposer import FREE
 from flyjax.search.loop import run_loop
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.policy.ucb import score
-from flyjax.search.proposals.types import Paused
+from flyjax.search.proposals.types import Paused, Proposer
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.synthetic import REAL, make_landscape
@@ -133,7 +133,9 @@ class RealTrainings:
 
 def best_nodes(state: State) -> list[Node]:
     """The best node after each iteration: highest reward, the oldest of equal ones."""
-    rewards, seen, out = comparable_rewards(state.nodes.values()), [], []
+    rewards = comparable_rewards(state.nodes.values())
+    seen: list[int] = []
+    out: list[Node] = []
     for number in sorted(state.iterations):
         seen += state.iterations[number].nodes
         out.append(state.nodes[max(seen, key=lambda i: (rewards[i], -i))])
@@ -168,8 +170,9 @@ def one_row(
     data = experiment.model_dump(mode="json")
     data["search"] |= {"seed": seed, "proposer": proposer}
     experiment = parse_experiment(data, "comparison")
-    if landscape == REAL:
-        evaluate, quality = real.evaluate, score
+    trainings = real if landscape == REAL else None
+    if trainings is not None:
+        evaluate, quality = trainings.evaluate, score
     else:
         made_up = make_landscape(landscape, seed, experiment)
         evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
@@ -177,7 +180,7 @@ def one_row(
     if proposer not in PAID or transcript is not None:  # what was paid for goes on
         shutil.rmtree(run_dir, ignore_errors=True)
     if transcript is not None:
-        asked = ReplayProposer(experiment, run_dir, transcript)
+        asked: Proposer = ReplayProposer(experiment, run_dir, transcript)
     else:
         asked = make_proposer(proposer, experiment, run_dir)
     outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
@@ -196,8 +199,8 @@ def one_row(
     }
     best = best_nodes(state)
     row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
-    if landscape == REAL:
-        row |= {"fresh": real.again(best[-1].config), "root_fresh": real.again(state.nodes[1].config)}
+    if trainings is not None:
+        row |= {"fresh": trainings.again(best[-1].config), "root_fresh": trainings.again(state.nodes[1].config)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
         row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
     if proposer not in PAID or transcript is not None:  # what was paid for is kept
@@ -240,7 +243,7 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
     for line in path.read_text().splitlines():
         entry = json.loads(line)
         known[entry["key"]] = entry["row"]
-    out = []
+    out: list[Row] = []
     for landscape, seed in cases:
         for proposer in proposers:
             experiment = experiment_of(landscape)

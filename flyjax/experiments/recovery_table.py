@@ -160,7 +160,8 @@ def read_journal(path: Path) -> list[dict]:
     """Finished rows, the newest of each identity last; a torn last line is dropped."""
     if not Path(path).is_file():
         return []
-    rows, lines = {}, Path(path).read_text().splitlines()
+    rows: dict[str, dict] = {}
+    lines = Path(path).read_text().splitlines()
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)

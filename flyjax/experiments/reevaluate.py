@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax
+import numpy as np
 import yaml
 from pydantic import ValidationError
 
@@ -160,10 +161,10 @@ def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     write_figures(folder, result, train, test)
     c = train.connectome
     true = spectrum(c, train.parameters.weight)
-    learned = [
-        spectrum(c, result.estimate.weight),
-        spectrum(c, result.refit.weight) if result.refit is not None else None,
-    ]
+    learned = (
+        spectrum(c, np.asarray(result.estimate.weight)),
+        spectrum(c, np.asarray(result.refit.weight)) if result.refit is not None else None,
+    )
     circuit.spectrum_figure(folder / "spectrum.png", c, true, learned)
     circuit.types_figure(folder / "types.png", result, train)
     circuit.type_functions_figure(folder / "type_functions.png", result, train)
@@ -214,7 +215,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     """
     folder = _folder(where, node)
     config = read_yaml((folder / "config.yaml").read_text())
-    free = {"ranges": {}, "simulation_ranges": {}}
+    free: dict[str, dict] = {"ranges": {}, "simulation_ranges": {}}
     experiment = parse_experiment(
         {k: config[k] for k in ("simulation", "model", "training")} | {"search": free}, str(folder / "config.yaml")
     )
@@ -245,7 +246,8 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     best = min(finished, key=lambda seed: earlier[seed]["final_loss"])  # needs no ground truth
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     cut = lesioned(train, lesion) if lesion else None
-    evaluated, types = {}, []
+    evaluated: dict[int, dict] = {}
+    types: list[dict] = []
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
         losses = {k: earlier[seed].get(k) for k in ("final_loss", "final_loss_total")}

@@ -83,7 +83,7 @@ def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path
     folder, maps = Path(folder), VoltageMaps(recording)
     # 250 frames around the most eventful one.
     first = int(max(0, min(most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
-    paths = [
+    paths: list[Path | None] = [
         hexmaps.maps_figure(folder / "maps.png", maps),
         hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
         kinograph.kinograph_figure(folder / "kinograph.png", maps, first),
@@ -103,6 +103,7 @@ def show(
     simulation: Simulation, noise: float, split: str, out: Path | None, pictures: bool, save: bool, console
 ) -> Recording:
     """Simulate, print the summary, and write the recording and figures that are asked for into `out`."""
+    out = Path(out or ".")
     build_ground_truth(simulation)  # not part of what is timed
     begin = time.perf_counter()
     recording = record(simulation, noise, split, store=out / "recording" if save else None)

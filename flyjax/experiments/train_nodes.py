@@ -50,7 +50,8 @@ def _write_node(
     write_json(folder / "metrics.json", metrics)
     for one in trained:
         save_params(folder / "params" / f"seed_{one.seed}", one.params)
-    np.savez_compressed(folder / "losses.npz", **{f"seed_{t.seed}": t.losses for t in trained})
+    losses: dict[str, Any] = {f"seed_{t.seed}": t.losses for t in trained}
+    np.savez_compressed(folder / "losses.npz", **losses)
 
 
 @as_user_errors()
@@ -102,8 +103,8 @@ def train_nodes(
         return {} if value is None else {"connectivity_R2": value}
 
     def report(progress: Progress) -> None:
-        for one in progress.lanes if logger is not None else ():
-            if one.values:
+        for one in progress.lanes:
+            if one.values and logger is not None:
                 logger.log(one.step, run_names[one.lane.candidate, one.lane.replicate], one.values)
         if on_progress is not None:
             on_progress(progress)
@@ -124,7 +125,8 @@ def train_nodes(
     evaluated = evaluate_nodes(learner, specs, trained, recordings, on_stage)
     for spec, runs, (per_seed, evaluation) in zip(specs, trained, evaluated, strict=True):
         on_stage(f"evaluating node {spec.id}")
-        folder, metrics = node_folder(run_dir, spec.id), pool_metrics(per_seed)
+        folder = node_folder(run_dir, spec.id)
+        metrics: dict[str, Any] | None = pool_metrics(per_seed)
         config = {
             "node": spec.id,
             "seeds": list(spec.seeds),
@@ -132,7 +134,7 @@ def train_nodes(
             "model": experiment.model.model_dump(mode="json"),
             "training": spec.training.model_dump(mode="json"),
         }
-        _write_node(folder, config, {**metrics, "per_seed": per_seed}, runs)
+        _write_node(folder, config, {**(metrics or {}), "per_seed": per_seed}, runs)
         reason, activity = "", ""
         if evaluation is None:
             metrics, reason = None, per_seed[0]["reasons"]["connectivity_R2"]

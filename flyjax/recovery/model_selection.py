@@ -8,7 +8,8 @@ norm over batch and neurons and grows with the noise of the recording, so it is 
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -16,7 +17,7 @@ from scipy.stats import spearmanr
 from flyjax.utils.metric_names import BLIND_CRITERIA
 
 
-def selection(networks: Mapping[Hashable, Mapping], target: str = "connectivity_R2") -> list[dict]:
+def selection(networks: Mapping[Any, Mapping], target: str = "connectivity_R2") -> list[dict]:
     """Rows: the choice on the ground truth, then on each criterion that needs none.
 
     **Arguments:**

@@ -107,7 +107,7 @@ def test_a_call_that_forgets_its_limits_keeps_them(call, tmp_path):
         and "run has begun: 3 of 3 nodes" in plan
         and "nothing is left to train" in plan
     )
-    # What is named counts and is told; null drops a limit; what is not named stays, key by key.
+    # What is named counts and is printed; null drops a limit; what is not named stays, key by key.
     named = [
         "--proposer",
         "random",
@@ -207,8 +207,8 @@ def test_a_dry_run_refuses_what_the_run_refuses(call):
     dry, real = call("--dry-run", "--set", "search.ucb_c=2"), call("--set", "search.ucb_c=2")
     assert dry == real and dry[0] == 2 and dry[1] == ""
     assert (
-        dry[2]
-        == "error: the config differs from the one run began with: search.ucb_c was 1.414, is 2.0; restore it, or choose another --run\n"
+        dry[2] == "error: the config differs from the one run began with: search.ucb_c was 1.414, is 2.0; "
+        "restore it, or choose another --run\n"
     )
 
 
@@ -243,7 +243,7 @@ def test_a_spent_budget_is_an_error_to_a_script(call, tmp_path, monkeypatch, lim
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])
-def test_who_does_not_approve_is_told_how_to_go_on(call, tmp_path, monkeypatch, answer):
+def test_who_does_not_approve_reads_how_to_go_on(call, tmp_path, monkeypatch, answer):
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
     code, out, err = call("--approve")
     assert (code, err) == (0, "") and "paused: not approved" in out and "nothing is lost" in out
@@ -265,13 +265,19 @@ def test_a_pause_says_what_was_spent(call, monkeypatch):
     assert err.startswith("error: the disk is full") and len(err.splitlines()) == 1
 
 
-ORBAX = "RESOURCE_EXHAUSTED: Error writing \"x/0\" in OCDBT database: Failed to write 812374 bytes to file 11: No space left on device [os_error_code='28']"
+ORBAX = (
+    'RESOURCE_EXHAUSTED: Error writing "x/0" in OCDBT database: Failed to write 812374 bytes to file 11: '
+    "No space left on device [os_error_code='28']"
+)
 
-REFUSED = 'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to write "a/b": Permission denied [os_error_code=\'13\']'
+REFUSED = (
+    'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to write "a/b": Permission denied '
+    "[os_error_code='13']"
+)
 
 
 @pytest.mark.parametrize(
-    "error, told",
+    "error, reported",
     [
         (ValueError(ORBAX), "the disk is full: nothing is lost"),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "a/b"), "the disk is full (a/b): nothing is lost"),
@@ -286,14 +292,14 @@ REFUSED = 'PERMISSION_DENIED: Error writing "x/0" in OCDBT database: Failed to w
         (OSError(errno.EROFS, "Read-only file system"), "cannot use a file ([Errno 30] Read-only file system)"),
     ],
 )
-def test_what_the_machine_runs_out_of_is_one_line(cli, capsys, error, told):
+def test_what_the_machine_runs_out_of_is_one_line(cli, capsys, error, reported):
     def program(standalone_mode):
         raise error
 
-    assert user_message(error).startswith(told) and "\n" not in user_message(error)
+    assert user_message(error).startswith(reported) and "\n" not in user_message(error)
     with pytest.raises(SystemExit, match="2"):
         cli.run(program)
-    assert capsys.readouterr().err.startswith(f"error: {told}")
+    assert capsys.readouterr().err.startswith(f"error: {reported}")
     with pytest.raises(UserError, match="and run the same command again"), as_user_errors():
         raise error
 
@@ -360,16 +366,16 @@ def test_after_an_iteration_a_line_says_what_is_done_spent_and_left(call, tmp_pa
         )
     _, out, _ = call("--set", "search.max_nodes=7", "--set", "search.max_usd=2", "--set", "search.max_calls=9")
     money = "3 of 9 calls, 84,210 tokens, $0.41 of $2 paid"
-    told = [line for line in out.splitlines() if line.startswith("  so far ")]
+    reported = [line for line in out.splitlines() if line.startswith("  so far ")]
     assert (
-        told[0].startswith(f"  so far 3 of 7 nodes, {money}, ")
-        and "; at most 4 nodes in 2 iterations left, about" in told[0]
+        reported[0].startswith(f"  so far 3 of 7 nodes, {money}, ")
+        and "; at most 4 nodes in 2 iterations left, about" in reported[0]
     )
     assert (
-        told[1].startswith(f"  so far 5 of 7 nodes, {money}, ")
-        and "; at most 2 nodes in 1 iteration left, about" in told[1]
+        reported[1].startswith(f"  so far 5 of 7 nodes, {money}, ")
+        and "; at most 2 nodes in 1 iteration left, about" in reported[1]
     )
-    assert told[-1].startswith(f"  so far 7 of 7 nodes, {money}, ") and told[-1].endswith(" worked")
+    assert reported[-1].startswith(f"  so far 7 of 7 nodes, {money}, ") and reported[-1].endswith(" worked")
     assert f"finished: 2 blocks done; 7 of 7 nodes, {money}, " in out.splitlines()[-1]
 
 
@@ -392,8 +398,8 @@ def test_without_a_terminal_a_line_is_printed_now_and_then():
     )
     assert said[0].endswith("2.4 min left")
     now[0] = 300
-    lines.stage("judging node 3")
-    assert said[-1] == "  block 1, iteration 2/3: judging node 3"
+    lines.stage("evaluating node 3")
+    assert said[-1] == "  block 1, iteration 2/3: evaluating node 3"
 
 
 def test_progress_reaches_a_file_at_once(monkeypatch, tmp_path):

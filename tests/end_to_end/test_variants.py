@@ -36,10 +36,11 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_a_variant_is_trained_and_judged(folder, tmp_path, changes, capsys):
+def test_a_variant_is_trained_and_evaluated(folder, tmp_path, changes, capsys):
     simulation = {
-        "extent": 0, "n_frames": 120, "n_test_frames": 60, "visual_input_type": "scenes_texture", "parameters": str(folder / "model"),
-        "test_visual_input_type": "scenes_flow", "data_path": str(folder), **changes,
+        "extent": 0, "n_frames": 120, "n_test_frames": 60, "visual_input_type": "scenes_texture",
+        "parameters": str(folder / "model"), "test_visual_input_type": "scenes_flow",
+        "data_path": str(folder), **changes,
     }  # fmt: skip
     training = {"data_augmentation_loop": 10, "batch_size": 4, "noise_model_level": 0.05}
     free = {"ranges": {}, "simulation_ranges": {}}

@@ -67,7 +67,7 @@ def test_luck_is_distinguished_from_a_reliable_configuration():
     p = wilcoxon_p(paired_differences(add_regret(rows), "rules", "random", "fresh"))
     assert steady["p_fresh_random"] == lucky["p_fresh_rules"] == pytest.approx(p) and p < 0.01
     assert steady["p_fresh_rules"] is None and "| 0.500 ± 0.000 |" in proposer_table(add_regret(rows))
-    # A table of all landscapes has the column where every search was judged so.
+    # A table of all landscapes has the column where every search was evaluated so.
     assert "fresh" not in proposer_table(add_regret([*rows, row("bowl", 0, "rules", 0.1, 0.5)]))
 
 
@@ -225,7 +225,7 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path, monkeypatch
     cases, of = [(REAL, 0)], lambda name: exp
     rows = proposer_benchmark.compare(cases, ["rules"], of, tmp_path / "a", TEMPLATE, real)
     assert real.trained == 3 + 10 * (1 + (rows[0]["fresh"] != rows[0]["root_fresh"])), (
-        "the root has two seeds; ten fresh ones judge"
+        "the root has two seeds; ten fresh ones evaluate"
     )
     again = proposer_benchmark.RealTrainings(exp, tmp_path / "trainings", until=0.0)  # no time to train anything
     same = proposer_benchmark.compare(cases, ["rules"], of, tmp_path / "b", TEMPLATE, again)

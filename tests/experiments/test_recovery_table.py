@@ -45,7 +45,7 @@ def test_a_bad_key_or_value_names_the_row(key, message):
     assert "'one'" in str(error.value)
 
 
-def test_identity_sees_what_is_trained_and_judged():
+def test_identity_sees_what_is_trained_and_evaluated():
     one = table()
     same, other = one.experiment(one.rows[0]), one.experiment(one.rows[0], {"training.batch_size": 2})
     assert recovery_table.identity(same, one.rows[0]) == recovery_table.identity(
@@ -129,7 +129,7 @@ def test_the_table_shows_mean_minimum_and_spread_and_what_was_not_run():
     assert f"| .700 (.500, {spread:.1f} %) |" in text and ".99990 (.99990, 0.0 %)" in text and "W .9" in text
 
 
-def test_rows_of_other_days_and_commits_are_told_apart():
+def test_rows_of_other_days_and_commits_are_distinguished():
     one = recovery_table.Table(
         name="recovery_x",
         title="X",
@@ -148,10 +148,8 @@ def test_rows_of_other_days_and_commits_are_told_apart():
     assert "`experiments/recovery_x.yaml`; 2 cores, cpu, JAX 0, 2026-01-01, unknown commit." in same
     text = recovery_report.render([(one, {"old": event, "new": new, "newer": new})])
     assert "- 2 cores, cpu, JAX 0, 2026-01-01, unknown commit: old\n" in text
-    assert (
-        "- an H100, cpu, JAX 0, 2026-02-02, commit abc, parameters from a file of SHA-256 0123456789abcdef…: new; newer\n"
-        in text
-    )
+    same = "- an H100, cpu, JAX 0, 2026-02-02, commit abc, parameters from a file of SHA-256 0123456789abcdef…: "
+    assert same + "new; newer\n" in text
 
 
 def test_rows_of_the_journal_are_known_by_what_made_them(root):
@@ -180,18 +178,18 @@ def test_a_row_trained_for_real_fills_a_line_of_json(tmp_path):
 
 
 def test_a_row_keeps_the_checksum_of_its_parameters_and_the_time_of_all_its_programs(tmp_path, golden, monkeypatch):
-    source, told = golden / "flyvis_flow_0000_000.npz", []
+    source, intervals = golden / "flyvis_flow_0000_000.npz", []
 
     def sweep(*arguments, checkpoint_every, **options):
         out = train_sweep(*arguments, checkpoint_every=checkpoint_every, **options)
-        told.append(checkpoint_every)
+        intervals.append(checkpoint_every)
         # Two programs one after the other, most of both before an interruption.
         return [[dataclasses.replace(one, wall_s=wall) for one, wall in zip(out[0], (1000.0, 2000.0), strict=True)]]
 
     monkeypatch.setattr(recovery_table, "train_sweep", sweep)
     monkeypatch.setattr(
         recovery_table, "evaluate_node", lambda *arguments: ([{"test_R2": 0.5}] * 2, None)
-    )  # judged for real above
+    )  # evaluated for real above
     one = table(set={"simulation.parameters": str(source), "training.checkpoint_every": 123})
     event = recovery_table.run_row(
         one, one.rows[0], one.experiment(one.rows[0]), tmp_path, {**MACHINE, "commit": "abc"}
@@ -199,7 +197,7 @@ def test_a_row_keeps_the_checksum_of_its_parameters_and_the_time_of_all_its_prog
     assert (
         event["parameters_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()[:16] and event["commit"] == "abc"
     )
-    assert event["train_s"] == 3000.0 and told == [123]
+    assert event["train_s"] == 3000.0 and intervals == [123]
 
 
 def test_the_tables_are_always_drawn_whole(root, tmp_path):

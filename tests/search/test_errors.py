@@ -71,7 +71,7 @@ def test_an_error_nobody_foresaw_pauses_the_run_and_is_shown(tmp_path, monkeypat
     assert go(tmp_path, experiment(**SMALL)).status == "finished"
 
 
-def test_no_key_is_told_of_what_can_be_mended(tmp_path, monkeypatch):
+def test_no_key_names_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-secret-0123456789")
 
     def refusing(plan):

@@ -28,12 +28,12 @@ def rendered(ctx):
 
 def test_metrics_are_those_a_choice_can_rest_on_and_a_null_has_its_reason(tmp_path):
     many = {f"connectivity_R2_ceiling_{k}": 1.0 for k in range(80)} | {"n_steps": 16000.0, "tau_R2": None}
-    many["reasons"] = {"tau_R2": "the read-out is constant", "other": "unseen"}
+    many["reasons"] = {"tau_R2": "the read-out is constant", "other": "left out"}
     words = new_nodes_text(context(tmp_path, more=[finished(1, **many)]))
     line = next(x for x in words.splitlines() if x.startswith("  metrics: "))
     assert {x.split("=")[0] for x in line.removeprefix("  metrics: ").split(", ")} <= set(NODE_METRICS)
     assert "n_steps=16000" in line and "tau_R2=null" in line
-    assert "  tau_R2 is null: the read-out is constant" in words and "unseen" not in words
+    assert "  tau_R2 is null: the read-out is constant" in words and "left out" not in words
     assert shown(2.0) == "2" and shown(5e-5) == "5e-05" and shown(None) == "null" and shown(float("nan")) == "null"
 
 
