@@ -43,6 +43,7 @@ def main(
     from flyjax.search.journal.journal import read_journal
     from flyjax.search.journal.state import fold
     from flyjax.search.proposers.replay import write_transcript
+    from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
     from flyjax.utils.format import csv_table
 
@@ -52,7 +53,7 @@ def main(
         if path is None:
             continue
         try:
-            path.write_text(table, encoding="utf-8")
+            write_atomic(path, table)
         except OSError as error:
             raise UserError(f"cannot write {path}: {error.strerror}; name a file in an existing folder") from None
         written.append(path)

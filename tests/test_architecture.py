@@ -135,6 +135,16 @@ def test_environment_variables_are_read_in_one_module(sources):
     assert readers <= {"flyjax.utils.environment", "flyjax.cli.app"}
 
 
+def test_texts_are_written_where_keys_are_taken_out(sources):
+    writers = {
+        name
+        for name, tree in sources.trees.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "write_text"
+    }
+    assert writers == set()
+
+
 def test_tests_mirror_the_package(root):
     tests = root / "tests"
     folders = {path.name for path in tests.iterdir() if path.is_dir() and any(path.rglob("*.py"))}

@@ -14,6 +14,7 @@ import typer
 
 from flyjax.utils.environment import cache_dir
 from flyjax.utils.errors import user_message
+from flyjax.utils.secrets import RedactedStream
 from flyjax.utils.signals import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,6 +97,7 @@ def make_app(rich_markup_mode=None) -> typer.Typer:
 def run(app: typer.Typer) -> None:
     """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
     configure_logging()
+    sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     try:
         with interruptible():
             app(standalone_mode=True)

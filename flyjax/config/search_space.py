@@ -7,12 +7,18 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flyjax.utils.errors import nearest
+from flyjax.utils.secrets import redact
 
 
 class StrictModel(BaseModel):
     """A section of the config file: unknown keys, infinities and NaN are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_keys(cls, given: Any) -> Any:
+        return redact(given)
 
 
 class Range(StrictModel):

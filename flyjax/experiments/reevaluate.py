@@ -26,7 +26,7 @@ from flyjax.report.figures import circuit
 from flyjax.report.tables import markdown_table
 from flyjax.training import load_params
 from flyjax.training.hparams import held_out_of_field
-from flyjax.utils.atomic_io import write_json
+from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table
 from flyjax.utils.metric_names import QUANTITIES
@@ -195,8 +195,8 @@ def _write(folder: Path, title: str, evaluated: dict[int, dict], drawn: int, typ
         "",
         markdown_table(_short_heads(types), list(TYPE_COLUMNS.values())),
     ]
-    (folder / "evaluation.md").write_text("\n".join(text))
-    (folder / "per_type.csv").write_text(csv_table(list(types[0]), types))
+    write_atomic(folder / "evaluation.md", "\n".join(text))
+    write_atomic(folder / "per_type.csv", csv_table(list(types[0]), types))
 
 
 def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) -> None:

@@ -18,6 +18,7 @@ from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
 from flyjax.training.loggers import HISTORY, make_logger
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
 from flyjax.utils.metric_names import SWEEP_TABLE
@@ -102,7 +103,7 @@ def run_sweep(
         raise UserError(f"{run_dir} has another configuration; choose another --run, or remove it")
     logger = make_logger(viewers, run_dir, experiment.name)
     make_run_dir(run_dir)
-    own.write_text(text)
+    write_atomic(own, text)
     specs = _specs(experiment, candidates)
     try:
         with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
@@ -128,7 +129,7 @@ def run_sweep(
     )
     stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
     columns = ["node", *names, *SWEEP_TABLE, *stopped, "reason"]
-    (run_dir / "results.csv").write_text(csv_table(columns, rows))
+    write_atomic(run_dir / "results.csv", csv_table(columns, rows))
     written = ["results.md", "results.csv"]
     figure = ""
     if names and len(rows) > 1:
@@ -136,7 +137,7 @@ def run_sweep(
         written.append("parallel.png")
         figure = "![One line per configuration](parallel.png)\n\n"
     shown = [{**row, **{name: format_setting(row[name]) for name in names}} for row in best_first]
-    (run_dir / "results.md").write_text(f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
+    write_atomic(run_dir / "results.md", f"# {experiment.name}\n\n{figure}{markdown_table(shown, columns)}")
     # 80 characters wide; the files have the rest.
     brief = {
         "W": "connectivity_R2",

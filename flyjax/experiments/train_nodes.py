@@ -25,7 +25,7 @@ from flyjax.report.figures import node
 from flyjax.report.figures.learned_stimulus import stimulus_field_figure
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.loggers import MetricLogger
-from flyjax.utils.atomic_io import write_json
+from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import as_user_errors
 
 
@@ -46,7 +46,7 @@ def _write_node(
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it wrote
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
     write_json(folder / "metrics.json", metrics)
     for one in trained:
         save_params(folder / "params" / f"seed_{one.seed}", one.params)

@@ -17,6 +17,7 @@ from jaxtyping import Float
 
 from flyjax.report.figures.proposers import regret_figure
 from flyjax.search.synthetic import REAL
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.format import csv_table, markdown_table
 
 Row = dict[str, Any]
@@ -175,7 +176,7 @@ def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Pat
         }
         for r in rows
     ]
-    (folder / "proposers.csv").write_text(csv_table(CSV_COLUMNS, lines))
+    write_atomic(folder / "proposers.csv", csv_table(CSV_COLUMNS, lines))
     text = f"# Proposers compared\n\n{about}\n\n![Regret over nodes](proposers.png)\n\n{REGRET_NOTE}"
     roots = [r["root_fresh"] for r in rows if "fresh" in r]
     if roots:
@@ -183,5 +184,5 @@ def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Pat
     for name, group in groups.items():
         text += f"\n## {name}\n\n{proposer_table(group)}"
     path = folder / "proposers.md"
-    path.write_text(text)
+    write_atomic(path, text)
     return path

@@ -11,8 +11,8 @@ from flyjax.search.journal.journal import Journal
 from flyjax.search.proposals.types import Proposer
 from flyjax.search.run.opening import check_free, has_begun, stimuli
 from flyjax.search.run.session import Evaluate, Outcome, Provenance, SearchCallbacks, Session
-from flyjax.search.run.user_files import without_key
 from flyjax.utils.errors import UserError, user_message
+from flyjax.utils.secrets import redact
 
 __all__ = ["Evaluate", "Outcome", "Provenance", "SearchCallbacks", "run_loop"]
 
@@ -66,7 +66,7 @@ def run_loop(
             session.pause("interrupted", interrupt)
             raise
         except Exception as error:
-            message = without_key(user_message(error) or "")
+            message = user_message(error) or ""
             session.pause(message or _unexpected(error), error)
             if not message or isinstance(error, UserError):
                 raise
@@ -78,5 +78,5 @@ def run_loop(
 
 def _unexpected(error: Exception) -> str:
     """An unexpected error in one line."""
-    first = next(iter(without_key(str(error)).strip().splitlines()), "")
+    first = next(iter(redact(str(error)).strip().splitlines()), "")
     return f"stopped by {type(error).__name__}: {first[:500]}"

@@ -1,4 +1,4 @@
-"""Texts from outside made harmless: invisible characters removed, sizes bounded, secrets replaced."""
+"""Texts from outside made harmless: invisible characters removed, keys replaced, sizes bounded."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 import unicodedata
 from typing import Any
 
+from flyjax.utils.secrets import redact
+
 MAX_TEXT = 110_000  # characters of one text; the validation accepts far less
 MAX_RAW = 500_000  # characters of a whole answer in the journal
 MAX_ITEMS = 1_000  # entries of one list or object
 MAX_DEPTH = 12
-MIN_SECRET = 16  # characters; a shorter key, such as a local gateway's "x", occurs in ordinary text
 
 # Everything below 32 but tab and newline, DEL and C1, line separators.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
@@ -38,11 +39,11 @@ def is_forbidden(character: str) -> bool:
 
 
 def clean_text(text: str) -> str:
-    """A text that any file can hold: valid UTF-8 without control or invisible characters, cut at `MAX_TEXT`."""
-    size = len(text)
-    text = text[:MAX_TEXT].replace("\r\n", "\n").replace("\r", "\n")
-    text = _CONTROL.sub(" ", visible(text)).encode("utf-8", "replace").decode("utf-8")
-    return text if size <= MAX_TEXT else f"{text} ... ({size:,} characters)"
+    """A text that any file can hold: UTF-8 without control or invisible characters, without keys, cut at `MAX_TEXT`."""
+    size = len(text)  # of the whole: a part of a key is a leak as well
+    text = redact(text).replace("\r\n", "\n").replace("\r", "\n")
+    text = _CONTROL.sub(" ", visible(text)).encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    return text if size <= MAX_TEXT else f"{text[:MAX_TEXT]} ... ({size:,} characters)"
 
 
 def clean(value: Any, depth: int = 0) -> Any:
@@ -71,16 +72,3 @@ def clean_raw(value: Any) -> Any:
 def one_line(text: str, limit: int | None = None) -> str:
     """A text as one line of at most `limit` characters, so that it cannot forge log entries or headings."""
     return " ".join(text.split())[:limit]
-
-
-def redact(value: Any, secret: str) -> Any:
-    """A copy with the secret replaced, should a service or a file have echoed it."""
-    if len(secret) < MIN_SECRET:
-        return value
-    if isinstance(value, str):
-        return value.replace(secret, "[redacted]")
-    if isinstance(value, dict):
-        return {redact(k, secret): redact(v, secret) for k, v in value.items()}
-    if isinstance(value, list):
-        return [redact(v, secret) for v in value]
-    return value

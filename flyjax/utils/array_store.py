@@ -19,6 +19,7 @@ from typing import cast
 import numpy as np
 import zarr
 
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 
 MANIFEST = "manifest.json"
@@ -116,10 +117,7 @@ class Writer:
         path, scratch = self.path, self._scratch
         with self._refusal():
             manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(self._filled), "files": _files(scratch)}
-            with (scratch / MANIFEST).open("w") as file:
-                json.dump(manifest, file, allow_nan=False)
-                file.flush()
-                os.fsync(file.fileno())
+            write_atomic(scratch / MANIFEST, json.dumps(manifest, allow_nan=False), sync=True)
             if path.exists():
                 old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
                 os.replace(path, old / "old")

@@ -7,14 +7,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+from flyjax.utils.secrets import redact
+
 
 def write_atomic(path: str | Path, content: str | bytes, *, sync: bool = False) -> None:
-    """Replace a file; text is written as UTF-8. Unchanged content is not written again.
+    """Replace a file; text is written as UTF-8, without keys. Unchanged content is not written again.
 
     **Arguments:** `sync` waits until the content is on disk.
     """
     path = Path(os.path.realpath(path))  # of a link, what it points to
-    data = content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
+    data = redact(content).encode("utf-8", "backslashreplace") if isinstance(content, str) else content
     if path.is_file() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -9,12 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from flyjax.utils.secrets import redact
+
 
 class UserError(ValueError):
     """Bad input, a missing file or key: one line with the problem and the remedy.
 
-    Scripts print the message without a traceback and exit with code 2.
+    Scripts print the message without a traceback and exit with code 2. It never shows a key.
     """
+
+    def __init__(self, *args: object):
+        super().__init__(*map(redact, args))
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+from flyjax.utils.secrets import redact
+
 
 def open_lines(path: Path) -> IO[bytes]:
     """A file to add lines to: what a killed process left half-written is cut off first.
@@ -43,7 +45,7 @@ def write_line(file: IO[bytes], entry: dict, sync: bool = False) -> None:
 
     **Raises:** `ValueError` for a number that is not finite.
     """
-    file.write(json.dumps(entry, allow_nan=False, default=str).encode() + b"\n")
+    file.write(redact(json.dumps(entry, allow_nan=False, default=str)).encode() + b"\n")
     file.flush()
     if sync:
         os.fsync(file.fileno())

@@ -119,6 +119,20 @@ def test_the_edited_rule_also_governs_what_falls_back_to_the_rules(play):
     assert all(e["by"] == "llm" and e["reason"] == "highest UCB" and "lively" in str(e["activity"]) for e in fallen)
 
 
+def test_another_server_and_model(monkeypatch, tmp_path, root):
+    """As docs/how-to.md describes it: an address with a path, a key of a few letters, a model without a price."""
+    monkeypatch.setenv(KEY_NAME, "local")
+    settings = ("search.llm.model=local-7b", "search.llm.images=false", "search.max_usd=null", "search.max_calls=60")
+    exp = load_experiment(root / "experiments" / "quickstart.yaml", settings)
+    with MessagesServer(Player()) as server:
+        monkeypatch.setenv("ANTHROPIC_BASE_URL", f"{server.url}/proxy")
+        state = run_loop(exp, tmp_path, evaluate, LLMProposer(exp), protocol_template=root / "protocol.md").state
+    assert state.finished and state.spent.unpriced_calls == state.spent.calls == len(server.requests) <= 60
+    assert {(r["path"], r["body"]["model"]) for r in server.requests} == {("/proxy/v1/messages", "local-7b")}
+    types = {block["type"] for r in server.requests for block in r["body"]["messages"][0]["content"]}
+    assert types == {"text"}
+
+
 def test_a_pause_in_the_middle_resumes_to_the_same_tree(play):
     whole, _, _ = play(Player(), "whole")
     player = Player()

@@ -5,14 +5,13 @@ import json
 import pytest
 from support.search_landscape import TEMPLATE, experiment
 
-from flyjax.search import sanitize
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import State, fold
 from flyjax.search.loop import run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW
 from flyjax.search.run.revert import revert_protocol
-from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, without_key
+from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input
 from flyjax.utils.atomic_io import write_atomic
 
 READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))
@@ -99,14 +98,6 @@ def test_a_link_stays_a_link(tmp_path):
         ["run", "notes.md"],
         ["notes.md", "run"],
     )
-
-
-def test_a_key_is_taken_out_and_a_word_is_not(monkeypatch):
-    for length in (sanitize.MIN_SECRET, sanitize.MIN_SECRET - 1, 1):
-        key = "k" * length
-        shown = "[redacted]" if length == sanitize.MIN_SECRET else key
-        monkeypatch.setenv("ANTHROPIC_API_KEY", f" {key}\n")
-        assert without_key(f"a {key} b") == f"a {shown} b"
 
 
 # --- protocol.md of an older run ---

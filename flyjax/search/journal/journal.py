@@ -23,26 +23,29 @@ from filelock import FileLock, Timeout
 from flyjax.search.journal.events import SCHEMA, check_event, parse_line
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.secrets import redact
 
 FILE_NAME = "journal.jsonl"
 
 
 def clean(value: Any) -> Any:
-    """A copy for JSON: numbers that are not finite become None, array scalars become plain numbers."""
+    """A copy for JSON, without keys: numbers that are not finite become None, array scalars become plain numbers."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if value is None or isinstance(value, (bool, str)):
+    if isinstance(value, str):
+        return redact(value)
+    if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
         return value if value.bit_length() < 1024 else None  # beyond every float
     if isinstance(value, dict):
-        return {str(k): clean(v) for k, v in value.items()}
+        return {redact(str(k)): clean(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [clean(v) for v in value]
     if hasattr(value, "tolist"):
         return clean(value.tolist())
     if isinstance(value, Path):
-        return str(value)
+        return redact(str(value))
     raise TypeError(f"a journal cannot hold a {type(value).__name__}")
 
 

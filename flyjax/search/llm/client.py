@@ -11,7 +11,6 @@ attempt is checked against the budgets first.
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import queue
@@ -21,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.search.sanitize import clean_text, one_line, redact
+from flyjax.search.sanitize import clean_text, one_line
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 
@@ -89,7 +88,7 @@ def make_client(experiment: Experiment, key: str):
 
     limit_s = experiment.search.llm.timeout_s
     timeout = anthropic.Timeout(limit_s, connect=min(CONNECT_S, limit_s))
-    hooks: dict[str, list[Callable[..., Any]]] = {"response": [functools.partial(raise_for_status, key=key)]}
+    hooks: dict[str, list[Callable[..., Any]]] = {"response": [raise_for_status]}
     http = anthropic.DefaultHttpxClient(timeout=timeout, event_hooks=hooks, follow_redirects=False)
     try:
         return anthropic.Anthropic(api_key=key, timeout=timeout, max_retries=0, http_client=http)
@@ -114,7 +113,7 @@ def _read(chunks: Iterable[bytes], max_bytes: int, until: float) -> bytes:
     return bytes(out)
 
 
-def raise_for_status(response, key: str = "") -> None:
+def raise_for_status(response) -> None:
     """A hook on every response: an error is read within limits, and its status counts if that fails.
 
     **Raises:** `CallFailed` for any status but success.
@@ -124,7 +123,7 @@ def raise_for_status(response, key: str = "") -> None:
     status, words = response.status_code, ""
     with contextlib.suppress(Exception):  # cut off, late, badly encoded, not JSON
         body = _read(response.iter_bytes(), MAX_ERROR_BYTES, time.monotonic() + ERROR_S)
-        words = one_line(clean_text(redact(json.loads(body)["error"]["message"], key)), 200)
+        words = one_line(clean_text(json.loads(body)["error"]["message"]), 200)
     unavailable = status >= 500 or status in (408, 409)
     reason, remedy = _STATUS.get(status, _UNAVAILABLE if unavailable else _REFUSED)
     asked, wait_s = response.headers.get("x-should-retry"), _retry_after(response.headers)

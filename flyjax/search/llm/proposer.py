@@ -24,7 +24,8 @@ from flyjax.search.llm.prompt import Prompt, build
 from flyjax.search.llm.schema import read
 from flyjax.search.proposals.types import BadAnswer, Context, Paused, Problem, Step
 from flyjax.search.proposers.rules import activity_line, observe
-from flyjax.search.sanitize import clean, redact
+from flyjax.search.sanitize import clean, clean_text
+from flyjax.utils.secrets import redact
 
 __all__ = ["FREE", "KEY_NAME", "LLMProposer", "announce", "complete"]
 
@@ -43,8 +44,8 @@ class LLMProposer:
     is_paid = True
 
     def __init__(self, experiment: Experiment, run_dir=None, client: Any = None):
-        self._key = api_key()
-        self._client = client if client is not None else make_client(experiment, self._key)
+        key = api_key()
+        self._client = client if client is not None else make_client(experiment, key)
         self._previous: tuple[tuple[int, int], str] | None = None  # (step, the refused answer), for feedback
         self._unusable: set[int] = set()  # iterations since the last usable answer whose paid step was the rules'
 
@@ -109,10 +110,10 @@ class LLMProposer:
         request = {
             "model": llm.model,
             "max_tokens": llm.max_tokens,
-            "system": redact(prompt.system, self._key),
+            "system": redact(prompt.system),
             "tools": prompt.tools,
             "tool_choice": TOOL_CHOICE,
-            "messages": redact(prompt.messages, self._key),
+            "messages": redact(prompt.messages),
         }
         if llm.effort:
             request["output_config"] = {"effort": llm.effort}
@@ -144,14 +145,13 @@ class LLMProposer:
         error = f"the answer was longer than {MAX_ANSWER_BYTES / 1e6:g} MB; keep every text short"
         if len(body) <= MAX_ANSWER_BYTES:
             try:
-                data = clean(redact(json.loads(body), self._key))
+                data = clean(json.loads(body))
                 if isinstance(data, dict):
                     return data, ""
                 error = "the answer was not a message"
             except (ValueError, RecursionError):
                 error = "the answer was not JSON"
-        # Redacted before it is cut: a part of a key is a leak as well.
-        return {"unreadable": clean(redact(body.decode("utf-8", "replace"), self._key)[:2_000])}, error
+        return {"unreadable": clean_text(body.decode("utf-8", "replace"))[:2_000]}, error
 
 
 def complete(step: Step, context: Context) -> Step:

@@ -9,6 +9,7 @@ from flyjax.config import Experiment
 from flyjax.search.journal.journal import FILE_NAME
 from flyjax.search.proposals.space import block_simulation
 from flyjax.utils.errors import UserError
+from flyjax.utils.secrets import redact
 
 #: What a run writes; a directory that holds any of it without a journal is not free.
 WRITTEN = (
@@ -68,4 +69,4 @@ def read_protocol(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"no protocol {path}; name a protocol.md")
-    return path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n")
+    return redact(path.read_bytes().decode("utf-8", "replace").replace("\r\n", "\n"))

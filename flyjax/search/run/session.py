@@ -365,6 +365,7 @@ class Session:
         text = edited_protocol(self.run_dir, self.state, known)
         if text is not None:
             self.record_protocol(text, self.block, "user", "edited by hand")
+            write_atomic(self.run_dir / "protocol.md", text)  # without the keys in it
         self.restore_protocol()
 
     def try_user_edit(self) -> None:

@@ -9,10 +9,9 @@ from typing import Any
 from flyjax.search.journal.state import State
 from flyjax.search.protocol.document import body, with_body
 from flyjax.search.protocol.guard import EditRefused
-from flyjax.search.sanitize import redact
-from flyjax.utils import environment
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.secrets import redact
 
 MAX_INPUT = 20_000  # characters of one instruction
 PENDING, DONE = "## Pending", "## Acknowledged"
@@ -32,12 +31,7 @@ def _decode(line: bytes) -> str:
 
 def _read(path: Path) -> str:
     data = path.read_bytes().removeprefix(b"\xef\xbb\xbf") if path.is_file() else b""
-    return "\n".join(map(_decode, data.replace(b"\r\n", b"\n").split(b"\n")))
-
-
-def without_key(text: str) -> str:
-    """A text without the key of the language model, which appears in no journal, report or prompt."""
-    return redact(text, environment.api_key())
+    return redact("\n".join(map(_decode, data.replace(b"\r\n", b"\n").split(b"\n"))))
 
 
 def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:
@@ -46,7 +40,7 @@ def _instructions(run_dir: Path, state: State) -> tuple[str, int | None]:
     Pending is the text under its heading, and every line elsewhere that the program did not write: users append to
     the end.
     """
-    text = without_key(_read(run_dir / "user_input.md"))
+    text = _read(run_dir / "user_input.md")
     found = re.search(rf"^{PENDING}[ \t]*$", text, re.M)
     if not found:
         return text.strip(), None
