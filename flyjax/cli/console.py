@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.table import Table
 
@@ -25,13 +26,19 @@ class Console:
         self.rich.print(text, markup=False, soft_wrap=True)
 
     def table(self, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Print rows of plain values as a table."""
+        """Print rows of plain values as a table, in which no number or word is cut.
+
+        On a terminal texts wrap between words; elsewhere every row is one line.
+        """
         table = Table(box=None, pad_edge=False)
-        for name in columns:
-            table.add_column(name, justify="left" if rows and isinstance(rows[0].get(name), str) else "right")
-        for row in rows:
-            table.add_row(*(printable(format_cell(name, row.get(name))) for name in columns))
-        self.rich.print(table)
+        cells = [[printable(format_cell(name, row.get(name))) for row in rows] for name in columns]
+        for name, column in zip(columns, cells, strict=True):
+            whole = " ".join([name, *column]).split() if self.rich.is_terminal else [name, *column]
+            text = bool(rows) and isinstance(rows[0].get(name), str)
+            table.add_column(name, justify="left" if text else "right", min_width=max(map(cell_len, whole)))
+        for row in zip(*cells, strict=True):
+            table.add_row(*row)
+        self.rich.print(table, crop=False)
 
     def training_bar(self, title: str, ids: Sequence[int] = ()) -> AbstractContextManager:
         """See `flyjax.cli.progress.training_progress`."""

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import yaml
+from rich.console import Console as RichConsole
 from support.search_landscape import metrics, r2
 
 from flyjax.cli import app, console, progress
@@ -410,3 +411,17 @@ def test_progress_reaches_a_file_at_once(monkeypatch, tmp_path):
             on_stage("simulating")
             on_progress(Progress(0, 1, 250, 1_000, 0.5, 0))
             assert (tmp_path / "log").read_text() == "  block 1: simulating\n  block 1: 250 of 1,000 steps, loss 0.5\n"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_tables_cut_no_number_and_no_word(terminal):
+    """At any width; where there is no terminal, a row is one line."""
+    row = {"of": "W", "read-out": "published", "R2": 0.98765, "R2 identifiable": -123456.789, "n": 1234567}
+    row |= {f"slope {k}": 0.5 + k for k in range(6)} | {"note": "a text of several words " * 4}
+    out = io.StringIO()
+    shown = console.Console()
+    shown.rich = RichConsole(file=out, force_terminal=terminal, width=40, color_system=None)
+    shown.table([row], list(row))
+    words = out.getvalue().split()
+    assert {"published", "0.988", "-1.23e+05", "1234567", "identifiable", "5.500", "several"} <= set(words)
+    assert terminal or len(out.getvalue().splitlines()) == 2
