@@ -196,6 +196,20 @@ class Recording:
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
 
+    @property
+    def origin(self) -> dict[str, Any]:
+        """What a metric of this recording is computed on, with checksums of the true circuit and of the content."""
+        connectome, parameters = self.ground_truth
+        digest = hashlib.sha256(connectome.fingerprint.encode())
+        for array in parameters:
+            digest.update(np.ascontiguousarray(array, np.float32).data)
+        names = ("split", "visual_input_type", "n_frames", "noise_model_level", "seed")
+        return {
+            "circuit": digest.hexdigest()[:16],
+            "recording": self.fingerprint,
+            **{name: getattr(self, name) for name in names},
+        }
+
     def save(self, path: str | Path) -> Path:
         """Write the recording as a zarr store with checksums, completely or not at all.
 

@@ -17,6 +17,7 @@ from flyjax.data.recording import Recording
 from flyjax.ground_truth import known_circuit
 from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate
+from flyjax.recovery.evaluate import conditions
 from flyjax.training import Trained
 from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.hparams import held_out_of_field
@@ -72,7 +73,7 @@ def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(name for metrics in per_seed for name in metrics if name != "reasons"):
         known = [m[name] for m in per_seed if m.get(name) is not None]
-        if name == "stimulus":  # a mark, equal for all seeds
+        if name in ("computed_on", "stimulus"):  # equal for all seeds
             out[name] = known[0]
             continue
         out[name] = float(np.mean(known)) if known else None
@@ -98,7 +99,7 @@ def evaluate_node(
     needs no ground truth), None if all diverged.
     """
     unknown = learner.learns_stimulus
-    mark = {"stimulus": "field"} if unknown else {}
+    described = conditions(train, test, unknown)
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     per_seed: list[dict[str, Any]] = []
     best: tuple[float, Evaluation] | None = None
@@ -109,7 +110,7 @@ def evaluate_node(
         if one.diverged_at is not None or one.final_loss is None:
             reason = f"the training diverged at step {one.diverged_at}"
             missing = {"connectivity_R2": None, "final_loss": None}
-            per_seed.append({**mark, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
+            per_seed.append({**described, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
         losses: dict[str, Any] = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
         result = evaluate(learner, one.params, train, test, **losses, held_out=held_out, n_workers=n_workers)

@@ -28,6 +28,7 @@ from flyjax.data.cache import Recordings
 from flyjax.experiments.node import evaluate_node, learner_for
 from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
 from flyjax.ground_truth import checkpoint_file
+from flyjax.recovery.evaluate import conditions
 from flyjax.recovery.lesion import lesion_metrics
 from flyjax.training import train_sweep
 from flyjax.utils.errors import UserError, nearest
@@ -228,6 +229,7 @@ def run_row(
         "table": table.name,
         "row": row.name,
         "config": experiment.model_dump(mode="json", include={"simulation", "model", "training"}),
+        "computed_on": conditions(train, test, learner.learns_stimulus)["computed_on"],
         "per_seed": rounded,
         "diverged": sum(one.diverged_at is not None for one in trained),
         "n_steps": trained[0].n_steps,

@@ -134,7 +134,7 @@ def other_metrics(metrics: Mapping) -> list[dict]:
     return [
         {"metric": k, "value": v, "note": why.get(k, "")}
         for k, v in metrics.items()
-        if k != "reasons"
+        if k not in ("reasons", "computed_on")
         and not (
             k in shown or (k.startswith(tuple(QUANTITIES)) and k.endswith(("_slope", "_identity", "_identifiable")))
         )
@@ -233,7 +233,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     train, test = recordings.train(training.noise_model_level), recordings.test
     title = (
         f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, "
-        f"width {model.width}"
+        f"width {model.width}, circuit {train.origin['circuit']}"
     )
     console.log(f"{title}\n{LEGEND}")
     earlier = dict(zip(config["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ class Curves:
 class Evaluation:
     """Everything that was recovered from one training."""
 
-    metrics: dict  #: content of metrics.json: numbers or None, and 'reasons' for each None
+    metrics: dict  #: content of metrics.json: numbers or None, 'reasons' for each None, 'computed_on'
     estimate: CircuitEstimate  #: the published read-out
     raw_weight: Float[np.ndarray, " E"]  #: W as trained, before the correction
     embedding: Float[np.ndarray, "N d"] | None
@@ -80,6 +81,21 @@ def curves(learner, params, readout: PublishedReadout, recording: Recording) -> 
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = message / readout.slope_g[central, None]
     return Curves(voltage, scaled, update, (v_rest[:, None] - voltage) / tau[:, None])
+
+
+def conditions(train_recording: Recording, test_recording: Recording, learns_stimulus: bool) -> dict[str, Any]:
+    """The entries of metrics.json that are no numbers: `computed_on`, and `stimulus` where it was learned as a field.
+
+    **Raises:** `UserError` where the recordings are of different circuits: no metric would mean anything.
+    """
+    computed_on = {"training": train_recording.origin, "held_out": test_recording.origin}
+    circuits = [origin["circuit"] for origin in computed_on.values()]
+    if circuits[0] != circuits[1]:
+        raise UserError(
+            f"the training recording is of circuit {circuits[0]}, the held-out one of {circuits[1]}: record both with "
+            "the same connectome and parameters"
+        )
+    return {"computed_on": computed_on} | ({"stimulus": "field"} if learns_stimulus else {})
 
 
 def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:
@@ -146,6 +162,7 @@ def evaluate(
         raise UserError("the test recording is noisy; only a noise-free one is informative: record split='test'")
     recording = with_learned_stimulus(learner, params, train_recording)
     unknown = isinstance(recording, RecordingWithLearnedStimulus)
+    described = conditions(train_recording, test_recording, unknown)
     if unknown and held_out is None:
         raise UserError("the stimulus was learned as a field: name the training frames that were held out (held_out)")
     readout = extract(learner, params, recording)
@@ -176,7 +193,7 @@ def evaluate(
         metrics.put(name, value, "the training reported none" if value is None else None)
     summary = activity(train_recording, run)
     return Evaluation(
-        metrics=({"stimulus": "field"} if unknown else {}) | metrics.as_dict(),
+        metrics=described | metrics.as_dict(),
         estimate=readout.estimate,
         raw_weight=np.asarray(params["W"][...]),
         embedding=embedding,

@@ -1,5 +1,6 @@
 """Nodes evaluated concurrently give the results of each alone, in order, and leave warning filters unchanged."""
 
+import dataclasses
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -55,6 +56,14 @@ def test_concurrent_evaluation_gives_the_same_results_in_order(trained, cores, m
         assert [m for m in found[0] if found[0][m] != expected[0][m]] == []
         np.testing.assert_array_equal(evaluation.estimate.weight, reference.estimate.weight)
     assert len({m[0]["connectivity_R2"] for m, _ in together}) == len(specs), "each has its own result"
+
+
+def test_the_metrics_of_a_node_name_its_recordings_even_where_all_seeds_diverged(trained):
+    learner, specs, runs, recordings = trained
+    diverged = [dataclasses.replace(one, diverged_at=3) for one in runs[1]]
+    metrics = node.pool_metrics(node.evaluate_node(learner, *arguments(specs[1], diverged, recordings))[0])
+    assert metrics["connectivity_R2"] is None
+    assert metrics["computed_on"] == {"training": recordings.train(0.1).origin, "held_out": recordings.test.origin}
 
 
 def test_a_failing_evaluation_raises_in_order(trained, monkeypatch):

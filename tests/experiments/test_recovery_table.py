@@ -174,6 +174,7 @@ def test_a_row_trained_for_real_fills_a_line_of_json(tmp_path):
     assert back["per_seed"][0]["final_loss"] != back["per_seed"][1]["final_loss"]
     assert recovery_report.summary(event).count("refit") == 3
     assert not (tmp_path / "checkpoints").exists()
+    assert back["computed_on"]["held_out"]["split"] == "test"
     assert "parameters_sha256" not in event and event["train_s"] <= event["wall_s"]
 
 

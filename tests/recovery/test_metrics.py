@@ -1,5 +1,6 @@
 """Scores, rollouts and activity: perfect for the true functions, None with a reason where undefined."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -177,3 +178,22 @@ def test_activity_numbers_on_known_traces(both):
     # The signal-to-noise ratio needs the true tau: it is in activity.json, not in the line that a blind search shows.
     assert "\n" not in line and "rollout" in line and "SNR" not in line and content["recording"]["snr"] >= 0
     json.dumps(content, allow_nan=False)
+
+
+def test_metrics_name_what_they_were_computed_on(both, perfect):
+    """Circuits that differ in one parameter have other checksums, and are never compared."""
+    train, test = both
+    on = perfect.metrics["computed_on"]
+    assert on["training"]["circuit"] == on["held_out"]["circuit"]
+    assert on["training"]["recording"] != on["held_out"]["recording"]
+    for origin, recording in ((on["training"], train), (on["held_out"], test)):
+        for name in ("split", "visual_input_type", "n_frames", "noise_model_level"):
+            assert origin[name] == getattr(recording, name), name
+    learner = TrueLearner(train.connectome)
+    for name in train.parameters._fields:
+        changed = np.array(getattr(train.parameters, name))
+        changed[0] += 1e-3
+        other = dataclasses.replace(test, parameters=test.parameters._replace(**{name: changed}))
+        assert other.origin["circuit"] != test.origin["circuit"]
+        with pytest.raises(UserError, match=other.origin["circuit"]):
+            evaluate(learner, learner.params(train), train, other)

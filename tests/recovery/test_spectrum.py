@@ -114,7 +114,7 @@ def test_the_table_holds_every_score_once(good, both):
     assert len(rows) == 12 and all(r[k] is not None for r in rows for k in COLUMNS)
     rest = {r["metric"] for r in other_metrics(good.metrics)}
     shown = {k for k in good.metrics if k.startswith(("connectivity_R2", "tau_R2", "V_rest_R2"))}
-    assert rest | shown | {"reasons"} == set(good.metrics)
+    assert rest | shown | {"reasons", "computed_on"} == set(good.metrics)
     assert not any(k.endswith(("_slope", "_identity")) for k in rest if k.startswith(("connectivity", "tau", "V_rest")))
     types = type_table(good, both[0])
     assert len(types) == 65 and all(0 <= (r["identifiable"] or 0) <= 1 for r in types)
