@@ -1,5 +1,7 @@
 """Four CPU devices and strict promotion, set before jax starts."""
 
+import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -32,3 +34,25 @@ def golden() -> Path:
 def root() -> Path:
     """The repository."""
     return ROOT
+
+
+@pytest.fixture
+def script(root, monkeypatch, capsys):
+    """`scripts/NAME.py ARGUMENTS` in this process, which has imported everything; (exit code, output, errors)."""
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
+    own = logging.getLogger("flyjax")
+    levels = {name: logging.getLogger(name).level for name in ("orbax", "absl", "jax._src.xla_bridge")}
+    before = own.propagate, list(own.handlers)
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        module = importlib.import_module(name)
+        with pytest.raises(SystemExit) as end:
+            module.run(module.app)
+        return end.value.code or 0, *capsys.readouterr()
+
+    yield call
+    own.propagate, own.handlers[:] = before
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)

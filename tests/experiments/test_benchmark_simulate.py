@@ -4,28 +4,13 @@ import json
 import subprocess
 import sys
 
-
-def bench(root, *arguments):
-    return subprocess.run(
-        [sys.executable, "scripts/benchmark.py", *arguments], cwd=root, capture_output=True, text=True, timeout=300
-    )
+import pytest
 
 
 def test_rows_and_table(root, tmp_path):
-    done = bench(
-        root,
-        "simulate",
-        "--extent",
-        "0",
-        "--batch",
-        "1",
-        "--frames",
-        "64",
-        "--seconds",
-        "0.1",
-        "--json",
-        str(tmp_path / "rows.json"),
-    )
+    options = ["--extent", "0", "--batch", "1", "--frames", "64", "--seconds", "0.1"]
+    command = [sys.executable, "scripts/benchmark.py", "simulate", *options, "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "segment" in done.stdout
     (row,) = json.loads((tmp_path / "rows.json").read_text())
@@ -35,31 +20,18 @@ def test_rows_and_table(root, tmp_path):
     assert row["steps_per_s"] > 100 and row["bandwidth_gb_s"] > 0.1
 
 
-def test_bad_input_is_one_line(root):
-    for arguments, words in (
-        (("--extent", "16"), "0 to 15"),
-        (("--batch", "0"), "at least 1"),
-        (("--kernel", "conv"), "Known: auto"),
-    ):
-        done = bench(root, "simulate", *arguments)
-        assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
+@pytest.mark.parametrize(
+    "option, value, needed",
+    [("--extent", "16", "0 to 15"), ("--batch", "0", "at least 1"), ("--kernel", "conv", "Known: auto")],
+)
+def test_bad_input_is_one_line(script, option, value, needed):
+    code, _, errors = script("benchmark", "simulate", option, value)
+    assert code == 2 and needed in errors and "Traceback" not in errors
 
 
-def test_profile_of_a_step(root, tmp_path):
-    done = bench(
-        root,
-        "profile",
-        "--extent",
-        "0",
-        "--width",
-        "8",
-        "--repeats",
-        "1",
-        "--rows",
-        "64",
-        "--json",
-        str(tmp_path / "rows.json"),
-    )
-    assert done.returncode == 0, done.stderr
+def test_profile_of_a_step(script, tmp_path):
+    options = ["--extent", "0", "--width", "8", "--repeats", "1", "--rows", "64", "--json", tmp_path / "rows.json"]
+    code, _, errors = script("benchmark", "profile", *options)
+    assert code == 0, errors
     ms = {row["part"]: row["ms"] for row in json.loads((tmp_path / "rows.json").read_text())}
     assert ms["one step"] > ms["Adam"] > 0 and "regularisers and gradient" in ms

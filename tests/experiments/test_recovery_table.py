@@ -3,8 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -201,13 +199,8 @@ def test_a_row_keeps_the_checksum_of_its_parameters_and_the_time_of_all_its_prog
     assert event["train_s"] == 3000.0 and intervals == [123]
 
 
-def test_the_tables_are_always_drawn_whole(root, tmp_path):
+def test_the_tables_are_always_drawn_whole(root, tmp_path, script):
     """Naming a table or a row chooses what is trained, not what is written."""
-
-    def recovery(*arguments):
-        command = [sys.executable, str(root / "scripts" / "recovery.py"), *arguments, "--journal", str(journal)]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-
     journal, given = tmp_path / "r.jsonl", {"name": "own", "title": "My own", "base": BASE, "rows": [{"name": "one"}]}
     journal.write_bytes((root / "experiments" / "results" / "recovery.jsonl").read_bytes())
     (tmp_path / "own.yaml").write_text(json.dumps(given))
@@ -216,14 +209,15 @@ def test_the_tables_are_always_drawn_whole(root, tmp_path):
     recovery_table.append(
         journal, {"identity": recovery_table.identity(own.experiment(own.rows[0]), own.rows[0]), **event}
     )
-    done = recovery("own.yaml", str(root / "experiments" / "recovery_seeds.yaml"), "--row", "one")
-    assert done.returncode == 0, done.stderr
+    chosen = [tmp_path / "own.yaml", root / "experiments" / "recovery_seeds.yaml", "--row", "one"]
+    code, _, errors = script("recovery", *chosen, "--journal", journal)
+    assert code == 0, errors
     text = (tmp_path / "r.md").read_text()
     titles = [recovery_table.load_table(path).title for path in sorted((root / "experiments").glob("recovery_*.yaml"))]
     assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [*titles, "My own"]
     assert "| one | 2 |" in text and "Not run: one" not in text
-    wrong = recovery("own.yaml", "--row", "nonsense")
-    assert wrong.returncode == 2 and "Rows: one" in wrong.stderr and len(wrong.stderr.splitlines()) == 1
+    code, _, errors = script("recovery", tmp_path / "own.yaml", "--row", "nonsense", "--journal", journal)
+    assert code == 2 and "Rows: one" in errors and len(errors.splitlines()) == 1
 
 
 def test_networks_of_one_simulation_are_chosen_blind():
