@@ -66,22 +66,25 @@ def test_block_end_duties_fall_back_part_by_part(tmp_path):
 
 
 def test_a_reversion_mismatch_goes_back_once_then_the_parent_is_set_and_recorded(tmp_path):
-    # Node 2 has batch size 2; setting node 3 to the same value reverts to it.
-    reverting = Proposal(3, {"batch_size": 2}, hypothesis="kept")
-    others = [Proposal(3, {"coeff_edge_norm": v}) for v in (2.0, 3.0)]
+    # Node 2 has batch size 2; setting its child, node 4, to the same value reverts to it.
+    reverting = Proposal(4, {"batch_size": 2}, hypothesis="kept")
+    others = [Proposal(4, {"coeff_edge_norm": v}) for v in (2.0, 3.0)]
+    third = [Proposal(2, {"batch_size": 4, "noise_model_level": v}) for v in (0.1, 0.11, 0.12)]
     proposer = Scripted(
         propose(Proposal("root", {"batch_size": 2}), Proposal("root", {"noise_model_level": 0.1})),
+        propose(*third),
         propose(reverting, *others),
         propose(reverting, *others),
     )
-    state = go(tmp_path, experiment(**{**SMALL, "n_candidates": 3}, max_nodes=6), proposer).state
-    (feedback,) = proposer.contexts[2].feedback
+    state = go(tmp_path, experiment(**{**SMALL, "n_candidates": 3}, max_nodes=9), proposer).state
+    (feedback,) = proposer.contexts[3].feedback
     assert feedback.startswith("proposal 1: ")
-    assert all(words in feedback for words in ("parent=2", "instead of 3", "batch_size=2", "noise_model_level=0.1"))
-    node = state.nodes[4]
+    assert all(words in feedback for words in ("parent=2", "instead of 4", "batch_size=2", "noise_model_level=0.1"))
+    node = state.nodes[7]
+    assert node.proposed_from == 4
     assert node.parent == 2 and node.changes == {"noise_model_level": 0.1} and node.config["batch_size"] == 2
     assert node.hypothesis == "kept" and node.parent_rule.startswith("reversion check")
-    event = [e for e in read_journal(tmp_path) if e["event"] == "proposal"][1]
+    event = [e for e in read_journal(tmp_path) if e["event"] == "proposal"][2]
     assert event["reversions"] == [feedback] and event["fallbacks"] == []
 
 

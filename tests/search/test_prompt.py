@@ -139,14 +139,14 @@ def test_the_noise_is_stated_with_its_sample_size(tmp_path):
 
 def test_a_reversion_is_answered_with_the_changes_that_keep_the_configuration(tmp_path):
     ctx = context(tmp_path, iterations=2)
-    older = ctx.state.nodes[2].config["coeff_edge_diff"]
+    older = ctx.state.nodes[3].config["coeff_edge_diff"]
     proposed = Step((Proposal(6, {"coeff_edge_diff": older}),) * 1)
     ctx = replace(ctx, n_proposals=1)
     ctx.state.nodes[6] = replace(ctx.state.nodes[6], config={**ctx.state.nodes[6].config, "batch_size": 2})
     (moved,) = check_step(ctx, proposed).reversions
     (candidate,) = check_step(ctx, proposed).candidates.values()
-    assert candidate.parent == 2 and candidate.changes == {"batch_size": 2}
-    assert "use parent=2 instead of 6; for the same configuration the changes are then batch_size=2" in str(moved)
+    assert candidate.parent == 3 and candidate.changes == {"batch_size": 2}
+    assert "use parent=3 instead of 6; for the same configuration the changes are then batch_size=2" in str(moved)
 
 
 def test_a_correction_does_not_pay_for_the_figures_again(tmp_path):

@@ -286,8 +286,8 @@ LR, NOISE = "learning_rate_start", "noise_model_level"
     [
         # The protocol's example: the rate goes back to node 2's value.
         ([("root", {}), (1, {LR: 1e-4}), (2, {LR: 2e-4}), (3, {NOISE: 0.1})], (4, {LR: 1e-4}), 2),
-        # Node 2 is no ancestor, but previous to the parent named.
-        ([("root", {}), (1, {LR: 1e-4}), (1, {NOISE: 0.1})], (3, {LR: 1e-4}), 2),
+        # Node 2 has the value, but is no ancestor of the parent named: nothing is taken back.
+        ([("root", {}), (1, {LR: 1e-4}), (1, {NOISE: 0.1})], (3, {LR: 1e-4}), 3),
         # Of two ancestors with the value, the nearest.
         ([("root", {}), (1, {NOISE: 0.1}), (2, {LR: 1e-4}), (3, {NOISE: 0.2})], (4, {LR: 5e-4}), 2),
         # A later node has the value: nothing to revert to.

@@ -39,6 +39,7 @@ class Node:
     seeds: tuple[int, ...]
     hypothesis: str = ""
     parent_rule: str = ""  # why this parent, for the log
+    proposed_from: int | None = None  # whose configuration was changed, where the reversion check set another parent
     by: str = field(default="", compare=False)  # who proposed it: the same tree may have been found by others
     status: str = "running"  # running | finished | failed
     metrics: dict[str, Any] | None = None
@@ -255,7 +256,7 @@ def _spending(state: State, event: Event) -> State:
     return replace(state, spent=state.spent.plus(state.in_flight if usage is None else usage), in_flight=None)
 
 
-_PLANNED = ("parent", "config", "changes", "strategy", "hypothesis", "parent_rule", "by")
+_PLANNED = ("parent", "config", "changes", "strategy", "hypothesis", "parent_rule", "proposed_from", "by")
 
 
 def _iteration_started(state: State, event: Event) -> State:

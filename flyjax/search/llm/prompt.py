@@ -55,9 +55,9 @@ replace what is still wrong, and the next request lists it.
 it changes against that parent: one, to learn what it does, or several at once, to get further. The highest UCB is \
 the protocol's choice of a parent; take another only if you have a better one. Within a block's \
 simulation no configuration is proposed twice, except as a robustness-test, whose list of changes is empty.
-- The reversion check, as code applies it: a proposal that changes one parameter alone, to a value that a node older \
-than its parent has, must name that node as parent (of several the nearest ancestor, else the one whose configuration \
-is closest), with its changes counted against that node. A value that no older node has never meets it.
+- The reversion check, as code applies it: a proposal that changes one parameter alone, to a value that an ancestor \
+of its parent has (the parent's parent, and so on), must name that ancestor as parent (of several the nearest), with \
+its changes counted against it. A value that no ancestor has never meets it.
 - `strategy` names the row of the strategy table that a proposal follows; beside a block's root it is exploit (a \
 step you expect to gain) or explore (one to learn from).
 - `chosen` is the new node that represents this iteration: its R2 is the iteration's in every measure. That is the \

@@ -16,6 +16,7 @@ from flyjax.config import Range
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.policy.ucb import score
+from flyjax.search.proposals.types import ROOT
 from flyjax.search.protocol.rule_table import Hint
 from flyjax.search.ranges import at, extreme, perturb, sample, unit
 
@@ -39,21 +40,34 @@ class Move:
     origin: dict[str, Any]  # the configuration it started from
 
 
-def _start(state: State, node: Node) -> Node | None:
-    """The node that a node's changes are against; None for the root and its companions."""
-    return state.nodes.get(node.parent) if isinstance(node.parent, int) else None
+def start(state: State, node: Node) -> Node | None:
+    """The node whose configuration was changed to make `node`; None for a block's root.
+
+    It is the parent, but the block's root for the companions of the root, and where the reversion check set the
+    parent the node that the proposer changed.
+    """
+    if isinstance(node.parent, int):
+        return state.nodes.get(node.parent if node.proposed_from is None else node.proposed_from)
+    root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
+    return None if root is None or root.id == node.id else root
+
+
+def changes_from(start: Node, node: Node) -> Changes:
+    """What was changed in the configuration of `start` to make `node`."""
+    if node.proposed_from is None:
+        return node.changes
+    return {k: v for k, v in node.config.items() if v != start.config[k]}
 
 
 def moves(state: State, block: int) -> list[Move]:
-    """Every change tried in a block, best first. Companions of the root are compared with the root."""
+    """Every change tried in a block, best first."""
     nodes = state.block_nodes(block)
     reward = comparable_rewards(nodes)
-    root = next((n for n in nodes if n.strategy == "root"), None)
     out = []
     for node in nodes:
-        start = _start(state, node) if isinstance(node.parent, int) else root
-        if start is not None and start.id in reward and start is not node and node.changes:
-            out.append(Move(node.changes, reward[node.id] - reward[start.id], start.config))
+        origin = start(state, node)
+        if origin is not None and origin.id in reward and (changes := changes_from(origin, node)):
+            out.append(Move(changes, reward[node.id] - reward[origin.id], origin.config))
     return sorted(out, key=lambda m: -m.gain)
 
 
@@ -87,16 +101,16 @@ def _combined(tried: list[Move], parent: Node, own: set[str], least: float) -> C
 
 def _lineage(state: State, node: Node | None) -> set[str]:
     """Names that a node or one of its ancestors has changed."""
-    return set() if node is None else {*node.changes, *_lineage(state, _start(state, node))}
+    return set() if node is None else {*node.changes, *_lineage(state, start(state, node))}
 
 
-def repeat_step(ranges: dict[str, Range], parent: Node, origin: dict[str, Any]) -> Changes:
-    """The parent's own step once more, in the same direction."""
+def repeat_step(ranges: dict[str, Range], parent: Node, origin: Node) -> Changes:
+    """The parent's own step from `origin` once more, in the same direction."""
     out = {}
-    for name in parent.changes:
+    for name in changes_from(origin, parent):
         span = ranges.get(name)
         if span is not None and span.scale != "choice":
-            place, before = unit(span, parent.config[name]), unit(span, origin[name])
+            place, before = unit(span, parent.config[name]), unit(span, origin.config[name])
             out[name] = at(span, place + (place - before))
     return {name: value for name, value in out.items() if value != parent.config[name]}
 
@@ -144,11 +158,11 @@ def exploit(
     yield _combined(tried, parent, own, 0.0)
     yield _combined(tried, parent, own, HARMLESS)
     # 2: the parent's own step again, if it helped.
-    start = _start(state, parent)
-    if start is not None and parent.changes:
-        reward = comparable_rewards([parent, start])
-        if reward[parent.id] > reward[start.id]:
-            yield repeat_step(ranges, parent, start.config)
+    origin = start(state, parent)
+    if origin is not None and parent.parent != ROOT:
+        reward = comparable_rewards([parent, origin])
+        if reward[parent.id] > reward[origin.id]:
+            yield repeat_step(ranges, parent, origin)
     # 3: first moves that were not tried, each followed by a step, so that neither series starves.
     wander = steps(ranges, parent.config, tried, rng, STEP if score(parent) < GOOD else FINE_STEP)
     for change in first_moves(hints, ranges, parent.config):

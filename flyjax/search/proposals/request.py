@@ -61,7 +61,8 @@ def request_step(
     if hasattr(proposer, "with_drafts"):  # an optimiser's drafts, the same for every attempt
         context = proposer.with_drafts(context)
     feedback: tuple[str, ...] = ()
-    informed = False  # of a parent that the reversion check replaces
+    # Of a parent that the reversion check replaces; code would only give the same answer again.
+    informed = not getattr(proposer, "corrects_answers", True)
     best: tuple[Step, Checked] | None = None  # the readable answer with the fewest problems, of several the newest
     for attempt in range(1 + RETRIES):
         step = None
@@ -127,6 +128,7 @@ def _accept(
             "hypothesis": one_line(c.hypothesis, MAX_TEXT),
             "by": c.by or by,
             "parent_rule": _parent_rule(context, c),
+            **({"proposed_from": c.proposed_from} if c.reversion else {}),
         }
         for c in checked.candidates.values()
     )

@@ -5,13 +5,14 @@ Seeds are derived from (run seed, node id, index) in `ranges.derive_seed`; no pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
 
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Training
+from flyjax.search.journal.state import Node
 from flyjax.search.policy.ucb import scores
 from flyjax.search.proposals.types import ROOT, STRATEGIES, Context, Proposal, Step
 from flyjax.search.ranges import coerce
@@ -30,8 +31,8 @@ class Candidate:
     strategy: str
     hypothesis: str
     by: str = ""
-    named: int | str = ""  # the parent that the proposal named
-    reversion: str = ""  # why the parent is another one
+    proposed_from: int | None = None  # the parent that the proposal named, where the reversion check sets another
+    reversion: str = ""  # why it does
 
 
 def root_config(experiment: Experiment) -> dict[str, Any]:
@@ -119,47 +120,39 @@ def make_candidate(context: Context, proposal: Proposal) -> Candidate:
         raise ValueError(f"strategy {str(proposal.strategy)[:40]!r} is not one of {', '.join(STRATEGIES[1:])}")
     if not isinstance(proposal.hypothesis, str) or len(proposal.hypothesis) > MAX_TEXT:
         raise ValueError(f"the hypothesis has to be a text of at most {MAX_TEXT} characters")
-    named = parent = proposal.parent
+    named, nodes = proposal.parent, context.state.nodes
     changes, config = child_config(context.experiment, _start(context, named), proposal.changes)
     if proposal.strategy == "robustness-test" and changes:
         raise ValueError("a robustness-test runs its parent's configuration again: changes have to be empty")
-    reversion, nodes = "", context.state.nodes
-    while not context.next_opens_block and (earlier := _node_with_value(context, parent, config)) is not None:
-        parent = earlier
-    if parent != named:
-        ((name, value),) = changes.items()
-        changes = {k: v for k, v in config.items() if v != nodes[parent].config[k]}
-        listed = ", ".join(f"{k}={v}" for k, v in changes.items()) or "none"
-        reversion = (
-            f"reversion check: {name}={value} is node {parent}'s value, so use parent={parent} instead of {named}; "
-            f"for the same configuration the changes are then {listed}. Or take another value. An unchanged answer "
-            "is accepted: the program sets this parent, the configuration stays"
-        )
-    return Candidate(parent, changes, config, proposal.strategy, proposal.hypothesis, proposal.by, named, reversion)
+    candidate = Candidate(named, changes, config, proposal.strategy, proposal.hypothesis, proposal.by)
+    if len(changes) != 1 or context.next_opens_block:
+        return candidate
+    ((name, value),) = changes.items()
+    # The reversion check: the nearest ancestor of the parent that has the new value becomes the parent. A node that
+    # is no ancestor has the value by chance: nothing is taken back.
+    ancestors = _ancestors(context, nodes[named])
+    earlier = next((node.id for node in ancestors if node.config[name] == value), None)
+    if earlier is None:
+        return candidate
+    changes = {k: v for k, v in config.items() if v != nodes[earlier].config[k]}
+    listed = ", ".join(f"{k}={v}" for k, v in changes.items()) or "none"
+    reversion = (
+        f"reversion check: {name}={value} is node {earlier}'s value, so use parent={earlier} instead of {named}; "
+        f"for the same configuration the changes are then {listed}. Or take another value. An unchanged answer "
+        "is accepted: the program sets this parent, the configuration stays"
+    )
+    return replace(candidate, parent=earlier, changes=changes, proposed_from=named, reversion=reversion)
 
 
-def _node_with_value(context: Context, parent: Any, config: dict[str, Any]) -> int | None:
-    """The node that the reversion check makes the parent instead of `parent`, if any.
-
-    It applies to one changed parameter whose new value a node of the block before the parent has: the nearest
-    such ancestor, else the node whose configuration is closest to the proposed one (of several the newest).
-    """
-    nodes = context.state.nodes
-    changed = [k for k, v in config.items() if v != nodes[parent].config[k]]
-    if len(changed) != 1:
-        return None
-    (name,) = changed
-    here = nodes[parent].parent
-    while here in nodes:
-        if nodes[here].config[name] == config[name]:
-            return here
-        here = nodes[here].parent
-    same = [n for n in context.state.block_nodes(context.block) if n.id < parent and n.config[name] == config[name]]
-
-    def differences(node):
-        return sum(node.config[k] != v for k, v in config.items()), -node.id
-
-    return min(same, key=differences).id if same else None
+def _ancestors(context: Context, node: Node) -> Iterator[Node]:
+    """The parent of a node, that one's parent and so on, to the block's root where that was trained before the node."""
+    nodes, here = context.state.nodes, node
+    while here.parent in nodes:
+        here = nodes[here.parent]
+        yield here
+    root = nodes[context.state.blocks[node.block].nodes[0]]
+    if root.iteration < node.iteration and here.id != root.id:
+        yield root
 
 
 def highest_ucb(context: Context) -> int | str:

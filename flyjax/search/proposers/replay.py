@@ -22,6 +22,7 @@ from flyjax.search.journal.state import Node, fold
 from flyjax.search.llm.proposer import complete
 from flyjax.search.llm.schema import objects, read
 from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.proposals.validation import check_step
 from flyjax.search.sanitize import clean, clean_text, one_line
 from flyjax.utils import metric_names
 from flyjax.utils.atomic_io import write_atomic
@@ -146,6 +147,14 @@ def write_transcript(run: str | Path, path: str | Path) -> Path:
     return Path(path)
 
 
+def _as_proposed(entry: dict[str, Any], context: Context) -> tuple[int | str, dict[str, Any]]:
+    """(parent, changes) before the reversion check set another parent."""
+    if "proposed_from" not in entry:
+        return entry["parent"], dict(entry["changes"])
+    start = context.state.nodes[entry["proposed_from"]]
+    return start.id, {k: v for k, v in entry["config"].items() if v != start.config[k]}
+
+
 def accepted_step(event: dict[str, Any], context: Context) -> Step:
     """The step of a `proposal` event that has no raw answer, as it was carried out.
 
@@ -160,9 +169,7 @@ def accepted_step(event: dict[str, Any], context: Context) -> Step:
         names = context.experiment.search.simulation_ranges if context.next_opens_block and context.new_nodes else ()
         return Step(
             proposals=tuple(
-                Proposal(
-                    p["parent"], dict(p["changes"]), line(p["strategy"]), line(p.get("hypothesis")), line(p.get("by"))
-                )
+                Proposal(*_as_proposed(p, context), line(p["strategy"]), line(p.get("hypothesis")), line(p.get("by")))
                 for p in event["proposals"]
             ),
             chosen=event["chosen"],
@@ -192,6 +199,7 @@ class ReplayProposer:
         if not source:
             raise UserError(f"replay needs a transcript: {INSTEAD}")
         self._answers = load_transcript(source)
+        self.corrects_answers = any(_is_answer(event) for answers in self._answers.values() for event in answers)
         self._last: tuple[int, int] = (-1, 0)  # iteration, attempt
 
     def step(self, context: Context) -> Step:
@@ -208,6 +216,10 @@ class ReplayProposer:
         try:
             if not isinstance(raw, dict):
                 raise BadAnswer(["the transcript's answer is not a message"])
-            return replace(complete(read(raw, context), context), raw=raw)
+            step = replace(complete(read(raw, context), context), raw=raw)
+            if event["event"] == "proposal_rejected" and not (checked := check_step(context, step)).problems:
+                # Earlier versions refused more; what follows in the transcript is the answer that was carried out.
+                raise BadAnswer(checked.reversions or ("the recorded run refused this answer",))
+            return step
         except BadAnswer as error:
             raise BadAnswer(error.errors, raw) from None

@@ -39,7 +39,7 @@ class RulesProposer:
     """Parents by UCB, strategies by the table, changes by what has helped."""
 
     name = "rules"
-    reads_instructions = False
+    reads_instructions = corrects_answers = False
 
     def __init__(self, experiment, run_dir=None):
         self.experiment = experiment
@@ -169,15 +169,15 @@ class RulesProposer:
 def _first_new(
     context: Context, drafts: Iterator[dict[str, Any]], parent, strategy: str, taken: list
 ) -> Proposal | None:
-    """The first draft whose configuration is new, its parent by the reversion check; it joins `taken`."""
+    """The first draft whose configuration is new; its configuration joins `taken`."""
     for changes in itertools.islice(drafts, PATIENCE):
         if not changes:
             continue
         draft = Proposal(parent, changes, strategy, _hypothesis(changes))
-        candidate = make_candidate(context, draft)
-        if candidate.config not in taken:
-            taken.append(candidate.config)
-            return Proposal(candidate.parent, candidate.changes, strategy, draft.hypothesis)
+        config = make_candidate(context, draft).config
+        if config not in taken:
+            taken.append(config)
+            return draft
     return None
 
 
@@ -212,9 +212,8 @@ def observe(state: State, node: Node) -> str:
     result = f"R2 {score(node):.3f}"
     if failed := node.spread.get("failed_seeds"):
         result += f" ({failed} of {node.spread['n']} seeds without a result count as {min(0.0, node.spread['min']):g})"
-    root = next((n for n in state.block_nodes(node.block) if n.strategy == ROOT), None)
-    start = state.nodes.get(node.parent) if isinstance(node.parent, int) else root
-    if start is None or start is node:
+    start = moves.start(state, node)
+    if start is None:
         floor = noise_floor(state, node.block)
         return f"{result}, the root" + (f"; repetitions spread by {floor:.3f}" if floor is not None else "")
     change = score(node) - score(start)

@@ -44,7 +44,7 @@ class SamplerProposer:
     """Everything but the draws: new configurations against the highest UCB node, no rules followed."""
 
     name = "sampler"
-    reads_instructions = False
+    reads_instructions = corrects_answers = False
 
     def __init__(self, experiment: Experiment, run_dir=None):
         self._rules = RulesProposer(experiment)
