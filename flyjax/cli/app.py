@@ -8,6 +8,8 @@ import os
 import platform
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import typer
@@ -18,6 +20,8 @@ from flyjax.utils.secrets import RedactedStream
 from flyjax.utils.signals import interruptible
 
 ROOT = Path(__file__).resolve().parents[2]
+#: A failed process ends after so many seconds even where a library's threads have not.
+PATIENCE_S = 4.0
 
 
 def commit() -> str:
@@ -81,7 +85,7 @@ def prepare_devices() -> None:
 def configure_logging() -> None:
     """Print warnings of flyjax once, as plain lines, and silence libraries that log every checkpoint."""
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    for name in ("orbax", "absl"):  # a failed save raises an exception as well
+    for name in ("orbax", "absl", "asyncio"):  # a failed save raises an exception as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
     own = logging.getLogger("flyjax")
     own.propagate = False  # libraries add a handler to the root logger
@@ -92,6 +96,17 @@ def configure_logging() -> None:
 def make_app(rich_markup_mode=None) -> typer.Typer:
     """A typer app with the settings of all scripts."""
     return typer.Typer(add_completion=False, rich_markup_mode=rich_markup_mode, pretty_exceptions_enable=False)
+
+
+def _end_soon(code: int) -> None:
+    """End the process `PATIENCE_S` after its main thread, whatever the other threads do."""
+
+    def end() -> None:
+        threading.main_thread().join()
+        time.sleep(PATIENCE_S)
+        os._exit(code)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def run(app: typer.Typer) -> None:
@@ -109,9 +124,11 @@ def run(app: typer.Typer) -> None:
         code = 130
     except Exception as error:
         message = user_message(error)
+        _end_soon(1 if message is None else 2)
         if message is None:
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
+    _end_soon(code)
     print("\nstopped; run the same command again to continue", file=sys.stderr)
     raise SystemExit(code)

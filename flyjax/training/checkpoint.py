@@ -1,4 +1,4 @@
-"""Checkpoints of a running training (orbax): asynchronous and atomic; the newest two remain."""
+"""Checkpoints of a running training (orbax): atomic; the newest two remain."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ class Store:
         self._open()
 
     def _open(self) -> None:
+        # Not asynchronous: after an error orbax' threads wait for each other and keep the process for five minutes.
         self._manager = ocp.CheckpointManager(
-            self._folder, options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            self._folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True, enable_async_checkpointing=False),
         )
 
     @as_user_errors()
     def save(self, number: int, tree: Any) -> None:
-        """Start writing; the arrays are copied off the device before this returns.
+        """Write a checkpoint; a complete one is never changed.
 
-        **Raises:** `UserError` where the disk is full, perhaps only at the next call of this store: a complete
-        checkpoint is never changed.
+        **Raises:** `UserError` where the disk is full.
         """
         self._manager.save(number, args=ocp.args.StandardSave(tree))
 
@@ -62,10 +63,8 @@ class Store:
                 self._open()
         return None
 
-    @as_user_errors()
     def close(self) -> None:
-        """Wait for what is being written."""
-        self._manager.wait_until_finished()
+        """End the use of the folder."""
         self._manager.close()
 
 
@@ -75,7 +74,7 @@ def save_params(folder: Path, params: Any) -> None:
 
     **Raises:** `UserError` where the disk is full.
     """
-    with ocp.StandardCheckpointer() as checkpointer:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:  # not asynchronous, see `Store`
         checkpointer.save(Path(folder).absolute(), params, force=True)
 
 
