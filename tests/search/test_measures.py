@@ -75,8 +75,8 @@ def test_the_best_configuration_is_the_best_on_average():
     for entry in rows[1]["nodes"][:2]:
         entry["config"] = {"x": 0}
     state = fold(rows)
-    assert measures.best_node(state).id == 1 and measures.best_configuration(state).id == 3
-    assert measures.best_configuration(fold(block_events([[("root", None)]]))) is None
+    assert measures.best_node(state).id == 1 and measures.best_configuration(state.nodes.values()).id == 3
+    assert measures.best_configuration(fold(block_events([[("root", None)]])).nodes.values()) is None
 
 
 def test_an_iteration_improves_only_beyond_noise():
@@ -101,7 +101,7 @@ def test_patience_and_measures_know_rewards_below_zero():
     state = fold(rows)
     assert measures.iteration_rewards(state, 1) == [-2.0, -2.0, -1.5, -1.0]
     assert measures.measure(state, 1).improvement == pytest.approx(2 / 3)
-    assert measures.best_configuration(fold(block_events([[("root", -2.0), ("root", None)]]))).id == 1
+    assert measures.best_configuration(fold(block_events([[("root", -2.0), ("root", None)]])).nodes.values()).id == 1
 
 
 def test_a_lost_seed_is_never_better_than_the_worst():

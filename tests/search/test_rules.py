@@ -1,18 +1,23 @@
 """The rules proposer: it climbs, stays lawful, and its randomness is (run seed, iteration)."""
 
 import statistics
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from support.search_contexts import context
 from support.search_contexts import experiment as small
 from support.search_landscape import TEMPLATE, evaluate, experiment, r2
+from support.search_runs import constant
 
 from flyjax.search.loop import run_loop
 from flyjax.search.policy import moves
+from flyjax.search.policy.measures import best_configuration
 from flyjax.search.proposals.validation import check_step
 from flyjax.search.proposers import make_proposer, resolve_name
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.rule_table import Hint
+from flyjax.search.ranges import sample
 from flyjax.utils.errors import UserError
 
 TEXT = TEMPLATE.read_text()
@@ -67,6 +72,52 @@ def test_the_second_block_begins_with_what_the_first_learned(tmp_path):
     assert root.strategy == "root" and root.parent == "root" and root.config == state.nodes[1].config
     assert transfer.config == best.config and transfer.reward > root.reward + 0.2
     assert state.blocks[2].simulation["visual_input_type"] == "optical_flow"
+
+
+@pytest.mark.parametrize("good_root", [False, True])
+def test_with_one_candidate_too_a_block_begins_with_what_was_learned(tmp_path, good_root):
+    """The root has no companion then: the first node that is no repetition takes the best earlier configuration."""
+    exp = experiment(n_candidates=1, n_iter_block=5, simulations=({}, {"visual_input_type": "optical_flow"}))
+
+    def trainer(plan):
+        value = 0.92 if good_root and plan.nodes[0].strategy != "exploit" else r2(plan.nodes[0].config)
+        return constant(value)(plan)
+
+    state = run_loop(exp, tmp_path, trainer, RulesProposer(exp), protocol_template=TEMPLATE).state
+    best = best_configuration(state.block_nodes(1))
+    root, *others = state.block_nodes(2)
+    first = next(n for n in others if n.strategy != "robustness-test")
+    assert first.config == best.config != root.config and first.id - root.id == 1 + good_root
+
+
+def test_probes_are_extremes():
+    """Ten times or a tenth, else the end of the range; never a small step because the end is near."""
+    ranges, rng = experiment().search.ranges, np.random.default_rng(0)
+    found = []
+    for _ in range(300):
+        config = {name: sample(span, rng) for name, span in ranges.items()} | {"schedule": "constant"}
+        probes = list(moves.probes(ranges, SimpleNamespace(config=config), set(), 10.0, rng))
+        assert [len(p) for p in probes] == [1] * len(probes)
+        for (name, value), old in ((*p.items(), config[next(iter(p))]) for p in probes):
+            span = ranges[name]
+            times = max(value / old, old / value) if old and value else 10
+            assert times >= moves.LEAST_PROBE, (name, old, value)
+            assert span.scale == "choice" or times == pytest.approx(10, rel=0.02) or value in (span.min, span.max)
+            found.append(name)
+    assert set(found) == set(ranges), "every parameter can be probed somewhere"
+    config = experiment().training.model_dump() | {"learning_rate_start": 9.5e-4, "noise_model_level": 0.1}
+    (probe,) = moves.probes(
+        {k: ranges[k] for k in ["learning_rate_start"]}, SimpleNamespace(config=config), set(), 10.0, rng
+    )
+    assert probe == {"learning_rate_start": 9.5e-5}
+    (probe,) = moves.probes(
+        {k: ranges[k] for k in ["noise_model_level"]}, SimpleNamespace(config=config), set(), 10.0, rng
+    )
+    assert probe == {"noise_model_level": 0.01}, "twice the level is no extreme"
+    config["batch_size"] = 2
+    assert not list(
+        moves.probes({"batch_size": ranges["batch_size"]}, SimpleNamespace(config=config), set(), 10.0, rng)
+    )
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 3, 4])

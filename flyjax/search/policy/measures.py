@@ -154,16 +154,16 @@ def best_node(state: State, block: int | None = None) -> Node | None:
     return max((n for n in nodes if n.reward is not None), key=lambda n: (n.reward, -n.id), default=None)
 
 
-def best_configuration(state: State) -> Node | None:
+def best_configuration(nodes: Iterable[Node]) -> Node | None:
     """The newest node of the configuration with the best mean reward over its repetitions within a block.
 
     One lucky draw loses to a configuration that is as good when it is run again.
     """
     pools: dict[tuple, list[Node]] = {}
-    for node in state.nodes.values():
-        if node.status != "running":
-            pools.setdefault((node.block, *sorted(node.config.items())), []).append(node)
-    reward = comparable_rewards(state.nodes.values())
+    trained = [node for node in nodes if node.status != "running"]
+    for node in trained:
+        pools.setdefault((node.block, *sorted(node.config.items())), []).append(node)
+    reward = comparable_rewards(trained)
     best = max(pools.values(), key=lambda p: (sum(reward[n.id] for n in p) / len(p), -p[0].id), default=None)
     return best[-1] if best and any(n.reward is not None for n in best) else None
 

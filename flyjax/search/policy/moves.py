@@ -6,6 +6,7 @@ changes follow from the ranges, the results of the block, and the protocol's fir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,7 @@ GOOD = 0.9  # from here on steps are fine
 HARMLESS = -0.03  # a change that cost less than this may still help together with others
 #: While none of a block's first changes (three at least) has gained this much, nothing is known, first moves included:
 LITTLE_GAIN, ENOUGH_TRIED = 0.05, 3
+LEAST_PROBE = 3.0  # times: a value that changes less is no extreme
 N_ANYWHERE = 2  # so many slots then draw from the whole space
 
 Changes = dict[str, Any]  # names -> values, against a parent's configuration
@@ -175,10 +177,22 @@ def exploit(
 def probes(
     ranges: dict[str, Range], parent: Node, probed: set[str], factor: float, rng: np.random.Generator
 ) -> Iterator[Changes]:
-    """One parameter at a time multiplied or divided by `factor`, those not probed yet first."""
+    """One parameter at a time multiplied or divided by `factor`, or set to the end of its range where that is nearer.
+
+    Of the two ways the one that goes further on the range's scale, if the value changes at least `LEAST_PROBE` times.
+    Parameters that were not probed yet come first.
+    """
     names = [list(ranges)[k] for k in rng.permutation(len(ranges))]
     for name in sorted(names, key=lambda n: n in probed):
-        for way in (factor, 1 / factor) if rng.random() < 0.5 else (1 / factor, factor):
-            value = extreme(ranges[name], parent.config[name], way)
-            if value is not None:
-                yield {name: value}
+        span, value = ranges[name], parent.config[name]
+        ends = [end for way in (factor, 1 / factor) if (end := extreme(span, value, way)) is not None]
+        far = [end for end in ends if _times(value, end) >= min(LEAST_PROBE, 0.99 * factor)]
+        if far:
+            yield {name: max(far, key=lambda end: abs(unit(span, end) - unit(span, value)))}
+
+
+def _times(a: Any, b: Any) -> float:
+    """By which factor two numbers differ; infinite for words, and where one of them is 0."""
+    if isinstance(a, str) or isinstance(b, str) or not a or not b:
+        return math.inf
+    return max(a / b, b / a)

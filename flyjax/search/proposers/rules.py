@@ -100,23 +100,35 @@ class RulesProposer:
 
     def _drafts(self, context, slot, parent: Node, known, ranges, rng) -> Iterator[dict[str, Any]]:
         state, block = context.state, context.block
+        nodes = state.block_nodes(block)
         if slot.strategy == "failure-probe":
-            probed = {k for n in state.block_nodes(block) if n.strategy == slot.strategy for k in n.changes}
+            probed = {k for n in nodes if n.strategy == slot.strategy for k in n.changes}
             return moves.probes(ranges, parent, probed, slot.factor, rng)
+        # With one candidate per iteration the root has no companions, which carry over what earlier blocks learned.
+        if all(n.strategy in (ROOT, "robustness-test", "failure-probe") for n in nodes):
+            earlier = [n for n in state.nodes.values() if n.block < block]
+            if learned := self._learned(earlier, parent.config, rng):
+                return learned
         if slot.strategy in ("explore", "force-branch"):
             return moves.steps(ranges, parent.config, [], rng, moves.WIDE_STEP)
         return moves.exploit(state, block, parent, ranges, known.hints, rng)
+
+    def _learned(self, nodes, start: dict[str, Any], rng) -> Iterator[dict[str, Any]] | None:
+        """Changes that lead from `start` to the best configuration of `nodes`, then to others near it."""
+        best, ranges = best_configuration(nodes), self.experiment.search.ranges
+        if best is None:
+            return None
+        near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, moves.FINE_STEP))
+        return ({k: c[k] for k in ranges if c[k] != start[k]} for c in itertools.chain([best.config], near))
 
     def _companions(self, context, n, taken, known: Rules, rng) -> list[Proposal]:
         """The root's companions: the best configuration of earlier blocks, first moves, then spread steps.
 
         Each takes one more first move than the one before it: together they go further than any alone.
         """
-        root, ranges = root_config(context.experiment), context.experiment.search.ranges
-        best, out = best_configuration(context.state), []
-        if best is not None and n > 0:
-            near = ({**best.config, **step} for step in moves.steps(ranges, best.config, [], rng, moves.FINE_STEP))
-            learned = ({k: c[k] for k in ranges if c[k] != root[k]} for c in itertools.chain([best.config], near))
+        root, ranges, out = root_config(context.experiment), context.experiment.search.ranges, []
+        learned = self._learned(context.state.nodes.values(), root, rng)
+        if learned is not None and n > 0:
             out.append(_first_new(context, learned, ROOT, "exploit", taken))
         drafts = itertools.chain(
             itertools.accumulate(moves.first_moves(known.hints, ranges, root), lambda before, move: before | move),
