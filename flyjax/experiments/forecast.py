@@ -42,7 +42,7 @@ def measured_rate() -> Rate:
 
 def given_memory(size_gb: float | None) -> resources.Memory | None:
     """An accelerator of a given size, GB, on another machine; None for this one."""
-    return None if size_gb is None else resources.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
+    return None if size_gb is None else resources.Memory(int(size_gb * 1e9), "given, on one accelerator", False)
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Forecast:
     """The plan of one batch of trainings."""
 
     text: str
-    seconds: float
+    seconds: float | None
     recordings: int
 
 
@@ -59,14 +59,18 @@ def forecast(
     model: Model,
     candidates: Sequence[Training],
     seeds: Sequence[Sequence[int]],
-    rate: Rate,
+    rate: Rate | None,
     memory: resources.Memory | None = None,
     max_disk_gb: float = 20.0,
 ) -> Forecast:
-    """Programs of candidates x seeds as a table, with memory, recordings and a time estimate."""
-    memory = memory or resources.device_memory()
+    """Programs of candidates x seeds as a table, with memory, recordings and a time estimate.
+
+    **Arguments:** `rate` is None for a device on which nothing was measured: then no time is estimated. `memory` is
+    that of another device, by default what is free on this machine, with all its devices.
+    """
     sizes = resources.sizes_without_data(simulation, model)
-    n_devices, too_large = jax.local_device_count(), []
+    n_devices, too_large = jax.local_device_count() if memory is None else 1, []
+    memory = memory or resources.device_memory()
 
     def limits_of(static, n_lanes, n_levels):
         try:
@@ -76,16 +80,20 @@ def forecast(
             return grouping.Limits(1, 1, 1)
 
     groups = grouping.plan(candidates, seeds, sizes.n_frames, limits_of)
-    seconds = []
-    for group in groups:
-        frame = resources.gflop_per_frame(
+    gflops = [
+        max(group.n_steps)
+        * group.width
+        * group.static.batch_size
+        * resources.gflop_per_frame(
             sizes.n_neurons,
             model,
             group.static.batch_size,
             n_edges=sizes.n_edges,
             with_curvature=group.static.with_curvature,
         )
-        seconds.append(max(group.n_steps) * group.width * group.static.batch_size * frame / rate.gflops)
+        for group in groups
+    ]
+    seconds = None if rate is None else [gflop / rate.gflops for gflop in gflops]
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
     lane = resources.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
@@ -110,9 +118,12 @@ def forecast(
             f"  {format_bytes(len(levels) * stored)} on disk are more than search.max_disk_gb={max_disk_gb:g}: "
             "raise it, or recordings are simulated again when they are needed"
         )
-    lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
-    lines += [f"does not fit on this machine: {line}" for line in dict.fromkeys(too_large)]
-    return Forecast("\n".join(lines), sum(seconds), len(levels))
+    if rate is None or seconds is None:
+        lines.append(f"time: not measured for that device; {sum(gflops):.3g} GFLOP of training")
+    else:
+        lines.append(f"time: about {duration(sum(seconds))} of training, at {rate.gflops:.0f} GFLOP/s: {rate.source}")
+    lines += [f"does not fit: {line}" for line in dict.fromkeys(too_large)]
+    return Forecast("\n".join(lines), None if seconds is None else sum(seconds), len(levels))
 
 
 def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
@@ -128,7 +139,7 @@ def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
 
 def forecast_search(experiment: Experiment, memory: resources.Memory | None = None) -> str:
     """Forecast one iteration of each block at its largest, every candidate with a noise level of its own."""
-    search, rate = experiment.search, measured_rate()
+    search, rate = experiment.search, measured_rate() if memory is None else None
     total, parts, known = 0.0, [], {}
     for block in range(1, search.n_blocks + 1):
         simulation = experiment.simulation.model_copy(update=block_simulation(experiment, block))
@@ -145,5 +156,7 @@ def forecast_search(experiment: Experiment, memory: resources.Memory | None = No
         extra = (n_seeds(experiment, True) - experiment.training.n_seeds) / (
             search.n_candidates * experiment.training.n_seeds
         )
-        total += known[key].seconds * (search.n_iter_block + extra)
-    return "\n".join([*parts, f"complete run: about {duration(total)} of training, without evaluation and proposals"])
+        total += (known[key].seconds or 0.0) * (search.n_iter_block + extra)
+    if rate is not None:
+        parts.append(f"complete run: about {duration(total)} of training, without evaluation and proposals")
+    return "\n".join(parts)

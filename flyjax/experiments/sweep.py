@@ -67,7 +67,7 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
         experiment.model,
         candidates,
         seeds,
-        measured_rate(),
+        measured_rate() if memory_gb is None else None,
         given_memory(memory_gb),
         experiment.search.max_disk_gb,
     )
@@ -79,8 +79,8 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
     halving = halving_of(experiment)
     if halving is not None:
         lines.append(
-            f"successive halving: one in {halving.factor:g} continues at each of {plural(halving.rungs, 'rung')}; "
-            "the time above is without it"
+            f"successive halving: one in {halving.factor:g} continues at each of {plural(halving.rungs, 'rung')}"
+            + ("; the time above is without it" if memory_gb is None else "")
         )
     return "\n".join(lines)
 

@@ -220,11 +220,11 @@ def split_at_finished(
 
 
 def program_table(
-    groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float]
+    groups: Sequence[Group], sizes: Sizes, model: Model, memory: Memory, seconds: Sequence[float] | None
 ) -> list[dict[str, str]]:
-    """A row per kind of program: how many, lanes, memory, recordings, time of each."""
+    """A row per kind of program: how many, lanes, memory, recordings, and time of each where it is known."""
     kinds: dict[tuple, int] = {}
-    for group, time in zip(groups, seconds, strict=True):
+    for k, group in enumerate(groups):
         padding, fewest, most = group.width - len(group.lanes), min(group.n_steps), max(group.n_steps)
         row = {
             "batch": str(group.static.batch_size),
@@ -234,8 +234,7 @@ def program_table(
             "noise levels": str(len(group.levels)),
             "recordings": format_bytes(len(group.levels) * recording_bytes(sizes)),
             "memory": format_bytes(group_bytes(sizes, model, group, memory)),
-            "time each": duration(time),
-        }
+        } | ({} if seconds is None else {"time each": duration(seconds[k])})
         key = tuple(row.items())
         kinds[key] = kinds.get(key, 0) + 1
     return [{"programs": str(n), **dict(key)} for key, n in kinds.items()]

@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import yaml
@@ -19,6 +21,7 @@ from PIL import Image
 from flyjax.cli.console import Console
 from flyjax.cli.progress import LaneTable
 from flyjax.config import Range, load_experiment, parse_experiment
+from flyjax.experiments import forecast as forecast_room
 from flyjax.experiments import sweep
 from flyjax.experiments.forecast import Rate, forecast, forecast_search, given_memory
 from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
@@ -280,10 +283,33 @@ def test_a_dry_run_at_full_scale_needs_no_data(root):
     text = describe(experiment, sweep_candidates(experiment), 40.0)
     assert "13,741 neurons, 434,112 edges" in text and "3.57 GB each while it trains" in text
     assert "16 noise levels" in text and "more than search.max_disk_gb=20" in text and "does not fit" not in text
-    assert "does not fit on this machine: one training takes about" in describe(
-        experiment, sweep_candidates(experiment), 2.0
-    )
-    assert "complete run: about" in forecast_search(experiment, given_memory(80.0))
+    assert "does not fit: one training takes about" in describe(experiment, sweep_candidates(experiment), 2.0)
+
+
+def test_a_plan_for_another_device_has_no_time_of_this_one(root, monkeypatch):
+    """Programs and memory of one accelerator, whatever this machine is and has."""
+    experiment = load_experiment(root / "experiments" / "full_scale.yaml", ["sweep.n_random=16"])
+    candidates = sweep_candidates(experiment)
+
+    def refuse():
+        raise AssertionError("this machine was measured")
+
+    monkeypatch.setattr(forecast_room, "measured_rate", refuse)
+    monkeypatch.setattr(sweep, "measured_rate", refuse)
+    plans = []
+    for n_devices in (1, 8):
+        monkeypatch.setattr(jax, "local_device_count", lambda n=n_devices: n)
+        plans.append((describe(experiment, candidates, 80.0), forecast_search(experiment, given_memory(80.0))))
+    assert plans[0] == plans[1]
+    for text in plans[0]:
+        assert "programs" in text and "80 GB" in text and "time: not measured" in text
+        assert "GFLOP/s" not in text and "time each" not in text and "complete run" not in text
+        assert re.search(r"\babout \d", text) is None
+
+
+def test_a_plan_for_this_machine_has_a_time(monkeypatch):
+    monkeypatch.setattr(forecast_room, "measured_rate", lambda: Rate(1.0, "given"))
+    assert "complete run: about" in forecast_search(parse_experiment(TINY))
 
 
 def test_time_is_work_over_rate():
@@ -329,12 +355,12 @@ def test_the_live_table_counts_down():
     assert chunk(500, loss=2.0, connectivity_R2=0.25) == {
         "node": "7",
         "seed": "1",
-        "step": "500/1000",
+        "step": "500/1,000",
         "loss": "2",
-        "R2": "0.250",
+        "R2 of W": "0.250 at step 500",
         "to go": "20 s",
     }
-    assert chunk(1000)["to go"] == "finished" and table.best_r2 == 0.25
+    assert chunk(1000)["to go"] == "finished" and "0.250 at step 500" in table.best_r2()
 
 
 def test_axes_follow_their_scales(tmp_path):
