@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from rich.cells import cell_len
 from rich.console import Console as RichConsole
 from rich.table import Table
 
-from flyjax.cli.progress import training_progress
+from flyjax.cli.progress import RunProgress
 from flyjax.report.tables import format_cell
 from flyjax.utils.format import printable
 
@@ -40,6 +40,12 @@ class Console:
             table.add_row(*row)
         self.rich.print(table, crop=False)
 
-    def training_bar(self, title: str, ids: Sequence[int] = ()) -> AbstractContextManager:
-        """See `flyjax.cli.progress.training_progress`."""
-        return training_progress(self.rich, self.log, title, ids)
+    def progress(self) -> RunProgress:
+        """The progress of a run of several iterations."""
+        return RunProgress(self.rich, self.log)
+
+    @contextmanager
+    def training_bar(self, title: str, ids: Sequence[int] = ()) -> Iterator[tuple]:
+        """The progress of a single batch of trainings, see `RunProgress.iteration`."""
+        with self.progress() as run, run.iteration(title, ids) as callbacks:
+            yield callbacks

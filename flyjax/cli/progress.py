@@ -1,17 +1,19 @@
-"""Progress of a training: a bar and a table at a terminal, occasional lines elsewhere."""
+"""Progress of a training or a search: bars and a table at a terminal, occasional lines elsewhere."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task
+from rich.table import Column, Table
+from rich.text import Text
 
 from flyjax.report.tables import format_cell
 from flyjax.training import Progress as TrainingProgress
@@ -19,17 +21,29 @@ from flyjax.utils.format import duration
 from flyjax.utils.signals import interruptible
 
 LINE_INTERVAL_S = 60  # between lines of progress without a terminal
+MAX_ROWS = 16  # of the table of trainings
 
 
 class Pace:
-    """Seconds left at the pace since the first update, which includes the compilation and does not count."""
+    """Seconds left at the pace since the first update.
+
+    What was done before it, in an earlier session or while the program was compiled, does not count.
+    """
 
     def __init__(self, now: float, step: int):
         self._began, self._first = now, step
+        self._now, self._step, self._n_steps = now, step, step
 
-    def seconds_left(self, now: float, step: int, n_steps: int) -> float | None:
-        done = step - self._first
-        return (n_steps - step) * (now - self._began) / done if done > 0 else None
+    def update(self, now: float, step: int, n_steps: int) -> None:
+        self._now, self._step, self._n_steps = now, step, n_steps
+
+    def seconds_left(self, now: float) -> float | None:
+        """None before there is a second update."""
+        done = self._step - self._first
+        if done <= 0:
+            return None
+        whole = (self._n_steps - self._step) * (self._now - self._began) / done
+        return max(0.0, whole - (now - self._now))
 
 
 @dataclass
@@ -38,19 +52,25 @@ class _Lane:
     step: int = 0
     n_steps: int = 0
     status: str = ""
-    seconds_left: float | None = None
     loss: float | None = None
     r2: float | None = None
+    r2_step: int = 0
+
+    def r2_text(self) -> str:
+        """The newest connectivity R2, with its step unless it is that of the trained network."""
+        final = self.status != "training" and self.r2_step == self.step
+        at = "" if self.r2 is None or final else f" at step {self.r2_step:,}"
+        return format_cell("connectivity_R2", self.r2) + at
 
 
 class LaneTable:
     """The trainings of a batch in progress: step, loss, connectivity R2, time left.
 
-    **Arguments:** `ids` are the nodes by candidate number, `max_rows` limits the table.
+    **Arguments:** `ids` are the nodes by candidate number.
     """
 
-    def __init__(self, ids: Sequence[int] = (), max_rows: int = 16, clock: Callable[[], float] = time.monotonic):
-        self._ids, self._max_rows, self._clock = ids, max_rows, clock
+    def __init__(self, ids: Sequence[int] = (), clock: Callable[[], float] = time.monotonic):
+        self._ids, self._clock = ids, clock
         self._lanes: dict[tuple[int, int], _Lane] = {}
 
     def update(self, progress: TrainingProgress) -> None:
@@ -59,14 +79,15 @@ class LaneTable:
         for one in progress.lanes:
             lane = self._lanes.setdefault((one.lane.candidate, one.lane.replicate), _Lane(Pace(now, one.step)))
             lane.step, lane.n_steps, lane.status = one.step, one.n_steps, one.status
-            lane.seconds_left = lane.pace.seconds_left(now, one.step, one.n_steps)
+            lane.pace.update(now, one.step, one.n_steps)
             lane.loss = one.values.get("loss", lane.loss)
-            lane.r2 = one.values.get("connectivity_R2", lane.r2)
+            if "connectivity_R2" in one.values:
+                lane.r2, lane.r2_step = one.values["connectivity_R2"], one.step
 
-    @property
-    def best_r2(self) -> float | None:
-        """The highest connectivity R2 among the newest of each training."""
-        return max((lane.r2 for lane in self._lanes.values() if lane.r2 is not None), default=None)
+    def best_r2(self) -> str:
+        """The highest connectivity R2 among the newest of each training; empty before the first."""
+        known = [lane for lane in self._lanes.values() if lane.r2 is not None]
+        return f"best R2 {max(known, key=lambda lane: lane.r2 or 0).r2_text()}" if known else ""
 
     def rows(self) -> list[dict[str, str]]:
         """Rows of text: trainings in progress first, then by decreasing R2."""
@@ -74,18 +95,16 @@ class LaneTable:
             self._lanes.items(), key=lambda item: (item[1].status != "training", -(item[1].r2 or 0), item[0])
         )
         out = []
-        for (candidate, replicate), lane in order[: self._max_rows]:
-            time_left = lane.status
-            if time_left == "training":
-                time_left = "" if lane.seconds_left is None else duration(lane.seconds_left)
+        for (candidate, replicate), lane in order[:MAX_ROWS]:
+            left = lane.pace.seconds_left(self._clock())
             out.append(
                 {
                     "node": str(self._ids[candidate] if candidate < len(self._ids) else candidate + 1),
                     "seed": str(replicate + 1),
-                    "step": f"{lane.step}/{lane.n_steps}",
+                    "step": f"{lane.step:,}/{lane.n_steps:,}",
                     "loss": format_cell("final_loss", lane.loss),
-                    "R2": format_cell("connectivity_R2", lane.r2),
-                    "to go": time_left,
+                    "R2 of W": lane.r2_text(),
+                    "to go": lane.status if lane.status != "training" else "" if left is None else duration(left),
                 }
             )
         return out
@@ -93,93 +112,151 @@ class LaneTable:
     def __rich__(self) -> Table:
         table, rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), self.rows()
         for name in rows[0] if rows else ():
-            table.add_column(name, justify="right")
+            table.add_column(name, justify="left" if name == "R2 of W" else "right", no_wrap=True)
         for row in rows:
             table.add_row(*row.values())
-        if len(self._lanes) > self._max_rows:
-            table.caption = f"and {len(self._lanes) - self._max_rows} more"
+        if len(self._lanes) > MAX_ROWS:
+            table.caption = f"and {len(self._lanes) - MAX_ROWS} more"
         return table
 
 
-class ProgressLines:
-    """Progress without a terminal: at most one plain line per `interval` seconds, for a log file."""
+class _Text(ProgressColumn):
+    """A cell that stays whole in a narrow terminal; the first column, the description, is cut instead."""
 
-    def __init__(
-        self, log: Callable[[str], None], title: str, interval: float, clock: Callable[[], float] = time.monotonic
-    ):
-        self._log, self._title, self._interval, self._clock = log, title, interval, clock
-        self._pace: Pace | None = None
-        self._last = clock()  # nothing is printed about what takes less than the interval
+    def __init__(self, text: Callable[[Task], str], whole: bool = True):
+        self._text = text
+        super().__init__(Column(no_wrap=whole, justify="right" if whole else "left"))
 
-    def stage(self, text: str) -> None:
-        """Print a line if it is time."""
-        if self._clock() - self._last >= self._interval:
-            self._last = self._clock()
-            self._log(f"  {self._title}: {text}")
-
-    def update(self, progress: TrainingProgress, note: str) -> None:
-        """Print the state after a segment of training if it is time."""
-        now, step, n_steps = self._clock(), progress.lane_steps, progress.total_lane_steps
-        self._pace = self._pace or Pace(now, step)
-        seconds = self._pace.seconds_left(now, step, n_steps)
-        remaining = "" if seconds is None or step >= n_steps else f", about {duration(seconds)} left"
-        self.stage(f"{step:,} of {n_steps:,} {note}{remaining}")
+    def render(self, task: Task) -> Text:
+        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
 
 
-def _note(progress: TrainingProgress, best_r2: float | None) -> str:
-    parts = ["steps"]
-    if progress.loss is not None:
-        parts.append(f"loss {progress.loss:.3g}")
-    if best_r2 is not None:
-        parts.append(f"best R2 {best_r2:.3f}")
-    if progress.n_diverged:
-        parts.append(f"{progress.n_diverged} diverged")
-    if progress.n_groups > 1:
-        parts.append(f"program {progress.group + 1}/{progress.n_groups}")
-    return ", ".join(parts)
+def _elapsed(task: Task) -> str:
+    return str(timedelta(seconds=int(task.elapsed or 0)))
 
 
-@contextmanager
-def training_progress(
-    console: RichConsole, log: Callable[[str], None], title: str, ids: Sequence[int] = ()
-) -> Iterator[tuple[Callable[[TrainingProgress], None], Callable[[str], None]]]:
-    """Show a bar over all steps and a table of the trainings; both stop at Ctrl-C.
+def _count(task: Task) -> str:
+    return "" if task.total is None else f"{int(task.completed):,}/{int(task.total):,} {task.fields['unit']}"
 
-    **Returns:** (on_progress, on_stage) for `flyjax.experiments.train_nodes.train_nodes`.
+
+class RunProgress:
+    """What a call is doing: a bar over the iterations of the run and one over the current stage.
+
+    Without a terminal it prints at most one plain line per `LINE_INTERVAL_S`, for a log file.
+
+    **Arguments:** `log` prints a line, `clock` gives seconds.
     """
-    lanes = LaneTable(ids)
-    display: AbstractContextManager
-    if console.is_terminal or console.is_jupyter:
-        lines = None
-        bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+
+    def __init__(self, console: RichConsole, log: Callable[[str], None], clock: Callable[[], float] = time.monotonic):
+        self.is_live = console.is_terminal or console.is_jupyter
+        self._log, self._clock, self._last_line = log, clock, clock()  # what takes less than the interval has no line
+        self._title, self._stage, self._note = "", "", ""
+        self._lanes = LaneTable(clock=clock)
+        self._run_pace: Pace | None = None
+        self._pace: Pace | None = None
+
+        def left(task: Task) -> str:
+            pace = self._run_pace if task.fields["unit"] == "iterations" else self._pace
+            seconds = None if pace is None or task.finished else pace.seconds_left(clock())
+            return "" if seconds is None else f"{duration(seconds)} left"
+
+        self._bar = Progress(
+            SpinnerColumn(finished_text=" "),
+            _Text(lambda task: task.description, whole=False),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, width=6)),
+            _Text(_count),
+            _Text(_elapsed),
+            _Text(left),
             console=console,
+            get_time=clock,
+            expand=True,
         )
-        task = bar.add_task(title, total=None, note="")
-        display = Live(Group(bar, lanes), console=console, transient=True, refresh_per_second=4)
-    else:
-        lines, display = ProgressLines(log, title, LINE_INTERVAL_S), nullcontext()
-    with interruptible() as check, display:
+        self._run_task = self._bar.add_task("run", total=None, visible=False, unit="iterations")
+        self._task = self._bar.add_task("", total=None, visible=False, unit="steps")
+        self._live = Live(get_renderable=self.renderable, console=console, transient=True, refresh_per_second=4)
 
-        def on_progress(progress: TrainingProgress) -> None:
-            check()
-            lanes.update(progress)
-            note = _note(progress, lanes.best_r2)
-            if lines is not None:
-                lines.update(progress, note)
-            else:
-                bar.update(task, completed=progress.lane_steps, total=progress.total_lane_steps, note=note)
+    def renderable(self) -> Group:
+        """The bars, the state of the training in a line, and the table of trainings."""
+        return Group(self._bar, Text(f"  {self._note}", "dim", no_wrap=True, overflow="ellipsis"), self._lanes)
 
-        def on_stage(stage: str) -> None:
-            check()
-            if lines is not None:
-                lines.stage(stage)
-            else:
-                bar.update(task, note=stage)
+    def __enter__(self) -> RunProgress:
+        if self.is_live:
+            self._live.start()
+        return self
 
-        yield on_progress, on_stage
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Leave the terminal to a question."""
+        self._live.stop()
+        try:
+            yield
+        finally:
+            self.__enter__()
+
+    @contextmanager
+    def iteration(
+        self, title: str, ids: Sequence[int] = (), done: int = 0, total: int = 1
+    ) -> Iterator[tuple[Callable[[TrainingProgress], None], Callable[[str], None]]]:
+        """Show one batch of trainings, which stops at Ctrl-C.
+
+        **Arguments:** `ids` are its nodes; `done` of `total` iterations of the run were finished before it.
+
+        **Returns:** (on_progress, on_stage) for `flyjax.experiments.train_nodes.train_nodes`.
+        """
+        now = self._clock()
+        self._title, self._lanes = title, LaneTable(ids, self._clock)
+        self._run_pace = self._run_pace or Pace(now, done)
+        self._run_pace.update(now, done, total)
+        self._bar.update(self._run_task, completed=done, total=total, visible=total > 1)
+        with interruptible() as check:
+
+            def on_progress(progress: TrainingProgress) -> None:
+                check()
+                self._train(progress)
+
+            def on_stage(stage: str) -> None:
+                check()
+                self._begin(stage)
+                self._line(stage)
+
+            yield on_progress, on_stage
+        self._bar.update(self._run_task, completed=done + 1)
+        self._lanes = LaneTable()
+        self._begin("choosing")
+
+    def _begin(self, stage: str) -> None:
+        """Show a stage with a moving bar and its own clock."""
+        self._stage, self._note, self._pace = stage, "", None
+        self._bar.remove_task(self._task)
+        self._task = self._bar.add_task(f"{stage}, {self._title}", total=None, unit="steps")
+
+    def _train(self, progress: TrainingProgress) -> None:
+        now, step, n_steps = self._clock(), progress.lane_steps, progress.total_lane_steps
+        if self._stage != "training":
+            self._begin("training")
+        self._pace = self._pace or Pace(now, step)
+        self._pace.update(now, step, n_steps)
+        self._lanes.update(progress)
+        self._bar.update(self._task, completed=step, total=n_steps)
+        self._note = ", ".join(
+            filter(
+                None,
+                (
+                    "" if progress.loss is None else f"loss {progress.loss:.3g}",
+                    self._lanes.best_r2(),
+                    f"{progress.n_diverged} diverged" if progress.n_diverged else "",
+                    f"program {progress.group + 1}/{progress.n_groups}" if progress.n_groups > 1 else "",
+                ),
+            )
+        )
+        left = self._pace.seconds_left(now)
+        remaining = "" if left is None or step >= n_steps else f"about {duration(left)} left"
+        self._line(", ".join(filter(None, (f"{step:,} of {n_steps:,} steps", self._note, remaining))))
+
+    def _line(self, text: str) -> None:
+        if not self.is_live and self._clock() - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = self._clock()
+            self._log(f"  {self._title}: {text}")

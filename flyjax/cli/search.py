@@ -23,7 +23,7 @@ from flyjax.search.proposals.types import Proposer
 from flyjax.search.proposers import resolve_name
 from flyjax.search.run.opening import check_free, has_begun
 from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
-from flyjax.search.run.status import limits_text, remaining_text, spent_text
+from flyjax.search.run.status import limits_text, remaining, remaining_text, spent_text
 from flyjax.training.loggers import make_logger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
@@ -40,12 +40,15 @@ class SearchDriver:
         self.logger = make_logger(viewers, run_dir, experiment.name)
         self.state: State | None = None
         self.declined = False
+        self.progress = console.progress()
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """Train the nodes of an iteration."""
         specs = [NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
         title = f"block {plan.block}, iteration {plan.iter_in_block}/{self.experiment.search.n_iter_block}"
-        with self.console.training_bar(title, [n.id for n in plan.nodes]) as (on_progress, on_stage):
+        done = plan.number - 1
+        total = done + (remaining(self.experiment, self.state)[1] if self.state is not None else 1)
+        with self.progress.iteration(title, [n.id for n in plan.nodes], done, total) as (on_progress, on_stage):
             return train_nodes(
                 self.experiment,
                 specs,
@@ -74,8 +77,8 @@ class SearchDriver:
         scores = self.run_dir / "ucb_scores.txt"
         for line in scores.read_text().splitlines()[:UCB_LINES] if scores.is_file() else ():
             self.console.log(f"  {line}")
-        remaining = remaining_text(self.experiment, state)
-        self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {remaining}" if remaining else ""))
+        rest = remaining_text(self.experiment, state)
+        self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {rest}" if rest else ""))
         write_report(self.run_dir)
 
     def approve(self, plan: IterationPlan) -> bool:
@@ -89,7 +92,8 @@ class SearchDriver:
             log(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
         try:
             question = f"train iteration {plan.number} (block {plan.block})? [y/N] "
-            answer = self.console.rich.input(question, markup=False)
+            with self.progress.hidden():
+                answer = self.console.rich.input(question, markup=False)
         except (EOFError, RuntimeError):  # no terminal
             answer = None
             log("\nno answer: nothing is lost; --approve needs a terminal, the same command without it does not ask")
@@ -139,20 +143,21 @@ def run_search(
     )
     driver = SearchDriver(experiment, run_dir, console, viewers)
     try:
-        outcome = run_loop(
-            experiment,
-            run_dir,
-            driver.evaluate,
-            proposer,
-            provenance=Provenance({**devices(), "commit": commit}, fallbacks or {}, config_overrides),
-            callbacks=SearchCallbacks(
-                on_event=driver.on_event,
-                on_iteration=driver.on_iteration,
-                approve=driver.approve if approve else None,
-                warn=lambda line: console.log(f"warning: {line}"),
-            ),
-            **options,
-        )
+        with driver.progress:
+            outcome = run_loop(
+                experiment,
+                run_dir,
+                driver.evaluate,
+                proposer,
+                provenance=Provenance({**devices(), "commit": commit}, fallbacks or {}, config_overrides),
+                callbacks=SearchCallbacks(
+                    on_event=driver.on_event,
+                    on_iteration=driver.on_iteration,
+                    approve=driver.approve if approve else None,
+                    warn=lambda line: console.log(f"warning: {line}"),
+                ),
+                **options,
+            )
     except UserError:
         if driver.state is not None and driver.state.started:
             console.log(f"paused after {spent_text(experiment, driver.state)}")

@@ -124,7 +124,7 @@ def train_nodes(
     out: dict[int, dict[str, Any]] = {}
     evaluated = evaluate_nodes(learner, specs, trained, recordings, on_stage)
     for spec, runs, (per_seed, evaluation) in zip(specs, trained, evaluated, strict=True):
-        on_stage(f"evaluating node {spec.id}")
+        on_stage(f"drawing node {spec.id}")
         folder = node_folder(run_dir, spec.id)
         metrics: dict[str, Any] | None = pool_metrics(per_seed)
         config = {
@@ -145,4 +145,6 @@ def train_nodes(
             train = recordings.train(spec.training.noise_model_level)
             write_figures(folder / "figures", evaluation, train, recordings.test)
         out[spec.id] = {"metrics": metrics, "per_seed": per_seed, "reason": reason, "activity": activity}
+        if len(out) < len(specs):
+            on_stage(f"evaluating, {len(out)} of {len(specs)} done")
     return out

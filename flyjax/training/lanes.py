@@ -23,7 +23,7 @@ from flyjax.training import checkpoint
 from flyjax.training.grouping import CHUNK, Group, Lane
 from flyjax.training.hparams import RATES, Static
 from flyjax.training.optimizer import schedule_factor, unpack
-from flyjax.training.step import TrainState, init_state, train_lanes
+from flyjax.training.step import TrainState, init_state, result_params, train_lanes
 
 
 @dataclass
@@ -166,9 +166,10 @@ class Segment:
             lane.wall_s += wall_s
             lane.frames += sum(taken) * self.group.static.batch_size
 
-    def params(self, i: int):
-        """Current parameters of a lane."""
-        return unpacked(self.learner)({k: v[i] for k, v in self.state.params.items()})
+    def params(self, i: int, is_trained: bool = False):
+        """Current parameters of a lane, or those that its training results in."""
+        params = result_params(self.state) if is_trained else self.state.params
+        return unpacked(self.learner)({k: v[i] for k, v in params.items()})
 
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flyjax.training.grouping import CHUNK, Lane
+from flyjax.training.hparams import Static
 from flyjax.training.lanes import Segment
 
 #: Of the training time, what `monitor` may take.
@@ -46,12 +47,18 @@ class Progress:
 
 
 class Reporter:
-    """Turns chunks into `Progress`; calls `monitor` now and then, over all programs for `MONITOR_SHARE` of the time."""
+    """Turns chunks into `Progress` and calls `monitor` for each lane now and then, and when the lane is trained.
+
+    Over all programs `monitor` takes `MONITOR_SHARE` of the time; the first call of a program, which compiles it, and
+    the last of a lane do not count.
+    """
 
     def __init__(self, on_progress, monitor, total: int, clock=time.perf_counter):
         self.on_progress, self.monitor, self.total, self.before = on_progress, monitor, total, 0
         self.clock, self.started_at, self.monitored_s = clock, clock(), 0.0
         self.group = self.n_groups = 0
+        self.compiled: set[Static] = set()  # programs whose parameters were read before
+        self.trained: set[Lane] = set()  # lanes that were read when trained
 
     def __call__(
         self, segment: Segment, done: int, newest: np.ndarray, steps: np.ndarray, is_finite: np.ndarray
@@ -63,8 +70,8 @@ class Reporter:
         counts = finite[..., :2].all(axis=2).sum(axis=0)
         means = np.nansum(newest, axis=0, dtype=np.float64) / np.maximum(counts, 1)[:, None]
         n_chunks = segment.group.n_chunks
-        due = self.monitor is not None and (done % max(1, n_chunks // 10) == 0 or done == n_chunks)
-        due = due and self.monitored_s <= MONITOR_SHARE * (self.clock() - self.started_at)
+        budget_s = MONITOR_SHARE * (self.clock() - self.started_at)
+        due = done % max(1, n_chunks // 10) == 0 and self.monitored_s <= budget_s
         lanes = []
         for i, lane in enumerate(segment.lanes):
             values = {}
@@ -73,11 +80,16 @@ class Reporter:
                 values |= {f"rate_{group}": rate for group, rate in segment.rates(i, int(steps[i])).items()}
             if finite[:, i, 2].any():  # one value in a chunk
                 values["validation"] = float(np.nansum(newest[:, i, 2]))
-            if due and counts[i]:
-                start = self.clock()
-                values |= self.monitor(lane.lane, segment.params(i))
-                self.monitored_s += self.clock() - start
             status = "diverged" if not is_finite[i] else "finished" if steps[i] >= lane.n_steps else "training"
+            last = status == "finished" and lane.lane not in self.trained
+            if self.monitor is not None and (last or due and counts[i]):
+                start = self.clock()
+                values |= self.monitor(lane.lane, segment.params(i, last))
+                if last:
+                    self.trained.add(lane.lane)
+                elif segment.group.static in self.compiled:
+                    self.monitored_s += self.clock() - start
+                self.compiled.add(segment.group.static)
             lanes.append(LaneProgress(lane.lane, int(steps[i]), lane.n_steps, values, status))
         losses = [lane.values["loss"] for lane in lanes if "loss" in lane.values]
         self.on_progress(

@@ -172,7 +172,7 @@ def train_sweep(
     - `checkpoint_dir`: folder of checkpoints; the same call resumes from them, with the programs
       that it began with even where less memory is free (with a warning).
     - `monitor`: computes values from a lane's parameters at some chunk borders (about ten in a training, fewer
-      where that would take more than 5 % of the time); they are in `Progress.lanes`.
+      where that would take more than 5 % of the time) and when it is trained; they are in `Progress.lanes`.
     - `halving`: stop the worse candidates early; by default none is stopped.
     - `memory`: what programs and their recordings must fit into; by default what is free.
     - `n_devices`: how many local devices share the lanes; by default all.

@@ -13,11 +13,11 @@ from support.search_landscape import metrics, r2
 
 from flyjax.cli import app, console, progress
 from flyjax.cli import search as cli_search
-from flyjax.cli.progress import ProgressLines
 from flyjax.config import Training, parse_experiment
 from flyjax.experiments import forecast, run_dir, train_nodes
 from flyjax.search.journal.journal import Journal, read_journal
-from flyjax.training import Progress, train_sweep
+from flyjax.training import LaneProgress, Progress, train_sweep
+from flyjax.training.grouping import Lane
 from flyjax.utils.errors import UserError, as_user_errors, user_message
 
 SMALL = {
@@ -381,26 +381,99 @@ def test_after_an_iteration_a_line_says_what_is_done_spent_and_left(call, tmp_pa
 
 
 def test_without_a_terminal_a_line_is_printed_now_and_then():
-    now, said = [0.0], []
-    lines = ProgressLines(said.append, "block 1, iteration 2/3", 60, lambda: now[0])
+    now, lines = [0.0], []
+    run = progress.RunProgress(RichConsole(file=io.StringIO()), lines.append, lambda: now[0])
+    with run, run.iteration("block 1, iteration 2/3") as (on_progress, on_stage):
 
-    def chunk(at, steps):
-        now[0] = at
-        lines.update(Progress(0, 1, steps, 64_000, 0.0123, 0), "steps, loss 0.0123")
+        def chunk(at, steps):
+            now[0] = at
+            on_progress(Progress(0, 1, steps, 64_000, 0.0123, 0))
 
-    lines.stage("compiling")
-    chunk(20, 2_000)
-    chunk(59, 4_000)
-    assert said == [], "what is short says nothing"
-    for at in range(65, 200, 5):
-        chunk(at, 4_000 + 200 * at)
-    assert len(said) == 3 and said[0].startswith(
-        "  block 1, iteration 2/3: 17,000 of 64,000 steps, loss 0.0123, about "
-    )
-    assert said[0].endswith("2.4 min left")
-    now[0] = 300
-    lines.stage("evaluating node 3")
-    assert said[-1] == "  block 1, iteration 2/3: evaluating node 3"
+        on_stage("compiling")
+        chunk(20, 2_000)
+        chunk(59, 4_000)
+        assert lines == [], "what is short prints nothing"
+        for at in range(65, 200, 5):
+            chunk(at, 4_000 + 200 * at)
+        assert len(lines) == 3 and "17,000 of 64,000 steps" in lines[0] and "2.4 min left" in lines[0]
+        now[0] = 300
+        on_stage("drawing node 3")
+        assert "drawing node 3" in lines[-1]
+
+
+def trainings(step, r2, n_steps=4_000):
+    status = "finished" if step == n_steps else "training"
+    values = {"loss": 0.1} | ({} if r2 is None else {"connectivity_R2": r2})
+    return tuple(LaneProgress(Lane(k, 0, 1), step, n_steps, values, status) for k in range(2))
+
+
+class Screen:
+    """What a terminal of some width shows."""
+
+    def __init__(self, width):
+        self.now, self.width = 0.0, width
+        console = RichConsole(width=width, force_terminal=True, file=io.StringIO())
+        self.run = progress.RunProgress(console, print, lambda: self.now)
+
+    def lines(self):
+        out = RichConsole(width=self.width, record=True, file=io.StringIO(), force_terminal=True)
+        out.print(self.run.renderable())
+        return out.export_text().splitlines()
+
+    def styled(self):
+        out = RichConsole(width=self.width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
+        out.print(self.run.renderable())
+        return out.file.getvalue()
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_narrow_bar_keeps_total_elapsed_and_time_left(width):
+    screen = Screen(width)
+    # A session that continues: 20 of 40 iterations, and 6,000 steps, were done before it.
+    with screen.run.iteration("block 11, iteration 1/4", [3, 4], 20, 40) as (on_progress, on_stage):
+        for step in (3_000, 3_500):
+            screen.now += 100
+            on_progress(Progress(0, 1, 2 * step, 8_000, 0.0123, 0, trainings(step, None)))
+        run, stage = screen.lines()[:2]
+        assert "20/40 iterations" in run and "0:03:20" in run
+        assert "7,000/8,000 steps" in stage and "0:01:40" in stage, "the stage began with its first update"
+        assert "100 s left" in stage, "1,000 steps in 100 s; what was done before does not count"
+        screen.now += 40
+        assert "60 s left" in screen.lines()[1]
+    with screen.run.iteration("block 11, iteration 2/4", [5, 6], 21, 40) as (_, on_stage):
+        on_stage("simulating")
+        assert "21/40 iterations" in screen.lines()[0] and "76 min left" in screen.lines()[0]  # 19 x 240 s
+    assert all(len(line) <= width for line in screen.lines())
+
+
+@pytest.mark.parametrize("stage", ["simulating", "compiling", "evaluating", "drawing node 3"])
+def test_every_stage_moves_and_names_itself(stage):
+    screen = Screen(80)
+    with screen.run.iteration("block 1, iteration 1/3", [1], 0, 9) as (on_progress, on_stage):
+        on_progress(Progress(0, 1, 4_000, 4_000, 0.01, 0))
+        on_stage(stage)
+        screen.now += 7
+        first = screen.lines()[1], screen.styled()
+        assert stage in first[0] and "0:00:07" in first[0] and "left" not in first[0] and "4,000" not in first[0]
+        screen.now += 1.04
+        assert screen.lines()[1] != first[0] and "0:00:08" in screen.lines()[1]
+        assert screen.styled() != first[1]
+
+
+def test_a_live_r2_names_its_step_until_it_is_final():
+    screen = Screen(80)
+    with screen.run.iteration("block 1, iteration 1/3", [1, 2], 0, 9) as (on_progress, _):
+
+        def at(step, r2):
+            on_progress(Progress(0, 1, 2 * step, 8_000, 0.0123, 0, trainings(step, r2)))
+            return "\n".join(screen.lines())
+
+        assert "at step" not in at(500, None)
+        assert at(1_000, 0.298).count("0.298 at step 1,000") == 3  # two rows, and the best
+        assert at(2_000, None).count("0.298 at step 1,000") == 3
+        assert at(4_000, None).count("0.298 at step 1,000") == 3, "not the result of the training"
+        final = at(4_000, 0.898)
+        assert final.count("0.898") == 3 and "at step" not in final
 
 
 def test_progress_reaches_a_file_at_once(monkeypatch, tmp_path):

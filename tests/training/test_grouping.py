@@ -1,5 +1,6 @@
 """Plans fit into memory, and the result of a training does not depend on them."""
 
+import gc
 from types import SimpleNamespace
 
 import jax
@@ -198,6 +199,7 @@ def recordings_on_devices(circuit):
 
 def test_programs_split_by_memory_give_the_same_and_hold_one_level(circuit, learner, recordings, together, monkeypatch):
     monkeypatch.setattr(data, "PADDING_BYTES", 0)
+    gc.collect()  # recordings of the training before
     sizes = resources.sizes_of(learner, 64)
     lane = sum(resources.lane_bytes(sizes, learner.config, 1).values())
     memory = Memory(int((2 * lane + resources.recording_bytes(sizes)) / grouping.SHARE) + 1, "given", False)
@@ -309,31 +311,39 @@ def test_progress_counts_every_step_once(learner, recordings):
 
 
 def test_every_program_is_monitored():
-    """Four programs one after the other, `monitor` takes as long as a chunk: each gets its share of the budget."""
-    now, read = [0.0], []
+    """Four programs one after the other: each gets its share of the budget, though its first reading compiles, and
+    the reading of the trained network."""
+    now, read, first_s, chunk_s = [0.0], [], 30.0, 1.0
 
     def monitor(lane, params):
-        now[0] += 1.0
-        read.append(lane.candidate)
-        return {}
+        compiles = lane.candidate not in [candidate for candidate, _, _ in read]
+        now[0] += first_s if compiles else 1.0
+        read.append((lane.candidate, *params))
+        return {"connectivity_R2": float(params[0])}
 
-    reporter = Reporter(lambda progress: None, monitor, 4 * 100 * CHUNK, clock=lambda: now[0])
+    seen = []
+    reporter = Reporter(seen.append, monitor, 4 * 100 * CHUNK, clock=lambda: now[0])
     newest = np.ones((CHUNK, 1, 3))
     for k in range(4):
-        lane = grouping.Lane(k, 0, 1)
+        lane, at = grouping.Lane(k, 0, 1), [0]
         group = grouping.Group(Static(k + 1, "constant"), (lane,), (100 * CHUNK,), (0.05,))
         segment = SimpleNamespace(
             group=group,
             lanes=[lanes.LaneState(lane, 100 * CHUNK)],
-            params=lambda i: None,
+            params=lambda i, is_trained, at=at: (at[0], is_trained),
             rates=lambda i, step: {},
         )
         for done in range(1, 101):
-            now[0] += 1.0
+            now[0] += chunk_s
+            at[0] = done
             reporter(segment, done, newest, np.array([done * CHUNK]), np.array([True]))
-    times = [read.count(k) for k in range(4)]
-    assert min(times) >= 4 and max(times) <= 7  # 5 % of 100 chunks each
-    assert len(read) <= 0.05 * now[0] + 1
+        last = seen[-1].lanes[0]
+        assert (last.status, last.values["connectivity_R2"]) == ("finished", 100), "the result, not an earlier state"
+    times = [sum(candidate == k for candidate, _, _ in read) for k in range(4)]
+    assert min(times) >= 5 and max(times) <= 10
+    assert [done for _, done, is_trained in read if is_trained] == [100] * 4
+    charged = len(read) - 8  # without the first and the last reading of each
+    assert charged <= 0.05 * now[0] + 1
 
 
 @pytest.mark.parametrize("schedule", ["constant", "warmup_cosine"])
