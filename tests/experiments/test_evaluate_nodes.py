@@ -39,6 +39,24 @@ def arguments(spec, trained, recordings):
     return spec.training, trained, recordings.train(spec.training.noise_model_level), recordings.test
 
 
+def test_each_seed_has_its_own_metrics(trained):
+    """And the estimates of a node are those of the seed with the lowest training loss, wherever it stands."""
+    learner, specs, runs, recordings = trained
+    several = [runs[0][0], runs[2][0], runs[4][0]]  # of one noise level
+    best = min(range(3), key=lambda k: several[k].final_loss)
+    for order in ([best, *(k for k in range(3) if k != best)], [*(k for k in range(3) if k != best), best]):
+        own = [several[k] for k in order]
+        per_seed, evaluation = node.evaluate_node(learner, *arguments(specs[0], own, recordings))
+        alone = [node.evaluate_node(learner, *arguments(specs[0], [one], recordings)) for one in own]
+        for metrics, one, (expected, _) in zip(per_seed, own, alone, strict=True):
+            assert metrics["final_loss"] == one.final_loss
+            assert metrics["connectivity_R2"] == pytest.approx(expected[0]["connectivity_R2"])
+        assert len({m["connectivity_R2"] for m in per_seed}) == 3
+        np.testing.assert_allclose(evaluation.estimate.weight, alone[order.index(best)][1].estimate.weight, rtol=1e-6)
+        pooled = node.pool_metrics(per_seed)
+        assert pooled["connectivity_R2"] == pytest.approx(np.mean([m["connectivity_R2"] for m in per_seed]))
+
+
 @pytest.mark.parametrize("cores", [1, 4])
 def test_concurrent_evaluation_gives_the_same_results_in_order(trained, cores, monkeypatch):
     learner, specs, runs, recordings = trained

@@ -7,7 +7,7 @@ import pytest
 from support.search_events import block_events, chain_state
 
 from flyjax.search.journal.state import fold
-from flyjax.search.policy import measures
+from flyjax.search.policy import measures, ucb
 from flyjax.search.policy.moves import moves
 from flyjax.search.proposers.rules import observe
 
@@ -147,3 +147,29 @@ def test_an_iteration_counts_with_the_reward_of_its_chosen_node():
 )
 def test_a_node_is_converged_above_0_9_and_failed_below_0_1(r2, expected):
     assert chain_state(r2).nodes[1].classification == expected
+
+
+@pytest.mark.parametrize("objective, name", [("connectivity_R2", "connectivity_R2"), ("blind", "test_R2")])
+def test_a_block_is_measured_by_its_own_nodes_and_objective(objective, name):
+    """Two blocks whose best nodes differ by metric and by block."""
+    truth, held_out = {1: 0.9, 2: 0.5, 3: 0.2, 4: 0.3}, {1: 0.1, 2: 0.8, 3: 0.4, 4: 0.35}
+    search = {"n_iter_block": 2, "objective": objective}
+    rows = [{"event": "run_started", "time": 0.0, "experiment": {"search": search}, "protocol": ""}]
+    for number, nodes in ((1, (1, 2)), (2, (3, 4))):
+        place = {"iteration": number, "block": number, "time": 0.0}
+        planned = [
+            {"node": n, "parent": "root", "changes": {}, "config": {"x": n}, "strategy": "root", "seeds": [n]}
+            for n in nodes
+        ]
+        rows.append({"event": "iteration_started", "iter_in_block": 1, "simulation": {}, "nodes": planned, **place})
+        for n in nodes:
+            metrics = {"connectivity_R2": truth[n], "test_R2": held_out[n]}
+            rows.append({"event": "node_finished", "node": n, "metrics": metrics, **place})
+    state, values = fold(rows), truth if name == "connectivity_R2" else held_out
+    assert {n.id: n.reward for n in state.nodes.values()} == values
+    for block, nodes in ((1, (1, 2)), (2, (3, 4))):
+        best = max(nodes, key=values.get)
+        assert measures.best_node(state, block).id == best and measures.measure(state, block).best == values[best]
+        assert [s.node.id for s in ucb.scores(state, block)] == sorted(nodes, key=values.get, reverse=True)
+        assert {s.ucb for s in ucb.scores(state, block)} == {ucb.ucb(values[n], 1, 2) for n in nodes}
+    assert measures.best_node(state).id == max(values, key=values.get)

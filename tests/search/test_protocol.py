@@ -195,6 +195,17 @@ FORMER = [
 ]
 
 
+MARKERS = (document.BEGIN, document.END)
+
+
+@pytest.mark.parametrize("smuggled", [*MARKERS, "\n".join(MARKERS), "\n".join(reversed(MARKERS))])
+def test_what_the_guard_misses_still_changes_nothing_outside_the_markers(template, monkeypatch, smuggled):
+    monkeypatch.setattr(document, "check_body", lambda new, old: None)
+    with pytest.raises(EditRefused):
+        apply_edit(template, ProtocolEdit("| Default |", f"{smuggled}\n| Default |", "a hidden section"))
+    assert document.with_body(template, "New rules.\n") != template
+
+
 @pytest.mark.parametrize("passage", FORMER)
 def test_what_was_let_in_once_hinders_no_other_edit_and_no_more_of_it_comes(template, passage):
     former = template.replace(DEFAULT, f"{DEFAULT}\n{passage}", 1)

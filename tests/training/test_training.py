@@ -230,6 +230,37 @@ def test_each_parameter_learns_at_its_rate(circuit, recordings, model, expected)
     assert moved == pytest.approx(expected, rel=1e-2)
 
 
+def test_steps_are_adam_with_the_rates_and_moments_of_each_parameter(learner, recordings):
+    """Four steps against Adam written out for every parameter on its own (Kingma & Ba 2015)."""
+    training = Training(**RATES, batch_size=2, data_augmentation_loop=10)
+    static, hparams = static_of(training), jax.tree.map(jnp.asarray, traced_hparams(training, 64, 0))
+    data = stack_recordings([recordings[0.05]])
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    step = jax.jit(lambda state, frames: train_step(learner, static, hparams, data, state, frames)[0])
+    gradient = jax.jit(
+        jax.grad(lambda params, batch: losses.loss(learner, params, hparams, batch, data["x_norm"][0])[0])
+    )
+    rates = {"W": 1e-2, "embedding": 3e-4, "message_network": 2e-3, "update_network": 2e-3}
+    params = unpack(learner, state.params)
+    first = {name: jax.tree.map(np.zeros_like, value) for name, value in params.items()}
+    second = {name: jax.tree.map(np.zeros_like, value) for name, value in params.items()}
+    for t, frames in enumerate(([3, 40], [7, 8], [0, 63], [3, 21]), 1):
+        voltage, luminance, target = recordings[0.05].pairs(np.array(frames))
+        slopes = gradient(params, {"voltage": voltage, "luminance": luminance, "target": target})
+        for name, rate in rates.items():
+            first[name] = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first[name], slopes[name])
+            second[name] = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second[name], slopes[name])
+            params[name] = jax.tree.map(
+                lambda p, m, v: p - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),  # noqa: B023
+                *(params[name], first[name], second[name]),
+            )
+        state = step(state, jnp.array(frames))
+    trained = unpack(learner, state.params)
+    for name, rate in rates.items():
+        for mine, theirs in zip(*map(jax.tree.leaves, (trained[name], params[name])), strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-4, atol=0.02 * rate, err_msg=name)
+
+
 def test_cosine_schedule_warms_up_and_ends_at_zero():
     packed = {name: jnp.zeros(3) for name in ("W", "embedding", "networks")}
     hparams = traced_hparams(Training(schedule="warmup_cosine", warmup_fraction=0.1), 200, 0)
@@ -271,6 +302,13 @@ def test_each_chunk_draws_the_frames_after_those_of_the_last(learner, one_lane):
     twice, more_losses = chunk(first, 5)
     np.testing.assert_allclose(np.concatenate([losses, more_losses]), all_losses, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), twice.params, once.params)
+
+
+def test_every_frame_is_drawn_as_often_as_any_other(one_lane):
+    static, hparams, _, state = one_lane
+    counts = np.bincount(np.asarray(draw_frames(static, hparams, state, 6_400)).ravel(), minlength=64)
+    assert len(counts) == 64 and counts.sum() == 12_800
+    np.testing.assert_allclose(counts, 200, atol=5 * np.sqrt(200))
 
 
 def test_every_seed_starts_from_weights_and_frames_of_its_own(learner, one_lane):
