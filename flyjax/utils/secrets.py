@@ -17,7 +17,10 @@ REDACTED = "[redacted]"
 MIN_LENGTH = 16  # characters; a shorter key, such as a local gateway's "x", occurs in ordinary text
 
 #: One escaped character that no key contains.
-_ESCAPE = r"\\{1,8}(?:u\{?[0-9a-fA-F]{4,6}\}?|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2})|%[0189a-fA-F][0-9a-fA-F]|%20|%7[fF]|&#?\w{1,9};"
+_ESCAPE = (
+    r"\\{1,8}(?:u\{?[0-9a-fA-F]{4,6}\}?|U[0-9a-fA-F]{8}|x[0-9a-fA-F]{2})"
+    r"|%[0189a-fA-F][0-9a-fA-F]|%20|%7[fF]|&#?\w{1,9};"
+)
 #: What may stand between two characters of a key: everything but printable ASCII.
 _GAP = rf"(?:[^!-~]|{_ESCAPE}|\\{{1,8}}[abfnrtv0])*"
 #: The same within one line.

@@ -251,7 +251,7 @@ def test_steps_are_adam_with_the_rates_and_moments_of_each_parameter(learner, re
             first[name] = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, first[name], slopes[name])
             second[name] = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, second[name], slopes[name])
             params[name] = jax.tree.map(
-                lambda p, m, v: p - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),  # noqa: B023
+                lambda p, m, v: p - rate * (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8),
                 *(params[name], first[name], second[name]),
             )
         state = step(state, jnp.array(frames))
