@@ -9,6 +9,7 @@ from typing import Any
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
+from flyjax.data.transforms import held_out
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
 from flyjax.training import Progress, Trained, train_sweep
@@ -40,12 +41,12 @@ class CandidateResult:
 
 
 class _SingleRecording:
-    """A given recording with the interface of `Recordings`."""
+    """A given recording and its test split, with the interface of `Recordings`."""
 
     capacity = 1_000  # it is in memory once, however many nodes use it
 
     def __init__(self, recording: Recording):
-        self._train, self._others = recording, Recordings(recording.simulation)
+        self._train, self.test = recording, held_out(recording)
 
     def train(self, level: float) -> Recording:
         if level != self._train.noise_model_level:
@@ -54,10 +55,6 @@ class _SingleRecording:
                 "pass the simulation instead, and each level gets its recording"
             )
         return self._train
-
-    @property
-    def test(self) -> Recording:
-        return self._others.test
 
 
 def _training(candidate: Mapping[str, Any] | Training) -> Training:
@@ -82,13 +79,14 @@ def train_candidates(
     **Arguments:**
 
     - `simulation_or_recording`: a simulation gets one training recording per distinct
-      `noise_model_level`; a given recording serves a single level.
+      `noise_model_level`; a given recording serves a single level, and is evaluated on the test split of its circuit.
     - `candidates`: training settings, as `Training` or as a dictionary of what differs from its defaults.
     - `seeds`: of initial values and batch order, the same for every candidate.
     - `model`: shapes of the network.
     - `on_progress`: called after every chunk of steps.
 
-    **Raises:** `UserError` for a candidate that does not validate.
+    **Raises:** `UserError` for a candidate that does not validate, or a recording without a held-out one
+    (`flyjax.data.held_out`), before anything is trained.
     """
     trainings, own_seeds = [_training(c) for c in candidates], tuple(seeds)
     if not trainings or not own_seeds:
@@ -102,13 +100,21 @@ def train_candidates(
     else:
         recordings = Recordings(simulation_or_recording)
         learner = learner_for(simulation_or_recording, model)
+    _ = recordings.test  # a stimulus that is missing is an error before the training
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)
     specs = [NodeSpec(k, training, own_seeds) for k, training in enumerate(trainings)]
     evaluated = evaluate_nodes(learner, specs, trained, recordings)
     return [
         CandidateResult(
-            training, pool_metrics(per_seed), [r.params for r in runs], own_seeds, per_seed, runs, evaluation, learner
+            training,
+            pool_metrics(per_seed),
+            [r.params for r in runs],
+            own_seeds,
+            per_seed,
+            runs,
+            evaluation,
+            learner,
         )
         for training, runs, (per_seed, evaluation) in zip(trainings, trained, evaluated, strict=True)
     ]

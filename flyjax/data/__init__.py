@@ -4,6 +4,7 @@ from flyjax.data.cache import Recordings, cached_recording
 from flyjax.data.recorder import record
 from flyjax.data.recording import Part, Recording, load_recording
 from flyjax.data.splits import SPLITS, measurement_noise_std, stimulus_for_split, uses_finite_differences
+from flyjax.data.transforms import held_out
 
 __all__ = [
     "SPLITS",
@@ -11,6 +12,7 @@ __all__ = [
     "Recording",
     "Recordings",
     "cached_recording",
+    "held_out",
     "load_recording",
     "measurement_noise_std",
     "record",

@@ -83,7 +83,7 @@ def _circuit(
     """The circuit given by hand, or that of the configuration."""
     if parameters is None:
         ground_truth = build_ground_truth(simulation)
-        if connectome is not None and connectome is not ground_truth[0]:
+        if connectome is not None and connectome != ground_truth[0]:
             raise UserError("a circuit made by hand needs its own parameters")
     else:
         ground_truth = connectome or circuit.build_connectome(simulation.extent), parameters

@@ -1,4 +1,4 @@
-"""Recordings made of others: several in one, and the fly with a part of its synapses cut."""
+"""Recordings made of others: several in one, the held-out one, and the fly with a part of its synapses cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Bool
 
 from flyjax.config import Simulation
-from flyjax.data.recorder import record
+from flyjax.data.noise import measurement_noise
+from flyjax.data.recorder import record, simulate_states
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.ground_truth import build_ground_truth, known_circuit
@@ -54,11 +55,9 @@ def concatenate(recordings: Sequence[Recording]) -> Recording:
         for (name, expected), found in zip(_must_agree(first).items(), _must_agree(other).values(), strict=True):
             if found != expected:
                 raise UserError(f"recordings to be joined differ in {name}: {expected} and {found}")
-        same = other.connectome is first.connectome and other.ground_truth[0] is first.ground_truth[0]
-        arrays = zip(
-            (*other.ground_truth[1], other.parameters.weight), (*first.ground_truth[1], first.parameters.weight)
-        )
-        if not same or not all(np.array_equal(a, b) for a, b in arrays):
+        weights = np.asarray(first.parameters.weight), np.asarray(other.parameters.weight)
+        same = other.origin["circuit"] == first.origin["circuit"] and other.connectome == first.connectome
+        if not same or not np.array_equal(weights[0], weights[1]):
             raise UserError("recordings to be joined are of different circuits")
     return dataclasses.replace(
         first,
@@ -70,6 +69,50 @@ def concatenate(recordings: Sequence[Recording]) -> Recording:
         parts=tuple(part for r in recordings for part in r.all_parts),
         stored_derivative=None,
     )
+
+
+#: Frames that `held_out` simulates again.
+_N_CHECKED = 16
+
+
+def _made_by_its_circuit(recording: Recording) -> bool:
+    """Whether the first voltages are those that the circuit has under the recording's stimulus."""
+    simulation, part = recording.simulation, recording.all_parts[0]
+    n = min(_N_CHECKED, part.n_frames)
+    level, seed, luminance = recording.noise_model_level, part.seed, recording.luminance[:n]
+    try:
+        states, _ = next(
+            simulate_states(simulation, recording.ground_truth, luminance, level, seed, simulation.initial, n)
+        )
+    except UserError:  # it diverges, or the arrays do not fit the circuit
+        return False
+    if measurement_noise_std(simulation, recording.split):
+        states = states + measurement_noise(simulation, seed, np.arange(n), states.shape[1])
+    found = recording.voltage[:n]
+    # float16 rounds to 5e-4 of a value.
+    return found.shape == states.shape and np.allclose(found, states, rtol=2e-3, atol=0.01 * float(found.std()))
+
+
+def held_out(recording: Recording) -> Recording:
+    """The test split of the circuit that made a training recording, however that circuit was made.
+
+    **Raises:** `UserError` for a recording that is a test split itself, whose voltages are not those of its circuit
+    under its stimulus, or whose held-out stimulus is not there.
+    """
+    if recording.split != "train":
+        raise UserError(
+            "the recording is a test split, on which networks are evaluated: train on record(simulation, split='train')"
+        )
+    if not _made_by_its_circuit(recording):
+        raise UserError(
+            "the recording's voltages are not those of its circuit under its luminance (were they replaced?), so that "
+            "no held-out recording of the same circuit can be made: record them with flyjax.record, or train with "
+            "flyjax.training.train_sweep, which evaluates nothing"
+        )
+    connectome, parameters = recording.ground_truth
+    test = record(recording.simulation, 0.0, "test", connectome=connectome, parameters=parameters)
+    known = {name: getattr(recording, name) for name in ("connectome", "parameters", "simulated")}
+    return dataclasses.replace(test, **known)
 
 
 class Lesioned(NamedTuple):
