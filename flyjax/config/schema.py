@@ -33,11 +33,16 @@ class Simulation(StrictModel):
     initial: Literal["grey", "rest", "fade_in"] = Field(
         "grey", description="initial state: after 1 s of grey, V_rest, or after 1 s from grey to frame 0"
     )
-    data_path: str | None = Field(None, description="folder of the video data set, where one is needed")
+    data_path: str | None = Field(
+        None, description="folder of the video data set, where one is needed; for video also a film"
+    )
     frame_rate: Literal["default", "native", "resampled"] = Field(
         "default",
-        description="of videos: one frame per step (native, the default of DAVIS), or 24 frames/s resampled to "
-        "1/delta_t (resampled, the default of optical_flow)",
+        description="of videos: one frame per step (native, the default of DAVIS and video), or at their own speed, "
+        "resampled to 1/delta_t (resampled, the default of optical_flow)",
+    )
+    folder_frame_rate: float = Field(
+        24.0, gt=0, le=10_000, description="frames per second of videos that are folders of frames; films state theirs"
     )
     measurement_noise_level: float = Field(
         0.0, ge=0, le=10, description="std of the measurement noise in training voltages"

@@ -34,8 +34,10 @@ def render_stimulus(
     """Luminance of a part, in [0, 1]."""
     # Injective for any seed a person would type; seed 0 is the configuration's own film.
     seed = simulation.seed + 1_000_003 * part.seed
-    dt, path, rate = simulation.delta_t, simulation.data_path, simulation.frame_rate
-    return stimulus.luminance(name, connectome.columns, part.n_frames, dt, split, seed, path, rate)
+    rates = simulation.frame_rate, simulation.folder_frame_rate
+    return stimulus.luminance(
+        name, connectome.columns, part.n_frames, simulation.delta_t, split, seed, simulation.data_path, *rates
+    )
 
 
 def simulate_states(

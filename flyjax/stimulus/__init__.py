@@ -1,5 +1,25 @@
 """What the fly sees: built-in scenes, laboratory stimuli, videos and optic flow, by name."""
 
-from flyjax.stimulus.registry import NAMES, available, check_name, fingerprint, flow, luminance, other_kind, parts_of
+from flyjax.stimulus.registry import (
+    DATA_SETS,
+    NAMES,
+    available,
+    check_name,
+    fingerprint,
+    flow,
+    luminance,
+    other_kind,
+    parts_of,
+)
 
-__all__ = ["NAMES", "available", "check_name", "fingerprint", "flow", "luminance", "other_kind", "parts_of"]
+__all__ = [
+    "DATA_SETS",
+    "NAMES",
+    "available",
+    "check_name",
+    "fingerprint",
+    "flow",
+    "luminance",
+    "other_kind",
+    "parts_of",
+]

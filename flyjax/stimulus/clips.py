@@ -11,9 +11,9 @@ from jaxtyping import Float32, Int
 from flyjax.circuit.hexgrid import flip, flip_matrix, rotation, rotation_matrix
 from flyjax.stimulus.textures import generator
 from flyjax.utils import environment
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import UserError, reading
 
-FPS = 24.0  #: frame rate of DAVIS and Sintel, 1/s
+FPS = 24.0  #: frame rate of Sintel, 1/s
 #: 2 flips x 4 rotations.
 ORIENTATIONS = tuple((axis, turn) for axis in (0, 1) for turn in range(4))
 
@@ -28,7 +28,10 @@ def find_folder(
 ) -> Path | None:
     """The first of the subfolders of `data_root` that is the data set, or None."""
     root = data_root(data_path)
-    return next((root / name for name in subfolders if is_data_set(root / name)), None) if root else None
+    if root is None:
+        return None
+    with reading(root):
+        return next((root / name for name in subfolders if is_data_set(root / name)), None)
 
 
 def require_folder(folder: Path | None, data_path: str | Path | None, name: str, remedy: str) -> Path:
@@ -41,7 +44,12 @@ def require_folder(folder: Path | None, data_path: str | Path | None, name: str,
 
 def file_stamp(paths: Sequence[Path]) -> tuple:
     """Names, sizes and modification times: changes when the files do."""
-    return tuple((p.name, (s := p.stat()).st_size, s.st_mtime_ns) for p in paths)
+
+    def stamp(path: Path) -> tuple:
+        with reading(path):
+            return path.name, (s := path.stat()).st_size, s.st_mtime_ns
+
+    return tuple(map(stamp, paths))
 
 
 def play(

@@ -1,70 +1,127 @@
-"""DAVIS 2017 (Pont-Tuset et al. 2017), or any folder of videos, as the fly sees it.
+"""DAVIS 2017 (Pont-Tuset et al. 2017) and own videos, as the fly sees them.
 
 As in flyvis-gnn: luminance 0.299 R + 0.587 G + 0.114 B, 13 x 13 box means, no normalisation, each video in 2 flips x 4
-rotations, videos split 80/20, looped to the number of frames asked for. By default one video frame (24/s) is one step;
-`frame_rate='resampled'` repeats frames to play the video at its own speed.
+rotations, videos split 80/20, looped to the number of frames asked for. By default one video frame is one step;
+`frame_rate='resampled'` repeats frames to play the video at its own speed. A single own video is split in time.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
 
-from flyjax.stimulus.clips import FPS, find_folder, play, require_folder
-from flyjax.stimulus.eye import resample
-from flyjax.stimulus.video import videos, view_video
+from flyjax.stimulus.clips import find_folder, play, require_folder
+from flyjax.stimulus.video import FOLDER_RATE, Film, files_of, is_video, videos, view_film
 from flyjax.utils.errors import UserError
 
 _TEST_SHARE = 0.2
-_FOLDERS = tuple(
-    f"{base}/JPEGImages/{size}"
-    for base in (".", "DAVIS", "DAVIS-2017", "DAVIS2017")
-    for size in ("480p", "Full-Resolution")
-)
 
 
-def find(data_path: str | Path | None) -> Path | None:
-    """The folder whose entries are the videos, or None."""
-    return find_folder(data_path, (*_FOLDERS, "."), lambda folder: folder.is_dir() and bool(videos(folder)))
-
-
-def require(data_path: str | Path | None) -> Path:
-    """As `find`. **Raises:** `UserError` naming the download, and a stimulus that needs none."""
-    return require_folder(
-        find(data_path),
-        data_path,
-        "DAVIS videos",
-        "download DAVIS-2017-trainval-480p.zip from davischallenge.org and set simulation.data_path or FLYJAX_DATA to "
-        "its folder (any folder of videos or frame folders will do), or use the built-in scenes_texture",
-    )
-
-
-def split_videos(folder: Path, split: str) -> list[Path]:
-    """Videos of a split, in order of name; the split of a video follows from the names alone.
-
-    **Raises:** `UserError` if there are fewer than two.
-    """
-    found = videos(folder)
-    if len(found) < 2:
-        raise UserError(f"{folder} contains {len(found)} video: a train and a test split need at least 2")
-    shuffled = sorted(found, key=lambda p: hashlib.sha256(p.stem.encode()).digest())
+def split_videos(found: Sequence[Path], split: str) -> list[Path]:
+    """Videos of a split, in order of name; the split of a video follows from the names alone."""
+    shuffled = sorted(found, key=lambda p: hashlib.sha256(os.fsencode(p.stem)).digest())
     n_train = min(int((1 - _TEST_SHARE) * len(found)), len(found) - 1)
     return sorted(shuffled[:n_train] if split == "train" else shuffled[n_train:], key=lambda p: p.name)
 
 
-def luminance(
-    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "native"
-) -> Float32[np.ndarray, "T n_col"]:
-    """Luminance in [0, 1]. **Raises:** `UserError` if the videos are not there."""
-    clips = [view_video(path, columns) for path in split_videos(require(data_path), split)]
-    if frame_rate == "resampled":
-        clips = [resample(clip, FPS, 1 / dt) for clip in clips]
-    return play(clips, n_frames, columns, "DAVIS", split, seed)
+def _split_in_time(path: Path, film: Film, split: str) -> Film:
+    """The first part of a film to train, the last to test."""
+    n = len(film.luminance)
+    if n < 2:
+        raise UserError(f"{path} has a single frame: a train and a test split need at least 2")
+    n_train = min(int((1 - _TEST_SHARE) * n), n - 1) or 1
+    part = slice(n_train) if split == "train" else slice(n_train, None)
+    return Film(film.luminance[part], None if film.durations is None else film.durations[part])
 
 
-def flow(*_args, **_kwargs):
-    """**Raises:** `UserError`: no flow is known."""
-    raise UserError("the flow of DAVIS videos is not known: use optical_flow or a built-in stimulus")
+@dataclass(frozen=True)
+class Videos:
+    """A stimulus of videos on disk: where it is looked for, and what to do if it is not there."""
+
+    name: str
+    subfolders: tuple[str, ...]
+    what: str
+    remedy: str
+    single: bool  #: whether one video, or the path of one, is enough
+
+    def find(self, data_path: str | Path | None) -> Path | None:
+        """The folder whose entries are the videos, or the only video; None where there is none."""
+        folder = find_folder(data_path, self.subfolders, lambda p: p.is_dir() and bool(videos(p)))
+        return folder or (find_folder(data_path, ("",), is_video) if self.single else None)
+
+    def require(self, data_path: str | Path | None) -> Path:
+        """As `find`. **Raises:** `UserError` naming the remedy."""
+        return require_folder(self.find(data_path), data_path, self.what, self.remedy)
+
+    def videos(self, data_path: str | Path | None) -> list[Path]:
+        """All videos. **Raises:** `UserError` if there are none, or one where two are needed."""
+        source = self.require(data_path)
+        found = [source] if is_video(source) and not videos(source) else videos(source)
+        if len(found) < 2 and not self.single:
+            raise UserError(
+                f"{source} contains {len(found)} video: a train and a test split of {self.name} need at least 2; for "
+                "own videos set simulation.visual_input_type=video, which splits a single one in time"
+            )
+        return found
+
+    def files(self, data_path: str | Path | None) -> list[Path]:
+        """Every file that is shown."""
+        return [file for video in self.videos(data_path) for file in files_of(video)]
+
+    def films(self, columns, split: str, data_path: str | Path | None) -> list[Film]:
+        """The videos of a split through the eye."""
+        found = self.videos(data_path)
+        if len(found) == 1:
+            return [_split_in_time(found[0], view_film(found[0], columns), split)]
+        return [view_film(path, columns) for path in split_videos(found, split)]
+
+    def luminance(
+        self,
+        columns,
+        n_frames: int,
+        dt: float,
+        split: str,
+        seed: int,
+        data_path,
+        frame_rate: str = "native",
+        folder_rate: float = FOLDER_RATE,
+    ) -> Float32[np.ndarray, "T n_col"]:
+        """Luminance in [0, 1]. **Raises:** `UserError` if the videos are not there or cannot be read."""
+        films = self.films(columns, split, data_path)
+        clips = [f.at_rate(1 / dt, folder_rate) if frame_rate == "resampled" else f.luminance for f in films]
+        return play(clips, n_frames, columns, self.name, split, seed)
+
+    def flow(self, *_args, **_kwargs):
+        """**Raises:** `UserError`: no flow is known."""
+        raise UserError(f"the flow of {self.what} is not known: use optical_flow or a built-in stimulus")
+
+
+DAVIS = Videos(
+    "DAVIS",
+    (
+        *(
+            f"{base}/JPEGImages/{size}"
+            for base in (".", "DAVIS", "DAVIS-2017", "DAVIS2017")
+            for size in ("480p", "Full-Resolution")
+        ),
+        ".",
+    ),
+    "DAVIS videos",
+    "download DAVIS-2017-trainval-480p.zip from davischallenge.org and set simulation.data_path or FLYJAX_DATA to its "
+    "folder, set simulation.visual_input_type=video for own videos, or use the built-in scenes_texture",
+    single=False,
+)
+OWN = Videos(
+    "video",
+    (".",),
+    "video",
+    "set simulation.data_path (--data-path) or FLYJAX_DATA to a film, a folder of frames, or a folder of several of "
+    "these, or use a built-in stimulus such as scenes_texture",
+    single=True,
+)

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from flyjax.stimulus import davis, lab_stimuli, mixtures, scenes, sintel
-from flyjax.utils.errors import UserError, nearest
+from flyjax.stimulus import lab_stimuli, mixtures, scenes, sintel
+from flyjax.stimulus.davis import DAVIS, OWN
+from flyjax.stimulus.video import FOLDER_RATE
+from flyjax.utils.errors import UserError, nearest, reading
 
 #: Names that need files.
-DATA_SETS = {"DAVIS": davis, "optical_flow": sintel}
+DATA_SETS: dict[str, Any] = {"DAVIS": DAVIS, "optical_flow": sintel, "video": OWN}
 NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
 #: Test stimulus by training stimulus; scenes_texture for the others.
-_TEST_STIMULUS = {"DAVIS": "optical_flow", "optical_flow": "DAVIS", "scenes_texture": "scenes_flow"}
+_TEST_STIMULUS = {
+    "DAVIS": "optical_flow",
+    "optical_flow": "DAVIS",
+    "scenes_texture": "scenes_flow",
+    "video": "video",  # other videos, or the last part of the only one
+}
 
 
 def parts_of(name: str) -> list[tuple[str, float]]:
@@ -60,14 +69,15 @@ def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
     return columns
 
 
-def _render(quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate) -> np.ndarray:
+def _render(quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, **rate) -> np.ndarray:
     """Luminance or flow of a stimulus, or of the parts of a mixture in turn."""
     columns = _check(name, columns, n_frames, dt, split, frame_rate)
 
     def render_part(part: str, n: int) -> np.ndarray:
         if part in DATA_SETS:
-            rate = {} if frame_rate == "default" else {"frame_rate": frame_rate}
-            return getattr(DATA_SETS[part], quantity)(columns, n, dt, split, seed, data_path, **rate)
+            options = {} if frame_rate == "default" else {"frame_rate": frame_rate}
+            options |= {} if part == "optical_flow" else rate
+            return getattr(DATA_SETS[part], quantity)(columns, n, dt, split, seed, data_path, **options)
         make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
         return getattr(make(part, columns, n, dt, split, seed), quantity)
 
@@ -86,6 +96,7 @@ def luminance(
     seed: int = 0,
     data_path: str | Path | None = None,
     frame_rate: str = "default",
+    folder_rate: float = FOLDER_RATE,
 ) -> Float32[np.ndarray, "T n_col"]:
     """A stimulus at the columns of an eye: luminance in [0, 1], the same for the same arguments.
 
@@ -97,13 +108,15 @@ def luminance(
     - `dt`: frame interval, s. Built-in scenes sample the same film at any dt.
     - `split`: 'train' or 'test': other videos, other scenes.
     - `seed`: non-negative integer; chooses the scenes, or the order of the videos.
-    - `data_path`: folder of the data set, where one is needed (or FLYJAX_DATA).
-    - `frame_rate`: of videos: 'native' shows one frame per step, 'resampled' plays 24 frames/s at 1/dt, 'default' is
-        native for DAVIS (as flyvis-gnn) and resampled for optical_flow (as flyvis).
+    - `data_path`: folder of the data set, where one is needed (or FLYJAX_DATA); for `video` also a film.
+    - `frame_rate`: of videos: 'native' shows one frame per step, 'resampled' plays them at their own speed, 'default'
+        is native for DAVIS (as flyvis-gnn) and `video`, and resampled for optical_flow (as flyvis).
+    - `folder_rate`: frames per second of videos that are folders of frames; films state their own.
 
     **Raises:** `UserError` for an unknown name, split or frame rate, or an absent or damaged data set.
     """
-    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate)
+    rate = {"folder_rate": folder_rate}
+    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate, **rate)
 
 
 def flow(
@@ -137,7 +150,7 @@ def fingerprint(name: str, data_path: str | Path | None = None) -> str | None:
     sets = sorted(part for part, _ in parts_of(name) if part in DATA_SETS)
     for part in sets:
         folder = DATA_SETS[part].require(data_path)
-        folder = folder / "training" if part == "optical_flow" else folder
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\n".encode())
+        for path in DATA_SETS[part].files(data_path):
+            with reading(path):
+                digest.update(os.fsencode(os.path.relpath(path, folder)) + f"\0{path.stat().st_size}\n".encode())
     return digest.hexdigest()[:16] if sets else None

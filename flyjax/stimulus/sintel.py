@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int
 from flyjax.stimulus.clips import FPS, file_stamp, find_folder, play, require_folder
 from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.stimulus.video import frames, images
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import UserError, reading
 
 CROP = 0.7
 KERNEL = 13  # px per column
@@ -83,16 +83,19 @@ def read_flo(path: Path) -> np.ndarray:
 
     **Raises:** `UserError` if the file is torn or of another format.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if len(data) < 12 or np.frombuffer(data[:4], "<f4")[0] != np.float32(_FLO_TAG):
-        raise UserError(f"{path} is no .flo file: unpack the data set again")
-    width, height = np.frombuffer(data[4:12], "<i4")
-    if width < 1 or height < 1 or len(data) != 12 + 8 * int(width) * int(height):
-        raise UserError(f"{path} is torn: unpack the data set again")
-    return np.frombuffer(data[12:], "<f4").reshape(height, width, 2)
+    remedy = "unpack the data set again"
+    with reading(path, remedy), path.open("rb") as file:
+        head = file.read(12)
+        if len(head) < 12 or np.frombuffer(head[:4], "<f4")[0] != np.float32(_FLO_TAG):
+            raise UserError(f"{path} is no .flo file: {remedy}")
+        width, height = map(int, np.frombuffer(head[4:], "<i4"))
+        # The size of the file bounds what is read.
+        if width < 1 or height < 1 or path.stat().st_size != 12 + 8 * width * height:
+            raise UserError(f"{path} is torn: {remedy}")
+        field = np.frombuffer(file.read(), "<f4").reshape(height, width, 2)
+    if not np.isfinite(field).all():
+        raise UserError(f"{path} contains NaN or infinite values: {remedy}")
+    return field
 
 
 def windows(width: int, eye_width: int) -> list[slice]:
@@ -103,6 +106,16 @@ def windows(width: int, eye_width: int) -> list[slice]:
     size = min(max(eye_width, crop // SPLITS), crop)
     step = size - int(np.ceil((size * SPLITS - crop) / (SPLITS - 1)))
     return [slice(first + k * step, first + k * step + size) for k in range(SPLITS)]
+
+
+def files(data_path: str | Path | None) -> list[Path]:
+    """Every file that is shown, or is flow."""
+    folder = require(data_path)
+    return [
+        file
+        for scene in scenes(folder)
+        for file in [*images(folder / "training" / "final" / scene), *_flow_files(folder, scene)]
+    ]
 
 
 def _flow_files(folder: Path, scene: str) -> list[Path]:

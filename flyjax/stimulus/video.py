@@ -1,63 +1,106 @@
-"""Videos from disk to columns: frame folders (jpg, png), gif, and mp4/avi through ffmpeg."""
+"""Videos from disk to columns: frame folders (jpg, png, tif, bmp, webp), gif, and mp4/avi through ffmpeg."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32, Int
-from PIL import Image, ImageSequence, UnidentifiedImageError
+from jaxtyping import Float32, Float64, Int
+from PIL import Image, ImageOps, ImageSequence
 
 from flyjax.stimulus.clips import file_stamp
-from flyjax.stimulus.eye import BoxEye
-from flyjax.utils.errors import UserError
+from flyjax.stimulus.eye import BoxEye, resample
+from flyjax.utils.errors import UserError, reading
 
-IMAGES = (".jpg", ".jpeg", ".png")
+IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
 #: ITU-R BT.601 luma of 8-bit RGB, to [0, 1].
 LUMA = np.array([0.299, 0.587, 0.114], np.float32) / 255
+#: Frame rate of folders of frames by default, 1/s: that of DAVIS and Sintel.
+FOLDER_RATE = 24.0
+
+
+class Film(NamedTuple):
+    """A video through the eye."""
+
+    luminance: Float32[np.ndarray, "frames n_col"]  #: in [0, 1]
+    durations: Float64[np.ndarray, " frames"] | None  #: s; None where the file does not state them
+
+    def at_rate(self, rate: float, folder_rate: float = FOLDER_RATE) -> Float32[np.ndarray, "T n_col"]:
+        """Luminance sampled at `rate` (1/s), frames repeated or left out; `folder_rate` where none is stated."""
+        if self.durations is None or np.ptp(self.durations) == 0:
+            return resample(self.luminance, folder_rate if self.durations is None else 1 / self.durations[0], rate)
+        ends = np.cumsum(self.durations)
+        n = max(1, int(np.ceil(ends[-1] * rate - 1e-9)))
+        return self.luminance[np.searchsorted(ends, (np.arange(n) + 0.5) * ends[-1] / n, side="right")]
 
 
 def natural_order(name: str) -> list:
     """Sorting key: frame 10 comes after frame 9, with or without leading zeros."""
-    return [(1, int(part), "") if part.isdigit() else (0, 0, part) for part in re.split(r"(\d+)", name)]
+    return [(1, int(part), "") if part.isdecimal() else (0, 0, part) for part in re.split(r"(\d+)", name)]
 
 
 def images(folder: Path) -> list[Path]:
     """The frames of a folder, in order."""
-    found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
-    return sorted(found, key=lambda p: natural_order(p.name))
+    with reading(folder):
+        found = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+        return sorted(found, key=lambda p: natural_order(p.name))
+
+
+def is_video(path: Path) -> bool:
+    """Whether it is a film file or a folder with images in it."""
+    with reading(path):
+        return bool(images(path)) if path.is_dir() else path.is_file() and path.suffix.lower() in FILMS
 
 
 def videos(folder: Path) -> list[Path]:
     """The videos of a folder by name: subfolders with images in them, and film files."""
-
-    def is_video(path: Path) -> bool:
-        if path.is_dir():
-            return any(p.suffix.lower() in IMAGES for p in path.iterdir())
-        return path.is_file() and path.suffix.lower() in FILMS
-
-    found = (path for path in folder.iterdir() if not path.name.startswith(".") and is_video(path))
-    return sorted(found, key=lambda p: p.name)
+    with reading(folder):
+        return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and is_video(p)), key=lambda p: p.name)
 
 
-def _luminance(image: Image.Image) -> np.ndarray:
-    if image.mode not in ("RGB", "L"):
-        image = image.convert("RGB")
-    pixels = np.asarray(image, np.float32)
-    return pixels / 255 if pixels.ndim == 2 else pixels @ LUMA
+def files_of(video: Path) -> list[Path]:
+    """The film, or the frames of the folder."""
+    return images(video) if video.is_dir() else [video]
 
 
-def _decode(path: Path) -> Iterator[np.ndarray]:
-    """Luminance frames (H, W) of a film file."""
-    if path.suffix.lower() == ".gif":
-        with Image.open(path) as film:
-            for frame in ImageSequence.Iterator(film):
-                yield _luminance(frame.convert("RGB"))
-        return
+def luminance_of(image: Image.Image) -> Float32[np.ndarray, "H W"]:
+    """Luminance in [0, 1] of a picture of any mode, turned as its EXIF orientation asks; transparent is black.
+
+    **Raises:** `ValueError` for numbers whose white is not known.
+    """
+    is_png = image.format == "PNG"  # older versions of Pillow read its 16 bits as 32
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16") or (image.mode == "I" and is_png):
+        return np.asarray(image).astype(np.float32) / 65535
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"its mode {image.mode} does not state which value is white; store it with 8 or 16 bits")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    if image.mode != "L":
+        return np.asarray(image.convert("RGB"), np.float32) @ LUMA
+    return np.asarray(image, np.float32) / 255
+
+
+def _opened(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _gif(path: Path) -> Iterator[tuple[np.ndarray, float]]:
+    with _opened(path) as film:
+        for frame in ImageSequence.Iterator(film):
+            # Players show a frame without a duration for 0.1 s.
+            yield luminance_of(frame), (frame.info.get("duration") or 100) / 1000
+
+
+def _ffmpeg(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
     try:
         import imageio_ffmpeg
     except ImportError:
@@ -66,48 +109,57 @@ def _decode(path: Path) -> Iterator[np.ndarray]:
         ) from None
     reader = imageio_ffmpeg.read_frames(path, pix_fmt="rgb24")
     try:
-        width, height = next(reader)["size"]
+        meta = next(reader)
+        (width, height), rate = meta["size"], meta["fps"]
         for raw in reader:
-            yield np.frombuffer(raw, np.uint8).reshape(height, width, 3).astype(np.float32) @ LUMA
+            picture = np.frombuffer(raw, np.uint8).reshape(height, width, 3).astype(np.float32)
+            yield picture @ LUMA, 1 / rate if rate else None
     finally:
         reader.close()
 
 
-def frames(path: Path) -> Iterator[np.ndarray]:
-    """Luminance frames (H, W) float32 in [0, 1] of a video: a folder of images or a film file.
+def _frames(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
+    """Luminance (H, W) and duration (s) of each frame."""
+    if path.is_dir():
+        for image in images(path):
+            with reading(image), _opened(image) as opened:
+                picture = luminance_of(opened)
+            yield picture, None
+        return
+    with reading(path):
+        yield from (_gif if path.suffix.lower() == ".gif" else _ffmpeg)(path)
+
+
+def frames(path: Path) -> Iterator[Float32[np.ndarray, "H W"]]:
+    """Luminance frames in [0, 1] of a video: a folder of images or a film file.
 
     **Raises:** `UserError` naming the file that cannot be read.
     """
-    try:
-        if path.is_dir():
-            for image in images(path):
-                path = image
-                with Image.open(image) as opened:
-                    yield _luminance(opened)
-        else:
-            yield from _decode(path)
-    except (OSError, UnidentifiedImageError, RuntimeError, StopIteration, SyntaxError) as error:
-        reason = " ".join(str(error).split())[:100]
-        raise UserError(f"cannot read {path} ({reason}): remove or replace it") from None
+    return (picture for picture, _ in _frames(path))
 
 
 @lru_cache(maxsize=512)
-def _view(path: Path, stamp: tuple, columns: bytes) -> np.ndarray:
+def _view(path: Path, stamp: tuple, columns: bytes) -> Film:
     eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
-    views = [eye(frame) for frame in frames(path)]
+    views = [(eye(frame), duration) for frame, duration in _frames(path)]
     if not views:
         raise UserError(f"{path} has no frames: remove or replace it")
-    film = np.clip(np.stack(views), 0, 1)
-    film.setflags(write=False)
-    return film
+    luminance = np.clip(np.stack([view for view, _ in views]), 0, 1)
+    luminance.setflags(write=False)
+    durations = [duration for _, duration in views if duration is not None]
+    return Film(luminance, np.array(durations) if len(durations) == len(views) else None)
 
 
-def view_video(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Float32[np.ndarray, "frames n_col"]:
-    """A video through the 13-px box eye, in [0, 1]; small enough to stay in memory.
+def view_film(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Film:
+    """A video through the 13-px box eye; small enough to stay in memory.
 
     Frames smaller than the eye are enlarged until it fits, as flyvis does.
 
     **Raises:** `UserError` naming a file that cannot be read.
     """
-    stamp = file_stamp(images(path) if path.is_dir() else [path])
-    return _view(path, stamp, np.ascontiguousarray(columns, np.int64).tobytes())
+    return _view(path, file_stamp(files_of(path)), np.ascontiguousarray(columns, np.int64).tobytes())
+
+
+def view_video(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Float32[np.ndarray, "frames n_col"]:
+    """The luminance of `view_film`."""
+    return view_film(path, columns).luminance

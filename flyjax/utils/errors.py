@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,21 @@ def nearest(name: object, known: Iterable[object]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""
+
+
+@contextmanager
+def reading(path: str | os.PathLike, remedy: str = "remove or replace it") -> Iterator[None]:
+    """Turn whatever a decoder raises for a damaged file into a `UserError` that names the file."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        text = getattr(error, "strerror", None) or str(error)
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        reason = lines[-1][:160] if lines else type(error).__name__
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise UserError(f"cannot read {name} ({reason}): {remedy}") from None
 
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT), ("No space left on device", "Disk quota exceeded")

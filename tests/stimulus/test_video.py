@@ -8,7 +8,8 @@ from PIL import Image
 
 from flyjax.circuit.hexgrid import flip, rotation
 from flyjax.config import Simulation
-from flyjax.stimulus import available, davis, fingerprint, flow, luminance, sintel, video
+from flyjax.stimulus import available, fingerprint, flow, luminance, sintel, video
+from flyjax.stimulus.davis import DAVIS, split_videos
 from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.utils.errors import UserError
 
@@ -59,15 +60,15 @@ def test_a_frame_is_luma_through_boxes(davis_folder):
 
 
 def test_the_split_follows_from_names_alone(davis_folder, monkeypatch):
-    folder = davis.require(davis_folder)
-    train, test = (davis.split_videos(folder, split) for split in ("train", "test"))
+    found = DAVIS.videos(davis_folder)
+    train, test = (split_videos(found, split) for split in ("train", "test"))
     assert len(train) == 8 and len(test) == 2 and sorted(p.name for p in train + test) == NAMES
-    listing = type(folder).iterdir
-    monkeypatch.setattr(type(folder), "iterdir", lambda self: reversed(list(listing(self))))
-    assert davis.split_videos(folder, "train") == train and davis.split_videos(folder, "test") == test
+    listing = type(davis_folder).iterdir
+    monkeypatch.setattr(type(davis_folder), "iterdir", lambda self: reversed(list(listing(self))))
+    assert split_videos(DAVIS.videos(davis_folder), "train") == train
+    assert split_videos(found[::-1], "test") == test
     # 71 videos were 56 and 15 in the predecessor.
-    monkeypatch.setattr(davis, "videos", lambda _: [folder / str(k) for k in range(71)])
-    assert [len(davis.split_videos(folder, s)) for s in ("train", "test")] == [56, 15]
+    assert [len(split_videos([davis_folder / str(k) for k in range(71)], s)) for s in ("train", "test")] == [56, 15]
 
 
 def test_davis_plays_every_variant_once_and_then_again(davis_folder):
@@ -76,7 +77,7 @@ def test_davis_plays_every_variant_once_and_then_again(davis_folder):
     np.testing.assert_array_equal(one[:300], luminance("DAVIS", COLUMNS, 300, 0.02, "train", 0, davis_folder))
     assert np.abs(one - luminance("DAVIS", COLUMNS, 1000, 0.02, "train", 1, davis_folder)).max() > 0.01
     # One cycle holds each training frame in its 8 variants, one frame per step whatever dt.
-    train = davis.split_videos(davis.require(davis_folder), "train")
+    train = split_videos(DAVIS.videos(davis_folder), "train")
     clips = [video.view_video(p, COLUMNS) for p in train]
     cycle = 8 * sum(map(len, clips))
     played = luminance("DAVIS", COLUMNS, cycle, 0.01, "train", 0, davis_folder)
@@ -89,7 +90,7 @@ def test_davis_plays_every_variant_once_and_then_again(davis_folder):
 
 
 def test_frame_rates_are_explicit(davis_folder):
-    clips = [video.view_video(p, COLUMNS) for p in davis.split_videos(davis.require(davis_folder), "test")]
+    clips = [video.view_video(p, COLUMNS) for p in split_videos(DAVIS.videos(davis_folder), "test")]
     n = 8 * sum(len(resample(c, 24, 50)) for c in clips)
     slow = luminance("DAVIS", COLUMNS, n, 0.02, "test", 0, davis_folder, frame_rate="resampled")
     fast = luminance("DAVIS", COLUMNS, n, 0.02, "test", 0, davis_folder)
