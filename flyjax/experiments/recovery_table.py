@@ -29,7 +29,7 @@ from flyjax.experiments.node import evaluate_node, learner_for
 from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
 from flyjax.ground_truth import checkpoint_file
 from flyjax.recovery.evaluate import conditions
-from flyjax.recovery.lesion import lesion_metrics
+from flyjax.recovery.rollout import lesion_metrics
 from flyjax.training import train_sweep
 from flyjax.utils.errors import UserError, nearest
 from flyjax.utils.jsonl import open_lines, write_line

@@ -11,17 +11,16 @@ import numpy as np
 import yaml
 from pydantic import ValidationError
 
-from flyjax.config import Model, Search, Simulation, Training, content_hash, parse_experiment, read_yaml
+from flyjax.config import Search, Simulation, content_hash, parse_experiment, read_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.transforms import lesioned
 from flyjax.experiments.node import learner_for
 from flyjax.experiments.run_dir import node_folder
 from flyjax.experiments.train_nodes import write_figures
 from flyjax.recovery import Evaluation, closed_form, evaluate
-from flyjax.recovery.lesion import lesion_metrics
-from flyjax.recovery.metrics import Metrics, per_type
+from flyjax.recovery.metrics import Metrics, per_type, spectrum, spectrum_metrics
 from flyjax.recovery.model_selection import selection
-from flyjax.recovery.spectrum import spectrum, spectrum_metrics
+from flyjax.recovery.rollout import lesion_metrics
 from flyjax.report.figures import circuit
 from flyjax.report.tables import markdown_table
 from flyjax.training import load_params
@@ -215,13 +214,10 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     """
     folder = _folder(where, node)
     config = read_yaml((folder / "config.yaml").read_text())
-    free: dict[str, dict] = {"ranges": {}, "simulation_ranges": {}}
-    experiment = parse_experiment(
-        {k: config[k] for k in ("simulation", "model", "training")} | {"search": free}, str(folder / "config.yaml")
-    )
-    simulation: Simulation = experiment.simulation
-    training: Training = experiment.training
-    model: Model = experiment.model
+    what = {k: config[k] for k in ("simulation", "model", "training")}
+    what["search"] = {"ranges": {}, "simulation_ranges": {}}
+    experiment = parse_experiment(what, str(folder / "config.yaml"))
+    simulation, training, model = experiment.simulation, experiment.training, experiment.model
     recordings, note = _recordings(folder, simulation)
     if note:
         console.log(note)
@@ -236,7 +232,13 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
         f"width {model.width}, circuit {train.origin['circuit']}"
     )
     console.log(f"{title}\n{LEGEND}")
-    earlier = dict(zip(config["seeds"], json.loads((folder / "metrics.json").read_text())["per_seed"], strict=True))
+    stored = json.loads((folder / "metrics.json").read_text())
+    trained_on = stored.get("computed_on", {}).get("training", train.origin)["circuit"]  # older files have none
+    if trained_on != train.origin["circuit"]:
+        console.log(
+            f"the node was trained on another circuit, {trained_on}: restore the parameters that it was made of"
+        )
+    earlier = dict(zip(config["seeds"], stored["per_seed"], strict=True))
     finished = [seed for seed in earlier if earlier[seed].get("final_loss") is not None]
     for seed in earlier:
         if seed not in finished:
@@ -246,19 +248,16 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     best = min(finished, key=lambda seed: earlier[seed]["final_loss"])  # needs no ground truth
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     cut = lesioned(train, lesion) if lesion else None
-    evaluated: dict[int, dict] = {}
-    types: list[dict] = []
+    evaluated, types = {}, []
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
         losses = {k: earlier[seed].get(k) for k in ("final_loss", "final_loss_total")}
         result = evaluate(learner, params, train, test, **losses, held_out=held_out)
-        metrics = dict(result.metrics)
         further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
         if seed == best:
             further.append(draw(folder / "figures", result, train, test))
             types = type_table(result, train)
-        for more in further:
-            metrics = {**metrics, **more.values, "reasons": {**metrics["reasons"], **more.reasons}}
+        metrics = Metrics(result.metrics, result.metrics["reasons"]).update(*further).as_dict()
         evaluated[seed] = metrics
         console.log(f"seed {seed}")
         console.table(recovery_table(metrics), COLUMNS)

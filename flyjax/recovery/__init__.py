@@ -2,10 +2,9 @@
 
 from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.closed_form import ClosedForm, closed_form
-from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.evaluate import Evaluation, evaluate
 from flyjax.recovery.linear_readout import LinearReadout, linear_readout
-from flyjax.recovery.metrics import Metrics, compare
+from flyjax.recovery.metrics import CircuitEstimate, Metrics, compare
 from flyjax.recovery.readout import PublishedReadout, extract
 from flyjax.recovery.refit import Refit, refit
 from flyjax.recovery.rollout import Rollout, rollout

@@ -28,7 +28,6 @@ from jaxtyping import Bool, Float
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.recovery.estimate import Array, CircuitEstimate
 from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
 from flyjax.recovery.least_squares.normal_equations import (
     RIDGE,
@@ -38,7 +37,7 @@ from flyjax.recovery.least_squares.normal_equations import (
     solve,
     target_noise,
 )
-from flyjax.recovery.metrics import circuit_metrics
+from flyjax.recovery.metrics import Array, CircuitEstimate, circuit_metrics
 from flyjax.recovery.samples import neuron_stimulus, per_recording
 
 #: Least unique standard deviation of an identifiable regressor, in units of the voltage.
@@ -122,8 +121,9 @@ def closed_form(recording: Recording, *, n_workers: int | None = None) -> Closed
     edges, neurons = _identifiable(regressors, c.receivers)
     rate = np.where(solution.own[:, 0] > 0, solution.own[:, 0], np.nan)
     estimate = CircuitEstimate.from_coefficients(rate, solution.source, solution.constant, c.receivers)
-    metrics = circuit_metrics(estimate, recording, "_ceiling")
-    metrics.update(circuit_metrics(estimate, recording, "_ceiling_identifiable", edges, neurons))
+    metrics = circuit_metrics(estimate, recording, "_ceiling").update(
+        circuit_metrics(estimate, recording, "_ceiling_identifiable", edges, neurons)
+    )
     true = np.asarray(recording.parameters.weight, np.float64)
     spread = (true - true.mean()) ** 2
     metrics.put("identifiable_edges", edges.mean())
@@ -132,6 +132,8 @@ def closed_form(recording: Recording, *, n_workers: int | None = None) -> Closed
     if sigma:
         noise_of_messages, chunks = relu_noise(recording.voltage, sigma), _chunks(recording, sigma=sigma)
         corrected = corrected_estimate(recording, chunks, 1, noise_of_messages, leak_sign=-1.0, n_workers=n_workers)
-        metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected"))
-        metrics.update(circuit_metrics(corrected, recording, "_ceiling_corrected_identifiable", edges, neurons))
+        metrics.update(
+            circuit_metrics(corrected, recording, "_ceiling_corrected"),
+            circuit_metrics(corrected, recording, "_ceiling_corrected_identifiable", edges, neurons),
+        )
     return ClosedForm(estimate, edges, neurons, regressors, metrics.as_dict())

@@ -21,8 +21,7 @@ from sklearn.mixture import GaussianMixture
 
 from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
-from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.metrics import Metrics, true_tau
+from flyjax.recovery.metrics import CircuitEstimate, Metrics, true_tau
 from flyjax.recovery.samples import per_recording
 
 #: Starts of the 65-component mixtures, of which the likeliest is used. The published one has one.
@@ -37,13 +36,7 @@ class Mixture(GaussianMixture):
     A warnings filter would apply to all threads.
     """
 
-    @property
-    def converged_(self) -> bool:
-        return True
-
-    @converged_.setter
-    def converged_(self, value: bool) -> None:
-        pass
+    converged_ = property(lambda self: True, lambda self, value: None)
 
 
 def weight_moments(
@@ -139,7 +132,5 @@ def all_cluster_metrics(
     c = recording.connectome
     n_embedding = 0 if embedding is None else np.shape(embedding)[1]
     metrics = cluster_metrics(features(c, estimate, embedding), c.cell_type, seed, n_embedding)
-    metrics.update(true_cluster_metrics(recording))
-    if refit is not None:
-        metrics.update(cluster_metrics(features(c, refit), c.cell_type, seed, suffix="_refit"))
-    return metrics
+    refitted = [] if refit is None else [cluster_metrics(features(c, refit), c.cell_type, seed, suffix="_refit")]
+    return metrics.update(true_cluster_metrics(recording), *refitted)

@@ -15,7 +15,6 @@ from flyjax.data.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.closed_form import closed_form
 from flyjax.recovery.clusters import all_cluster_metrics
-from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.learned_stimulus import (
     NO_STIMULUS,
     RecordingWithLearnedStimulus,
@@ -23,7 +22,7 @@ from flyjax.recovery.learned_stimulus import (
     with_learned_stimulus,
 )
 from flyjax.recovery.linear_readout import linear_readout
-from flyjax.recovery.metrics import Metrics, circuit_metrics, input_metrics, one_step_metrics, true_tau
+from flyjax.recovery.metrics import CircuitEstimate, Metrics, circuit_metrics, input_metrics, one_step_metrics, true_tau
 from flyjax.recovery.readout import MIN_STD, Probe, PublishedReadout, extract, probe
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
@@ -101,17 +100,14 @@ def conditions(train_recording: Recording, test_recording: Recording, learns_sti
 def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
     if isinstance(recording, RecordingWithLearnedStimulus):
-        metrics = Metrics()
-        for name in ("test_frames", "test_R2", "test_pearson", "test_rmse"):
-            metrics.put(name, None, NO_STIMULUS)
-        metrics.update(one_step_metrics(learner, params, recording, held_out))
-        metrics.update(learned_stimulus_metrics(recording, held_out))
-        metrics.update(input_metrics(learner, params, test_recording, "_inverted"))
-    else:
-        metrics = rollout_metrics(run, test_recording)
-        metrics.update(one_step_metrics(learner, params, test_recording))
-        metrics.update(input_metrics(learner, params, test_recording))
-    return metrics
+        return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
+            one_step_metrics(learner, params, recording, held_out),
+            learned_stimulus_metrics(recording, held_out),
+            input_metrics(learner, params, test_recording, "_inverted"),
+        )
+    return rollout_metrics(run, test_recording).update(
+        one_step_metrics(learner, params, test_recording), input_metrics(learner, params, test_recording)
+    )
 
 
 def evaluate(
@@ -176,17 +172,15 @@ def evaluate(
     run = None if unknown else rollout(learner, params, test_recording)
 
     metrics = _prediction_metrics(learner, params, recording, test_recording, run, held_out)
-    for suffix, estimate in estimates.items():
-        metrics.update(circuit_metrics(estimate, train_recording, suffix))
+    metrics.update(*(circuit_metrics(e, train_recording, suffix) for suffix, e in estimates.items()))
     metrics.put("update_affine_R2_data", 1.0 - np.median(linear.nonlinear_share))
     if with_ceiling:
         bound = closed_form(train_recording, n_workers=n_workers)
-        values = {name: value for name, value in bound.metrics.items() if name != "reasons"}
-        metrics.update(Metrics(values, bound.metrics["reasons"]))
-        for suffix, estimate in estimates.items():
-            metrics.update(
-                circuit_metrics(estimate, train_recording, f"{suffix}_identifiable", bound.edges, bound.neurons)
-            )
+        identifiable = (
+            circuit_metrics(e, train_recording, f"{suffix}_identifiable", bound.edges, bound.neurons)
+            for suffix, e in estimates.items()
+        )
+        metrics.update(Metrics(bound.metrics, bound.metrics["reasons"]), *identifiable)
     embedding = np.asarray(params["embedding"][...]) if "embedding" in params else None
     metrics.update(all_cluster_metrics(readout.estimate, embedding, train_recording, seed, estimates.get("_refit")))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):

@@ -24,9 +24,8 @@ import numpy as np
 from jaxtyping import Float
 
 from flyjax.data.recording import Recording
-from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.readout import summed_messages
-from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames
+from flyjax.recovery.metrics import CircuitEstimate
+from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames, summed_messages
 
 #: Training frames, evenly spread: the planes have four unknowns.
 N_FRAMES = 400

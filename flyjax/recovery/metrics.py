@@ -7,6 +7,7 @@ a reason, never 0.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
@@ -14,20 +15,57 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+import scipy.sparse as sp
+from jaxtyping import Complex, Float
+from scipy.sparse.linalg import ArpackNoConvergence, eigs
 from scipy.stats import linregress
 
 from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
-from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.readout import summed_messages
-from flyjax.recovery.samples import per_recording, spread_frames
+from flyjax.recovery.samples import per_recording, spread_frames, summed_messages
 from flyjax.utils.errors import UserError
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
 MAX_WEIGHT_ERROR = 5.0
 #: Held-out frames on which one-step and input metrics are computed, evenly spread.
 N_EVALUATION_FRAMES = 200
+#: Up to so many neurons all eigenvalues are computed, beyond it the N_EIGENVALUES by magnitude.
+ALL_EIGENVALUES_UP_TO = 600
+N_EIGENVALUES = 100
+#: NumPy arrays; JAX arrays within compiled code.
+Array = np.ndarray | jax.Array
+
+
+class CircuitEstimate(NamedTuple):
+    """Estimated parameters of a circuit, in the connectome's order of edges and neurons; NaN where there is none.
+
+    `flyjax.circuit.Parameters` has the same fields, so true parameters can stand wherever an estimate is expected.
+    """
+
+    weight: Float[Array, " E"]  #: synaptic weight
+    tau: Float[Array, " N"]  #: time constant, s
+    v_rest: Float[Array, " N"]  #: resting potential
+
+    @classmethod
+    def from_coefficients(cls, rate, source, constant, receivers) -> CircuitEstimate:
+        """The circuit of dv_i/dt = -rate_i v_i + sum_j source_ij relu(v_j) + constant_i + input.
+
+        **Arguments:**
+
+        - `rate`: (N,) leak rate 1/tau, 1/s. Time constants are clipped to [0, 1] s.
+        - `source`: (E,) coefficient of each edge's source, 1/s.
+        - `constant`: (N,) coefficient V_rest / tau, 1/s.
+        - `receivers`: (E,) receiving neuron of each edge.
+        """
+        with np.errstate(divide="ignore", invalid="ignore"):
+            weight, tau, v_rest = source / rate[receivers], np.clip(1.0 / rate, 0.0, 1.0), constant / rate
+        return cls(weight.astype(np.float32), tau.astype(np.float32), v_rest.astype(np.float32))
+
+    @classmethod
+    def missing(cls, connectome) -> CircuitEstimate:
+        """All values NaN, for a network whose functions are not finite."""
+        neurons = np.full(connectome.n_neurons, np.nan, np.float32)
+        return cls(np.full(connectome.n_edges, np.nan, np.float32), neurons, neurons)
 
 
 @dataclass
@@ -43,14 +81,21 @@ class Metrics:
             value, reason = None, reason or f"the value is {value}"
         if value is None:
             self.reasons[name] = reason or "not computed"
-            self.values[name] = None
-        else:
-            self.values[name] = int(value) if isinstance(value, (int, np.integer)) else float(value)
+        elif not isinstance(value, int):
+            value = value.item() if isinstance(value, np.integer) else float(value)
+        self.values[name] = value
 
-    def update(self, other: Metrics) -> None:
-        """Add all values and reasons of another object."""
-        self.values.update(other.values)
-        self.reasons.update(other.reasons)
+    def update(self, *others: Metrics) -> Metrics:
+        """Add all values and reasons of other objects; returns itself."""
+        for other in others:
+            self.values.update(other.values)
+            self.reasons.update(other.reasons)
+        return self
+
+    @classmethod
+    def missing(cls, names: Iterable[str], reason: str) -> Metrics:
+        """None under every name, all for one reason."""
+        return cls(dict.fromkeys(names), dict.fromkeys(names, reason))
 
     def as_dict(self) -> dict:
         """Content of metrics.json: the values and, under 'reasons', one line per None."""
@@ -232,3 +277,39 @@ def _finite(x) -> float | None:
 
 def _rmse(true, learned) -> float | None:
     return _finite(np.sqrt(np.mean((learned - true) ** 2)))
+
+
+def spectrum(connectome, weight: Float[np.ndarray, " E"]) -> Complex[np.ndarray, " k"] | None:
+    """Eigenvalues by falling magnitude; None where weights are not finite or the iteration did not converge.
+
+    All of them up to 600 neurons, the 100 largest beyond (implicitly restarted Arnoldi, ARPACK), which may count an
+    exactly repeated one, such as equal autapses, only once.
+    """
+    weight, n = np.asarray(weight, np.float64), connectome.n_neurons
+    if not np.isfinite(weight).all():
+        return None
+    matrix = sp.csr_matrix((weight, (connectome.receivers, connectome.senders)), shape=(n, n))
+    if n <= ALL_EIGENVALUES_UP_TO:
+        values = np.linalg.eigvals(matrix.toarray())
+    else:
+        # Fixed, so that equal weights give equal digits; random, because a start with the symmetries of the lattice
+        # would miss all other modes.
+        start = np.random.default_rng(0).normal(size=n)
+        try:
+            values = eigs(matrix, k=N_EIGENVALUES, v0=start, tol=1e-8, return_eigenvectors=False)
+        except ArpackNoConvergence:
+            return None
+    return values[np.lexsort((-values.imag, -values.real, -np.abs(values).round(9)))]
+
+
+def spectrum_metrics(true, learned, suffix: str = "") -> Metrics:
+    """Spectral radii, and spectrum_R2 of the sorted magnitudes; names of learned values end in `suffix`."""
+    metrics, why = Metrics(), "the weights are not finite, or the eigenvalues did not converge"
+    metrics.put("spectral_radius_true", None if true is None else abs(true[0]), why)
+    metrics.put(f"spectral_radius{suffix}", None if learned is None else abs(learned[0]), why)
+    if true is None or learned is None:
+        metrics.put(f"spectrum_R2{suffix}", None, why)
+    else:
+        k = min(len(true), len(learned), N_EIGENVALUES)  # without the many near zero, which would dominate
+        put_fit(metrics, f"spectrum_R2{suffix}", np.abs(true[:k]), np.abs(learned[:k]))
+    return metrics

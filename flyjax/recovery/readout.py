@@ -25,8 +25,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flyjax.data.recording import Recording
-from flyjax.recovery.estimate import CircuitEstimate
-from flyjax.recovery.samples import moments, neuron_stimulus, per_recording
+from flyjax.recovery.metrics import CircuitEstimate
+from flyjax.recovery.samples import moments, neuron_stimulus, per_recording, summed_messages
 
 #: Points of each linear fit.
 N_POINTS = 1000
@@ -69,13 +69,6 @@ def probe(recording: Recording) -> Probe:
         voltage=jnp.asarray(np.asarray(recording.voltage)[frames].T),
         stimulus=jnp.asarray(neuron_stimulus(recording.connectome, np.asarray(recording.luminance)[frames])),
     )
-
-
-def summed_messages(learner, params, message: Float[Array, "N B"]) -> Float[Array, "N B"]:
-    """Input sum_j W_ij g_j of every neuron, with the trained W."""
-    c = learner.connectome
-    weighted = params["W"][...][:, None] * message[c.senders]
-    return jax.ops.segment_sum(weighted, c.receivers, c.n_neurons, indices_are_sorted=True)
 
 
 def fit_lines(function, low, width, n_points: int = N_POINTS) -> tuple[Float[Array, " N"], Float[Array, " N"]]:

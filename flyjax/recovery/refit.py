@@ -30,7 +30,6 @@ import numpy as np
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.least_squares.errors_in_variables import (
     FunctionTable,
     corrected_estimate,
@@ -39,6 +38,7 @@ from flyjax.recovery.least_squares.errors_in_variables import (
 )
 from flyjax.recovery.least_squares.normal_equations import accumulate, prior, solve, target_noise
 from flyjax.recovery.linear_readout import LinearReadout
+from flyjax.recovery.metrics import CircuitEstimate
 from flyjax.recovery.readout import ROWS, PublishedReadout, probe
 from flyjax.recovery.samples import neuron_stimulus
 

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flyjax.data.recording import Recording
+from flyjax.data.transforms import Lesioned, lesioned
 from flyjax.recovery.metrics import Metrics, explained
 from flyjax.recovery.samples import moments
 
@@ -88,21 +89,41 @@ def rollout_metrics(run: Rollout, recording: Recording) -> Metrics:
     true, predicted = recording.voltage[free], run.voltage[free]
     metrics.put("test_frames", len(true))
     if run.divergence_frame is not None:
-        for name in ("test_R2", "test_pearson", "test_rmse"):
-            metrics.put(name, None, f"the rollout diverged at frame {run.divergence_frame}")
         metrics.put("test_divergence_frame", run.divergence_frame)
-        return metrics
+        reason = f"the rollout diverged at frame {run.divergence_frame}"
+        return metrics.update(Metrics.missing(("test_R2", "test_pearson", "test_rmse"), reason))
     metrics.put("test_divergence_frame", None, "the rollout stayed finite")
     metrics.put("test_R2", *explained(true, predicted))
     metrics.put("test_rmse", float(np.sqrt(np.mean(np.square(predicted - true), dtype=np.float64))))
     r, std = correlations(true, predicted)
     r = r[std > MIN_TRACE_STD]
-    constant = int(np.isnan(r).sum())
     metrics.put("test_pearson_neurons", len(r))
-    if not len(r):
-        metrics.put("test_pearson", None, f"no true trace has a std above {MIN_TRACE_STD:g}")
-    elif constant:
-        metrics.put("test_pearson", None, f"{constant} of {len(r)} predicted traces are constant")
-    else:
-        metrics.put("test_pearson", r.mean())
+    constant = f"{np.isnan(r).sum()} of {len(r)} predicted traces are constant"
+    metrics.put(
+        "test_pearson",
+        *((r.mean(), constant) if len(r) else (None, f"no true trace has a std above {MIN_TRACE_STD:g}")),
+    )
     return metrics
+
+
+def lesion_metrics(
+    learner, params, recording: Recording | Lesioned, fraction: float = 0.5, seed: int = 0
+) -> tuple[Metrics, Rollout]:
+    """`rollout_metrics` under a lesion, with `lesion_` for `test_` in their names, and the rollout.
+
+    **Arguments:**
+
+    - `learner`, `params`: as in `evaluate`.
+    - `recording`: a recording of the intact fly, or a lesion to use for several networks.
+    - `fraction`, `seed`: of a lesion made here.
+    """
+    cut = recording if isinstance(recording, Lesioned) else lesioned(recording, fraction, seed)
+    weight = params["W"][...] * cut.intact.astype("float32")
+    run = rollout(learner, {**params, "W": weight}, cut.recording)
+    found = rollout_metrics(run, cut.recording)
+    renamed = Metrics(
+        {name.replace("test_", "lesion_"): value for name, value in found.values.items()},
+        {name.replace("test_", "lesion_"): reason for name, reason in found.reasons.items()},
+    )
+    renamed.put("lesion_edges", (~cut.intact).mean())
+    return renamed, run

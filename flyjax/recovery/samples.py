@@ -8,8 +8,9 @@ from collections.abc import Callable
 from threading import RLock
 from typing import Any
 
+import jax
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 
 
 def per_recording(function: Callable) -> Callable:
@@ -59,3 +60,10 @@ def neuron_stimulus(connectome, luminance: Float[np.ndarray, "B n_col"]) -> Floa
     stimulus = np.zeros((connectome.n_neurons, len(luminance)), np.float32)
     stimulus[connectome.inputs] = luminance.T[connectome.input_column]
     return stimulus
+
+
+def summed_messages(learner, params, message: Float[Array, "N B"]) -> Float[Array, "N B"]:
+    """Input sum_j W_ij g_j of every neuron, with the trained W."""
+    c = learner.connectome
+    weighted = params["W"][...][:, None] * message[c.senders]
+    return jax.ops.segment_sum(weighted, c.receivers, c.n_neurons, indices_are_sorted=True)

@@ -11,8 +11,7 @@ from flyjax.circuit import Parameters
 from flyjax.config import Simulation
 from flyjax.data import load_recording, record
 from flyjax.data.transforms import concatenate, lesioned
-from flyjax.recovery.lesion import lesion_metrics
-from flyjax.recovery.rollout import rollout, rollout_metrics
+from flyjax.recovery.rollout import lesion_metrics, rollout, rollout_metrics
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
 

@@ -1,4 +1,6 @@
-"""Every way to make a recording harder goes through training and judgement: names of the simulation section."""
+"""Every way to make a recording harder goes through training and evaluation: names of the simulation section."""
+
+import json
 
 import numpy as np
 import pytest
@@ -59,6 +61,10 @@ def test_a_variant_is_trained_and_evaluated(folder, tmp_path, changes, capsys):
         assert known.n_edges == pytest.approx(1.3 * 0.8 * true, rel=0.02)
     else:
         assert known.n_edges == true
+        path = tmp_path / "nodes" / "0000" / "metrics.json"
+        stored = json.loads(path.read_text())
+        stored["computed_on"]["training"]["circuit"] = "of another fly"
+        path.write_text(json.dumps(stored))
         evaluate_saved_node(tmp_path, 0, Console(), lesion=0.5)
-        said = capsys.readouterr().out
-        assert "lesion_R2" in said and "figures in" in said
+        out = capsys.readouterr().out
+        assert "of another fly" in out and "lesion_R2" in out and "figures in" in out

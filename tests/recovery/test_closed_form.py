@@ -9,8 +9,7 @@ from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
 from flyjax.recovery import closed_form, compare, evaluate, extract, linear_readout, refit
-from flyjax.recovery.least_squares.gram_groups import receiver_groups
-from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, solve
+from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, receiver_groups, solve
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.readout import probe
 

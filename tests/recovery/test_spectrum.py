@@ -10,8 +10,8 @@ from support.true_learner import TrueLearner
 
 from flyjax.experiments.reevaluate import COLUMNS, other_metrics, recovery_table, type_table
 from flyjax.recovery import evaluate
-from flyjax.recovery import spectrum as module
-from flyjax.recovery.spectrum import spectrum, spectrum_metrics
+from flyjax.recovery import metrics as module
+from flyjax.recovery.metrics import spectrum, spectrum_metrics
 from flyjax.report.figures import circuit
 
 
@@ -39,8 +39,8 @@ def test_the_partial_spectrum_is_the_beginning_of_the_full_one(both, monkeypatch
     full = spectrum(c, weight)
     assert len(full) == c.n_neurons
     assert np.allclose(full.sum(), np.sum(weight[c.senders == c.receivers], dtype=np.float64), atol=1e-5)  # the trace
-    monkeypatch.setattr(module, "ALL_UP_TO", 100)
-    monkeypatch.setattr(module, "N_LARGEST", 20)
+    monkeypatch.setattr(module, "ALL_EIGENVALUES_UP_TO", 100)
+    monkeypatch.setattr(module, "N_EIGENVALUES", 20)
     partial = spectrum(c, weight)
     assert len(partial) == 20
     # Every distinct eigenvalue of the first ones is there, and nothing that is none.

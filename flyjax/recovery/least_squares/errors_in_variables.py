@@ -48,8 +48,8 @@ from threadpoolctl import threadpool_limits
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
-from flyjax.recovery.estimate import CircuitEstimate
 from flyjax.recovery.least_squares.normal_equations import RIDGE, NormalEquations, accumulate, residual_variance, solve
+from flyjax.recovery.metrics import CircuitEstimate
 
 #: Of the window over past frames, some 5 long. W R2 of the closed form at noise 0.08 (extent 1, 8,000 frames) with
 #: 0, 0.5, 0.7, 0.8, 0.9: .69, .89, .91, .91, .88.
