@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import platform
+import signal
 import subprocess
 import sys
 import threading
@@ -109,19 +111,41 @@ def _end_soon(code: int) -> None:
     threading.Thread(target=end, daemon=True).start()
 
 
+class _Output(io.FileIO):
+    """Standard output or error that may lose its reader: a closed terminal, or `| head`. The run goes on without."""
+
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return memoryview(data).nbytes
+
+
+def _keep_output() -> None:
+    for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
+        if original is None:  # closed
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        if original is None or getattr(sys, name) is not original:  # or captured
+            continue
+        buffer = io.BufferedWriter(_Output(original.fileno(), "w", closefd=False))
+        lines = name == "stderr" or original.isatty()
+        text = io.TextIOWrapper(buffer, original.encoding, "backslashreplace", line_buffering=lines)
+        setattr(sys, name, text)
+
+
 def run(app: typer.Typer) -> None:
-    """Run a typer app: bad input is one line and exit code 2, Ctrl-C one line and 130."""
+    """Run a typer app: bad input is one line and exit code 2, a signal one line and 128 + its number."""
+    _keep_output()
     configure_logging()
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
     try:
-        with interruptible():
+        with interruptible() as interrupt:
             app(standalone_mode=True)
     except KeyboardInterrupt:
-        code = 130
+        pass
     except SystemExit as end:
-        if end.code != 130:  # typer's exit code of an interrupt
+        if end.code != 130 and not interrupt.number:  # 130 is typer's exit code of an interrupt
             raise
-        code = 130
     except Exception as error:
         message = user_message(error)
         _end_soon(1 if message is None else 2)
@@ -129,6 +153,8 @@ def run(app: typer.Typer) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
-    _end_soon(code)
-    print("\nstopped; run the same command again to continue", file=sys.stderr)
-    raise SystemExit(code)
+    number = interrupt.number or signal.SIGINT
+    by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
+    _end_soon(128 + number)
+    print(f"\nstopped{by}; run the same command again to continue", file=sys.stderr)
+    raise SystemExit(128 + number)

@@ -63,7 +63,7 @@ def run_loop(
             while session.outcome is None:
                 session.advance()
         except KeyboardInterrupt as interrupt:
-            session.pause("interrupted", interrupt)
+            session.pause(str(interrupt) or "interrupted", interrupt)
             raise
         except Exception as error:
             message = user_message(error) or ""

@@ -7,7 +7,7 @@ targets are stored on the device). Beyond that they are packed into several prog
 The packing changes a lane's numbers by rounding alone: every lane draws the same frames from the same start,
 but kernels of another width sum in another order. Trainings amplify that, short ones by little, thousands of steps to
 about what another seed of rounding would give: R2 of .583 against .588 was observed. So a resumed training keeps
-its plan (`planned_memory`).
+its plan (`planned_for`), also on another number of devices.
 """
 
 from __future__ import annotations
@@ -120,25 +120,38 @@ def limits(
     )
 
 
-def planned_memory(folder: Path | None, key: str, now: Memory) -> Memory:
-    """The memory that trainings whose checkpoints are in `folder` were planned for, or `now`, which is then recorded.
+def planned_for(folder: Path | None, key: str, now: Memory, n_devices: int) -> tuple[Memory, int]:
+    """The memory and number of devices that trainings whose checkpoints are in `folder` were planned for.
 
-    Another plan has other programs with other checkpoints: finished steps would be trained again.
+    Another plan has other programs with other checkpoints: finished steps would be trained again. Without a plan
+    those of now are returned and recorded.
 
     **Arguments:** `key`: identifies the trainings.
     """
     if folder is None:
-        return now
+        return now, n_devices
     path = Path(folder) / f"planned_{key}.json"
     try:
-        planned = Memory(**json.loads(path.read_text()))
+        planned = json.loads(path.read_text(encoding="utf-8"))
+        devices, memory = int(planned.pop("n_devices")), Memory(**planned)
         # Another plan costs nothing while no checkpoint is complete, or on another kind of device.
-        if planned.shared == now.shared and any(Path(folder).glob("*/[0-9]*")):
-            return planned
-    except (OSError, ValueError, TypeError):  # none, or torn
+        if memory.shared == now.shared and any(Path(folder).glob("*/[0-9]*")):
+            return memory, devices
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # none, or torn
         pass
-    write_json(path, now._asdict())
-    return now
+    write_json(path, {**now._asdict(), "n_devices": n_devices})
+    return now, n_devices
+
+
+def on_devices(group: Group, n_devices: int, sizes: Sizes, model: Model, memory: Memory) -> Group:
+    """A planned program on the devices of now, perhaps more or fewer than it was planned for.
+
+    More only where their copies of the recordings fit into `memory`.
+    """
+    most = replace(group, n_devices=min(n_devices, len(group.lanes)))
+    if group_bytes(sizes, model, most, memory) <= SHARE * memory.free:
+        return most
+    return replace(group, n_devices=min(n_devices, group.n_devices))
 
 
 def warn_if_too_large(

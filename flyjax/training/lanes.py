@@ -24,6 +24,8 @@ from flyjax.training.grouping import CHUNK, Group, Lane
 from flyjax.training.hparams import RATES, Static
 from flyjax.training.optimizer import schedule_factor, unpack
 from flyjax.training.step import TrainState, init_state, result_params, train_lanes
+from flyjax.utils.errors import UserError
+from flyjax.utils.signals import deferred
 
 
 @dataclass
@@ -77,23 +79,23 @@ def compiled(learner: Learner, static: Static, n_devices: int) -> Program:
     )  # fmt: skip
     # The start does not depend on the batch size: one program for all.
     start = _init(learner, static._replace(batch_size=1))
+    by_lane = NamedSharding(mesh, lane)
 
     def init(hparams, keys) -> TrainState:
         hparams = jax.device_get(hparams)
         lanes = [start({k: v[i] for k, v in hparams.items()}, keys[i]) for i in range(len(keys))]
-        return stack_states(lanes, NamedSharding(mesh, lane))
+        return jax.device_put(stack_states(lanes), by_lane)
 
-    return Program(init, jax.jit(chunk, donate_argnums=2), NamedSharding(mesh, lane), NamedSharding(mesh, everywhere))
+    return Program(init, jax.jit(chunk, donate_argnums=2), by_lane, NamedSharding(mesh, everywhere))
 
 
 def stack_hparams(items):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
-def stack_states(states: Sequence[TrainState], sharding) -> TrainState:
-    """States of lanes as one, on its devices."""
-    one = jax.local_devices()[0]
-    return jax.device_put(jax.tree.map(lambda *x: jnp.stack(x), *jax.device_put(list(states), one)), sharding)
+def stack_states(states: Sequence[TrainState]) -> TrainState:
+    """States of lanes as one, on one device."""
+    return jax.tree.map(lambda *x: jnp.stack(x), *jax.device_put(list(states), jax.local_devices()[0]))
 
 
 def keys_of(seeds):
@@ -118,8 +120,17 @@ class Segment:
                 self.stacked_hparams, keys_of([lane.lane.seed for lane in lanes] + [0] * padding)
             )
         else:
-            states = [lane.state for lane in lanes]
-            self.state = stack_states([*states, *[states[-1]] * padding], self.program.by_lane)
+            self._take_up(stack_states([lane.state for lane in lanes]))
+
+    def _take_up(self, state: TrainState) -> None:
+        """Continue from stacked states of the lanes."""
+        rows = np.minimum(np.arange(self.group.width), len(self.lanes) - 1)
+        self.state = jax.device_put(jax.tree.map(lambda x: x[rows], state), self.program.by_lane)
+
+    def _own_state(self) -> TrainState:
+        """The stacked states of the lanes, without padding, on one device."""
+        state = jax.device_put(self.state, jax.local_devices()[0])
+        return jax.tree.map(lambda x: x[: len(self.lanes)], state)
 
     def train(self, first: int, last: int, checkpoint_every: int, report: Callable) -> None:
         """Chunks `first` to `last`; those that a checkpoint holds are not trained again.
@@ -127,36 +138,44 @@ class Segment:
         **Arguments:** `report(segment, chunks done, losses (chunk, lanes, 3), steps, is_finite)` after every chunk.
         """
         start, n_lanes = time.perf_counter(), len(self.lanes)
-        losses = np.full(((last - first) * CHUNK, self.group.width, 3), np.nan, np.float32)
+        losses = np.full(((last - first) * CHUNK, n_lanes, 3), np.nan, np.float32)
         done, spent = first, 0.0
         store = checkpoint.Store(self.folder) if self.folder is not None else None
         every = max(1, checkpoint_every // CHUNK)
         try:
             if store is not None:
-                like = {"state": self.state, "losses": losses, "spent": np.float64(0.0)}
+                # Of the lanes alone: how they are padded depends on the number of devices.
+                like = {"state": self._own_state(), "losses": losses, "spent": np.float64(0.0)}
                 if (found := store.restore_latest(like)) is not None:
                     done, tree = found
-                    self.state, losses, spent = tree["state"], np.array(tree["losses"]), float(tree["spent"])
+                    self._take_up(tree["state"])
+                    losses, spent = np.array(tree["losses"]), float(tree["spent"])
             data = self._data_at(self.group.levels, self.group.width, self.program.replicated) if done < last else None
             while done < last:
-                self.state, chunk_losses = self.program.chunk(self.stacked_hparams, data, self.state)
-                # The one wait of a chunk.
-                newest, steps, is_finite = jax.device_get((chunk_losses, self.state.step, self.state.is_finite))
-                newest = newest.swapaxes(0, 1)
-                losses[(done - first) * CHUNK : (done - first + 1) * CHUNK] = newest
-                done += 1
-                report(self, done, newest[:, :n_lanes], steps[:n_lanes], is_finite[:n_lanes])
-                if store is not None and (done == last or done % every == 0):
-                    total = spent + time.perf_counter() - start
-                    # A copy: it is written while the next chunk fills the original.
-                    store.save(done, {"state": self.state, "losses": losses.copy(), "spent": np.float64(total)})
+                with deferred() as is_interrupted:
+                    self.state, chunk_losses = self.program.chunk(self.stacked_hparams, data, self.state)
+                    # The one wait of a chunk.
+                    newest, steps, is_finite = jax.device_get((chunk_losses, self.state.step, self.state.is_finite))
+                    newest = newest[:n_lanes].swapaxes(0, 1)
+                    losses[(done - first) * CHUNK : (done - first + 1) * CHUNK] = newest
+                    done, due = done + 1, False
+                    try:
+                        report(self, done, newest, steps[:n_lanes], is_finite[:n_lanes])
+                        due = is_interrupted() or done == last or done % every == 0
+                    except (KeyboardInterrupt, UserError):  # a stop, from which the training goes on
+                        due = True
+                        raise
+                    finally:
+                        if store is not None and due:
+                            total = spent + time.perf_counter() - start
+                            store.save(done, {"state": self._own_state(), "losses": losses, "spent": np.float64(total)})
         finally:
             if store is not None:
                 store.close()
         self._hand_back(losses, spent + time.perf_counter() - start)
 
     def _hand_back(self, losses: np.ndarray, wall_s: float) -> None:
-        state = jax.device_put(self.state, jax.local_devices()[0])
+        state = self._own_state()
         steps, is_finite = jax.device_get((state.step, state.is_finite))
         taken = [int(step) - lane.step for step, lane in zip(steps, self.lanes)]
         for i, lane in enumerate(self.lanes):

@@ -94,6 +94,7 @@ class _Sweep:
     n_frames: int
     lanes: dict[Lane, LaneState]
     checkpoint_dir: Path | None
+    on_devices: Callable[[Group], Group]
 
     def __post_init__(self):
         self.data = DeviceRecordings(self.recording_of, self.learner.learns_stimulus)
@@ -115,10 +116,10 @@ class _Sweep:
                 [c.model_dump() | {"seed": lane.seed} for c, lane in zip(candidates, group.lanes, strict=True)],
                 [self.recording_of(level).fingerprint for level in group.levels],
                 self.learner.config.model_dump(),
-                [first, last, group.width],
+                [first, last],
             )
         states = [self.lanes[lane] for lane in group.lanes]
-        return Segment(self.learner, group, states, hparams, self.data.at, folder)
+        return Segment(self.learner, self.on_devices(group), states, hparams, self.data.at, folder)
 
     def stop_behind(self, halving: Halving) -> None:
         """Stop lanes at a rung."""
@@ -170,7 +171,7 @@ def train_sweep(
     - `recordings`: a training recording for each distinct `noise_model_level`, or a function that returns
       it, called for the levels of one program at a time; all of one length.
     - `checkpoint_dir`: folder of checkpoints; the same call resumes from them, with the programs
-      that it began with even where less memory is free (with a warning).
+      that it began with even where less memory is free (with a warning) or the number of devices is another.
     - `monitor`: computes values from a lane's parameters at some chunk borders (about ten in a training, fewer
       where that would take more than 5 % of the time) and when it is trained; they are in `Progress.lanes`.
     - `halving`: stop the worse candidates early; by default none is stopped.
@@ -205,16 +206,21 @@ def train_sweep(
         first_recording.fingerprint,
         config.model_dump(),
     )
-    planned = grouping.planned_memory(checkpoint_dir, work, memory)
+    planned, planned_devices = grouping.planned_for(checkpoint_dir, work, memory, n_devices)
 
     def limits_of(static, n_lanes, n_levels):
-        return grouping.limits(sizes, config, static.batch_size, n_lanes, n_levels, planned, n_devices)
+        return grouping.limits(sizes, config, static.batch_size, n_lanes, n_levels, planned, planned_devices)
+
+    def on_devices(group):
+        return grouping.on_devices(group, n_devices, sizes, config, planned)
 
     groups = grouping.plan(candidates, seeds, n_frames, limits_of)
     if planned is not memory:
-        grouping.warn_if_too_large(groups, sizes, config, planned, memory, checkpoint_dir)
+        grouping.warn_if_too_large(
+            [on_devices(group) for group in groups], sizes, config, planned, memory, checkpoint_dir
+        )
     lanes = {lane: LaneState(lane, n) for group in groups for lane, n in zip(group.lanes, group.n_steps, strict=True)}
-    sweep = _Sweep(learner, candidates, recordings, n_frames, lanes, checkpoint_dir)
+    sweep = _Sweep(learner, candidates, recordings, n_frames, lanes, checkpoint_dir, on_devices)
     min_saving = MIN_SAVING.get(jax.local_devices()[0].platform, MIN_SAVING_ELSEWHERE)
     reporter = Reporter(on_progress, monitor, sum(lane.n_steps for lane in lanes.values()))
     begin, ends = 0, rungs(max(group.n_chunks for group in groups), halving)

@@ -58,3 +58,30 @@ def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(tmp_path,
     assert process.returncode == 2 and rest == ""
     assert line.startswith("error: ") and str(prefix) in line
     assert time.monotonic() - shown < 15  # five seconds on a machine that does nothing else
+
+
+OUTPUT = """
+import pathlib, time
+from flyjax.cli import app as cli
+
+app = cli.make_app()
+
+@app.command()
+def main():
+    print("µ first", flush=True)
+    time.sleep(0.5)
+    for _ in range(20000):
+        print("x" * 10)
+    pathlib.Path("end").touch()
+
+cli.run(app)
+"""
+
+
+@pytest.mark.parametrize("output", ["| head -1", ">&- 2>&-", "> /dev/full 2> /dev/full", "> /dev/null 2>&-"])
+def test_a_run_whose_output_is_lost_goes_on(tmp_path, root, output):
+    (tmp_path / "program.py").write_text(OUTPUT, encoding="utf-8")
+    call = f"set -o pipefail; {sys.executable} program.py {output}"
+    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", call], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "end").exists()

@@ -256,19 +256,18 @@ def test_less_memory_at_resume_loses_no_checkpoint(learner, recordings, together
 
 def test_a_plan_is_recorded_from_the_first_checkpoint_on(tmp_path):
     large, small = Memory(100, "a", True), Memory(50, "b", True)
-    assert grouping.planned_memory(None, "x", large) is large
-    assert grouping.planned_memory(tmp_path, "x", large) is large
-    assert grouping.planned_memory(tmp_path, "x", small) is small  # nothing is lost
-    assert grouping.planned_memory(tmp_path, "x", large) is large
+    assert grouping.planned_for(None, "x", large, 4) == (large, 4)
+    assert grouping.planned_for(tmp_path, "x", large, 4) == (large, 4)
+    assert grouping.planned_for(tmp_path, "x", small, 2) == (small, 2)  # nothing is lost
+    assert grouping.planned_for(tmp_path, "x", large, 4) == (large, 4)
     (tmp_path / "program" / "4").mkdir(parents=True)
-    assert (
-        grouping.planned_memory(tmp_path, "x", small) == large
-        and grouping.planned_memory(tmp_path, "y", small) is small
-    )
+    assert grouping.planned_for(tmp_path, "x", small, 2) == (large, 4)
+    assert grouping.planned_for(tmp_path, "y", small, 2) == (small, 2)
     accelerator = small._replace(shared=False)
-    assert grouping.planned_memory(tmp_path, "x", accelerator) is accelerator
-    (tmp_path / "planned_x.json").write_text('{"free": 1')
-    assert grouping.planned_memory(tmp_path, "x", small) is small
+    assert grouping.planned_for(tmp_path, "x", accelerator, 1) == (accelerator, 1)
+    for torn in ('{"free": 1', "[]", "{}"):
+        (tmp_path / "planned_x.json").write_text(torn, encoding="utf-8")
+        assert grouping.planned_for(tmp_path, "x", small, 2) == (small, 2)
 
 
 def test_narrower_programs_give_the_same(learner, recordings, together, monkeypatch):

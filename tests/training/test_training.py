@@ -1,5 +1,7 @@
 """The learner, its loss and its training against independent computations."""
 
+import signal
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,8 @@ from flyjax.training.data import stack_recordings
 from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, pack, unpack
 from flyjax.training.step import draw_frames, init_state, train_chunk, train_step
+from flyjax.utils.errors import UserError
+from flyjax.utils.signals import Interrupted, interruptible
 
 
 @pytest.fixture(scope="module")
@@ -439,6 +443,44 @@ def test_resumed_is_uninterrupted(learner, recordings, together, tmp_path):
     again = train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=resumed.append, **arguments)
     assert resumed[0].lane_steps > 750, "began from the start instead of the checkpoint"
     assert_equal(together, again, rtol=0, atol=0)
+
+
+def test_a_signal_saves_the_training_at_the_end_of_the_chunk(learner, recordings, tmp_path):
+    candidate = CANDIDATES[1].model_copy(update={"data_augmentation_loop": 70})  # 896 steps, 4 chunks
+    arguments = dict(checkpoint_dir=tmp_path, checkpoint_every=2000, n_devices=1)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        train_sweep(
+            learner, [candidate], [[7]], recordings, on_progress=lambda p: signal.raise_signal(signal.SIGTERM),
+            **arguments,
+        )  # fmt: skip
+
+    def limit(progress):
+        raise UserError("enough")
+
+    with pytest.raises(UserError):
+        train_sweep(learner, [candidate], [[7]], recordings, on_progress=limit, **arguments)
+    steps = []
+    train_sweep(learner, [candidate], [[7]], recordings, on_progress=lambda p: steps.append(p.lane_steps), **arguments)
+    assert steps == [750, 896]
+
+
+@pytest.mark.parametrize("before, after", [(4, 2), (2, 4), (1, 3)])
+def test_another_number_of_devices_goes_on_where_it_was(learner, recordings, together, tmp_path, before, after):
+    def kill(progress):
+        if progress.group == 0 and progress.lane_steps > 750:
+            raise Killed
+
+    arguments = dict(checkpoint_dir=tmp_path, checkpoint_every=250)
+    with pytest.raises(Killed):
+        train_sweep(learner, CANDIDATES, SEEDS, recordings, on_progress=kill, n_devices=before, **arguments)
+    folders = {path for path in tmp_path.iterdir() if path.is_dir()}
+    resumed = []
+    again = train_sweep(
+        learner, CANDIDATES, SEEDS, recordings, on_progress=resumed.append, n_devices=after, **arguments
+    )
+    assert resumed[0].lane_steps > 750, "began from the start instead of the checkpoint"
+    assert folders <= {path for path in tmp_path.iterdir() if path.is_dir()} and len(folders) == 1
+    assert_equal(together, again, rtol=5e-3, atol=5e-4)
 
 
 def kill_second(progress):

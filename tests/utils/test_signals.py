@@ -10,7 +10,7 @@ from contextlib import nullcontext
 import pytest
 
 from flyjax.cli import app
-from flyjax.utils.signals import interruptible
+from flyjax.utils.signals import Interrupted, deferred, interruptible
 
 
 class Dying:
@@ -83,3 +83,49 @@ def test_a_script_stops_with_130_also_when_its_interrupt_got_lost(monkeypatch, c
     with pytest.raises(SystemExit) as end:
         app.run(program)
     assert end.value.code == 130 and capsys.readouterr().err.startswith("\nstopped; ")
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_ends_a_script_with_its_code_and_is_restored(monkeypatch, capsys, name):
+    monkeypatch.setattr(app, "configure_logging", lambda: None)
+    number = getattr(signal, name)
+    before, reached = signal.getsignal(number), []
+
+    def program(standalone_mode):
+        with pytest.raises(Interrupted, match=name):
+            signal.raise_signal(number)
+        signal.raise_signal(signal.SIGTERM)  # a scheduler repeats it: what the first began is not disturbed
+        reached.append(True)
+        raise SystemExit(0)
+
+    with pytest.raises(SystemExit) as end:
+        app.run(program)
+    assert reached and end.value.code == 128 + number and len(capsys.readouterr().err.split("\n")) == 3
+    assert signal.getsignal(number) is before
+
+
+def test_what_the_process_was_started_to_ignore_stays_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible():
+            signal.raise_signal(signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_waits_for_what_must_be_completed():
+    done = []
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        with deferred() as is_waiting:
+            assert not is_waiting()
+            signal.raise_signal(signal.SIGTERM)
+            assert is_waiting()
+            done.append("completed")
+        done.append("never")
+    assert done == ["completed"]
+    with pytest.raises(KeyboardInterrupt), deferred():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        done.append("never")
+    assert done == ["completed"]
