@@ -120,16 +120,17 @@ def merge(text: str, found: Notes) -> str:
     return write(notes)
 
 
-def findings(block: int, tried: list[Move], ranges, clear: float) -> Notes:
-    """What the moves of a block show about each parameter; a gain of more than `clear` is not noise."""
-    seen: dict[tuple[str, str], list[float]] = {}
+def findings(block: int, tried: list[Move], ranges) -> Notes:
+    """What the moves of a block show about each parameter."""
+    seen: dict[tuple[str, str], list[Move]] = {}
     for move in tried:
         for name, value in move.changes.items():
             if name in ranges:
                 way = "raising" if unit(ranges[name], value) > unit(ranges[name], move.origin[name]) else "lowering"
-                seen.setdefault((way, name), []).append(move.gain)
+                seen.setdefault((way, name), []).append(move)
     out: Notes = {section: [] for section in SECTIONS}
-    for (way, name), gains in seen.items():
+    for (way, name), found in seen.items():
+        gains, clear = [move.gain for move in found], max(0.01, *(move.clear for move in found))
         mean, n = sum(gains) / len(gains), len(gains)
         evidence = f"{mean:+.2f} on average, {n} node{'' if n == 1 else 's'}"
         signs = {gain > 0 for gain in gains}

@@ -1,6 +1,7 @@
 """Measures of a block: branching, improvement, plateau, noise; and the comparable reward of a failed node."""
 
 import math
+import statistics
 from dataclasses import replace
 
 import pytest
@@ -54,7 +55,14 @@ def test_improvement_plateau_and_successes():
     assert measures.successes([0.95, 0.1, 0.9, 0.95]) == 2
     found = measures.measure(chain_state(0.5, 0.6, 0.62, 0.63), 1)
     assert (found.branching, found.improvement, found.plateau, found.successes) == (0.0, 1.0, 3, 0)
-    assert found.describe() == "branching rate 0%, improvement rate 100%, plateau 3 iterations"
+    for number in (
+        "4 iterations",
+        "branching rate 0% (p 0.12",
+        "improvement rate 100% (p 0.042",
+        "plateau 3",
+        "p 0.25",
+    ):
+        assert number in found.describe()
 
 
 def test_the_noise_floor_pools_repetitions():
@@ -90,7 +98,60 @@ def test_an_iteration_improves_only_beyond_noise():
     ends = [k for k, e in enumerate(rows) if e["event"] == "node_finished"]
     assert [measures.iterations_without_improvement(fold(rows[: k + 1])) for k in ends] == [0, 1, 0, 1]
     assert measures.measure(fold(rows), 1).noise == 3
-    assert "improvement rate 100% (3 of the improvements noise)" in measures.measure(fold(rows), 1).describe()
+    found = measures.measure(fold(rows), 1)
+    assert "3 of the improvements noise" in found.describe()
+    assert found.p_many == pytest.approx(1) and found.p_few == pytest.approx(1), "no improvement is more than noise"
+
+
+def test_improvements_by_chance():
+    """Of three equal draws both later ones are records in one of six orders, none in two, exactly one in three."""
+    assert measures.chance_of_improvements(3) == pytest.approx([1 / 3, 1 / 2, 1 / 6])
+    assert sum(k * p for k, p in enumerate(measures.chance_of_improvements(3))) / 2 == pytest.approx(0.4167, abs=1e-3)
+    assert measures.chance_of_improvements(1) == measures.chance_of_improvements(0) == [1.0]
+    assert measures.chance_of_improvements(12)[0] == pytest.approx(1 / 12)
+    found = measures.measure(chain_state(0.5, 0.6, 0.4), 1)
+    assert (found.p_few, found.p_many) == (pytest.approx(5 / 6), pytest.approx(2 / 3))
+    assert found.iterations == 3 and found.p_sequential == 0.25
+
+
+def seeds(rows, of):
+    """The events with the results of several seeds for some nodes."""
+    for event in rows:
+        if event.get("node") in of and event["event"] == "node_finished":
+            event["per_seed"] = [{"connectivity_R2": v} for v in of[event["node"]]]
+    return rows
+
+
+def test_the_noise_of_good_configurations_is_not_that_of_the_root():
+    """As in the quickstart of version 0.1.0: the root's seeds differ by 0.13, the good configuration's nodes by 0.003."""
+    rows = seeds(block_events([[("root", 0.93), ("root", 0.994)], [(2, 0.991)], [(3, 0.985)]]), {1: (0.865, 0.991)})
+    nodes = [n for e in rows if "nodes" in e for n in e["nodes"]]
+    nodes[0]["strategy"], nodes[2]["config"] = "root", nodes[1]["config"]
+    state = fold(rows)
+    floor, freedom = measures.noise_estimate(state, 1)
+    assert floor == pytest.approx(0.003 / 2**0.5) and freedom == 1
+    good, root, later = state.nodes[2], state.nodes[1], state.nodes[4]
+    assert measures.clear_gain(state, 1, later, good) == pytest.approx(2 * floor)
+    assert measures.clear_gain(state, 1, root, good) == pytest.approx(2 * 0.126 / 2), "std over root two, of two seeds"
+    assert "noise" in observe(state, good) and "noise" not in observe(state, later)
+    # A poor configuration that spreads is not pooled either; one that is about as good is.
+    for reward, same, expected in ((0.4, 0.8, 0.003), (0.98, 0.99, (0.003**2 / 2 + 0.01**2 / 2) ** 0.5)):
+        rows = block_events([[("root", 0.994), ("root", 0.991)], [(2, reward), (2, same)]])
+        nodes = [n for e in rows if "nodes" in e for n in e["nodes"]]
+        nodes[1]["config"], nodes[3]["config"] = nodes[0]["config"], nodes[2]["config"]
+        assert measures.noise_floor(fold(rows), 1) == pytest.approx(expected / 2**0.5)
+
+
+def test_seeds_and_nodes_measure_the_same_noise():
+    """With two seeds per node a reward is a mean of two: its noise is less, whichever way it was measured."""
+    one = seeds(block_events([[("root", 0.5), ("root", 0.6)]]), {1: (0.4, 0.6), 2: (0.6, 0.6)})
+    two = seeds(block_events([[("root", 0.55), ("root", 0.55)]]), {1: (0.4, 0.7), 2: (0.5, 0.6)})
+    for rows in (one, two):
+        rows[0]["experiment"] = {**rows[0]["experiment"], "training": {"n_seeds": 2}}
+        rows[1]["nodes"][1]["config"] = rows[1]["nodes"][0]["config"]
+        values = [m["connectivity_R2"] for e in rows for m in e.get("per_seed", ())]
+        floor, freedom = measures.noise_estimate(fold(rows), 1)
+        assert freedom == 3 and floor == pytest.approx(statistics.stdev(values) / 2**0.5)
 
 
 def test_patience_and_measures_know_rewards_below_zero():

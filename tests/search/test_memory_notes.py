@@ -20,7 +20,7 @@ RANGES = experiment().search.ranges
 
 def move(gain, **changes):
     origin = {"noise_model_level": 0.05, "coeff_W_L1": 1e-4, "batch_size": 1, "coeff_edge_norm": 1.0}
-    return Move(changes, gain, origin)
+    return Move(changes, gain, origin, clear=0.05)
 
 
 def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsified():
@@ -31,7 +31,7 @@ def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsif
         move(0.2, coeff_W_L1=1e-5),
         move(0.15, coeff_W_L1=1e-6),
     ]
-    found = findings(2, tried, RANGES, clear=0.05)
+    found = findings(2, tried, RANGES)
     assert found[PRINCIPLES] == ["- block 2: raising noise_model_level helps (+0.20 on average, 3 nodes)"]
     assert found[FALSIFIED] == ["- block 2: raising coeff_W_L1 would help (-0.30 on average, 1 node)"]
     assert sorted(line.split(":")[1].split("?")[0] for line in found[QUESTIONS]) == [
@@ -39,7 +39,7 @@ def test_what_three_nodes_bear_out_is_a_principle_and_what_disappoints_is_falsif
         " does raising batch_size help",
     ]
     # Three nodes within noise are no principle.
-    assert findings(1, [move(0.01, coeff_edge_norm=2.0)] * 3, RANGES, clear=0.05)[PRINCIPLES] == []
+    assert findings(1, [move(0.01, coeff_edge_norm=2.0)] * 3, RANGES)[PRINCIPLES] == []
 
 
 def test_notes_of_another_hand_are_kept_and_sorted_in():

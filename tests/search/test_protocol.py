@@ -6,8 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.search_events import chain_state
+
 from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_experiment, parse_experiment
-from flyjax.search.policy.measures import Measures
+from flyjax.search.policy.measures import Measures, measure
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol import document
 from flyjax.search.protocol.document import apply_edit
@@ -347,7 +349,10 @@ def test_unreadable_rows_stay_and_are_reported(template):
 
 
 def measures(branching=0.5, improvement=0.5, plateau=1):
-    return Measures(branching, improvement, plateau, 0, 0.5)
+    """Measures that are no chance."""
+    return Measures(
+        branching, improvement, plateau, 0, 0.5, 20, p_sequential=0.01, p_few=0.01, p_many=0.01, p_plateau=0.01
+    )
 
 
 def test_each_measure_asks_for_its_edit(template):
@@ -367,8 +372,29 @@ def test_each_measure_asks_for_its_edit(template):
 def test_no_changes_needed_comes_with_the_three_numbers(template):
     made = revise(template, measures(0.5, 0.3, 2))
     assert not made.is_edit
-    assert made.reason == "No changes needed: branching rate 50%, improvement rate 30%, plateau 2 iterations"
+    for number in ("20 iterations", "branching rate 50%", "improvement rate 30%", "plateau 2 iterations", "p 0.01"):
+        assert number in made.reason
     assert not revise(template, measures(None, None, 1)).is_edit
+
+
+@pytest.mark.parametrize("values", [(0.9, 0.95, 0.96), (0.9, 0.8, 0.7), (0.2, 0.2, 0.2), (0.2, 0.3, 0.4)])
+def test_blocks_of_three_iterations_edit_nothing(template, values):
+    """Every path of three iterations is sequential with 1/4, its improvement rate is 0 with 1/3 and 100 % with 1/6."""
+    made = revise(template, measure(chain_state(*values), 1))
+    assert not made.is_edit and made.reason.startswith("No changes needed")
+    assert "p 0.25" in made.reason and "3 iterations" in made.reason
+
+
+def test_long_blocks_edit_what_is_beyond_chance(template):
+    def revised(*values):
+        edit = revise(template, measure(chain_state(*values), 1))
+        return edit.reason.partition("(")[0] if edit.is_edit else ""
+
+    rising = [0.1 * k for k in range(1, 9)]
+    assert "above 80 %" in revised(*rising) and "branching rate 0 %" in revised(*rising)
+    assert "plateau" in revised(0.1, 0.2, *[0.5] * 6)
+    assert "below 30 %" in revised(0.5, *[0.5 - 0.02 * k for k in range(12)])
+    assert "below 30 %" not in revised(0.5, *[0.5 - 0.02 * k for k in range(6)]), "seven draws: 1/7"
 
 
 def test_revisions_stay_within_reason(template):

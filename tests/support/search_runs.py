@@ -6,11 +6,13 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.loop import SearchCallbacks, run_loop
 from flyjax.search.proposers.rules import RulesProposer
+from flyjax.search.protocol import revision
 from support.search_landscape import TEMPLATE, evaluate
 
 #: Two blocks of three iterations of two candidates, each block with a simulation of its own.
@@ -25,10 +27,18 @@ SMALL: dict[str, Any] = {
 FORCE_BRANCH_ROW = "| 1+ consecutive successes (R2 >= 0.1) | **force-branch** | one of the top 3 UCB |"
 
 
+class EagerRules(RulesProposer):
+    """The rules, but a measure need not be beyond chance to edit the protocol: so short blocks have edits, too."""
+
+    def step(self, context):
+        with patch.object(revision, "CHANCE", 1.0):
+            return super().step(context)
+
+
 def go(run_dir, exp, proposer=None, trainer=evaluate, **kwargs):
     """Run, or go on with, a search; by default as the rules propose. Callbacks are given by name."""
     callbacks = SearchCallbacks(**{f.name: kwargs.pop(f.name) for f in fields(SearchCallbacks) if f.name in kwargs})
-    proposer = proposer or RulesProposer(exp)
+    proposer = proposer or EagerRules(exp)
     return run_loop(exp, run_dir, trainer, proposer, protocol_template=TEMPLATE, callbacks=callbacks, **kwargs)
 
 
@@ -81,7 +91,7 @@ class Scripted:
 
     def step(self, context):
         self.contexts.append(context)
-        step = RulesProposer(context.experiment).step(replace(context, feedback=()))
+        step = EagerRules(context.experiment).step(replace(context, feedback=()))
         answer = self.answers.pop(0) if self.answers else None
         if isinstance(answer, Exception):
             raise answer

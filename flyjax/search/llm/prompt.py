@@ -152,7 +152,7 @@ def _noise_line(context: Context) -> str:
         f"{', a rough figure' if freedom < 3 else ''}); an improvement below {2 * floor:.4f} is noise"
     )
     if repeated := _repetitions(context):
-        line += f". Repeated: {repeated} (good configurations may spread less than the root)"
+        line += f". Repeated: {repeated} (the floor is that of the best of them)"
     best = measures.best_node(state, block)
     if best is not None and max(0.9, 1 - 2 * floor) < (best.reward or 0.0):
         line += f". R2 ends at 1, so no single node can be clearly better than node {best.id}: what repeats well is"
@@ -160,7 +160,7 @@ def _noise_line(context: Context) -> str:
 
 
 def _repetitions(context: Context) -> str:
-    """The rewards of every configuration that was trained more than once; the noise floor pools them all."""
+    """The rewards of every configuration that was trained more than once."""
     groups: dict[tuple[int, ...], str] = {}
     for node in context.state.block_nodes(context.block):
         same = [n for n in measures.reruns(context.state, node) if n.reward is not None]

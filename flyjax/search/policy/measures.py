@@ -13,6 +13,9 @@ from itertools import pairwise, takewhile
 
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.ucb import score
+from flyjax.search.proposals.types import ROOT
+
+COMPARABLE = 0.05  # rewards of configurations whose repetitions are pooled differ by less
 
 
 def comparable_rewards(nodes: Iterable[Node]) -> dict[int, float]:
@@ -64,41 +67,54 @@ def plateau(values: Sequence[float], tolerance: float = 0.05) -> int:
     return sum(1 for _ in takewhile(lambda width: width <= 2 * tolerance + 1e-9, bands))
 
 
-def _gains(values: Sequence[float]) -> list[float]:
-    """What each value (after the first) adds to the best before it."""
-    return [v - max(values[:k]) for k, v in enumerate(values) if k]
-
-
 def improvement_rate(values: Sequence[float]) -> float | None:
     """Share of iterations (after the first) whose R2 exceeds all before them."""
-    gains = _gains(values)
-    return sum(gain > 0 for gain in gains) / len(gains) if gains else None
+    return sum(v > max(values[:k]) for k, v in enumerate(values) if k) / (len(values) - 1) if values[1:] else None
+
+
+def chance_of_improvements(iterations: int) -> list[float]:
+    """Probability of 0, 1, ... improvements if nothing changes: of equal draws the k-th is the best with 1/k."""
+    out = [1.0]
+    for k in range(2, iterations + 1):
+        out = [stay * (1 - 1 / k) + more / k for stay, more in zip([*out, 0.0], [0.0, *out], strict=True)]
+    return out
 
 
 # --- measures of a block or a run ---
 
 
-def branching_rate(state: State, block: int, window: int) -> float | None:
-    """Share of the last `window` iterations whose chosen node's parent is not the node chosen just before.
+def _left_path(state: State, block: int) -> list[bool]:
+    """Of each iteration after the block's first: its chosen node's parent is not the node chosen just before."""
+    chosen = [state.chosen(number) for number in trained_iterations(state, block)]
+    return [after.parent != before.id for before, after in pairwise(chosen)]
 
-    The block's first iteration has none before it and is not counted.
-    """
-    recent = list(pairwise(trained_iterations(state, block)))[-window:]
-    if not recent:
-        return None
-    return sum(state.chosen(b).parent != state.chosen(a).id for a, b in recent) / len(recent)
+
+def branching_rate(state: State, block: int, window: int) -> float | None:
+    """Share of the last `window` iterations that left the sequential path; the block's first is not counted."""
+    recent = _left_path(state, block)[-window:]
+    return sum(recent) / len(recent) if recent else None
 
 
 @dataclass(frozen=True)
 class Measures:
-    """The measures of a block. Rates are None where no iteration could be counted."""
+    """The measures of a block. Rates are None where no iteration could be counted.
+
+    Each comes with the probability of such a value by chance. Improvements: if all iterations are draws of one
+    distribution (`chance_of_improvements`). A sequential path, a plateau: if each iteration were as likely to leave
+    it as to stay.
+    """
 
     branching: float | None  # share of the last n/4 iterations that left the sequential path
     improvement: float | None  # share of iterations above the best of the block before them
     plateau: int  # iterations at the end that stay within +- 0.05 of each other
     successes: int  # consecutive iterations at the end with R2 >= 0.9
     best: float | None
+    iterations: int = 0
     noise: int = 0  # improvements that are within the noise
+    p_sequential: float = 1.0  # of as many sequential iterations at the block's end
+    p_few: float = 1.0  # of as few improvements
+    p_many: float = 1.0  # of as many improvements beyond noise
+    p_plateau: float = 1.0
 
     def describe(self) -> str:
         """The measures in one line, as the log and the prompt quote them."""
@@ -106,23 +122,38 @@ class Measures:
         def share(x: float | None) -> str:
             return "not measurable" if x is None else f"{x:.0%}"
 
+        noise = f", {self.noise} of the improvements noise" if self.noise else ""
         return (
-            f"branching rate {share(self.branching)}, improvement rate {share(self.improvement)}"
-            f"{f' ({self.noise} of the improvements noise)' if self.noise else ''}, "
-            f"plateau {self.plateau} iteration{'' if self.plateau == 1 else 's'}"
+            f"{self.iterations} iteration{'' if self.iterations == 1 else 's'}: "
+            f"branching rate {share(self.branching)} (p {self.p_sequential:.2g}), "
+            f"improvement rate {share(self.improvement)} (p {min(self.p_few, self.p_many):.2g}{noise}), "
+            f"plateau {self.plateau} iteration{'' if self.plateau == 1 else 's'} (p {self.p_plateau:.2g}); "
+            "p is the probability by chance"
         )
 
 
 def measure(state: State, block: int) -> Measures:
     """All measures of a block in its present state."""
-    values, clear = iteration_rewards(state, block), clear_gain(state, block)
+    values = iteration_rewards(state, block)
+    chosen = [state.chosen(number) for number in trained_iterations(state, block)]
+    improved = noise = 0
+    for k in range(1, len(values)):
+        best = max(range(k), key=values.__getitem__)
+        improved += (gain := values[k] - values[best]) > 0
+        noise += 0 < gain <= clear_gain(state, block, chosen[best], chosen[k])
+    chances, stuck = chance_of_improvements(len(values)), plateau(values)
     return Measures(
         branching_rate(state, block, quarter(state.n_iter_block)),
         improvement_rate(values),
-        plateau(values),
+        stuck,
         successes(values),
         max((score(n) for n in state.block_nodes(block) if n.reward is not None), default=None),
-        sum(0 < gain <= clear for gain in _gains(values)),
+        iterations=len(values),
+        noise=noise,
+        p_sequential=0.5 ** consecutive([float(left) for left in _left_path(state, block)], lambda left: not left),
+        p_few=sum(chances[: improved + 1]),
+        p_many=sum(chances[improved - noise :]),
+        p_plateau=0.5 ** max(0, stuck - 1),
     )
 
 
@@ -173,34 +204,75 @@ def reruns(state: State, node: Node) -> list[Node]:
     return [n for n in state.block_nodes(node.block) if n.config == node.config]
 
 
-def noise_floor(state: State, block: int) -> float | None:
-    """Standard deviation of the reward over repetitions of one configuration; None where none was repeated."""
-    return noise_estimate(state, block)[0]
+@dataclass(frozen=True)
+class _Repetitions:
+    """Trainings of one configuration in a block: seeds of a node, and nodes of the configuration."""
+
+    nodes: tuple[Node, ...]
+
+    @property
+    def freedom(self) -> int:
+        return sum(_seeds(node) for node in self.nodes) - 1
+
+    @property
+    def mean(self) -> float:
+        return sum(_seeds(n) * (n.reward or 0.0) for n in self.nodes) / (self.freedom + 1)
+
+    @property
+    def squares(self) -> float:
+        """Sum of the squared deviations of all seeds from their mean, within the nodes and between them."""
+        within = sum((_seeds(n) - 1) * n.spread.get("std", 0.0) ** 2 for n in self.nodes)
+        return within + sum(_seeds(n) * ((n.reward or 0.0) - self.mean) ** 2 for n in self.nodes)
 
 
-def clear_gain(state: State, block: int) -> float:
-    """An improvement has to exceed this to be more than noise: twice the noise floor, 0 where none is known."""
-    return 2 * (noise_floor(state, block) or 0.0)
+def _seeds(node: Node) -> int:
+    return int(node.spread.get("n", 1))
+
+
+def _repetitions(state: State, block: int) -> list[_Repetitions]:
+    """The block's configurations that were trained more than once.
+
+    A node with a failed seed is left out: how often a configuration fails says nothing on the spread of the others.
+    """
+    groups: dict[tuple, list[Node]] = {}
+    for node in state.block_nodes(block):
+        if node.reward is not None and not node.spread.get("failed_seeds"):
+            groups.setdefault(tuple(sorted(node.config.items())), []).append(node)
+    return [found for nodes in groups.values() if (found := _Repetitions(tuple(nodes))).freedom]
 
 
 def noise_estimate(state: State, block: int) -> tuple[float | None, int]:
     """The noise floor of a block and its degrees of freedom.
 
-    Pooled over all configurations that ran more than once: seeds of one node (the root has two), robustness-tests.
-    A node with a failed seed is left out: how often a configuration fails says nothing on the spread of the others.
+    It is the standard deviation of a node's reward, the mean over its seeds, over repetitions of one configuration;
+    None where none was repeated. Pooled over the best repeated configuration and those within `COMPARABLE` of it:
+    poor configurations spread more. The root is used only where nothing else was repeated.
     """
-    squares, freedom = 0.0, 0
-    repeated: dict[tuple, list[float]] = {}
-    for node in state.block_nodes(block):
-        if node.spread.get("failed_seeds"):
-            continue
-        if "std" in node.spread:
-            squares += (node.spread["n"] - 1) * node.spread["std"] ** 2
-            freedom += int(node.spread["n"]) - 1
-        if node.reward is not None:
-            repeated.setdefault(tuple(sorted(node.config.items())), []).append(node.reward)
-    for values in repeated.values():
-        mean = sum(values) / len(values)
-        squares += sum((v - mean) ** 2 for v in values)
-        freedom += len(values) - 1
-    return (math.sqrt(squares / freedom) if freedom else None), freedom
+    found = _repetitions(state, block)
+    found = [r for r in found if all(n.strategy != ROOT for n in r.nodes)] or found
+    best = max((r.mean for r in found), default=0.0)
+    found = [r for r in found if r.mean >= best - COMPARABLE]
+    freedom = sum(r.freedom for r in found)
+    if not freedom:
+        return None, 0
+    per_node = state.experiment.get("training", {}).get("n_seeds", 1)
+    return math.sqrt(sum(r.squares for r in found) / freedom / per_node), freedom
+
+
+def noise_floor(state: State, block: int) -> float | None:
+    """The noise of a reward in a block (`noise_estimate`)."""
+    return noise_estimate(state, block)[0]
+
+
+def clear_gain(state: State, block: int, *nodes: Node) -> float:
+    """An improvement has to exceed this to be more than noise; 0 where nothing was repeated.
+
+    Twice the noise floor, or twice the noise of one of the compared `nodes` where its own repetitions spread more.
+    """
+    own = [
+        math.sqrt(r.squares / r.freedom / _seeds(node))
+        for r in _repetitions(state, block)
+        for node in r.nodes
+        if node.id in {n.id for n in nodes}
+    ]
+    return 2 * max([noise_floor(state, block) or 0.0, *own])

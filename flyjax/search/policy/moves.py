@@ -15,7 +15,7 @@ import numpy as np
 
 from flyjax.config import Range
 from flyjax.search.journal.state import Node, State
-from flyjax.search.policy.measures import comparable_rewards
+from flyjax.search.policy.measures import clear_gain, comparable_rewards
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT
 from flyjax.search.protocol.rule_table import Hint
@@ -40,6 +40,7 @@ class Move:
     changes: Changes
     gain: float
     origin: dict[str, Any]  # the configuration it started from
+    clear: float = 0.0  # a gain up to this may be noise
 
 
 def start(state: State, node: Node) -> Node | None:
@@ -69,7 +70,8 @@ def moves(state: State, block: int) -> list[Move]:
     for node in nodes:
         origin = start(state, node)
         if origin is not None and origin.id in reward and (changes := changes_from(origin, node)):
-            out.append(Move(changes, reward[node.id] - reward[origin.id], origin.config))
+            gain, clear = reward[node.id] - reward[origin.id], clear_gain(state, block, origin, node)
+            out.append(Move(changes, gain, origin.config, clear))
     return sorted(out, key=lambda m: -m.gain)
 
 

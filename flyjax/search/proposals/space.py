@@ -141,7 +141,7 @@ def make_candidate(context: Context, proposal: Proposal) -> Candidate:
         f"for the same configuration the changes are then {listed}. Or take another value. An unchanged answer "
         "is accepted: the program sets this parent, the configuration stays"
     )
-    return replace(candidate, parent=earlier, changes=changes, proposed_from=named, reversion=reversion)
+    return replace(candidate, parent=earlier, changes=changes, proposed_from=int(named), reversion=reversion)
 
 
 def _ancestors(context: Context, node: Node) -> Iterator[Node]:

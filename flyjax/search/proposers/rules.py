@@ -144,17 +144,18 @@ class RulesProposer:
         state, block = context.state, context.block
         measures, best = measure(state, block), best_node(state, block)
         edit = revise(context.protocol, measures)
-        tried, clear = moves.moves(state, block), max(0.01, clear_gain(state, block))
+        tried = moves.moves(state, block)
         if best is None:
             summary = (
                 f"no node of {len(state.block_nodes(block))} was trained to a finite result; {measures.describe()}"
             )
         else:
-            helped, hurt = [m for m in tried if m.gain > clear], [m for m in tried if m.gain < -max(0.05, clear)]
+            helped = [m for m in tried if m.gain > max(0.01, m.clear)]
+            hurt = [m for m in tried if m.gain < -max(0.05, m.clear)]
             summary = f"helped: {_moves_text(helped)}; hurt: {_moves_text(hurt[::-1])}; {measures.describe()}"
         found = {
             "": [f"block {block}: {summary}"],
-            **memory_notes.findings(block, tried, self.experiment.search.ranges, clear),
+            **memory_notes.findings(block, tried, self.experiment.search.ranges),
         }
         return replace(
             step,
@@ -229,5 +230,9 @@ def observe(state: State, node: Node) -> str:
         floor = noise_floor(state, node.block)
         return f"{result}, the root" + (f"; repetitions spread by {floor:.3f}" if floor is not None else "")
     change = score(node) - score(start)
-    noise = " (noise: within twice the spread of repetitions)" if abs(change) < clear_gain(state, node.block) else ""
+    noise = (
+        " (noise: within twice the spread of repetitions)"
+        if abs(change) < clear_gain(state, node.block, start, node)
+        else ""
+    )
     return f"{result}, {change:+.3f} against node {start.id}{noise}"

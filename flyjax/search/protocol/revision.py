@@ -4,6 +4,9 @@ branching rate 0 %         a force-branch row joins
 improvement rate < 30 %    the R2 thresholds rise by 0.02
 improvement rate > 80 %    the failure-probe comes one success earlier
 a plateau of 3 or more     a forced-branching row joins
+
+A measure that chance gives with a probability above `CHANCE` (`Measures`) edits nothing: in a block of three
+iterations the improvement rate is 0, 50 or 100 %, whatever was done.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from flyjax.search.policy.measures import Measures
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol.document import Rules, body, rules
 
+CHANCE = 0.1
 RAISE, CEILING = 0.02, 0.98  # of R2 thresholds: at 1 no row would ever hold again
 _ACTION = "**force-branch** | Select random node from top 3 UCB, not the sequential parent |"
 BRANCH_ROW = f"| Branching rate < 20% in last block | {_ACTION}"
@@ -46,21 +50,21 @@ def revise(text: str, measures: Measures) -> ProtocolEdit:
     known = rules(text)
     before = _lines(text, known)
     after, why = list(before), []
-    if measures.improvement is not None and measures.improvement < 0.3:
+    if measures.improvement is not None and measures.improvement < 0.3 and measures.p_few <= CHANCE:
         after = [_raise_threshold(line) for line in after]
         if after != before:
             why.append(f"improvement rate below 30 %: R2 thresholds raised by {RAISE}")
-    if measures.improvement is not None and measures.improvement > 0.8:
+    if measures.improvement is not None and measures.improvement > 0.8 and measures.p_many <= CHANCE:
         probes = {r.text for r in known.usable if r.strategy == "failure-probe"}
         after = [_fewer(line) if line in probes else line for line in after]
         if after != before:
             why.append("improvement rate above 80 %: failure-probe one success earlier")
-    if measures.branching == 0 and not _has(known, "branching"):
+    if measures.branching == 0 and measures.p_sequential <= CHANCE and not _has(known, "branching"):
         after.append(BRANCH_ROW)
         why.append("branching rate 0 %: a force-branch row added")
-    if measures.plateau >= 3 and not _has(known, "plateau"):
+    if measures.plateau >= 3 and measures.p_plateau <= CHANCE and not _has(known, "plateau"):
         after.append(PLATEAU_ROW)
         why.append("stuck on a plateau: forced branching added")
     if after == before:
-        return ProtocolEdit("", "", f"No changes needed: {measures.describe()}")
+        return ProtocolEdit("", "", f"No changes needed: {measures.describe()}, no cause for an edit above {CHANCE}")
     return ProtocolEdit("\n".join(before), "\n".join(after), f"{'; '.join(why)} ({measures.describe()})")

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from flyjax.search.journal.state import Node, State
-from flyjax.search.policy.measures import best_node, noise_floor, trained_iterations
+from flyjax.search.policy.measures import best_node, noise_estimate, trained_iterations
 from flyjax.search.policy.ucb import ucb_lines
 from flyjax.search.protocol.document import rules
 from flyjax.utils import metric_names
@@ -114,8 +114,10 @@ def block_summary(state: State, block: int) -> str:
         f"Observation: {ended['summary']}\n"
         f"Optimum training: {optimum}\n"
     )
-    floor = noise_floor(state, block)
-    measured = f"noise floor {floor:.3f}" if floor is not None else "noise floor not measured (no repetition)"
+    floor, freedom = noise_estimate(state, block)
+    measured = "noise floor not measured (no repetition)"
+    if floor is not None:
+        measured = f"noise floor {floor:.3f} ({freedom} repetition{'' if freedom == 1 else 's'})"
     measures = ended.get("measures", {}).get("text", "not kept")
     text += f"\n### Protocol edit after block {block}\nMeasures: {measures}; {measured}\n"
     edit, made = ended["edit"], next((e for e in state.edits if e["block"] == block and e["by"] != "user"), None)
