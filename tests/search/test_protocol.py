@@ -5,7 +5,6 @@ import re
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from support.search_events import chain_state
 
 from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_experiment, parse_experiment
