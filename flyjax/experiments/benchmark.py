@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import resource
 import time
 from types import SimpleNamespace
 
@@ -22,7 +21,7 @@ from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, unpack
 from flyjax.training.resources import gflop_per_frame
 from flyjax.training.step import init_state, train_step
-from flyjax.utils.system import devices, hardware
+from flyjax.utils.system import devices, hardware, peak_memory_gb
 
 
 def provenance() -> dict:
@@ -97,7 +96,7 @@ def train_row(
         raise RuntimeError("the benchmarked training diverged")
     rate = n_lanes * batch_size * CHUNK / best
     work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
-    peak = peak or matmul_gflops()
+    peak, stats = peak or matmul_gflops(), jax.local_devices()[0].memory_stats() or {}
     return {
         "extent": extent,
         "candidates": candidates,
@@ -111,7 +110,8 @@ def train_row(
         "matmul_gflops": peak,
         "share_of_peak": rate * work / peak,
         "compile_s": compile_s,
-        "peak_memory_gb": _peak_memory(),
+        # Of the accelerator if it reports it, else of this process.
+        "peak_memory_gb": stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else peak_memory_gb(),
         "device": jax.local_devices()[0].device_kind,
         "n_devices": n_devices,
     }
@@ -174,11 +174,3 @@ def profile_rows(
             wall, cpu = min(wall, time.perf_counter() - start), min(cpu, time.process_time() - used)
         rows.append({"part": name, "ms": 1e3 * wall, "cpu_ms": 1e3 * cpu})
     return rows
-
-
-def _peak_memory() -> float:
-    """Peak memory of the accelerator if known, else of this process, GB."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"] / 1e9
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

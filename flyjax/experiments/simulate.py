@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from pathlib import Path
 
@@ -18,12 +16,7 @@ from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
 from flyjax.utils.array_store import store_bytes
 from flyjax.utils.errors import UserError
-
-
-def peak_memory_gb() -> float:
-    """Peak memory of this process, GB."""
-    # Kilobytes on Linux, bytes on macOS.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
+from flyjax.utils.system import peak_memory_gb
 
 
 def film_statistics(columns, dt: float, n_frames: int = 6000, seed: int = 0) -> list[dict]:

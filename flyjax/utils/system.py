@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,16 @@ def available_ram() -> int:
     except (OSError, ValueError):  # no cgroup v2
         pass
     return max(0, min(known))
+
+
+def peak_memory_gb() -> float:
+    """Peak memory of this process, GB; NaN where the system does not report it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return math.nan
+    # Kilobytes on Linux, bytes on macOS.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e9 if sys.platform == "darwin" else 1e6)
 
 
 def versions() -> dict[str, str]:

@@ -1,10 +1,13 @@
 """The benchmark of the simulator, as a user runs it."""
 
 import json
+import math
 import subprocess
 import sys
 
 import pytest
+
+from flyjax.utils import system
 
 
 def test_rows_and_table(root, tmp_path):
@@ -35,3 +38,9 @@ def test_profile_of_a_step(script, tmp_path):
     assert code == 0, errors
     ms = {row["part"]: row["ms"] for row in json.loads((tmp_path / "rows.json").read_text())}
     assert ms["one step"] > ms["Adam"] > 0 and "regularisers and gradient" in ms
+
+
+def test_memory_is_not_a_number_where_the_system_does_not_report_it(monkeypatch):
+    assert 0.01 < system.peak_memory_gb() < 1000
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    assert math.isnan(system.peak_memory_gb())
