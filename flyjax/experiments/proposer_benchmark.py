@@ -7,7 +7,7 @@ continues after an interruption.
 from __future__ import annotations
 
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,9 +17,10 @@ from filelock import FileLock, Timeout
 
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.data.cache import Recordings
+from flyjax.data.splits import cache_key
 from flyjax.experiments.node import learner_for, pool_metrics
 from flyjax.recovery import extract
-from flyjax.recovery.metrics import circuit_metrics
+from flyjax.recovery.metrics import Metrics, circuit_metrics
 from flyjax.search.iteration import IterationPlan
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State
@@ -34,7 +35,7 @@ from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.training import train_sweep
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
-from flyjax.utils.jsonl import open_lines
+from flyjax.utils.jsonl import open_lines, write_line
 
 Row = dict[
     str, Any
@@ -71,7 +72,8 @@ class RealTrainings:
     def _path(self, training: Training, seed: int) -> Path:
         # The number of seeds and checkpoints changes no training.
         what = training.model_dump(exclude={"n_seeds", "checkpoint_every"})
-        return self.folder / f"{content_hash(self.experiment.simulation, self.experiment.model, what, seed)}.json"
+        data = cache_key(self.experiment.simulation, training.noise_model_level, "train", 0)
+        return self.folder / f"{content_hash(data, self.experiment.model, what, seed)}.json"
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """The nodes of a plan, as `run_loop` wants them.
@@ -82,10 +84,9 @@ class RealTrainings:
         out = {}
         for node, per_seed in zip(plan.nodes, found, strict=True):
             metrics = pool_metrics(per_seed)
-            reason = metrics["reasons"].get("connectivity_R2", "")
             out[node.id] = {
                 "metrics": metrics if metrics["connectivity_R2"] is not None else None,
-                "reason": reason,
+                "reason": metrics["reasons"].get("connectivity_R2", ""),
                 "per_seed": per_seed,
             }
         return out
@@ -118,14 +119,11 @@ class RealTrainings:
         results = train_sweep(self._learner, [t for t, _ in jobs], [s for _, s in jobs], by_level)
         for (training, _), runs in zip(jobs, results, strict=True):
             for one in runs:
-                result = {
-                    "connectivity_R2": None,
-                    "reasons": {"connectivity_R2": f"the training diverged at step {one.diverged_at}"},
-                }
+                found = Metrics.missing(["connectivity_R2"], f"the training diverged at step {one.diverged_at}")
                 if one.diverged_at is None:
                     recording = by_level[training.noise_model_level]
-                    found = circuit_metrics(extract(self._learner, one.params, recording).estimate, recording).as_dict()
-                    result = {"connectivity_R2": found["connectivity_R2"], "reasons": found["reasons"]}
+                    found = circuit_metrics(extract(self._learner, one.params, recording).estimate, recording)
+                result = {name: found.as_dict()[name] for name in ("connectivity_R2", "reasons")}
                 write_json(self._path(training, one.seed), result)
                 self.trained += 1
         self.seconds += time.monotonic() - start
@@ -166,7 +164,7 @@ def one_row(
     template: Path,
     transcript: Path | None = None,
 ) -> Row:
-    """Run one search to its end and read its curve; with a transcript its answers are played again."""
+    """Run one search in `folder` to its end and read its curve; with a transcript its answers are played again."""
     data = experiment.model_dump(mode="json")
     data["search"] |= {"seed": seed, "proposer": proposer}
     experiment = parse_experiment(data, "comparison")
@@ -177,8 +175,6 @@ def one_row(
         made_up = make_landscape(landscape, seed, experiment)
         evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
     run_dir, start = folder / f"{landscape}_{seed}_{proposer}", time.monotonic()
-    if proposer not in PAID or transcript is not None:  # what was paid for goes on
-        shutil.rmtree(run_dir, ignore_errors=True)
     if transcript is not None:
         asked: Proposer = ReplayProposer(experiment, run_dir, transcript)
     else:
@@ -186,9 +182,9 @@ def one_row(
     outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
     state = outcome.state
     if outcome.status != "finished":
-        reason = _without_rules(outcome.reason)
         raise UserError(
-            f"{proposer} paused on {landscape}, seed {seed}: {reason}; the same command continues in {run_dir}"
+            f"{proposer} paused on {landscape}, seed {seed}: {_without_rules(outcome.reason)}; the same command "
+            f"continues in {run_dir}"
         )
     row = {
         "landscape": landscape,
@@ -203,8 +199,6 @@ def one_row(
         row |= {"fresh": trainings.again(best[-1].config), "root_fresh": trainings.again(state.nodes[1].config)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
         row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
-    if proposer not in PAID or transcript is not None:  # what was paid for is kept
-        shutil.rmtree(run_dir, ignore_errors=True)
     return row
 
 
@@ -238,11 +232,9 @@ def compare(
 
 def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, log, transcripts) -> list[Row]:
     path = folder / "rows.jsonl"
-    known: dict[str, Row] = {}
     open_lines(path).close()  # removes an incomplete last line
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        known[entry["key"]] = entry["row"]
+    entries = map(json.loads, path.read_text("utf-8").splitlines())
+    known: dict[str, Row] = {entry["key"]: entry["row"] for entry in entries}
     out: list[Row] = []
     for landscape, seed in cases:
         for proposer in proposers:
@@ -253,10 +245,14 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                 continue
             content = [experiment.simulation, experiment.model, experiment.training, experiment.search]
             content += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
-            key = content_hash(landscape, seed, proposer, *content, *(FRESH_SEEDS if landscape == REAL else ()))
+            if landscape == REAL:  # what is recorded depends on files too
+                content += [FRESH_SEEDS, cache_key(experiment.simulation, 0.0, "train", 0)]
+            key = content_hash(landscape, seed, proposer, *content)
             if key not in known:
                 try:
-                    known[key] = one_row(landscape, seed, proposer, experiment, real, folder, template, played)
+                    with tempfile.TemporaryDirectory() as scratch:  # but what is paid for is kept, and goes on
+                        place = folder if proposer in PAID and played is None else Path(scratch)
+                        known[key] = one_row(landscape, seed, proposer, experiment, real, place, template, played)
                 except OutOfTime:
                     log(f"out of time at {landscape}, seed {seed}, {proposer}; the same command continues")
                     return out
@@ -264,8 +260,8 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                     raise UserError(
                         f"{proposer} on {landscape}, seed {seed}: {_without_rules(error)}; nothing is lost"
                     ) from None
-                with open(path, "a") as file:
-                    file.write(json.dumps({"key": key, "row": known[key]}) + "\n")
+                with open_lines(path) as file:
+                    write_line(file, {"key": key, "row": known[key]}, sync=True)
             row = known[key]
             replaced = ", the rules answered where the transcript did not fit" if row.get("fallbacks") else ""
             log(

@@ -1,10 +1,12 @@
 """Comparing proposers: equal budgets, pairs, regret by hand, and a real training that is kept."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from support.search_landscape import ROOT, TEMPLATE
+from support.torch_zip import flyvis_checkpoint
 
 from flyjax.config import load_experiment
 from flyjax.experiments import proposer_benchmark
@@ -146,7 +148,11 @@ def test_equal_budgets_from_the_same_root_and_rows_are_kept(tmp_path):
             [("bowl", 0), ("cliff", 1)], proposers, lambda name: exp, tmp_path / "cache", TEMPLATE, log=said.append
         )
 
+    own = tmp_path / "cache" / "bowl_0_rules" / "own.txt"  # where a search of that name might go
+    own.parent.mkdir(parents=True)
+    own.write_text("not of a search")
     rows = go(["rules", "random", "tpe", "cmaes"])
+    assert own.is_file()
     assert len(rows) == 8 and {r["nodes"] for r in rows} == {12} and {len(r["curve"]) for r in rows} == {3}
     root = make_landscape("bowl", 0, exp).value(root_config(exp))
     assert {r["root"] for r in rows if r["landscape"] == "bowl"} == {root}
@@ -241,12 +247,32 @@ def test_real_trainings_are_kept_by_configuration_and_seed(tmp_path, monkeypatch
     assert len(kept) == real.trained and all(set(k) == {"connectivity_R2", "reasons"} for k in kept)
 
 
+def test_trainings_on_another_circuit_are_not_taken_from_the_folder(tmp_path, monkeypatch):
+    """The same settings name a file of parameters, whose content has changed."""
+
+    def diverged(learner, trainings, seeds, recordings):
+        return [[SimpleNamespace(seed=seed, diverged_at=1) for seed in own] for own in seeds]
+
+    monkeypatch.setattr(proposer_benchmark, "train_sweep", diverged)
+    monkeypatch.setattr(proposer_benchmark, "Recordings", lambda simulation: SimpleNamespace(train=lambda level: None))
+    file, changes = tmp_path / "model", ["simulation.extent=0", f"simulation.parameters={tmp_path / 'model'}"]
+    trained = []
+    first, other = (flyvis_checkpoint(edges_syn_strength=np.full(604, strength)) for strength in (2e-3, 3e-3))
+    for content in (first, first, other):
+        file.write_bytes(content)
+        exp = load_experiment(ROOT / "experiments" / "proposers.yaml", changes)
+        real = proposer_benchmark.RealTrainings(exp, tmp_path / "trainings")
+        real.again(exp.training.model_dump(mode="json"))
+        trained.append(real.trained)
+    assert trained == [10, 0, 10]
+
+
 @pytest.mark.parametrize(
     "options, needed",
     [
         (["--landscape", "bowls"], "no landscape 'bowls'; there are: bowl,"),
         (["--proposer", "llm"], "cannot run llm (no ANTHROPIC_API_KEY)"),
-        (["--transcripts", "."], "holds no recorded answers"),
+        (["--transcripts", "."], "LANDSCAPE_SEED_llm.jsonl"),
     ],
 )
 def test_the_command_refuses_in_one_line(script, options, needed):
