@@ -17,7 +17,7 @@ def test_events_come_in_order(uninterrupted):
     edits = [e["block"] for e in read_journal(uninterrupted) if e["event"] == "protocol_edited"]
     blocks = []
     for block in (1, 2):
-        blocks += iteration * 3 + ["protocol_edited"] * (block in edits) + ["block_ended"]
+        blocks += iteration * 3 + ["block_ended"] + ["protocol_edited"] * (block in edits)
     assert 1 in edits and names == ["run_started", "proposal", *blocks, "run_finished"]
     assert all(e["schema"] == 1 and e["time"] > 0 for e in read_journal(uninterrupted))
     assert "NaN" not in (uninterrupted / "journal.jsonl").read_text()

@@ -84,6 +84,14 @@ def test_block_summaries_and_the_documented_edit(played):
         "--- NEW SIMULATION BLOCK ---\nNext simulation: visual_input_type=DAVIS, n_frames=32000, delta_t=0.01\n"
         "Node: id=21, parent=root\n" in text
     )
+    # The next simulation directly after the summary, as the protocol has it; the edit after both.
+    first, last = (text[s.end() :].splitlines() for s in found)
+    assert first[:4] == [
+        "", "--- NEW SIMULATION BLOCK ---",
+        "Next simulation: visual_input_type=DAVIS, n_frames=32000, delta_t=0.01", "Node: id=21, parent=root",
+    ]  # fmt: skip
+    assert first[5] == "### Protocol edit after block 1" and last[3] == "### Protocol edit after block 2"
+    assert last[1].endswith(": 2 blocks done") and text.count("NEW SIMULATION BLOCK") == 1
     assert text.count("### Protocol edit after block") == 2 and text.count("branching rate") >= 2
     for block in (1, 2):
         edited = any(e["block"] == block for e in state.edits)

@@ -138,8 +138,8 @@ class Proposer(Protocol):
 
     Optional attributes: `is_paid` (False; a paid proposer is asked only while the budgets allow it),
     `reads_instructions` (True; of people, in user_input.md), `corrects_answers` (True; where the reversion check
-    replaces a parent, the proposer is informed before the program does so) and a method `with_drafts(context)`, which adds an
-    optimiser's drafts to the context of every attempt at a step.
+    replaces a parent, the proposer is informed before the program does so) and a method `with_drafts(context)`,
+    which adds an optimiser's drafts to the context of every attempt at a step.
     """
 
     name: str

@@ -97,7 +97,7 @@ def _simulation_line(simulation: dict[str, Any]) -> str:
 
 
 def block_summary(state: State, block: int) -> str:
-    """The block's summary, exactly in the protocol's format, the documented edit after it."""
+    """The block's summary and the next simulation, exactly in the protocol's format; the documented edit after them."""
     info, nodes = state.blocks[block], state.block_nodes(block)
     best, ended = best_node(state, block), info.ended or {}
 
@@ -114,6 +114,15 @@ def block_summary(state: State, block: int) -> str:
         f"Observation: {ended['summary']}\n"
         f"Optimum training: {optimum}\n"
     )
+    after = state.blocks.get(block + 1)
+    if after is not None:
+        text += (
+            "\n--- NEW SIMULATION BLOCK ---\n"
+            f"Next simulation: {_simulation_line(after.simulation)}\n"
+            f"Node: id={after.nodes[0]}, parent=root\n"
+        )
+    else:
+        text += f"\nNo simulation block follows: {state.finished or 'the next one has not begun'}\n"
     floor, freedom = noise_estimate(state, block)
     measured = "noise floor not measured (no repetition)"
     if floor is not None:
@@ -133,13 +142,6 @@ def block_summary(state: State, block: int) -> str:
     unread = rules(made["protocol"] if made else _version_at(state, block)).problems
     if unread:
         text += "Rows that code cannot follow, left to readers:\n" + "".join(f"- {line}\n" for line in unread)
-    after = state.blocks.get(block + 1)
-    if after is not None:
-        text += (
-            "\n--- NEW SIMULATION BLOCK ---\n"
-            f"Next simulation: {_simulation_line(after.simulation)}\n"
-            f"Node: id={after.nodes[0]}, parent=root\n"
-        )
     return text
 
 

@@ -296,12 +296,15 @@ class Session:
         self.callbacks.on_iteration(self.state, self.number)
 
     def end_block(self, step: dict[str, Any]) -> None:
-        """Journal the end of a block: the edit of the protocol, the measures, the summary."""
+        """Journal the end of a block: its summary and measures. The edit of the protocol follows."""
         self.try_user_edit()  # before the edit of the step, which would replace it
-        block, edit = step["block"], step["protocol_edit"]
+        block, edit, measures = step["block"], step["protocol_edit"], measure(self.state, step["block"])
         if self.is_new_edit(step):
-            edit = self.edit_protocol(step)
-        measures = measure(self.state, block)
+            try:
+                apply_edit(self.state.protocol, _as_edit(edit))
+            except EditRefused as error:
+                # A user edited the same passage since the step was taken.
+                edit = {"old": "", "new": "", "reason": f"The edit could not be made ({error})", "refused": True}
         self.record(
             "block_ended", block=block, nodes=list(self.state.blocks[block].nodes), summary=step["block_summary"],
             edit=edit, measures={**vars(measures), "text": measures.describe()}, next_simulation=step["simulation"],
@@ -309,11 +312,8 @@ class Session:
         self.render()
 
     def begin_iteration_or_finish(self, step: dict[str, Any]) -> None:
-        # A step that was taken again after the block's end may have an edit of its own; the rules would repeat theirs.
-        if self.at_block_end() and _editor(step) != "rules" and self.is_new_edit(step):
-            edit = self.edit_protocol(step)
-            if edit.get("refused"):
-                self.callbacks.warn(edit["reason"])
+        if self.at_block_end() and self.is_new_edit(step):
+            self.edit_protocol(step)
             self.render()
         # Limits may have been lowered since the step was taken, and time has passed.
         limit, why = self.next_nodes() if step["n_next"] else (0, step["why_none"])
@@ -376,24 +376,32 @@ class Session:
             self.callbacks.warn(f"{error}; going on with the run's own version")
 
     def is_new_edit(self, step: dict[str, Any]) -> bool:
-        """Whether a step edits the protocol, and the edit was not made yet."""
+        """Whether a step edits the protocol, and the edit was not made yet.
+
+        A step that is taken again after the block's end may have an edit of its own; the rules would repeat theirs.
+        """
         edit = step["protocol_edit"]
         made = [
             (e.get("old"), e.get("new")) for e in self.state.edits if e["block"] == step["block"] and e["by"] != "user"
         ]
-        return bool(edit) and bool(edit["old"] or edit["new"]) and (edit["old"], edit["new"]) not in made
+        if not edit or not (edit["old"] or edit["new"]):
+            return False
+        return not made if _editor(step) == "rules" else (edit["old"], edit["new"]) not in made
 
-    def edit_protocol(self, step: dict[str, Any]) -> dict[str, Any]:
-        """Edit the protocol as a step says; returns the edit that was made."""
+    def edit_protocol(self, step: dict[str, Any]) -> None:
+        """Edit the protocol as a step says, where that is possible."""
         edit = step["protocol_edit"]
         try:
-            text = apply_edit(self.state.protocol, ProtocolEdit(edit["old"], edit["new"], edit["reason"]))
+            text = apply_edit(self.state.protocol, _as_edit(edit))
         except EditRefused as error:
-            # A user edited the same passage since the step was taken.
-            return {"old": "", "new": "", "reason": f"The edit could not be made ({error})", "refused": True}
+            self.callbacks.warn(f"The edit could not be made ({error})")
+            return
         self.record_protocol(text, step["block"], _editor(step), edit["reason"], old=edit["old"], new=edit["new"])
         write_atomic(self.run_dir / "protocol.md", text)
-        return edit
+
+
+def _as_edit(edit: dict[str, Any]) -> ProtocolEdit:
+    return ProtocolEdit(edit["old"], edit["new"], edit["reason"])
 
 
 def _editor(step: dict[str, Any]) -> str:
