@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flyjax.data.recording import Recording
-from flyjax.recovery.metrics import Metrics, put_fit
+from flyjax.recovery.metrics import Metrics, compare
 from flyjax.utils.errors import UserError
 
 #: Frames of one compiled call.
@@ -72,10 +72,9 @@ def learned_stimulus_metrics(recording: RecordingWithLearnedStimulus, held_out: 
     """
     if not len(held_out):
         raise UserError("a learned stimulus is evaluated on frames that it was not trained on: name them (held_out)")
-    metrics, fits = Metrics(), Metrics()
-    true, learned = recording.source.luminance, recording.luminance
+    metrics, true = Metrics(), recording.source.luminance
     for name, frames in (("", held_out), ("_training", np.setdiff1d(np.arange(len(true)), held_out))):
-        fit = put_fit(fits, name, true[frames], learned[frames])
+        fit = compare(true[frames], recording.luminance[frames])
         metrics.put(f"external_input_R2{name}", fit.R2, fit.reason)
         metrics.put(f"external_input_frames{name}", len(frames))
     return metrics

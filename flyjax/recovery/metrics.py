@@ -260,14 +260,15 @@ def per_type(recording: Recording, estimate: CircuitEstimate) -> list[dict]:
         mine, edges = c.cell_type == k, receiving == k
         row = {"cell_type": name, "n": int(mine.sum()), "n_edges": int(edges.sum())}
         for label, a, b in quantities:
-            row[f"{label}_true"] = _finite(a[mine].mean())
-            row[f"{label}_learned"] = _finite(b[mine].mean())
-            row[f"{label}_std"] = _finite(b[mine].std())
-            row[f"{label}_rmse"] = _rmse(a[mine], b[mine])
-        fit = compare(weight[edges], estimate.weight[edges])
-        row |= {"W_R2": fit.R2, "W_slope": fit.slope}
-        row["W_rmse"] = _rmse(weight[edges], estimate.weight[edges]) if edges.any() else None
-        rows.append(row)
+            row |= {
+                f"{label}_true": _finite(a[mine].mean()),
+                f"{label}_learned": _finite(b[mine].mean()),
+                f"{label}_std": _finite(b[mine].std()),
+                f"{label}_rmse": _rmse(a[mine], b[mine]),
+            }
+        weights = weight[edges], estimate.weight[edges]
+        fit = compare(*weights)
+        rows.append({**row, "W_R2": fit.R2, "W_slope": fit.slope, "W_rmse": _rmse(*weights) if edges.any() else None})
     return rows
 
 
