@@ -100,7 +100,7 @@ def main(
     prepare_devices()
     from flyjax.config import load_experiment
 
-    given = [*(settings or ()), *([f"search.proposer={proposer}"] if proposer is not None else [])]
+    given = [*(settings or ()), *([f"search.proposer={proposer.lower()}"] if proposer is not None else [])]
     experiment = load_experiment(config, given)
     run_dir = run_dir or Path("runs") / experiment.name
     if revert:

@@ -8,45 +8,15 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
-
 from flyjax.config.schema import Experiment
+from flyjax.config.strict import SectionError
+from flyjax.config.strict_yaml import read_yaml, read_yaml_file
 from flyjax.utils.errors import UserError, nearest
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: '1e-3' is a number (PyYAML's 1.1 rules read it as a string)."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
-
-
-def read_yaml(text: str) -> Any:
-    """Parse YAML with 1.2 floats; data only, no objects."""
-    return yaml.load(text, Loader=_Loader)
-
-
-def read_yaml_file(path: str | Path) -> Any:
-    """Parse a YAML file.
-
-    **Raises:** `UserError` if it is not YAML.
-    """
-    try:
-        return read_yaml(Path(path).read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())[:200]}") from None
+from flyjax.utils.format import printable
 
 
 def read_config(path: str | Path) -> Any:
@@ -70,57 +40,24 @@ def apply_overrides(data: dict, overrides: Iterable[str] | None) -> dict:
     data = copy.deepcopy(data)
     for item in overrides or ():
         key, eq, value = item.partition("=")
-        if not eq or not key.strip():
+        *path, last = key.strip().split(".")
+        if not eq or not all((*path, last)):
             raise UserError(f"--set needs KEY=VALUE, for example simulation.extent=2; got {item!r}")
         target = data
-        *path, last = key.strip().split(".")
         for part in path:
-            target = target.setdefault(part, {})
+            if target.get(part) is None:
+                target[part] = {}
+            target = target[part]
             if not isinstance(target, dict):
                 raise UserError(f"--set {item}: {part!r} is a value, not a section")
-        try:
-            target[last] = read_yaml(value)
-        except yaml.YAMLError:
-            raise UserError(f"--set {item}: the value is not valid YAML") from None
+        target[last] = read_yaml(value, f"--set {key.strip()}")
     return data
 
 
-def _field_at(location: tuple[int | str, ...]) -> tuple[FieldInfo | None, list[str]]:
-    """The field at a pydantic error location, and the known keys of its section."""
-    model: Any = Experiment
-    field: FieldInfo | None = None
-    known: dict[Any, FieldInfo] = {}
-    for part in location:
-        known = getattr(model, "model_fields", {})
-        field = known.get(part)
-        model = getattr(field, "annotation", None)
-    return field, list(known)
-
-
-def _bounds(field: FieldInfo) -> str:
-    """The range of a field in words."""
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = {k: getattr(m, k, None) for m in field.metadata for k in words if getattr(m, k, None) is not None}
-    return " and ".join(f"{words[k]} {v:g}" for k, v in limits.items())
-
-
-def _one_line(error: ValidationError, source: str) -> str:
-    first = error.errors()[0]
-    field, known = _field_at(first["loc"])
-    where = ".".join(str(p) for p in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
-    if not where:
-        return f"{source}: {message}"
-    if first["type"] == "extra_forbidden":
-        return f"{source}: unknown key {where!r}.{nearest(str(first['loc'][-1]), known)}"
-    if field is not None and first["type"].startswith(("greater_than", "less_than")):
-        message = f"out of range, {_bounds(field)}"
-    got = "" if isinstance(first["input"], (dict, BaseModel)) else f" (got {first['input']!r})"
-    return f"{source}: {where}: {message}{got}"
-
-
-def parse_experiment(data: Any, source: str = "config") -> Experiment:
+def parse_experiment(data: Any, source: str = "config", settings: Sequence[str] = ()) -> Experiment:
     """Validate a plain dictionary.
+
+    **Arguments:** `settings` are the KEY=VALUE in it: the line names that which is the cause instead of `source`.
 
     **Raises:** `UserError` for an unknown key (with the nearest known one), a wrong type or a value out of range
     (with the range).
@@ -129,8 +66,9 @@ def parse_experiment(data: Any, source: str = "config") -> Experiment:
         raise UserError(f"{source}: a config is a mapping of sections, got {type(data).__name__}")
     try:
         return Experiment.model_validate(data)
-    except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
+    except SectionError as error:
+        causes = [s for s in settings if f"{error.key}.".startswith(f"{s.partition('=')[0].strip()}.")]
+        raise UserError(printable(f"{f'--set {causes[-1]}' if causes else source}: {error.problem}")) from None
 
 
 def load_experiment(path: str | Path, overrides: Iterable[str] | None = ()) -> Experiment:
@@ -138,17 +76,30 @@ def load_experiment(path: str | Path, overrides: Iterable[str] | None = ()) -> E
 
     **Raises:** `UserError` if the file is missing, is not YAML, or does not validate.
     """
-    path, data = Path(path), read_config(path)
-    if isinstance(data, dict):
-        data.pop("made_with", None)  # in the config.yaml of a run
-        data.setdefault("name", path.stem)
-        data = apply_overrides(data, overrides)
-    return parse_experiment(data, str(path))
+    path, data, settings = Path(path), read_config(path), list(overrides or ())
+    if not isinstance(data, dict):
+        return parse_experiment(data, str(path))
+    data.pop("made_with", None)  # in the config.yaml of a run
+    data.setdefault("name", path.stem)
+    whole = apply_overrides(data, settings)
+    try:
+        return parse_experiment(whole, str(path), settings)
+    except UserError as error:
+        if str(error).startswith(f"{path}: "):
+            # A relation between keys: the cause is the setting without which it holds.
+            one = (s for s in settings if _is_valid(apply_overrides(data, [t for t in settings if t is not s])))
+            cause = next(one, " --set ".join(settings) if _is_valid(data) else "")
+            if cause:
+                raise UserError(f"--set {cause}{str(error).removeprefix(str(path))}") from None
+        raise
 
 
-def dump_yaml(experiment: Experiment) -> str:
-    """The experiment as YAML, defaults filled in."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+def _is_valid(data: dict) -> bool:
+    try:
+        parse_experiment(data)
+    except UserError:
+        return False
+    return True
 
 
 def content_hash(*parts: Any) -> str:

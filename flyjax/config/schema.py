@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,9 +14,19 @@ from flyjax.config.search_space import (
     SIMULATION_TUNABLE,
     TUNABLE,
     Range,
-    StrictModel,
-    check_names,
+    Values,
 )
+from flyjax.config.strict import SectionError, StrictModel, check_names
+
+#: Seeds of NumPy and JAX, and rates and penalties that are finite in single precision.
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Rate = Annotated[float, Field(ge=1e-12, le=1e6)]
+Penalty = Annotated[float, Field(ge=0, le=1e12)]
+
+
+#: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
+GAP = 50
+MAX_CONFIGURATIONS = 10_000  # of a sweep
 
 
 class Simulation(StrictModel):
@@ -22,14 +34,16 @@ class Simulation(StrictModel):
 
     extent: int = Field(8, ge=0, le=15, description="radius of the hexagonal eye, columns; flyvis uses 8")
     parameters: str = Field("sampled", description="'sampled', 'flow/0000/000' or the path of a checkpoint")
-    parameters_seed: int = Field(0, ge=0, description="seed of sampled parameters")
+    parameters_seed: Seed = Field(0, description="seed of sampled parameters")
     visual_input_type: str = Field("DAVIS", description="training stimulus, a name of flyjax.stimulus")
     test_visual_input_type: str | None = Field(None, description="held-out stimulus; by default the other kind")
     n_frames: int = Field(64_000, ge=16, le=1_000_000, description="training frames")
     n_test_frames: int = Field(1_000, ge=16, le=100_000, description="held-out frames, always noise-free")
     delta_t: float = Field(0.02, ge=0.001, le=0.05, description="integration step and frame interval, s")
     clamp_tau: bool = Field(True, description="integrate with max(tau, delta_t), as flyvis does")
-    solver: str = Field("euler", description="name of the diffrax solver")
+    solver: Literal["euler", "heun", "midpoint", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"] = Field(
+        "euler", description="name of the diffrax solver"
+    )
     initial: Literal["grey", "rest", "fade_in"] = Field(
         "grey", description="initial state: after 1 s of grey, V_rest, or after 1 s from grey to frame 0"
     )
@@ -68,7 +82,16 @@ class Simulation(StrictModel):
     store_derivative: bool = Field(
         False, description="store dV/dt with the training voltages instead of computing it when needed"
     )
-    seed: int = Field(0, ge=0, description="seed of the stimulus and the process noise")
+    seed: Seed = Field(0, description="seed of the stimulus and the process noise")
+
+    @model_validator(mode="after")
+    def _parts_have_ends(self):
+        if self.n_recordings > 1 and self.target == "difference":
+            raise ValueError(
+                "target: difference needs the voltage after every frame, which parts lack at their ends: set "
+                "n_recordings to 1"
+            )
+        return self
 
 
 class Model(StrictModel):
@@ -131,38 +154,41 @@ class Model(StrictModel):
 class Training(StrictModel):
     """The root candidate. Names and defaults are the protocol's."""
 
-    learning_rate_W_start: float = Field(1e-3, gt=0, description="learning rate of W")
-    learning_rate_start: float = Field(5e-4, gt=0, description="learning rate of the message and update networks")
-    learning_rate_embedding_start: float = Field(1e-3, gt=0, description="learning rate of the embedding")
-    learning_rate_field_start: float = Field(
-        5e-3, gt=0, description="learning rate of the neural field, where model.stimulus is field"
+    learning_rate_W_start: Rate = Field(1e-3, description="learning rate of W")
+    learning_rate_start: Rate = Field(5e-4, description="learning rate of the message and update networks")
+    learning_rate_embedding_start: Rate = Field(1e-3, description="learning rate of the embedding")
+    learning_rate_field_start: Rate = Field(
+        5e-3, description="learning rate of the neural field, where model.stimulus is field"
     )
-    coeff_W_L1: float = Field(5e-5, ge=0, description="L1 penalty on W")
-    coeff_edge_diff: float = Field(500.0, ge=0, description="penalty on messages that decrease with voltage")
-    coeff_edge_norm: float = Field(1.0, ge=0, description="penalty that fixes the scale of the messages")
+    coeff_W_L1: Penalty = Field(5e-5, description="L1 penalty on W")
+    coeff_edge_diff: Penalty = Field(500.0, description="penalty on messages that decrease with voltage")
+    coeff_edge_norm: Penalty = Field(1.0, description="penalty that fixes the scale of the messages")
     noise_model_level: float = Field(
-        0.05, ge=0, description="process noise of the training simulation, std per integration step"
+        0.05, ge=0, le=100, description="process noise of the training simulation, std per integration step"
     )
     batch_size: int = Field(1, ge=1, le=64, description="frames per optimiser step")
     data_augmentation_loop: float = Field(
-        25, gt=0, description="training length: 0.2 x n_frames x data_augmentation_loop / batch_size optimiser steps"
+        25,
+        gt=0,
+        le=10_000,
+        description="training length: 0.2 x n_frames x data_augmentation_loop / batch_size optimiser steps",
     )
     schedule: Literal["constant", "warmup_cosine"] = Field(
         "constant", description="of the learning rates: constant, or linear warm-up and cosine decay"
     )
     warmup_fraction: float = Field(0.02, ge=0, le=0.5, description="share of the steps in the warm-up")
-    coeff_message_L1: float = Field(0.0, ge=0, description="L1 penalty on the matrices of the message network")
-    coeff_message_L2: float = Field(0.0, ge=0, description="L2 penalty on the matrices of the message network")
-    coeff_update_L1: float = Field(0.0, ge=0, description="L1 penalty on the matrices of the update network")
-    coeff_update_L2: float = Field(0.0, ge=0, description="L2 penalty on the matrices of the update network")
-    coeff_edge_bend: float = Field(
-        0.0, ge=0, description="penalty on messages that are not 0 at 0 and linear on either side of it; try 10"
+    coeff_message_L1: Penalty = Field(0.0, description="L1 penalty on the matrices of the message network")
+    coeff_message_L2: Penalty = Field(0.0, description="L2 penalty on the matrices of the message network")
+    coeff_update_L1: Penalty = Field(0.0, description="L1 penalty on the matrices of the update network")
+    coeff_update_L2: Penalty = Field(0.0, description="L2 penalty on the matrices of the update network")
+    coeff_edge_bend: Penalty = Field(
+        0.0, description="penalty on messages that are not 0 at 0 and linear on either side of it; try 10"
     )
-    coeff_update_bend: float = Field(
-        0.0, ge=0, description="penalty on the curvature of the update between recorded inputs and none; try 1"
+    coeff_update_bend: Penalty = Field(
+        0.0, description="penalty on the curvature of the update between recorded inputs and none; try 1"
     )
-    coeff_light_diff: float = Field(
-        100.0, ge=0, description="where model.stimulus is field: penalty on derivatives that decrease with luminance"
+    coeff_light_diff: Penalty = Field(
+        100.0, description="where model.stimulus is field: penalty on derivatives that decrease with luminance"
     )
     validation_fraction: float = Field(
         0.0,
@@ -181,13 +207,36 @@ class Training(StrictModel):
         1, ge=1, le=64, description="Euler steps that a prediction is rolled out for; 1 predicts derivatives"
     )
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
-    checkpoint_every: int = Field(2_000, ge=1, description="optimiser steps between checkpoints")
+    checkpoint_every: int = Field(2_000, ge=1, le=10**9, description="optimiser steps between checkpoints")
 
     @model_validator(mode="after")
     def _best_needs_validation(self):
         if self.select == "best" and not self.validation_fraction:
             raise ValueError("select: best needs frames to select on: set validation_fraction, for example to 0.1")
         return self
+
+
+def split_sizes(training: Training, n_frames: int) -> tuple[int, int]:
+    """(number of training frames, number of held-out frames, the last ones)."""
+    n_held_out = int(n_frames * training.validation_fraction)
+    return n_frames - n_held_out - min(GAP, n_held_out // 4), n_held_out
+
+
+def frames_problem(training: Training, n_frames: int, n_recordings: int = 1) -> str | None:
+    """Why a recording is too short for a training, with the remedy; None if it is not."""
+    n_training, n_held_out = split_sizes(training, n_frames)
+    if n_training < training.rollout_steps or (training.validation_fraction and not n_held_out):
+        return (
+            f"validation_fraction={training.validation_fraction} and rollout_steps={training.rollout_steps} leave "
+            f"{n_training} frames for training and {n_held_out} for validation, of n_frames={n_frames}: "
+            "lower them or record more frames"
+        )
+    if n_frames // n_recordings < training.rollout_steps:
+        return (
+            f"rollout_steps={training.rollout_steps}, but a part of the recording has {n_frames // n_recordings} "
+            "frames: lower rollout_steps or n_recordings"
+        )
+    return None
 
 
 def field_problem(model: Model, training: Training, n_frames: int) -> str | None:
@@ -211,6 +260,33 @@ def field_problem(model: Model, training: Training, n_frames: int) -> str | None
     return None
 
 
+def _checked_range(key: str, name: str, span: Range, section: type[StrictModel], known: tuple[str, ...]) -> Range:
+    """A range all of whose values its parameter can take; those of a choice in the parameter's own type."""
+    check_names([name], known)
+
+    def valid(value: Any) -> Any:
+        try:
+            return getattr(section.model_validate({name: value}), name)
+        except SectionError as error:
+            raise ValueError(f"search.{key}.{error.problem}") from None
+
+    if span.scale == "choice":
+        return span.model_copy(update={"values": tuple(map(valid, span.values or ()))})
+    if section.model_fields[name].annotation is int and span.scale != "int":
+        raise ValueError(f"search.{key}.{name}: takes whole numbers: set scale to int, or to choice with 'values'")
+    for end in (span.min, span.max):
+        valid(end)
+    return span
+
+
+def _updated(section: StrictModel, changes: Mapping[str, Any], where: str) -> Any:
+    """A section with changes. **Raises:** `ValueError` that names where they stand."""
+    try:
+        return type(section).model_validate({**dict(section), **changes})
+    except SectionError as error:
+        raise ValueError(f"{where}{'.' if error.key else ': '}{error.problem}") from None
+
+
 class TokenPrices(StrictModel):
     """Prices of a model that flyjax.search.llm.prices does not list, dollars per million tokens."""
 
@@ -228,7 +304,7 @@ class LLM(StrictModel):
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="of the model's thinking; by default the model's own"
     )
-    timeout_s: float = Field(600, gt=0, description="longest wait for an answer, s")
+    timeout_s: float = Field(600, gt=0, le=86_400, description="longest wait for an answer, s")
     share: float = Field(
         0.5, gt=0, le=1, description="proposer hybrid: share of the optimiser's slots that the model may override"
     )
@@ -244,15 +320,15 @@ class Search(StrictModel):
         "auto", description="'auto': the run's own; for a new run llm if ANTHROPIC_API_KEY is set, else rules"
     )
     n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")
-    n_iter_block: int = Field(12, ge=1, description="iterations per block")
-    n_blocks: int = Field(2, ge=1, description="blocks of the run")
+    n_iter_block: int = Field(12, ge=1, le=10_000, description="iterations per block")
+    n_blocks: int = Field(2, ge=1, le=10_000, description="blocks of the run")
     objective: Literal["connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind"] = Field(
         "connectivity_R2", description="metric that the search maximises; blind uses held-out prediction only"
     )
     ucb_c: float = Field(1.414, ge=0, description="weight of exploration in the UCB score")
-    seed: int = Field(0, ge=0, description="run seed; every training seed derives from it")
+    seed: Seed = Field(0, description="run seed; every training seed derives from it")
     simulations: tuple[dict[str, Any], ...] = Field(
-        (), description="the simulation of each block, for proposers that do not choose it"
+        (), strict=False, description="the simulation of each block, for proposers that do not choose it"
     )
     ranges: dict[str, Range] = Field(
         default_factory=lambda: dict(PROTOCOL_RANGES), description="training parameters that the search varies"
@@ -281,14 +357,15 @@ class Search(StrictModel):
     @field_validator("ranges")
     @classmethod
     def _check_ranges(cls, ranges):
-        check_names(ranges, TUNABLE)
-        return ranges
+        return {name: _checked_range("ranges", name, span, Training, TUNABLE) for name, span in ranges.items()}
 
     @field_validator("simulation_ranges")
     @classmethod
     def _check_simulation_ranges(cls, ranges):
-        check_names(ranges, SIMULATION_TUNABLE)
-        return ranges
+        return {
+            name: _checked_range("simulation_ranges", name, span, Simulation, SIMULATION_TUNABLE)
+            for name, span in ranges.items()
+        }
 
     @field_validator("simulations")
     @classmethod
@@ -302,13 +379,13 @@ class Sweep(StrictModel):
     """Configurations for scripts/sweep.py: a list, a grid and random draws from search.ranges, in this order."""
 
     candidates: tuple[dict[str, Any], ...] = Field(
-        (), description="training settings, each relative to the training section"
+        (), strict=False, description="training settings, each relative to the training section"
     )
-    grid: dict[str, tuple[Any, ...]] = Field(
+    grid: dict[str, Values] = Field(
         default_factory=dict, description="values per training parameter; every combination is trained"
     )
     n_random: int = Field(0, ge=0, le=10_000, description="draws from search.ranges")
-    seed: int = Field(0, ge=0, description="seed of the draws")
+    seed: Seed = Field(0, description="seed of the draws")
     halving: float | None = Field(
         None,
         gt=1,
@@ -323,6 +400,9 @@ class Sweep(StrictModel):
     def _check_parameters(self):
         for entry in (self.grid, *self.candidates):
             check_names(entry, TUNABLE)
+        n = len(self.candidates) + (math.prod(map(len, self.grid.values())) if self.grid else 0)
+        if n > MAX_CONFIGURATIONS:
+            raise ValueError(f"{n:,} configurations in candidates and grid, more than {MAX_CONFIGURATIONS:,}")
         return self
 
 
@@ -331,7 +411,8 @@ class Experiment(StrictModel):
 
     name: str = Field(
         "experiment",
-        pattern=r"^[A-Za-z0-9_.-]+$",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        max_length=100,
         description="by default the name of the file; runs/<name> is the default run directory",
     )
     description: str = Field("", description="free text")
@@ -341,11 +422,44 @@ class Experiment(StrictModel):
     search: Search = Field(Search(), description="the outer loop")
     sweep: Sweep = Field(Sweep(), description="configurations of a sweep")
 
+    def _simulations(self) -> Iterator[Simulation]:
+        """The simulations of the blocks, as far as they are given, and those at the ends of the range of n_frames."""
+        search, span = self.search, self.search.simulation_ranges.get("n_frames")
+        yield self.simulation
+        for k, entry in enumerate(search.simulations):
+            yield _updated(self.simulation, entry, f"search.simulations.{k}")
+        for n_frames in (span.values or (int(span.min or 0), int(span.max or 0))) if span is not None else ():
+            yield _updated(self.simulation, {"n_frames": n_frames}, "search.simulation_ranges")
+
+    def _trainings(self) -> Iterator[Training]:
+        """The root, and what the sweep section makes of it."""
+        yield self.training
+        for k, entry in enumerate(self.sweep.candidates):
+            yield _updated(self.training, entry, f"sweep.candidates.{k}")
+        for name, values in self.sweep.grid.items():
+            for value in values:
+                yield _updated(self.training, {name: value}, "sweep.grid")
+
     @model_validator(mode="after")
-    def _stimulus_can_be_learned(self):
-        problem = field_problem(self.model, self.training, self.simulation.n_frames)
-        if problem:
-            raise ValueError(problem)
+    def _can_be_trained(self):
+        """What would fail after hours is an error now."""
+        trainings = list(self._trainings())
+        for simulation in self._simulations():
+            for training in trainings:
+                problem = field_problem(self.model, training, simulation.n_frames) or frames_problem(
+                    training, simulation.n_frames, simulation.n_recordings
+                )
+                if problem:
+                    raise ValueError(problem)
+        noise = self.search.ranges.get("noise_model_level")
+        levels = [t.noise_model_level for t in trainings] + (
+            [] if noise is None else list(noise.values or (noise.max,))
+        )
+        if self.simulation.solver != "euler" and any(levels):
+            raise ValueError(
+                f"simulation.solver={self.simulation.solver} is noise-free, and noise_model_level is up to "
+                f"{max(levels):g}: use solver euler, or set training.noise_model_level to 0 and remove its range"
+            )
         if self.model.stimulus == "field" and self.search.objective == "blind":
             raise ValueError(
                 "search.objective: blind needs predictions of a held-out movie, whose luminance a field cannot give: "
@@ -355,16 +469,17 @@ class Experiment(StrictModel):
 
     @model_validator(mode="after")
     def _root_in_ranges(self):
-        simulation_ranges = self.search.simulation_ranges
-        checks = [(key, getattr(self.training, key), span) for key, span in self.search.ranges.items()]
-        checks += [(key, getattr(self.simulation, key), span) for key, span in simulation_ranges.items()]
-        checks += [
-            (f"search.simulations[{k}].{key}", value, simulation_ranges[key])
-            for k, entry in enumerate(self.search.simulations)
-            for key, value in entry.items()
-            if key in simulation_ranges
+        search = self.search
+        checks = [
+            ("training", "ranges", dict(self.training)),
+            ("simulation", "simulation_ranges", dict(self.simulation)),
         ]
-        for name, value, span in checks:
-            if not span.contains(value):
-                raise ValueError(f"{name}={value} is outside its range, {span.describe()}")
+        checks += [(f"search.simulations.{k}", "simulation_ranges", e) for k, e in enumerate(search.simulations)]
+        for section, key, values in checks:
+            for name, span in getattr(search, key).items():
+                if name in values and not span.contains(values[name]):
+                    raise ValueError(
+                        f"{section}.{name}={values[name]!r} is outside search.{key}.{name}, {span.describe()}: change "
+                        "one of them"
+                    )
         return self

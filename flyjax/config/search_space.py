@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, Strict, model_validator
 
-from flyjax.utils.errors import nearest
-from flyjax.utils.secrets import redact
+from flyjax.config.strict import StrictModel
 
-
-class StrictModel(BaseModel):
-    """A section of the config file: unknown keys, infinities and NaN are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_keys(cls, given: Any) -> Any:
-        return redact(given)
+#: Values in a list: a list or a tuple.
+Values = Annotated[tuple[Any, ...], Strict(False)]
 
 
 class Range(StrictModel):
@@ -29,15 +20,19 @@ class Range(StrictModel):
     scale: Literal["log", "linear", "int", "choice"] = Field(
         "linear", description="how values are drawn: log-uniform, uniform, whole numbers, or from a list"
     )
-    values: tuple[Any, ...] | None = Field(None, description="the list, where scale is choice")
+    values: Values | None = Field(None, description="the list, where scale is choice")
 
     @model_validator(mode="after")
     def _consistent(self):
         if self.scale == "choice":
-            if not self.values:
-                raise ValueError("a choice needs 'values'")
+            if not self.values or (self.min, self.max) != (None, None):
+                raise ValueError("a choice needs 'values', and neither min nor max")
+        elif self.values is not None:
+            raise ValueError("'values' need scale: choice")
         elif self.min is None or self.max is None or not self.min < self.max:
             raise ValueError("needs min < max")
+        elif self.scale == "int" and not (self.min.is_integer() and self.max.is_integer()):
+            raise ValueError("a range of whole numbers needs whole bounds")
         elif self.scale == "log" and self.min <= 0:
             raise ValueError("a log range needs min > 0")
         return self
@@ -45,7 +40,7 @@ class Range(StrictModel):
     def contains(self, value: Any) -> bool:
         """Whether `value` is of the right type and inside the range."""
         if self.scale == "choice":
-            return any(type(value) is type(v) and value == v for v in self.values or ())
+            return any(isinstance(value, bool) == isinstance(v, bool) and value == v for v in self.values or ())
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         assert self.min is not None and self.max is not None  # checked above
@@ -94,10 +89,3 @@ TUNABLE = (
 )
 #: Simulation parameters that a search may vary, at the start of a block only.
 SIMULATION_TUNABLE = tuple(PROTOCOL_SIMULATION_RANGES)
-
-
-def check_names(names: Any, known: tuple[str, ...]) -> None:
-    """**Raises:** `ValueError` for a name that is not known, with the nearest one."""
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown name {name!r}.{nearest(name, known)}")

@@ -21,9 +21,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
-from flyjax.config import Experiment, content_hash, parse_experiment, read_yaml_file
+from flyjax.config import Experiment, StrictModel, content_hash, parse_experiment, read_yaml_file
+from flyjax.config.strict import SectionError
 from flyjax.data.cache import Recordings
 from flyjax.experiments.node import evaluate_node, learner_for
 from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
@@ -50,10 +51,9 @@ OTHERS = (
 )  # fmt: skip
 
 
-class Row(BaseModel):
+class Row(StrictModel):
     """One setting."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(min_length=1)
     set: dict[str, Any] = Field(default_factory=dict, description="section.key: value, against the base")
     published: str | None = Field(None, description="the published figures of this setting, on other data")
@@ -64,15 +64,14 @@ class Row(BaseModel):
 SECTIONS = ("simulation", "model", "training", "search")
 
 
-class Table(BaseModel):
+class Table(StrictModel):
     """Rows against a base."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     name: str = Field(min_length=1)
     title: str
     text: str = Field("", description="a paragraph above the table")
     base: dict[str, dict[str, Any]]
-    rows: tuple[Row, ...]
+    rows: tuple[Row, ...] = Field(strict=False)
 
     @field_validator("base")
     @classmethod
@@ -122,17 +121,8 @@ def load_table(path: Path) -> Table:
         )
     try:
         return Table.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        known = Row.model_fields if first["loc"][0] == "rows" else Table.model_fields
-        hint = (
-            f".{nearest(first['loc'][-1], known)} Known: {', '.join(known)}."
-            if first["type"] == "extra_forbidden"
-            else ""
-        )
-        raise UserError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}{hint}"
-        ) from None
+    except SectionError as error:
+        raise UserError(f"{path}: {error.problem}") from None
 
 
 def select_rows(tables: Sequence[Table], parts: Sequence[str]) -> list[tuple[Table, Row]]:

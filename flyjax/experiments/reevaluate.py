@@ -8,10 +8,8 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import yaml
-from pydantic import ValidationError
 
-from flyjax.config import Search, Simulation, content_hash, parse_experiment, read_yaml
+from flyjax.config import Search, Simulation, content_hash, parse_experiment, read_yaml_file
 from flyjax.data.cache import Recordings
 from flyjax.data.transforms import lesioned
 from flyjax.experiments.node import learner_for
@@ -81,10 +79,10 @@ def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
     run = path.parent.parent
     limit = Search.model_fields["max_disk_gb"].default
     try:
-        limit = Search(max_disk_gb=read_yaml((run / "config.yaml").read_text())["search"]["max_disk_gb"]).max_disk_gb
+        limit = Search(max_disk_gb=read_yaml_file(run / "config.yaml")["search"]["max_disk_gb"]).max_disk_gb
     except FileNotFoundError:  # not every caller of train_nodes writes one
         pass
-    except (yaml.YAMLError, ValidationError, KeyError, TypeError, UnicodeDecodeError):
+    except (UserError, KeyError, TypeError):
         raise UserError(
             f"{run / 'config.yaml'} has no valid search.max_disk_gb: repair it, or its recordings might be removed"
         ) from None
@@ -95,7 +93,7 @@ def node_selection(where: Path) -> list[dict]:
     """Rows of `selection` for the nodes of each simulation of a run; `among` names the nodes."""
     groups: dict[str, dict[int, dict]] = {}
     for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
-        simulation = read_yaml((path.parent / "config.yaml").read_text())["simulation"]
+        simulation = read_yaml_file(path.parent / "config.yaml")["simulation"]
         groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(path.read_text())
     rows = []
     for found in groups.values():
@@ -213,7 +211,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
     folder = _folder(where, node)
-    config = read_yaml((folder / "config.yaml").read_text())
+    config = read_yaml_file(folder / "config.yaml")
     what = {k: config[k] for k in ("simulation", "model", "training")}
     what["search"] = {"ranges": {}, "simulation_ranges": {}}
     experiment = parse_experiment(what, str(folder / "config.yaml"))

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
-from flyjax.config import Experiment, Simulation
+from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
@@ -46,7 +45,7 @@ def _write_node(
 ) -> None:
     shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it wrote
     folder.mkdir(parents=True)
-    write_atomic(folder / "config.yaml", yaml.safe_dump(config, sort_keys=False))
+    write_atomic(folder / "config.yaml", dump_yaml(config))
     write_json(folder / "metrics.json", metrics)
     for one in trained:
         save_params(folder / "params" / f"seed_{one.seed}", one.params)

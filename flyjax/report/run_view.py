@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
 from flyjax.config import Range
 from flyjax.report import tables
@@ -203,7 +202,7 @@ class RunView:
         for name, span in (self.search.get("ranges") or {}).items():
             try:
                 out[name] = Range(**span)
-            except (ValidationError, TypeError):
+            except (UserError, TypeError):
                 continue
         return out
 

@@ -30,13 +30,14 @@ def coerce(span: Range, value: Any) -> Any:
     if number and isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is not a finite number; the range is {span.describe()}")
-        if span.scale in ("int", "choice") and value == int(value):
-            # JSON writers differ on 4 and 4.0.
+        if span.scale == "int" and value == int(value):
             value = int(value)
     if not span.contains(value):
         shown = repr(value) if isinstance(value, str) else str(value) if number else type(value).__name__
         raise ValueError(f"{shown[:40]} is outside its range, {span.describe()}")
-    return value if span.scale in ("int", "choice") else float(value)
+    if span.scale == "choice":
+        return next(v for v in _values(span) if v == value)  # JSON writers differ on 4 and 4.0
+    return value if span.scale == "int" else float(value)
 
 
 def _ends(span: Range) -> tuple[float, float]:

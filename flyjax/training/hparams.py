@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flyjax.config import Training, field_problem
+from flyjax.config.schema import frames_problem, split_sizes
 from flyjax.data.recording import Recording
 from flyjax.models import Learner
 from flyjax.models.losses import COEFFICIENTS, CURVATURE_COEFFICIENTS, FIELD_COEFFICIENTS
 from flyjax.utils.errors import UserError
 
-#: Frames at most between the training and the held-out frames, and held-out frames that are evaluated.
-GAP, VALIDATION_FRAMES = 50, 32
+VALIDATION_FRAMES = 32  # held-out frames that are evaluated
 
 #: The learning rate of each group of parameters.
 RATES = {
@@ -80,15 +80,9 @@ def split_frames(training: Training, n_frames: int, field: bool = False) -> tupl
     if field:
         n_held_out = len(held_out_of_field(training, n_frames))
         return n_frames - n_held_out, n_held_out
-    n_held_out = int(n_frames * training.validation_fraction)
-    n_training = n_frames - n_held_out - min(GAP, n_held_out // 4)
-    if n_training < training.rollout_steps or (training.validation_fraction and not n_held_out):
-        raise UserError(
-            f"validation_fraction={training.validation_fraction} and rollout_steps={training.rollout_steps} leave "
-            f"{n_training} frames for training and {n_held_out} for validation, of {n_frames}: "
-            "lower them or record more frames"
-        )
-    return n_training, n_held_out
+    if problem := frames_problem(training, n_frames):
+        raise UserError(problem)
+    return split_sizes(training, n_frames)
 
 
 def traced_hparams(

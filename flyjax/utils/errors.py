@@ -25,8 +25,9 @@ class UserError(ValueError):
 
 def nearest(name: object, known: Iterable[object]) -> str:
     """`" Did you mean 'x'?"` for the closest known name, or an empty string."""
-    close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+    names = {str(k).lower(): str(k) for k in known}
+    close = difflib.get_close_matches(str(name)[:200].lower(), names, n=1, cutoff=0.5)
+    return f" Did you mean {names[close[0]]!r}?" if close else ""
 
 
 @contextmanager

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
-
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Training
 from flyjax.search.journal.state import Node
 from flyjax.search.policy.ucb import scores
@@ -40,12 +38,6 @@ def root_config(experiment: Experiment) -> dict[str, Any]:
     return experiment.training.model_dump(mode="json")
 
 
-def first_error(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line."""
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-
-
 def child_config(experiment: Experiment, parent: dict[str, Any], changes: Mapping[str, Any]) -> tuple[dict, dict]:
     """(changes that change something, in their own types; the parent's configuration with them).
 
@@ -64,10 +56,7 @@ def child_config(experiment: Experiment, parent: dict[str, Any], changes: Mappin
             raise ValueError(f"{name}={error}") from None
         if value != parent[name]:
             real[name] = value
-    try:
-        config = Training.model_validate({**parent, **real}).model_dump(mode="json")
-    except ValidationError as error:
-        raise ValueError(first_error(error)) from None
+    config = Training.model_validate({**parent, **real}).model_dump(mode="json")
     return {k: config[k] for k in real}, config
 
 

@@ -12,15 +12,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import ValidationError
-
 from flyjax.config import Simulation
 from flyjax.search.memory_notes import MAX_NOTES
 from flyjax.search.proposals.space import (
     MAX_TEXT,
     Candidate,
     available_visuals,
-    first_error,
     make_candidate,
     next_simulation,
     root_config,
@@ -29,6 +26,7 @@ from flyjax.search.proposals.types import Context, Problem, Proposal, ProtocolEd
 from flyjax.search.protocol.document import apply_edit
 from flyjax.search.protocol.guard import EditRefused
 from flyjax.search.ranges import coerce
+from flyjax.utils.errors import UserError
 
 #: The words of an answer without an edit that says what ("No changes needed.") and not why.
 _NO_REASON = re.compile(r"((no|none|nothing|n|a|na|to|changes?|edits?|is|are|needed|required|necessary) ?)*")
@@ -126,8 +124,8 @@ def _check_simulation(context: Context, changes: Any) -> list[Problem]:
     if not wrong:
         try:
             Simulation.model_validate({**context.experiment.simulation.model_dump(mode="json"), **changes})
-        except ValidationError as error:
-            wrong.append(first_error(error))
+        except UserError as error:
+            wrong.append(str(error))
     return [Problem("next_simulation", message) for message in wrong]
 
 

@@ -13,6 +13,7 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 from flyjax.config import Experiment, Range, Training, read_yaml
 from flyjax.search.proposals.types import ProtocolEdit
@@ -137,7 +138,7 @@ _SPAN = re.compile(
     r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?"
     r"|values: (?P<values>.+)|(?P<fixed>fixed in this run))$"
 )
-_SCALES = {None: "linear", "log": "log", "whole numbers": "int"}
+_SCALES: dict[str | None, Literal["linear", "log", "int"]] = {None: "linear", "log": "log", "whole numbers": "int"}
 
 
 def _number(value, span: Range | None = None) -> str:

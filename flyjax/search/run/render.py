@@ -14,8 +14,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from flyjax.config import dump_yaml
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, noise_estimate, trained_iterations
 from flyjax.search.policy.ucb import ucb_lines
@@ -198,7 +197,7 @@ def write(run_dir: Path, state: State) -> None:
     """Bring every rendering up to date."""
     run_dir = Path(run_dir)
     files = {
-        "config.yaml": yaml.safe_dump({**state.experiment, "made_with": state.made_with}, sort_keys=False),
+        "config.yaml": dump_yaml({**state.experiment, "made_with": state.made_with}),
         "analysis.md": analysis_md(state),
         "analysis.log": analysis_log(state),
         "ucb_scores.txt": ucb_scores(state),
