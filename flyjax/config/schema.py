@@ -20,8 +20,8 @@ from flyjax.config.strict import SectionError, StrictModel, check_names
 
 #: Seeds of NumPy and JAX, and rates and penalties that are finite in single precision.
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Rate = Annotated[float, Field(ge=1e-12, le=1e6)]
-Penalty = Annotated[float, Field(ge=0, le=1e12)]
+Rate = Annotated[float, Field(ge=1e-30, le=1e30)]
+Penalty = Annotated[float, Field(ge=0, le=1e30)]
 
 
 #: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
