@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 from support.search_contexts import context, experiment
 
-from flyjax.search.llm.drafts import max_overrides, merge
 from flyjax.search.llm.prompt import render_prompt
+from flyjax.search.llm.proposer import merge
 from flyjax.search.llm.schema import read, tools
 from flyjax.search.proposals.types import Proposal, Step
 from flyjax.search.proposals.validation import check_step
-from flyjax.search.proposers.samplers import with_drafts
+from flyjax.search.proposers.samplers import max_overrides, with_drafts
 
 pytest.importorskip("cmaes")
 

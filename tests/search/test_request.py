@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 from support.search_contexts import context, experiment
 
-from flyjax.search.llm.drafts import merge
-from flyjax.search.llm.proposer import complete
+from flyjax.search.llm.proposer import complete, merge
 from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import BadAnswer, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.samplers import with_drafts

@@ -7,14 +7,17 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
+
 from flyjax.config import SIMULATION_TUNABLE, Range
 from flyjax.search.iteration import n_seeds
-from flyjax.search.llm.drafts import drafts_text, wanted_text
 from flyjax.search.llm.prices import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
@@ -208,6 +211,23 @@ def measures_text(context: Context) -> str:
     return "\n".join(lines)
 
 
+def drafts_text(context: Context) -> str:
+    """The drafts, as the request shows them; empty where there are none."""
+    if not context.drafts:
+        return ""
+    head = f"Drafts of the optimiser ({context.drafts[0].by}) for the next iteration, trained unless you override them:"
+    lines = [f"- slot {k}: parent {p.parent}, {pairs(p.changes)}" for k, p in enumerate(context.drafts, 1)]
+    return "\n".join([head, *lines])
+
+
+def wanted_text(context: Context) -> str:
+    """How many proposals are wanted, where the drafts fill the rest."""
+    return (
+        f"Proposals wanted: 0 to {context.overrides}. Each replaces the draft that its `slot` names; give none to keep "
+        "all drafts. Override a draft where you have a better experiment, and one that is not among the drafts already."
+    )
+
+
 def request_text(context: Context) -> str:
     """What is wanted now, and with which tool."""
     k, state, opens = context.n_proposals, context.state, context.next_opens_block
@@ -270,12 +290,6 @@ def _is_cached(context: Context) -> bool:
     return last is None or context.state.last_time - last["time"] < CACHE_S
 
 
-def _png_size(data: bytes) -> tuple[int, int] | None:
-    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n":
-        return None
-    return int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
-
-
 def _has_read_figures(context: Context, previous: str) -> bool:
     """Whether a correction can do without the figures: the answer that it corrects has read them."""
     unread = any(e.startswith(("log:", "answer:")) for e in context.feedback)
@@ -292,14 +306,12 @@ def figures(context: Context) -> list[tuple[str, bytes, tuple[int, int]]]:
     best = sorted(nodes, key=lambda n: (-ucb.score(n), n.id))[: MAX_IMAGES // len(names)]
     out = []
     for node, name in ((node, name) for node in nodes if node in best for name in names):
-        try:
+        which = f" (of its {len(node.seeds)} seeds the one of the lowest final loss)" * (len(node.seeds) > 1)
+        with suppress(OSError, Image.DecompressionBombError):  # absent, damaged
             data = (node_folder(context, node.id) / "figures" / f"{name}.png").read_bytes()
-        except OSError:
-            continue
-        size, several = _png_size(data), len(node.seeds) > 1
-        if size and max(size) <= 8_000 and len(data) <= MAX_IMAGE_BYTES:
-            which = f" (of its {len(node.seeds)} seeds the one of the lowest final loss)" * several
-            out.append((f"Figure of node {node.id}: {name}{which}", data, size))
+            size = Image.open(io.BytesIO(data), formats=["PNG"]).size
+            if max(size) <= 8_000 and len(data) <= MAX_IMAGE_BYTES:
+                out.append((f"Figure of node {node.id}: {name}{which}", data, size))
     return out
 
 

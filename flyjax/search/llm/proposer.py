@@ -19,7 +19,6 @@ from flyjax.config import Experiment
 from flyjax.search.journal.state import Node
 from flyjax.search.llm.budget import announce, at_most, check_budget, plus, usage_of
 from flyjax.search.llm.client import FREE, KEY_NAME, MAX_ANSWER_BYTES, RESUME, CallFailed, api_key, make_client, send
-from flyjax.search.llm.drafts import merge
 from flyjax.search.llm.prompt import Prompt, build
 from flyjax.search.llm.schema import read
 from flyjax.search.proposals.types import BadAnswer, Context, Paused, Problem, Step
@@ -48,9 +47,6 @@ class LLMProposer:
         self._client = client if client is not None else make_client(experiment, key)
         self._previous: tuple[tuple[int, int], str] | None = None  # (step, the refused answer), for feedback
         self._unusable: set[int] = set()  # iterations since the last usable answer whose paid step was the rules'
-
-    def __repr__(self) -> str:
-        return "LLMProposer()"  # never the key
 
     def step(self, context: Context) -> Step:
         """One call, read.
@@ -152,6 +148,31 @@ class LLMProposer:
             except (ValueError, RecursionError):
                 error = "the answer was not JSON"
         return {"unreadable": clean_text(body.decode("utf-8", "replace"))[:2_000]}, error
+
+
+def merge(step: Step, context: Context, by: str) -> Step:
+    """The drafts with the step's proposals in the slots that they name.
+
+    A proposal without a place is a warning: it goes back to the model, and if that does not help the draft stays.
+    """
+    if context.drafts is None:
+        return step
+    slots, n, warnings = list(context.drafts), len(context.drafts), list(step.warnings)
+    taken: set[int] = set()
+    for number, proposal in enumerate(step.proposals, 1):
+        slot, why = proposal.slot, ""
+        if isinstance(slot, bool) or not isinstance(slot, int) or not 1 <= slot <= n:
+            why = f"slot {str(slot)[:20]} is none of the drafts, 1 to {n}"
+        elif slot in taken:
+            why = f"slot {slot} is overridden twice"
+        elif len(taken) == context.overrides:
+            why = f"at most {context.overrides} of the {n} drafts may be overridden"
+        else:
+            taken.add(slot)
+            slots[slot - 1] = replace(proposal, by=by)
+        if why:
+            warnings.append(Problem("overrides", f"number {number}: {why}", remedy="the optimiser's draft stays"))
+    return replace(step, proposals=tuple(slots), warnings=tuple(warnings))
 
 
 def complete(step: Step, context: Context) -> Step:

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Experiment, Range
-from flyjax.search.llm.drafts import max_overrides
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.space import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
@@ -176,8 +175,13 @@ def with_drafts(context: Context, optimiser: SamplerProposer | None = None) -> C
     n, optimiser = context.n_proposals, optimiser or _optimiser(context.experiment)
     # At a block's end the next simulation is not chosen yet; few nodes are trained in it.
     drafts = optimiser.propose(context, n, [], next_simulation(context, Step(())))
-    overrides = max_overrides(context.experiment.search.llm.share, n) if n else 0
+    overrides = max_overrides(context.experiment.search.llm.share, n)
     return replace(context, drafts=tuple(replace(p, by=optimiser.name) for p in drafts), overrides=overrides)
+
+
+def max_overrides(share: float, n: int) -> int:
+    """How many of `n` drafts may be overridden: the share, at least one."""
+    return min(n, max(1, round(share * n)))
 
 
 def _optimiser(experiment: Experiment) -> SamplerProposer:
