@@ -10,8 +10,7 @@ from flyjax.config import Simulation
 from flyjax.data import Recording, record
 from flyjax.ground_truth import build_ground_truth
 from flyjax.recovery.activity import recording_activity
-from flyjax.report.figures import films, hexmaps, kinograph, traces
-from flyjax.report.figures.hexagons import VoltageMaps, most_eventful_frame
+from flyjax.report.figures import films, hexmaps, traces
 from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
 from flyjax.utils.array_store import store_bytes
@@ -73,13 +72,13 @@ def true_flow(recording: Recording):
 
 def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path]:
     """Draw maps.png, strip.png, kinograph.png, traces.png, film.gif and, if ffmpeg is installed, film.mp4."""
-    folder, maps = Path(folder), VoltageMaps(recording)
+    folder, maps = Path(folder), hexmaps.VoltageMaps(recording)
     # 250 frames around the most eventful one.
-    first = int(max(0, min(most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
+    first = int(max(0, min(hexmaps.most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
     paths: list[Path | None] = [
         hexmaps.maps_figure(folder / "maps.png", maps),
         hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
-        kinograph.kinograph_figure(folder / "kinograph.png", maps, first),
+        hexmaps.kinograph_figure(folder / "kinograph.png", maps, first),
         traces.traces_figure(folder / "traces.png", recording, first),
     ]
     film = films.film_frames(maps, first)

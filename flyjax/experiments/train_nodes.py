@@ -21,7 +21,6 @@ from flyjax.recovery import Evaluation, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node
-from flyjax.report.figures.learned_stimulus import stimulus_field_figure
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic, write_json
@@ -31,7 +30,7 @@ from flyjax.utils.errors import as_user_errors
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
     """Draw the figures of a node."""
     if evaluation.rollout is None:  # the stimulus was learned
-        stimulus_field_figure(folder / "light.png", evaluation)
+        node.stimulus_field_figure(folder / "light.png", evaluation)
     else:
         node.activity_figure(folder / "activity.png", evaluation, test)
     node.recovery_figure(folder / "recovery.png", evaluation, train)

@@ -20,11 +20,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from flyjax.config import Range, Training
-from flyjax.report import tables
+from flyjax.report import svg, tables
 from flyjax.report.run_view import RunView
-from flyjax.report.svg import charts
-from flyjax.report.svg.elements import drawing
-from flyjax.report.svg.tree import block_tree, strategy_marker
 from flyjax.search.journal.state import Node
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import STRATEGIES
@@ -116,7 +113,7 @@ def render(run: RunView) -> str:
 
 def page_content(run: RunView) -> dict[str, Any]:
     """Everything that the template shows, by the names it uses."""
-    state, noise = run.state, charts.NoiseScale(run.noise_levels())
+    state, noise = run.state, svg.NoiseScale(run.noise_levels())
     status, explanation = run.status
     best_of = {b: n for b in state.blocks if (n := measures.best_node(state, b)) is not None}
     mutations = {n.id: tables.describe_mutation(state, n, short=True) for n in run.nodes}
@@ -132,17 +129,17 @@ def page_content(run: RunView) -> dict[str, Any]:
         "tally": _tally(run),
         "best": _best_node(run),
         "noise_legend": noise.legend() if len(noise.levels) else Markup(""),
-        "staircase": charts.staircase(run, noise),
-        "trees": [(b, block_tree(run, b.number)) for b in state.blocks.values()],
+        "staircase": svg.staircase(run, noise),
+        "trees": [(b, svg.block_tree(run, b.number)) for b in state.blocks.values()],
         "strategies": [(s, _strategy_key(s)) for s in STRATEGIES if any(n.strategy == s for n in run.nodes)],
         "columns": COLUMNS,
         "text_columns": TEXT_COLUMNS,
         "ucb_formula": ucb.UCB_FORMULA,
         "rows": rows,
         "format_cell": tables.format_cell,
-        "landscapes": [(name, charts.landscape(run, name, noise)) for name in run.varied],
+        "landscapes": [(name, svg.landscape(run, name, noise)) for name in run.varied],
         "diversity": run.diversity(),
-        "steps": charts.step_sizes(run),
+        "steps": svg.step_sizes(run),
         "repeated": [(p, p.stats(run.metric)) for p in run.pools if len(p.nodes) > 1],
         "best_of": [(state.blocks[b], n, _pictures(run, n, LARGE)) for b, n in best_of.items()],
         "gallery": [(n, mutations[n.id], _pictures(run, n, SMALL)) for n in run.nodes],
@@ -257,7 +254,9 @@ def _diff_lines(text: str) -> list[tuple[str, str]]:
 
 def _strategy_key(strategy: str) -> Markup:
     """A strategy's shape for the legend."""
-    return drawing(22, 22, strategy_marker(strategy, 11.0, 11.0, 6.5, "node key"), label=strategy, class_="inline")
+    return svg.drawing(
+        22, 22, svg.strategy_marker(strategy, 11.0, 11.0, 6.5, "node key"), label=strategy, class_="inline"
+    )
 
 
 def _pictures(run: RunView, node: Node, side: int) -> list[tuple[str, str]]:

@@ -10,13 +10,13 @@ from support.torch_zip import flyvis_checkpoint
 
 from flyjax.config import load_experiment
 from flyjax.experiments import proposer_benchmark
-from flyjax.report.figures.proposers import regret_figure
 from flyjax.report.proposers import (
     add_regret,
     group_rows,
     holm_correction,
     paired_differences,
     proposer_table,
+    regret_figure,
     summarise,
     wilcoxon_p,
     write_comparison,
@@ -91,7 +91,7 @@ def test_pairs_are_tested_not_means():
 @pytest.mark.parametrize("others", [[], ["cliff"]])
 def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     drawn = []
-    monkeypatch.setattr("flyjax.report.figures.proposers.save_png", lambda fig, path: drawn.append(fig))
+    monkeypatch.setattr("flyjax.report.proposers.save_png", lambda fig, path: drawn.append(fig))
     rows = [row(name, 0, who, 0.1, 0.5, 0.6) for name in ["bowl", "hills", *others] for who in ("rules", "tpe")]
     rows += [row(REAL, 0, who, 0.1, 0.5, 0.7) for who in ("rules", "llm")]
     regret_figure(tmp_path / "f.png", group_rows(add_regret(rows)))

@@ -13,8 +13,7 @@ from flyjax.config import Simulation
 from flyjax.data.recording import Recording
 from flyjax.experiments import simulate
 from flyjax.report.figures import films
-from flyjax.report.figures.hexagons import VoltageMaps, hexagon_centres
-from flyjax.report.figures.kinograph import midline_columns
+from flyjax.report.figures.hexmaps import VoltageMaps, hexagon_centres, midline_columns
 
 
 @pytest.fixture(scope="module")

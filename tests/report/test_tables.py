@@ -10,7 +10,7 @@ from support.made_up_run import Maker, metrics, two_blocks
 from flyjax.report import tables
 from flyjax.report.axis import Axis
 from flyjax.report.run_view import RunView
-from flyjax.report.svg.charts import NoiseScale
+from flyjax.report.svg import NoiseScale
 from flyjax.report.tree_layout import MANY_LANES, tree_layout
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, fold

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from flyjax.report.figures.hexagons import Layer, VoltageMaps, draw_hexagons, hexagon_centres, pathway_layers
+from flyjax.report.figures.hexmaps import Layer, VoltageMaps, draw_hexagons, hexagon_centres, pathway_layers
 from flyjax.report.figures.style import MUTED, house_style, new_figure, save_png
 from flyjax.stimulus import scenes
 

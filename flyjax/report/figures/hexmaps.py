@@ -1,27 +1,27 @@
-"""The fly's view as hexagonal maps: all cell types at one frame, and successive frames of one type per stage."""
+"""The fly's view as hexagonal maps: all types at one frame, successive frames, and kinographs (space against time)."""
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import matplotlib
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
 
-from flyjax.report.figures.hexagons import (
-    DEVIATION_COLOURS,
-    SQUEEZE,
-    VoltageMaps,
-    draw_hexagons,
-    hexagon_centres,
-    most_eventful_frame,
-    pathway_layers,
-)
+from flyjax.circuit import Connectome
+from flyjax.circuit.hexgrid import positions
+from flyjax.data.recording import Recording
 from flyjax.report.figures.style import (
+    GROUPS,
     LEARNED,
     MUTED,
     TRUE,
+    groups_of,
     heading,
     house_style,
     new_figure,
@@ -29,6 +29,121 @@ from flyjax.report.figures.style import (
     type_colour,
     type_order,
 )
+
+DEVIATION_COLOURS = "RdBu_r"
+#: One type per stage from the eye to the motion detectors, ON path and OFF path.
+PATHWAY = ("R1", "L1", "L2", "Mi1", "Tm3", "Tm1", "Tm2", "T4a", "T4b", "T5a", "T5b")
+#: Voltage deviations below this are drawn as none.
+SMALLEST_SCALE = 1e-4
+#: Quantile of |deviation| at which a type's colours end.
+SCALE_QUANTILE = 0.99
+#: Regular hexagons: columns are closer in x than the eye's boxes.
+SQUEEZE = np.sqrt(3) / 2
+_CORNERS = np.array([[1, 0], [0.5, SQUEEZE], [-0.5, SQUEEZE], [-1, 0], [-0.5, -SQUEEZE], [0.5, -SQUEEZE]]) / np.sqrt(3)
+
+Frames = list[int] | Int[np.ndarray, " frames"]
+
+
+def hexagon_centres(columns: Int[np.ndarray, "n_col 2"], squeeze: float = SQUEEZE) -> Float[np.ndarray, "n_col 2"]:
+    """x to the right and y down of hexagons one unit apart; `squeeze=1` gives the centres of the eye's boxes."""
+    x, y = positions(columns)
+    return np.stack([squeeze * x, y], axis=1)
+
+
+def draw_hexagons(
+    axes: Axes,
+    columns: Int[np.ndarray, "n_col 2"],
+    values: Float[np.ndarray, " n_col"],
+    *,
+    colours: str,
+    low: float,
+    high: float = 1.0,
+    squeeze: float = SQUEEZE,
+) -> None:
+    """One map.
+
+    **Arguments:**
+
+    - `values`: NaN where there is nothing to show.
+    - `colours`: name of a matplotlib colour map, from `low` to `high`.
+    """
+    centres = hexagon_centres(columns, squeeze)
+    corners = _CORNERS * [squeeze / SQUEEZE, 1.0]
+    place = (np.asarray(values, np.float64) - low) / max(high - low, 1e-12)
+    faces = matplotlib.colormaps[colours](np.clip(place, 0, 1))
+    faces[~np.isfinite(values)] = matplotlib.colors.to_rgba("#eeeeee")
+    if colours == "gray":  # an outline for white columns on white paper
+        outline = centres[:, None] + 1.1 * corners
+        axes.add_collection(PolyCollection(outline, facecolors="#9a9a9a", edgecolors="#9a9a9a", lw=0.8))
+    # Edges in the colour of the face: no seams.
+    axes.add_collection(PolyCollection(centres[:, None] + corners, facecolors=faces, edgecolors="face", lw=0.35))
+    reach = np.abs(centres).max(axis=0) + 0.62
+    axes.set(xlim=(-reach[0], reach[0]), ylim=(reach[1], -reach[1]), aspect="equal")
+    axes.axis("off")
+
+
+class VoltageMaps:
+    """Voltages of a recording as deviations from each neuron's mean, in units of a scale per cell type."""
+
+    def __init__(self, recording: Recording):
+        self.recording, self.connectome = recording, recording.connectome
+        self._statistics = cache(self._compute_statistics)
+
+    def _compute_statistics(self, cell_type: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], float]:
+        """(neurons of the type, their mean voltages, scale of the type)."""
+        neurons = np.flatnonzero(self.connectome.cell_type == cell_type)
+        voltage = np.asarray(self.recording.voltage[:, neurons], np.float32)
+        mean = voltage.mean(axis=0, dtype=np.float64).astype(np.float32)
+        sample = np.abs(voltage[:: max(1, len(voltage) // 400)] - mean)
+        return neurons, mean, max(float(np.quantile(sample, SCALE_QUANTILE)), SMALLEST_SCALE)
+
+    def scale(self, cell_type: int) -> float:
+        """Deviation at the end of the type's colour scale."""
+        return self._statistics(cell_type)[2]
+
+    def deviations(self, cell_type: int, frames: Frames) -> Float[np.ndarray, "frames n"]:
+        """Deviations of a type's neurons in units of the type's scale."""
+        neurons, mean, scale = self._statistics(cell_type)
+        return (self.recording.voltage[np.asarray(frames)][:, neurons] - mean) / scale
+
+    def maps(self, cell_type: int, frames: Frames) -> Float[np.ndarray, "frames n_col"]:
+        """The same by column; NaN where the type has no neuron."""
+        out = np.full((len(frames), self.connectome.n_columns), np.nan, np.float32)
+        out[:, self.connectome.column[self._statistics(cell_type)[0]]] = self.deviations(cell_type, frames)
+        return out
+
+
+class Layer(NamedTuple):
+    """The stimulus or a cell type over some frames, ready to be drawn."""
+
+    name: str
+    values: Float[np.ndarray, "frames n_col"]
+    colours: str
+    low: float  # value at the lower end of the colours; the upper end is 1
+    name_colour: str
+    scale: str  # printed beside the map
+
+
+def pathway_layers(maps: VoltageMaps, stimulus_frames: Frames, voltage_frames: Frames) -> list[Layer]:
+    """The stimulus and one cell type per stage of the visual system."""
+    layers = [Layer("stimulus", maps.recording.luminance[np.asarray(stimulus_frames)], "gray", 0.0, TRUE, "")]
+    for name in PATHWAY:
+        if name in maps.connectome.cell_types:
+            t = maps.connectome.cell_types.index(name)
+            values = maps.maps(t, voltage_frames)
+            layers.append(Layer(name, values, DEVIATION_COLOURS, -1.0, type_colour(name), f"±{maps.scale(t):.2g}"))
+    return layers
+
+
+def most_eventful_frame(luminance: Float[np.ndarray, "T n_col"]) -> int:
+    """The frame around which contrast moves steadily; a cut between two scenes alone does not count."""
+    luminance = np.asarray(luminance)
+    change = np.abs(np.diff(luminance, axis=0, prepend=luminance[:1])).mean(axis=1)
+    window = min(15, len(luminance))
+    around = np.lib.stride_tricks.sliding_window_view
+    motion = np.median(around(change, window), axis=1) * around(luminance.std(axis=1), window).mean(axis=1)
+    return min(int(np.argmax(motion)) + window // 2, len(luminance) - 1)
+
 
 SMALL_TITLE: dict[str, Any] = {"fontweight": "normal", "loc": "center", "pad": 2}
 
@@ -152,4 +267,104 @@ def strip_figure(
     if flow is not None:
         note = f"arrows: true flow, the longest {fastest:.0f} columns/s"
         figure.text(0.995, y, note, ha="right", va="center", fontsize=7, color=LEARNED)
+    return save_png(figure, path, "RGB")
+
+
+KINOGRAPHS_PER_ROW = 6
+LEFT, RIGHT = 0.05, 0.985
+
+
+def midline_columns(connectome: Connectome) -> Int[np.ndarray, " n"]:
+    """Columns nearest to the horizontal midline, from left to right."""
+    index = {(int(u), int(v)): k for k, (u, v) in enumerate(connectome.columns)}
+    extent = connectome.extent
+    return np.array([index[-((v + 1) // 2) if v >= 0 else (-v) // 2, v] for v in range(-extent, extent + 1)])
+
+
+def _draw_midlines(figure: Figure, maps: VoltageMaps, frames: np.ndarray, seconds: float) -> None:
+    """The stimulus and one cell type per stage, a panel each, six in a row."""
+    c = maps.connectome
+    extent = (0, seconds, c.extent + 0.5, -c.extent - 0.5)
+    gap = 0.022
+    width = (RIGHT - LEFT - gap * (KINOGRAPHS_PER_ROW - 1)) / KINOGRAPHS_PER_ROW
+    for k, layer in enumerate(pathway_layers(maps, frames, frames)):
+        row, column = divmod(k, KINOGRAPHS_PER_ROW)
+        ax = figure.add_axes((LEFT + column * (width + gap), 0.795 - 0.18 * row, width, 0.125))
+        image = layer.values[:, midline_columns(c)].T
+        ax.imshow(
+            image, cmap=layer.colours, vmin=layer.low, vmax=1, aspect="auto", interpolation="nearest", extent=extent
+        )
+        ax.set_title(layer.name, fontsize=7.5, color=layer.name_colour)
+        ax.text(1, 1.05, layer.scale, transform=ax.transAxes, fontsize=6, color=MUTED, ha="right")
+        ax.tick_params(labelsize=6, pad=1.5)
+        ax.set_xticks(np.linspace(0, seconds, 3))
+        ax.xaxis.set_major_formatter("{x:.3g}")
+        if column:
+            ax.set_yticklabels([])
+        else:
+            ax.set_ylabel("column, left\nto right", fontsize=6.5)
+        if not row:
+            ax.set_xticklabels([])
+        elif not column:
+            ax.set_xlabel("time (s)", fontsize=6.5, labelpad=1)
+
+
+def _draw_neurons(axes: Axes, maps: VoltageMaps, frames: np.ndarray, seconds: float) -> None:
+    """Every neuron of the circuit, sorted by cell type, the groups of types marked at the left."""
+    c = maps.connectome
+    order = type_order(c.cell_types)
+    image = np.concatenate([maps.deviations(t, frames).T for t in order])
+    interpolation = "nearest" if len(image) < 900 else "antialiased"
+    axes.imshow(
+        image,
+        cmap=DEVIATION_COLOURS,
+        vmin=-1,
+        vmax=1,
+        aspect="auto",
+        interpolation=interpolation,
+        extent=(0, seconds, len(image), 0),
+    )
+    sizes = np.bincount(groups_of(c.cell_types)[c.cell_type], minlength=len(GROUPS))
+    for group, size, end in zip(GROUPS, sizes, np.cumsum(sizes), strict=True):
+        if not size:
+            continue
+        begin = end - size
+        if begin:
+            axes.axhline(begin, color="black", lw=0.6)
+        line = {"arrowstyle": "-", "color": group.colour, "lw": 3, "shrinkA": 1, "shrinkB": 1}
+        axes.annotate(
+            "",
+            (-0.004, begin),
+            (-0.004, end),
+            arrowprops=line,
+            xycoords=("axes fraction", "data"),
+            annotation_clip=False,
+        )
+        label = group.name.replace(" ", "\n")
+        axes.text(
+            -0.012,
+            (begin + end) / 2,
+            label,
+            transform=axes.get_yaxis_transform(),
+            ha="right",
+            va="center",
+            fontsize=7,
+            color=group.colour,
+        )
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    axes.set_xlabel("time (s)")
+    axes.set_title(f"All {len(image):,} neurons, in units of each type's scale", fontsize=8.5)
+
+
+@house_style
+def kinograph_figure(path: str | Path, maps: VoltageMaps, first_frame: int = 0, n_frames: int = 250) -> Path:
+    """Space against time along the eye's midline for one type per stage; below, every neuron."""
+    recording = maps.recording
+    frames = np.arange(first_frame, min(first_frame + n_frames, recording.n_frames))
+    seconds = len(frames) * recording.dt
+    figure = new_figure(9.6, 7.4)
+    _draw_midlines(figure, maps, frames, seconds)
+    heading(figure, f"Kinographs of {recording.visual_input_type}: the midline of the eye against time")
+    _draw_neurons(figure.add_axes((0.105, 0.055, RIGHT - 0.105, 0.475)), maps, frames, seconds)
     return save_png(figure, path, "RGB")
