@@ -21,14 +21,15 @@ from flyjax.search.synthetic import REAL
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.format import csv_table, markdown_table
 
-COLOURS = {
-    "rules": "#d55e00",
-    "random": "#8c8c8c",
-    "tpe": "#0072b2",
-    "cmaes": "#009e73",
-    "llm": "#cc79a7",
-    "hybrid": "#e69f00",
-    "replay": "#56b4e9",
+#: Colour and line style of each proposer, for a picture that is also read in grey.
+STYLES: dict[str, tuple[str, Any]] = {
+    "rules": ("#d55e00", "-"),
+    "random": ("#8c8c8c", ":"),
+    "tpe": ("#0072b2", "--"),
+    "cmaes": ("#009e73", "-."),
+    "llm": ("#cc79a7", (0, (6, 1, 1, 1, 1, 1))),
+    "hybrid": ("#e69f00", (0, (9, 2))),
+    "replay": ("#56b4e9", (0, (3, 1, 1, 1))),
 }
 
 
@@ -51,8 +52,9 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
             curves = np.array([r["regret"] for r in group if r["proposer"] == proposer])
             x = np.arange(1, curves.shape[1] + 1) * group[0]["nodes"] / curves.shape[1]
             mean, error = curves.mean(axis=0), curves.std(axis=0, ddof=min(1, len(curves) - 1)) / np.sqrt(len(curves))
-            (lines[proposer],) = ax.plot(x, mean, color=COLOURS[proposer], lw=1.5)
-            ax.fill_between(x, mean - error, mean + error, color=COLOURS[proposer], alpha=0.2, lw=0)
+            colour, style = STYLES[proposer]
+            (lines[proposer],) = ax.plot(x, mean, color=colour, ls=style, lw=1.5)
+            ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
         ax.set_title(f"{name} ({len({(r['landscape'], r['seed']) for r in group})})", loc="center", fontweight="normal")
         ax.set_ylim(0, None)
         ax.tick_params(labelsize=8)
@@ -62,11 +64,11 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
         ax.set_ylabel("normalised regret")
     for ax in panels[len(groups) :]:
         ax.set_axis_off()
-    # One legend for the proposers of all panels, in an empty panel where there is one.
-    free = len(groups) < len(panels)
-    panel, place = (panels[len(groups)], "upper left") if free else (panels[0], "best")
-    title = "mean ± standard error"
-    panel.legend(lines.values(), lines.keys(), fontsize=8, loc=place, title=title, title_fontsize=7)
+    title = "line: mean over searches; band: its standard error"
+    figure.legend(
+        lines.values(), lines.keys(), loc="outside lower center", ncols=len(lines), fontsize=8,
+        title=title, title_fontsize=8, handlelength=3.5,
+    )  # fmt: skip
     return save_png(figure, path)
 
 

@@ -16,7 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap, to_hex
 from flyjax.report.axis import Axis
 from flyjax.report.run_view import RunView
 from flyjax.report.tables import SHORT_NAMES, describe_mutation, format_score, format_setting, root_config
-from flyjax.report.tree_layout import tree_layout
+from flyjax.report.tree_layout import SHAPES, tree_layout
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures
 from flyjax.search.proposals.types import ROOT
@@ -81,15 +81,11 @@ def linked(run: RunView, node: Node, *children: Markup) -> Markup:
     return element("a", title, *children, href=f"#node-{node.id}", data_block=node.block)
 
 
-#: Number of corners of a strategy's shape and the direction of the first one; the others are circles.
-SHAPES = {"failure-probe": (3, -90), "explore": (4, -90), "robustness-test": (4, 45), "force-branch": (6, 0)}
-
-
 def strategy_marker(strategy: str, x: float, y: float, radius: float, class_: str) -> Markup:
     """The shape of a strategy; the root's circle has a ring."""
     if strategy in SHAPES:
         n, first = SHAPES[strategy]
-        angles = [math.radians(first) + 2 * math.pi * k / n for k in range(n)]
+        angles = [math.radians(first - 90) + 2 * math.pi * k / n for k in range(n)]
         corners = [(x + 1.25 * radius * math.cos(a), y + 1.25 * radius * math.sin(a)) for a in angles]
         return element("polygon", points=points(corners), class_=class_)
     circle = element("circle", cx=x, cy=y, r=radius, class_=class_)

@@ -16,6 +16,9 @@ from flyjax.search.proposals.types import ROOT
 #: Above this many lanes, edges may cross: a branch then occupies its lane at its nodes only.
 MANY_LANES = 30
 
+#: Number of corners of a strategy's shape, and degrees from the top to the first one; the others are circles.
+SHAPES = {"failure-probe": (3, 0), "explore": (4, 0), "robustness-test": (4, 45), "force-branch": (6, 30)}
+
 Key = int | str  # id of a node, or ROOT
 
 

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -100,14 +101,25 @@ def _gif(path: Path) -> Iterator[tuple[np.ndarray, float]]:
             yield luminance_of(frame), (frame.info.get("duration") or 100) / 1000
 
 
+def ffmpeg() -> ModuleType:
+    """imageio-ffmpeg, without Python's warning of forks beside JAX' threads: exec follows each of its forks at once.
+
+    **Raises:** `ImportError` where it is not installed.
+    """
+    import imageio_ffmpeg
+
+    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+    return imageio_ffmpeg
+
+
 def _ffmpeg(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
     try:
-        import imageio_ffmpeg
+        decoder = ffmpeg()
     except ImportError:
         raise UserError(
             f"{path.name} needs a video decoder: pip install imageio-ffmpeg, or give a folder of jpg or png frames"
         ) from None
-    reader = imageio_ffmpeg.read_frames(path, pix_fmt="rgb24")
+    reader = decoder.read_frames(path, pix_fmt="rgb24")
     try:
         meta = next(reader)
         (width, height), rate = meta["size"], meta["fps"]

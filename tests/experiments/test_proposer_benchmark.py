@@ -95,8 +95,14 @@ def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     rows = [row(name, 0, who, 0.1, 0.5, 0.6) for name in ["bowl", "hills", *others] for who in ("rules", "tpe")]
     rows += [row(REAL, 0, who, 0.1, 0.5, 0.7) for who in ("rules", "llm")]
     regret_figure(tmp_path / "f.png", group_rows(add_regret(rows)))
-    texts = [t.get_text() for ax in drawn[0].axes if ax.get_legend() for t in ax.get_legend().get_texts()]
-    assert sorted(texts) == ["llm", "rules", "tpe"]
+    (legend,) = drawn[0].legends
+    assert sorted(t.get_text() for t in legend.get_texts()) == ["llm", "rules", "tpe"]
+    assert "error" in legend.get_title().get_text(), "what the band is"
+    keys = {line.get_label(): line.get_linestyle() for line in legend.get_lines()}
+    assert len({str(line._dash_pattern) for line in legend.get_lines()}) == len(keys) == 3, "also in grey"
+    drawn[0].canvas.draw()
+    box = legend.get_window_extent()
+    assert not any(box.overlaps(ax.get_window_extent()) for ax in drawn[0].axes)
 
 
 def test_a_pair_is_one_hypothesis_and_nobody_above_the_root_is_no_regret():

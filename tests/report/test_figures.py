@@ -1,16 +1,23 @@
-"""The figures of a node: small files, whatever the network did."""
+"""The figures of nodes, sweeps and runs: small files whatever the network did, and nothing covered."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.markers import MarkerStyle
+from matplotlib.text import Text
 from PIL import Image
+from support.made_up_run import two_blocks
 from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
-from flyjax.report.figures import node
+from flyjax.report.figures import node, run, sweep
 from flyjax.report.figures.style import GROUPS, group_of
+from flyjax.report.svg import strategy_marker
+from flyjax.search.proposals.types import STRATEGIES
 
 FIGURES = {
     "activity": (node.activity_figure, 1),
@@ -80,3 +87,87 @@ def test_every_type_has_its_group(both):
     assert label["R1"] == "photoreceptors" and label["Tm3"] == "transmedullary" and label["T4a"] == "T4, T5"
     assert label["T2a"] == "T1-T3" and label["Mi1"] == "medulla intrinsic" and label["Lawf2"] == "lamina"
     assert label["TmY5a"] == "transmedullary" and label["CT1(M10)"] == "lamina"
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, instead of files."""
+    drawn = []
+
+    def keep(figure, path, *arguments, **options):
+        FigureCanvasAgg(figure).draw()
+        drawn.append(figure)
+        return path
+
+    for module in (node, sweep, run):
+        monkeypatch.setattr(module, "save_png", keep)
+    return drawn
+
+
+def test_an_error_of_the_rollout_looks_the_same_in_every_row(good, both, tmp_path, figures):
+    """A quiet type's error is not magnified: R2 pools all neurons."""
+    true = both[1].voltage[: len(good.rollout.voltage)]
+    shifted = dataclasses.replace(good.rollout, voltage=true + np.float32(0.02))
+    node.activity_figure(tmp_path / "a.png", dataclasses.replace(good, rollout=shifted), both[1])
+    distances = []
+    for axes in figures[0].axes:
+        lines = [line for line in axes.lines if len(line.get_ydata()) > 2]
+        distances += [np.median(b.get_ydata() - a.get_ydata()) for a, b in zip(lines[::2], lines[1::2])]
+    assert len(distances) == both[0].connectome.n_types
+    np.testing.assert_allclose(distances, distances[0], rtol=1e-3)
+    largest = np.ptp(true[: node.N_FRAMES, both[1].connectome.central], axis=0).max()
+    assert distances[0] == pytest.approx(0.02 / largest, rel=1e-3)
+
+
+def test_no_text_of_the_recovery_lies_in_a_panel_and_units_are_named(good, both, tmp_path, figures):
+    node.recovery_figure(tmp_path / "r.png", good, both[0])
+    (figure,) = figures
+    for axes in figure.axes:
+        assert not any(t.get_window_extent().overlaps(axes.get_window_extent()) for t in axes.texts if t.get_text())
+        assert axes.get_xlabel() and axes.get_ylabel()
+    assert "(s)" in figure.axes[2].get_xlabel() and "(s)" in figure.axes[2].get_ylabel()
+    texts = [t for a in figure.axes for t in (*a.texts, a.xaxis.label, a.yaxis.label, a._left_title) if t.get_text()]
+    boxes = [t.get_window_extent() for t in [*texts, *figure.texts]]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert all(0 <= b.x0 and b.x1 <= figure.bbox.x1 and 0 <= b.y0 and b.y1 <= figure.bbox.y1 for b in boxes)
+
+
+def test_names_in_the_embedding_cover_neither_points_nor_each_other(good, both, tmp_path, figures):
+    c, rng = both[0].connectome, np.random.default_rng(1)
+    clusters = rng.normal(size=(c.n_types, 2))[c.cell_type] + 0.05 * rng.normal(size=(c.n_neurons, 2))
+    node.embedding_figure(tmp_path / "e.png", dataclasses.replace(good, embedding=clusters), both[0])
+    axes = figures[0].axes[0]
+    boxes = [Text.get_window_extent(t) for t in axes.texts]
+    assert len(boxes) > 0.6 * c.n_types
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    points = axes.transData.transform(clusters)
+    assert not any(box.contains(*point) for box in boxes for point in points)
+
+
+def test_equal_settings_meet_in_one_place(tmp_path, figures):
+    rows = [{"batch_size": k % 2 + 1, "lr": 10.0**-k, "connectivity_R2": 0.1 * k} for k in range(8)]
+    sweep.parallel_figure(tmp_path / "p.png", rows, ["batch_size", "lr"], {})
+    starts = {tuple(patch.get_path().vertices[0]) for patch in figures[0].axes[0].patches}
+    assert starts == {(0.0, 0.25), (0.0, 0.75)}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_strategy_has_one_symbol_in_report_and_picture(strategy):
+    """The corners of both point the same way; a root is a ring in both."""
+    drawn, style = str(strategy_marker(strategy, 0.0, 0.0, 1.0, "node")), run.mark(strategy, 6)
+    assert ("ring" in drawn) == (style.get("markerfacecolor") == "white")
+    if "polygon" not in drawn:
+        assert style["marker"] == "o"
+        return
+    corners = np.array([p.split(",") for p in re.search('points="(.*?)"', drawn)[1].split()], float)
+    marker = MarkerStyle(style["marker"])
+    other = marker.get_path().transformed(marker.get_transform()).vertices[: len(corners)]
+    report, picture = (np.sort(np.degrees(np.arctan2(*xy.T)).round() % 360) for xy in (corners * [1, -1], other))
+    np.testing.assert_allclose(report, picture, atol=6)  # points of the report have one decimal
+
+
+def test_the_legend_of_a_run_shows_the_symbols(tmp_path, figures):
+    run.run_figure(tmp_path / "run.png", two_blocks(tmp_path / "run"))
+    (legend,) = [a.get_legend() for f in figures[0].subfigs for a in f.axes if a.get_legend()]
+    markers = {t.get_text(): line.get_marker() for t, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert markers["explore"] == (4, 0, 0) and markers["exploit"] == "o" and len(set(map(str, markers.values()))) == 5

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from flyjax.data.recording import Recording
 from flyjax.experiments import simulate
 from flyjax.report.figures import films
 from flyjax.report.figures.hexmaps import VoltageMaps, hexagon_centres, midline_columns
+from flyjax.stimulus import video
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +89,30 @@ def test_every_picture_is_drawn_and_the_film_shows_the_flash(made_up, tmp_path):
     changed = np.abs(tile[70] - tile[10])[:, : raster.shape[1]]
     inside = raster[:, : changed.shape[1]] == bright
     assert changed[inside].mean() > 80 and changed[~inside].mean() < 6
+
+
+def test_a_film_has_a_clock_and_the_scale_of_its_colours(made_up):
+    film = films.film_frames(VoltageMaps(made_up[0]), 0, 60)
+    footer = film[:, -36:].astype(int)
+    clock = footer[:, :-10, film.shape[2] // 2 + 20 :]
+    assert all((clock[k] != clock[k + 1]).any() for k in range(len(film) - 1)), "it runs"
+    bar = footer[0, :, : film.shape[2] // 2]
+    red, blue = bar[..., 0] - bar[..., 2] > 100, bar[..., 2] - bar[..., 0] > 60
+    assert red.any() and blue.any() and np.argwhere(blue)[:, 1].max() < np.argwhere(red)[:, 1].min()
+    assert (footer[:, :, : film.shape[2] // 2][:, :20] == footer[0, :20, : film.shape[2] // 2]).all()
+
+
+def test_films_are_written_and_read_without_a_warning(made_up, tmp_path):
+    """JAX warns of every fork of its process."""
+    pytest.importorskip("imageio_ffmpeg")
+    film = films.film_frames(VoltageMaps(made_up[0]), 0, 10)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        path = films.write_mp4(tmp_path / "film.mp4", film, 0.02)
+    with warnings.catch_warnings(record=True) as seen_by_reader:
+        warnings.simplefilter("always")
+        assert len(list(video.frames(path))) == 10
+    assert not [w for w in [*seen, *seen_by_reader] if "fork" in str(w.message)]
 
 
 def test_the_strip_of_the_scenes(tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -11,9 +10,16 @@ import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from flyjax.report.figures.hexmaps import Layer, VoltageMaps, draw_hexagons, hexagon_centres, pathway_layers
-from flyjax.report.figures.style import MUTED, house_style, new_figure, save_png
-from flyjax.stimulus import scenes
+from flyjax.report.figures.hexmaps import (
+    DEVIATION_COLOURS,
+    Layer,
+    VoltageMaps,
+    draw_hexagons,
+    hexagon_centres,
+    pathway_layers,
+)
+from flyjax.report.figures.style import MUTED, TRUE, house_style, new_figure, save_png
+from flyjax.stimulus import scenes, video
 
 N_COLUMNS = 4
 TILE = 128  # height of a map, pixels
@@ -54,28 +60,39 @@ def _draw_tiles(columns: Int[np.ndarray, "n_col 2"], layer: Layer) -> Film:
 
 
 def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) -> Film:
-    """The stimulus and one cell type per stage, frame by frame, above a bar that fills with time."""
+    """The stimulus and one cell type per stage, frame by frame, above the scale of colours, a clock and a time bar."""
     frames = np.arange(first_frame, min(first_frame + n_frames, maps.recording.n_frames - 1))
     layers = pathway_layers(maps, frames, frames + 1)
     tiles = [_draw_tiles(maps.connectome.columns, layer) for layer in layers]
     width = tiles[0].shape[2]
-    size = N_COLUMNS * (width + GAP) + GAP, -(-len(layers) // N_COLUMNS) * (TILE + LABEL + 6) + 20
+    bottom = -(-len(layers) // N_COLUMNS) * (TILE + LABEL + 6) + 4  # of the maps
+    size = N_COLUMNS * (width + GAP) + GAP, bottom + 40
     size = size[0] + size[0] % 2, size[1] + size[1] % 2  # video codecs need even numbers
     background = Image.new("RGB", size, (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(background)
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     font = ImageFont.truetype(str(fonts / "DejaVuSans-Bold.ttf"), 12)
+    small = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 10)
     places = []
     for k, layer in enumerate(layers):
         row, column = divmod(k, N_COLUMNS)
         x, y = GAP + column * (width + GAP), row * (TILE + LABEL + 6) + LABEL
         places.append((x, y))
         draw.text((x + width / 2, y - 3), layer.name, fill=layer.name_colour, font=font, anchor="mb")
+        draw.text((x + width, y - 4), layer.scale, fill=MUTED, font=small, anchor="rb")
+    bar = (matplotlib.colormaps[DEVIATION_COLOURS](np.linspace(0, 1, 2 * width))[None, :, :3] * 255).astype(np.uint8)
+    background.paste(Image.fromarray(np.tile(bar, (8, 1, 1))), (GAP, bottom + 2))
+    for share, text, anchor in ((0, "− scale", "lt"), (1, "own mean", "mt"), (2, "+ scale", "rt")):
+        draw.text((GAP + share * width, bottom + 13), text, fill=TRUE, font=small, anchor=anchor)
     film = np.tile(np.asarray(background), (len(frames), 1, 1, 1))
     for tile, (x, y) in zip(tiles, places, strict=True):
         film[:, y : y + TILE, x : x + width] = tile
     for k, frame in enumerate(film):
         frame[-8:-5, GAP : GAP + (size[0] - 2 * GAP) * (k + 1) // len(film)] = 140
+        clock = Image.new("RGB", (width, 20), (BACKGROUND,) * 3)
+        text = f"{k * maps.recording.dt:.2f} s"
+        ImageDraw.Draw(clock).text((width, 2), text, fill=TRUE, font=font, anchor="rt")
+        frame[bottom + 4 : bottom + 24, size[0] - GAP - width : size[0] - GAP] = np.asarray(clock)
     return film
 
 
@@ -95,14 +112,12 @@ def write_gif(path: str | Path, film: Film, dt: float, slow: float = 2.0) -> Pat
 def write_mp4(path: str | Path, film: Film, dt: float, slow: float = 2.0) -> Path | None:
     """Write the same as MP4; None where imageio-ffmpeg is not installed."""
     try:
-        import imageio_ffmpeg
+        ffmpeg = video.ffmpeg()
     except ImportError:
         return None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The encoder is a program of its own; forking beside JAX' threads is safe where exec follows at once.
-    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-    writer = imageio_ffmpeg.write_frames(
+    writer = ffmpeg.write_frames(
         str(path),
         (film.shape[2], film.shape[1]),
         fps=1 / (dt * slow),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flyjax.recovery import Evaluation, compare
 from flyjax.recovery.metrics import MAX_WEIGHT_ERROR, Fit, true_tau
 from flyjax.report.figures.style import (
     ACCENT,
+    DPI,
     GROUPS,
     LEARNED,
     MUTED,
@@ -43,7 +45,7 @@ DASHED_TRUTH = {"color": TRUE, "ls": (0, (4, 2))}
 def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Recording, first_frame: int = 0) -> Path:
     """True voltage and free rollout of one neuron per cell type over the same held-out frames, under the stimulus.
 
-    Each trace is drawn in units of the true one's range, so that quiet types are visible.
+    All rows share a scale, so that an error is as large in the figure as it is in the score.
     """
     c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
     assert rollout is not None, "the held-out stimulus is not known"
@@ -53,6 +55,7 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
     shown = c.central[order]
     true = np.asarray(test_recording.voltage[frames][:, shown], np.float64)
     learned = np.asarray(rollout.voltage[frames][:, shown], np.float64)
+    scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
     luminance = np.asarray(test_recording.luminance[frames]).T
 
     def draw_stimulus(axes: Axes) -> None:
@@ -61,24 +64,24 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
 
     figure = new_figure(9.6, 8.6)
     traces = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)]
-    draw_traces(figure, seconds, [c.cell_types[t] for t in order], traces, draw_stimulus, smallest=1e-3)
+    draw_traces(figure, seconds, [c.cell_types[t] for t in order], traces, draw_stimulus, smallest=scale)
     r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
     if r2 is not None and r is not None:
-        score = f"rollout R² {r2:.3f}, mean r {r:.3f}"
+        score = f"rollout R² {r2:.3f}, mean r {r:.3f}; a row is {scale:.2g} high"
     else:
         score = metrics["reasons"].get("test_R2", "no rollout")
     heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
-    figure.text(0.418, TITLE_Y, "true", color=TRUE, fontweight="bold")
-    figure.text(0.452, TITLE_Y, "free rollout of the learned network", color=LEARNED, fontweight="bold")
+    figure.text(0.398, TITLE_Y, "true", color=TRUE, fontweight="bold")
+    figure.text(0.445, TITLE_Y, "free rollout of the learned network", color=LEARNED, fontweight="bold")
     figure.text(RIGHT, TITLE_Y, score, ha="right")
     return save_png(figure, path)
 
 
-def _write_fit(axes: Axes, fit: Fit, note: str = "") -> None:
-    text = f"R² {fit.R2:.3f}\nslope {fit.slope:.2f}" if fit.R2 is not None else (fit.reason or "")
-    box = {"facecolor": "white", "alpha": 0.75, "lw": 0, "pad": 1.5}
-    text = f"{text}\n{note}" if note else text
-    axes.text(0.04, 0.97, text, transform=axes.transAxes, va="top", fontsize=8, linespacing=1.35, zorder=5, bbox=box)
+def _write_fit(axes: Axes, title: str, fit: Fit, note: str = "") -> None:
+    """The title, and under it the fit: outside the panel, where no point lies."""
+    text = f"R² {fit.R2:.3f}, slope {fit.slope:.2f}" if fit.R2 is not None else (fit.reason or "")
+    axes.set_title(title, pad=16)
+    axes.text(0, 1.03, ", ".join(filter(None, (text, note))), transform=axes.transAxes, fontsize=7)
 
 
 def _weight_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray, title: str, max_error: float = np.inf) -> None:
@@ -95,12 +98,12 @@ def _weight_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray, title: st
             order = np.concatenate([order[:half], order[half :: max(1, (len(order) - half) // half)]])
         axes.scatter(x[order], y[order], c=colour[order], s=5, lw=0, cmap="viridis", rasterized=True)
     dropped = finite & ~close
-    note = f"{dropped.sum()} outliers left out" if dropped.any() else ""
-    _write_fit(axes, compare(true[~dropped], learned[~dropped]), note)
-    axes.set(title=title, xlabel="true W")
+    note = f"{dropped.sum()} left out" if dropped.any() else ""
+    _write_fit(axes, title, compare(true[~dropped], learned[~dropped]), note)
+    axes.set(xlabel="true W", ylabel="learned W")
 
 
-def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.ndarray) -> None:
+def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.ndarray, title: str) -> None:
     """Learned against true values: neurons in grey, means of the cell types in the colours of their groups."""
     axes.scatter(true, learned, s=4, lw=0, color=MUTED, alpha=0.35)
     means = [[x[connectome.cell_type == t].mean() for t in range(connectome.n_types)] for x in (true, learned)]
@@ -114,7 +117,7 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
     lower, upper = limits(np.array([low, high, *bulk]), pad=0.03)
     axes.set(xlim=(low, high), ylim=(lower, upper))
     outside = int(np.sum(~((learned >= lower) & (learned <= upper))))
-    _write_fit(axes, compare(true, learned), f"{outside} neurons outside" if outside else "")
+    _write_fit(axes, title, compare(true, learned), f"{outside} outside" if outside else "")
 
 
 @house_style
@@ -122,11 +125,10 @@ def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: R
     """Learned against true parameters: W corrected and as trained, tau and V_rest of neurons and cell types."""
     c, p, found = train_recording.connectome, train_recording.parameters, evaluation.estimate
     true = np.asarray(p.weight)
-    figure = new_figure(9.6, 2.75)
-    place = {"left": 0.065, "right": 0.995, "bottom": 0.17, "top": 0.88, "wspace": 0.36}
+    figure = new_figure(9.6, 3.0)
+    place = {"left": 0.065, "right": 0.99, "bottom": 0.18, "top": 0.83, "wspace": 0.42}
     axes = figure.subplots(1, 4, gridspec_kw=place)
     _weight_scatter(axes[0], true, np.asarray(found.weight), "W, corrected", MAX_WEIGHT_ERROR)
-    axes[0].set_ylabel("learned W")
     low, high = limits(true, pad=0.12)
     diagonal(axes[0], low, high)
     axes[0].set(xlim=(low, high), ylim=(low, high))
@@ -136,35 +138,35 @@ def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: R
         (axes[3], np.asarray(p.v_rest), np.asarray(found.v_rest), "Resting potential", r"$V_\mathrm{rest}$ (a.u.)"),
     )
     for ax, true, learned, title, quantity in parameters:
-        _parameter_scatter(ax, c, true, learned)
-        ax.set(title=title, xlabel=f"true {quantity}", ylabel=f"learned {quantity}")
-    note = "coloured: types, grey: neurons"
-    axes[2].text(0.97, 0.03, note, transform=axes[2].transAxes, ha="right", fontsize=6, color=MUTED)
+        _parameter_scatter(ax, c, true, learned, title)
+        ax.set(xlabel=f"true {quantity}", ylabel=f"learned {quantity}")
+    figure.text(0.99, 0.02, "coloured: types, grey: neurons", ha="right", fontsize=6, color=MUTED)
     return save_png(figure, path)
 
 
-def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], names: tuple[str, ...]) -> None:
-    """Names beside points, isolated points first, left out where they would cover another name."""
-    span = np.array([np.ptp(axes.get_xlim()), np.ptp(axes.get_ylim())])
-    finite = np.flatnonzero(np.isfinite(points).all(axis=1))
-    scaled = points[finite] / span
-    distance = np.linalg.norm(scaled[:, None] - scaled[None, :], axis=-1)
-    np.fill_diagonal(distance, np.inf)
-    nearest = np.nan_to_num(distance.min(axis=1, initial=np.inf), nan=0.0)
-    placed: list[np.ndarray] = []
-    for k in np.argsort(-nearest):
-        if all(abs(scaled[k] - p)[0] > 0.075 or abs(scaled[k] - p)[1] > 0.03 for p in placed):
-            placed.append(scaled[k])
-            axes.annotate(
-                names[finite[k]],
-                points[finite[k]],
-                xytext=(0, 3),
-                textcoords="offset points",
-                fontsize=6,
-                color="#222222",
-                ha="center",
-                va="bottom",
-            )
+def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], centres: Float[np.ndarray, "m 2"], names) -> None:
+    """Names beside their centres, where they cover no point and no other name; without such a place, none."""
+    unit = DPI / 72  # pixels
+    points, at = (axes.transData.transform(xy[np.isfinite(xy).all(axis=1)]) for xy in (points, centres))
+    names = [name for name, xy in zip(names, centres, strict=True) if np.isfinite(xy).all()]
+    frame, placed = axes.get_window_extent(), np.zeros((0, 4))
+    directions = [(0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1)]
+    for k in np.argsort([-np.sort(np.hypot(*(at - xy).T))[:2].sum() for xy in at]):  # isolated ones first
+        half = np.array([2.1 * len(names[k]), 3.6]) * unit
+        for distance, direction in itertools.product((4, 8, 13, 19, 26), directions):
+            centre = at[k] + direction * (half + distance * unit)
+            low, high = centre - half, centre + half
+            is_free = not (np.abs(points - centre) < half + 2 * unit).all(axis=1).any()
+            is_free &= not ((low < placed[:, 2:]) & (high > placed[:, :2])).all(axis=1).any()
+            if is_free and frame.x0 < low[0] and frame.y0 < low[1] and high[0] < frame.x1 and high[1] < frame.y1:
+                placed = np.vstack([placed, [*low, *high]])
+                line = {"arrowstyle": "-", "lw": 0.4, "color": MUTED, "shrinkA": 0, "shrinkB": 0}
+                axes.annotate(
+                    names[k], axes.transData.inverted().transform(at[k]),
+                    xytext=axes.transData.inverted().transform(centre), arrowprops=line if distance > 8 else None,
+                    fontsize=6, color="#222222", ha="center", va="center",
+                )  # fmt: skip
+                break
 
 
 def _two_dimensions(
@@ -185,8 +187,8 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     """The learned embedding of every neuron; its first two principal components beyond two dimensions."""
     c = train_recording.connectome
     x, labels = _two_dimensions(evaluation.embedding, c.cell_type)
-    figure = new_figure(5.6, 4.4)
-    axes = figure.add_axes((0.1, 0.11, 0.6, 0.82))
+    figure = new_figure(7.2, 5.4)
+    axes = figure.add_axes((0.08, 0.09, 0.7, 0.86))
     groups = groups_of(c.cell_types)
     markers = "osD^vP"  # distinguish the types of a group
     for t in range(c.n_types):
@@ -194,7 +196,8 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
         marker = markers[int(np.sum(groups[:t] == groups[t])) % len(markers)]
         colour = GROUPS[groups[t]].colour
         axes.scatter(points[:, 0], points[:, 1], s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
-    _name_points(axes, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
+    axes.autoscale(False)
+    _name_points(axes, x, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
     axes.set(xlabel=labels[0], ylabel=labels[1], title="Embedding of the neurons")
     handles = [
         matplotlib.lines.Line2D([], [], color=group.colour, label=group.name, marker="o", ls="", ms=5)
@@ -209,7 +212,7 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     }
     values = {name: evaluation.metrics.get(key) for name, key in scores.items()}
     lines = [f"{name}  {MISSING if value is None else f'{value:.3f}'}" for name, value in values.items()]
-    figure.text(0.73, 0.2, "\n".join(lines), fontsize=7, linespacing=1.5)
+    figure.text(0.8, 0.2, "\n".join(lines), fontsize=7, linespacing=1.5)
     return save_png(figure, path)
 
 

@@ -9,21 +9,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 
 from flyjax.report.figures.style import house_style, save_png
 from flyjax.report.run_view import RunView
-from flyjax.report.tree_layout import tree_layout
+from flyjax.report.tree_layout import SHAPES, tree_layout
 from flyjax.search.proposals.types import ROOT
 
-#: Colour and marker of each strategy, for a picture that is also read in grey. Shapes as in the report.
-MARKS = {
-    "root": ("#595959", "o"),
-    "exploit": ("#0072b2", "o"),
-    "explore": ("#009e73", "D"),
-    "failure-probe": ("#d55e00", "^"),
-    "robustness-test": ("#cc79a7", "s"),
-    "force-branch": ("#e69f00", "h"),
+COLOURS = {
+    "root": "#595959",
+    "exploit": "#0072b2",
+    "explore": "#009e73",
+    "failure-probe": "#d55e00",
+    "robustness-test": "#cc79a7",
+    "force-branch": "#e69f00",
 }
 AUTHORS = {
     "user": "people",
@@ -43,6 +42,16 @@ def _log_scale(r2: float) -> float:
     return -np.log10(max(1 - r2, 1e-4))
 
 
+def mark(strategy: str, size: float) -> dict[str, Any]:
+    """A strategy's symbol, of the shape that the report draws, in a colour for a picture that is also read in grey."""
+    strategy = strategy if strategy in COLOURS else "exploit"
+    n, first = SHAPES.get(strategy, (0, 0))
+    style: dict[str, Any] = {"marker": (n, 0, -first) if n else "o", "color": COLOURS[strategy], "ls": "", "ms": size}
+    if strategy == "root":  # a ring
+        style |= {"markerfacecolor": "white", "mec": COLOURS["root"], "mew": 2}
+    return style
+
+
 def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
     nodes = run.state.block_nodes(block)
     layout = tree_layout(nodes)
@@ -51,15 +60,16 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
         (x0, y0), (x1, y1) = place[layout.parent[node.id]], place[node.id]
         ax.plot([x0, x0 + 0.35, x1], [y0, y1, y1], color="0.65", lw=1, zorder=1, solid_joinstyle="round")
     for node in nodes:
-        colour, marker = MARKS.get(node.strategy, MARKS["exploit"])
         is_chosen = node.id in run.chosen
-        edge, width, weight = ("black", 1.4, "bold") if is_chosen else ("white", 0.8, "normal")
-        ax.plot(*place[node.id], marker, color=colour, ms=9, mec=edge, mew=width, zorder=3)
+        if is_chosen:
+            ax.plot(*place[node.id], "o", ms=15, mfc="white", mec="black", mew=1.2, zorder=2)
+        weight = "bold" if is_chosen else "normal"
+        ax.plot(*place[node.id], **mark(node.strategy, 9), zorder=3)
         label = f"{node.id}: " + (f"{node.reward:.3f}" if node.reward is not None else "failed")
         ax.annotate(
             label,
             place[node.id],
-            xytext=(0, 7),
+            xytext=(0, 9),
             textcoords="offset points",
             ha="center",
             fontweight=weight,
@@ -81,11 +91,11 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
     """The reward of every node, and the best so far of every block."""
     rewards = [(n, n.reward) for n in run.nodes if n.reward is not None]
     for node, reward in rewards:
-        colour, marker = MARKS.get(node.strategy, MARKS["exploit"])
-        ax.plot(node.id, _log_scale(reward), marker, color=colour, ms=6, mec="white", mew=0.6, zorder=3)
+        style = mark(node.strategy, 6)
+        ax.plot(node.id, _log_scale(reward), **style, zorder=3)
         if node.spread.get("std") is not None:  # from the worst seed to as far above the mean
             low, high = node.spread["min"], min(1.0, 2 * reward - node.spread["min"])
-            ax.plot([node.id] * 2, [_log_scale(low), _log_scale(high)], color=colour, lw=1.2, zorder=2)
+            ax.plot([node.id] * 2, [_log_scale(low), _log_scale(high)], color=style["color"], lw=1.2, zorder=2)
     for block in run.state.blocks.values():
         best = np.maximum.accumulate([max(0.0, run.state.nodes[i].reward or 0.0) for i in block.nodes])
         x = np.array(block.nodes)[:, None] + [-0.5, 0.5]
@@ -98,8 +108,8 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
     ax.set_xlabel("node", fontsize=8)
     ax.set_ylabel(run.metric.replace("_R2", " R²"), fontsize=8)
     ax.tick_params(labelsize=8)
-    used = [s for s in MARKS if any(n.strategy == s for n in run.nodes)]
-    handles = [Patch(color=MARKS[s][0], label=s) for s in used]
+    used = [s for s in COLOURS if any(n.strategy == s for n in run.nodes)]
+    handles = [Line2D([], [], **mark(s, 6), label=s) for s in used]
     ax.legend(
         handles=handles,
         fontsize=8,
@@ -129,7 +139,7 @@ def _edit_lines(run: RunView) -> list[tuple[str, str]]:
 
 @house_style
 def run_figure(path: str | Path, run_dir: str | Path) -> Path:
-    """Draw a run: a tree per block (black outline: chosen), the result of every node, the edits of the protocol.
+    """Draw a run: a tree per block (black ring: chosen), the result of every node, the edits of the protocol.
 
     **Raises:** `UserError` where `run_dir` holds no run.
     """

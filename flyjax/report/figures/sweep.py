@@ -104,16 +104,10 @@ def parallel_figure(
 
     figure = Figure(figsize=(max(5.5, 1.35 * len(axes) + 1.2), 4.2), dpi=1.3 * DPI, layout="constrained")
     ax = figure.subplots()
-    rng = np.random.default_rng(0)
     order = sorted(zip(scores, range(len(rows)), strict=True), key=lambda s: -1.0 if s[0] is None else s[0])
     for score, k in order:  # the best on top
         row = rows[k]
-        heights = []
-        for name, axis in axes.items():
-            y = axis.place(row[name]) if row.get(name) is not None else None
-            if y is not None and axis.kind == "choice":  # lines of equal settings side by side
-                y += rng.uniform(-0.25, 0.25) / max(3, len(axis.ticks))
-            heights.append(y)
+        heights = [None if row.get(name) is None else axis.place(row[name]) for name, axis in axes.items()]
         colour = "0.6" if score is None else colours(norm(score))
         stopped = row.get("stopped_at") is not None
         _draw_line(ax, heights, colour, score is not None and score == max(found), stopped, score is None)

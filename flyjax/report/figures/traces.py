@@ -48,13 +48,13 @@ def draw_traces(
     smallest: float,
     zero_line: bool = False,
 ) -> None:
-    """Fill a figure with traces, each in units of the range of the first one, which is printed beside it.
+    """Fill a figure with traces, each in units of the range of the first one; the range is printed beside it.
 
     **Arguments:**
 
     - `traces`: drawn over each other; later ones are cut off shortly outside the range of the first.
     - `draw_stimulus`: draws into the axes above each column.
-    - `smallest`: voltage range below which a neuron counts as silent and is drawn on this scale.
+    - `smallest`: neurons of a smaller range are drawn on this scale, which all can share.
     - `zero_line`: mark v = 0, above which a neuron sends messages.
     """
     first = traces[0].voltage
@@ -83,7 +83,8 @@ def draw_traces(
             for trace, values in zip(traces, scaled, strict=True):
                 colour = trace.colour or type_colour(cell_types[i])
                 axes.plot(seconds, values[:, i] + y, color=colour, lw=trace.width)
-            text = f"{span[i]:.2g}" if span[i] > smallest else f"< {smallest:g}"
+            own = float(np.ptp(first[:, i]))
+            text = f"{own:.2g}" if own >= 1e-3 else "< 0.001"
             axes.text(end * 1.012, y + 0.5, text, fontsize=6, color=MUTED, va="center", clip_on=False)
         axes.set(xlim=(0, end), ylim=(base.min() - 0.35, 1.3))
         axes.set_yticks(base + 0.5, names)
