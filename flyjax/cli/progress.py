@@ -6,12 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
 
 from rich.console import Console as RichConsole
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -128,11 +127,7 @@ class _Text(ProgressColumn):
         super().__init__(Column(no_wrap=whole, justify="right" if whole else "left"))
 
     def render(self, task: Task) -> Text:
-        return Text(self._text(task), no_wrap=True, overflow="ellipsis")
-
-
-def _elapsed(task: Task) -> str:
-    return str(timedelta(seconds=int(task.elapsed or 0)))
+        return Text(self._text(task) or " ", no_wrap=True, overflow="ellipsis")
 
 
 def _count(task: Task) -> str:
@@ -165,7 +160,7 @@ class RunProgress:
             _Text(lambda task: task.description, whole=False),
             BarColumn(bar_width=None, table_column=Column(ratio=1, width=6)),
             _Text(_count),
-            _Text(_elapsed),
+            TimeElapsedColumn(Column(no_wrap=True)),
             _Text(left),
             console=console,
             get_time=clock,

@@ -443,6 +443,7 @@ def test_a_narrow_bar_keeps_total_elapsed_and_time_left(width):
     with screen.run.iteration("block 11, iteration 2/4", [5, 6], 21, 40) as (_, on_stage):
         on_stage("simulating")
         assert "21/40 iterations" in screen.lines()[0] and "76 min left" in screen.lines()[0]  # 19 x 240 s
+        assert width < 80 or "simulating, block 11, iteration 2/4" in screen.lines()[1]
     assert all(len(line) <= width for line in screen.lines())
 
 

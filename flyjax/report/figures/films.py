@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
+from scipy.spatial import KDTree
 
 from flyjax.report.figures.hexmaps import (
     DEVIATION_COLOURS,
@@ -40,13 +41,8 @@ def column_of_pixel(columns: bytes, height: int) -> Int[np.ndarray, "height widt
     width = int(2 * reach[0] * scale)
     x = (np.arange(width) + 0.5 - width / 2) / scale
     y = (np.arange(height) + 0.5 - height / 2) / scale
-    nearest = np.full((height, width), len(centres))
-    best = np.full((height, width), 1 / np.sqrt(3))  # a hexagon's corners lie that far from its centre
-    for k, (cx, cy) in enumerate(centres):
-        distance = np.hypot(x[None, :] - cx, y[:, None] - cy)
-        closer = distance < best
-        nearest[closer], best[closer] = k, distance[closer]
-    return nearest
+    # A hexagon's corners lie 1/sqrt(3) from its centre.
+    return KDTree(centres).query(np.stack(np.meshgrid(x, y), axis=-1), distance_upper_bound=1 / np.sqrt(3))[1]
 
 
 def _draw_tiles(columns: Int[np.ndarray, "n_col 2"], layer: Layer) -> Film:
