@@ -99,10 +99,11 @@ def main(
     """
     prepare_devices()
     from flyjax.config import load_experiment
+    from flyjax.utils.run_directory import run_path
 
     given = [*(settings or ()), *([f"search.proposer={proposer.lower()}"] if proposer is not None else [])]
     experiment = load_experiment(config, given)
-    run_dir = run_dir or Path("runs") / experiment.name
+    run_dir = run_path(run_dir, experiment.name)
     if revert:
         from flyjax.search.run.revert import revert_protocol
 

@@ -25,6 +25,7 @@ Examples:
 
 @app.command(epilog=EXAMPLES)
 def main(
+    context: typer.Context,
     tables: Annotated[
         list[Path] | None,
         typer.Argument(help="Table files whose rows are trained; by default all experiments/recovery_*.yaml."),
@@ -54,8 +55,11 @@ def main(
     from flyjax.experiments.benchmark import provenance
     from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
+    from flyjax.utils.run_directory import RunDirectory
     from flyjax.utils.signals import interruptible
 
+    if not render:
+        context.with_resource(RunDirectory(work, "recovery"))
     console = Console()
     columns = (
         TextColumn("  {task.description}"),

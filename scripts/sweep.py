@@ -19,7 +19,8 @@ Examples:
   python scripts/sweep.py --set "sweep.grid={batch_size: [1, 4]}"\n
   python scripts/sweep.py experiments/full_scale.yaml --dry-run --memory 80
 
-The same command continues a sweep that was stopped.
+The same command continues a sweep that was stopped; after its end it changes nothing. To train again, give another
+--run.
 """
 
 
@@ -55,13 +56,15 @@ def main(
     from flyjax.cli.console import Console
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
+    from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
     candidates = sweep_candidates(experiment)
-    console = Console()
+    out, console = run_path(run_dir, experiment.name), Console()
+    check(out, "sweep")
     console.log(describe(experiment, candidates, memory))
     if not dry_run:
-        run_sweep(experiment, candidates, run_dir or Path("runs") / experiment.name, console, viewers or ())
+        run_sweep(experiment, candidates, out, console, viewers or ())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ Examples:
   python scripts/train.py experiments/full_scale.yaml --run runs/one\n
   python scripts/train.py experiments/full_scale.yaml --dry-run --memory 80
 
-The same command continues a training that was stopped.
+The same command continues a training that was stopped; after its end it changes nothing. To train again, give another
+--run.
 """
 
 
@@ -56,13 +57,15 @@ def main(
     from flyjax.cli.console import Console
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, run_sweep
+    from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
-    out, console = run_dir or Path("runs") / f"{experiment.name}-train", Console()
+    out, console = run_path(run_dir, f"{experiment.name}-train"), Console()
+    check(out, "train")
     if dry_run:
         console.log(describe(experiment, [experiment.training], memory))
     else:
-        run_sweep(experiment, [experiment.training], out, console, viewers or ())
+        run_sweep(experiment, [experiment.training], out, console, viewers or (), kind="train")
 
 
 if __name__ == "__main__":

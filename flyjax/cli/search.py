@@ -12,7 +12,6 @@ from flyjax.cli.fallbacks import apply_stimulus_fallbacks
 from flyjax.cli.node_table import node_table
 from flyjax.config import Experiment, Training, read_config
 from flyjax.experiments.node import NodeSpec, updated_simulation
-from flyjax.experiments.run_dir import check_run_dir, remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
 from flyjax.search.iteration import IterationPlan, n_seeds
@@ -27,6 +26,7 @@ from flyjax.search.run.status import limits_text, remaining, remaining_text, spe
 from flyjax.training.loggers import make_logger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import check, remove_checkpoints
 from flyjax.utils.system import devices
 
 UCB_LINES = 4  # printed after an iteration
@@ -209,7 +209,7 @@ def open_run(
     **Raises:** `UserError` for a run directory, a change of the config, a protocol or a stimulus that cannot be used.
     """
     console = Console()
-    check_run_dir(run_dir)
+    check(run_dir, "search")
     earlier, config_overrides = started_run(run_dir), changeable(read_config(config))
     if earlier is None:
         check_free(run_dir)

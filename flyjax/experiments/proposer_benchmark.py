@@ -13,8 +13,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.data.cache import Recordings
 from flyjax.data.splits import cache_key
@@ -36,6 +34,7 @@ from flyjax.training import train_sweep
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.jsonl import open_lines, write_line
+from flyjax.utils.run_directory import RunDirectory
 
 Row = dict[
     str, Any
@@ -218,16 +217,8 @@ def compare(
     **Arguments:** `transcripts` is a folder of recorded answers (see `transcript_of`), which are played again; with it,
     searches of llm and hybrid that it does not hold are left out.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(str(folder / ".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise UserError(f"{folder} is in use by another comparison; wait for it, or choose another --cache") from None
-    try:
+    with RunDirectory(folder, "comparison"):
         return _compare(cases, proposers, experiment_of, folder, template, real, log, transcripts)
-    finally:
-        lock.release()
 
 
 def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, log, transcripts) -> list[Row]:

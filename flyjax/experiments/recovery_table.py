@@ -27,7 +27,6 @@ from flyjax.config import Experiment, StrictModel, content_hash, parse_experimen
 from flyjax.config.strict import SectionError
 from flyjax.data.cache import Recordings
 from flyjax.experiments.node import evaluate_node, learner_for
-from flyjax.experiments.run_dir import checkpoint_folder, remove_checkpoints
 from flyjax.ground_truth import checkpoint_file
 from flyjax.recovery.evaluate import conditions
 from flyjax.recovery.rollout import lesion_metrics
@@ -35,6 +34,7 @@ from flyjax.training import train_sweep
 from flyjax.utils.errors import UserError, nearest
 from flyjax.utils.jsonl import open_lines, write_line
 from flyjax.utils.metric_names import QUANTITIES
+from flyjax.utils.run_directory import checkpoint_folder, remove_checkpoints
 
 #: Suffixes of the metrics that the journal has of each quantity and seed.
 SUFFIXES = (

@@ -13,7 +13,6 @@ from flyjax.config import Search, Simulation, content_hash, parse_experiment, re
 from flyjax.data.cache import Recordings
 from flyjax.data.transforms import lesioned
 from flyjax.experiments.node import learner_for
-from flyjax.experiments.run_dir import node_folder
 from flyjax.experiments.train_nodes import write_figures
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.metrics import Metrics, per_type, spectrum, spectrum_metrics
@@ -27,6 +26,7 @@ from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table
 from flyjax.utils.metric_names import QUANTITIES
+from flyjax.utils.run_directory import node_folder, refuse_links
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
 READ_OUTS = {
@@ -211,6 +211,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
     folder = _folder(where, node)
+    refuse_links(folder)
     config = read_yaml_file(folder / "config.yaml")
     what = {k: config[k] for k in ("simulation", "model", "training")}
     what["search"] = {"ranges": {}, "simulation_ranges": {}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
 from flyjax.utils.array_store import store_bytes
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.system import peak_memory_gb
 
 
@@ -91,23 +93,22 @@ def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path
     return [p for p in paths if p is not None]
 
 
-def show(
-    simulation: Simulation, noise: float, split: str, out: Path | None, pictures: bool, save: bool, console
-) -> Recording:
+def show(simulation: Simulation, noise: float, split: str, out: Path, pictures: bool, save: bool, console) -> Recording:
     """Simulate, print the summary, and write the recording and figures that are asked for into `out`."""
     out = Path(out or ".")
     build_ground_truth(simulation)  # not part of what is timed
-    begin = time.perf_counter()
-    recording = record(simulation, noise, split, store=out / "recording" if save else None)
-    seconds = time.perf_counter() - begin
-    cost = (
-        f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, "
-        f"peak memory {peak_memory_gb():.2f} GB"
-    )
-    console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
-    if save:
-        path = out / "recording"
-        console.log(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
-    if pictures:
-        draw(recording, out, console.log)
+    with RunDirectory(out, "simulation") if save or pictures else contextlib.nullcontext():
+        begin = time.perf_counter()
+        recording = record(simulation, noise, split, store=out / "recording" if save else None)
+        seconds = time.perf_counter() - begin
+        cost = (
+            f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, "
+            f"peak memory {peak_memory_gb():.2f} GB"
+        )
+        console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
+        if save:
+            path = out / "recording"
+            console.log(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
+        if pictures:
+            draw(recording, out, console.log)
     return recording

@@ -11,17 +11,17 @@ import numpy as np
 from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
 from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.experiments.node import NodeSpec
-from flyjax.experiments.run_dir import make_run_dir, remove_checkpoints
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
-from flyjax.training.loggers import HISTORY, make_logger
+from flyjax.training.loggers import HISTORY, MetricLogger, make_logger
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
 from flyjax.utils.metric_names import SWEEP_TABLE
+from flyjax.utils.run_directory import RunDirectory, remove_checkpoints
 
 
 def sweep_candidates(experiment: Experiment) -> list[Training]:
@@ -93,17 +93,39 @@ def halving_of(experiment: Experiment) -> Halving | None:
 
 
 def run_sweep(
-    experiment: Experiment, candidates: list[Training], run_dir: Path, console, viewers: Sequence[str] = ()
+    experiment: Experiment,
+    candidates: list[Training],
+    run_dir: Path,
+    console,
+    viewers: Sequence[str] = (),
+    kind: str = "sweep",
 ) -> dict[int, dict]:
-    """Train and evaluate; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table."""
-    run_dir = Path(run_dir)
-    text = dump_yaml(experiment)
-    own = run_dir / "config.yaml"
-    if own.is_file() and own.read_text() != text:
-        raise UserError(f"{run_dir} has another configuration; choose another --run, or remove it")
+    """Train and evaluate; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table.
+
+    A run directory that has these results already stays as it is.
+
+    **Returns:** the results by node; empty where nothing was left to do.
+    """
     logger = make_logger(viewers, run_dir, experiment.name)
-    make_run_dir(run_dir)
-    write_atomic(own, text)
+    with RunDirectory(run_dir, kind) as run:
+        own, text = run.path / "config.yaml", dump_yaml(experiment)
+        if own.is_file() and own.read_text("utf-8") != text:
+            raise UserError(f"{run_dir} has another configuration; choose another --run")
+        write_atomic(own, text)
+        table = run.path / "results.md"
+        if not (run.facts.get("finished") and table.is_file()):
+            results = _train_and_tabulate(experiment, candidates, run.path, console, logger)
+            run.note(finished=True)
+        else:
+            results = {}
+            console.log(f"{run_dir} is finished: see {table}. To train again, choose another --run")
+        remove_checkpoints(run.path)  # last, so that an interrupted call can continue
+    return results
+
+
+def _train_and_tabulate(
+    experiment: Experiment, candidates: list[Training], run_dir: Path, console, logger: MetricLogger
+) -> dict[int, dict]:
     specs = _specs(experiment, candidates)
     try:
         with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
@@ -158,7 +180,6 @@ def run_sweep(
     ]
     # More than three settings would wrap.
     console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
-    remove_checkpoints(run_dir)  # last, so that an interrupted call can continue
     console.log(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 

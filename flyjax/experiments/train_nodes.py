@@ -16,7 +16,6 @@ from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
-from flyjax.experiments.run_dir import checkpoint_folder, node_folder
 from flyjax.recovery import Evaluation, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
@@ -25,6 +24,7 @@ from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import as_user_errors
+from flyjax.utils.run_directory import checkpoint_folder, node_folder, own
 
 
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
@@ -42,8 +42,8 @@ def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: 
 def _write_node(
     folder: Path, config: Mapping[str, Any], metrics: Mapping[str, Any], trained: Sequence[Trained]
 ) -> None:
-    shutil.rmtree(folder, ignore_errors=True)  # of a process that was killed while it wrote
-    folder.mkdir(parents=True)
+    for name in ("params", "figures"):  # of a process that was killed while it wrote
+        shutil.rmtree(own(folder) / name, ignore_errors=True)
     write_atomic(folder / "config.yaml", dump_yaml(config))
     write_json(folder / "metrics.json", metrics)
     for one in trained:
@@ -80,6 +80,8 @@ def train_nodes(
     line for the log.
     """
     simulation, run_dir = simulation or experiment.simulation, Path(run_dir)
+    for spec in specs:  # before anything is trained
+        own(node_folder(run_dir, spec.id), make=False)
     recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
     learner = learner_for(simulation, experiment.model)
     on_stage("simulating")

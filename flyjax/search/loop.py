@@ -12,6 +12,7 @@ from flyjax.search.proposals.types import Proposer
 from flyjax.search.run.opening import check_free, has_begun, stimuli
 from flyjax.search.run.session import Evaluate, Outcome, Provenance, SearchCallbacks, Session
 from flyjax.utils.errors import UserError, user_message
+from flyjax.utils.run_directory import check
 from flyjax.utils.secrets import redact
 
 __all__ = ["Evaluate", "Outcome", "Provenance", "SearchCallbacks", "run_loop"]
@@ -44,6 +45,7 @@ def run_loop(
     disk, a directory of another kind, and for what stops the proposer; any other error unchanged. The run stays
     resumable.
     """
+    check(run_dir, "search")
     if not has_begun(run_dir):
         check_free(run_dir)
     with Journal(run_dir, clock) as journal:

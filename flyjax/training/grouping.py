@@ -26,6 +26,7 @@ from flyjax.training.resources import Memory, Sizes, lane_bytes, recording_bytes
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import duration, format_bytes
+from flyjax.utils.run_directory import own
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ def planned_for(folder: Path | None, key: str, now: Memory, n_devices: int) -> t
     """
     if folder is None:
         return now, n_devices
-    path = Path(folder) / f"planned_{key}.json"
+    path = own(Path(folder) / f"planned_{key}") / "plan.json"
     try:
         planned = json.loads(path.read_text(encoding="utf-8"))
         devices, memory = int(planned.pop("n_devices")), Memory(**planned)

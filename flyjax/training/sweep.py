@@ -36,6 +36,7 @@ from flyjax.training.progress import Progress, Reporter
 from flyjax.training.resources import Memory
 from flyjax.training.step import result_params
 from flyjax.utils.errors import as_user_errors
+from flyjax.utils.run_directory import own
 
 #: GFLOP that a narrower program must save to be compiled, by platform: about ten seconds.
 MIN_SAVING = {"cpu": 300.0}
@@ -112,11 +113,14 @@ class _Sweep:
             hparams.append(traced_hparams(training, self.n_frames, index, self.units(level), field))
         folder = None
         if self.checkpoint_dir is not None:
-            folder = Path(self.checkpoint_dir) / content_hash(
-                [c.model_dump() | {"seed": lane.seed} for c, lane in zip(candidates, group.lanes, strict=True)],
-                [self.recording_of(level).fingerprint for level in group.levels],
-                self.learner.config.model_dump(),
-                [first, last],
+            folder = own(
+                Path(self.checkpoint_dir)
+                / content_hash(
+                    [c.model_dump() | {"seed": lane.seed} for c, lane in zip(candidates, group.lanes, strict=True)],
+                    [self.recording_of(level).fingerprint for level in group.levels],
+                    self.learner.config.model_dump(),
+                    [first, last],
+                )
             )
         states = [self.lanes[lane] for lane in group.lanes]
         return Segment(self.learner, self.on_devices(group), states, hparams, self.data.at, folder)

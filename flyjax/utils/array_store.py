@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import cast
 
@@ -21,6 +20,7 @@ import zarr
 
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import scratch, scratch_bytes, sweep_scratch
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -56,12 +56,14 @@ class Writer:
         self.path = path = Path(path)
         if path.exists() and not (path / MANIFEST).is_file():
             raise UserError(f"{path} exists and is no recording: choose another folder")
+        self._exit = contextlib.ExitStack()
         self._arrays: dict[str, zarr.Array] = {}
         self._pending: dict[str, list[np.ndarray]] = {}
         self._filled: dict[str, int] = {}
         with self._refusal():
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+            sweep_scratch(path.parent)
+            self._scratch = self._exit.enter_context(scratch(path.parent))
             self._group = zarr.open_group(self._scratch, mode="w", zarr_format=3)
 
     @contextlib.contextmanager
@@ -75,7 +77,7 @@ class Writer:
         return self
 
     def __exit__(self, *_):
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._exit.close()
 
     def create(self, name: str, shape: tuple[int, ...], dtype) -> None:
         """Declare an array (at least one-dimensional, non-empty) whose rows `append` adds."""
@@ -114,17 +116,16 @@ class Writer:
         short = [name for name, n in self._filled.items() if n != self._arrays[name].shape[0]]
         if short:
             raise ValueError(f"{short[0]} lacks rows")
-        path, scratch = self.path, self._scratch
+        path, folder = self.path, self._scratch
         with self._refusal():
-            manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(self._filled), "files": _files(scratch)}
-            write_atomic(scratch / MANIFEST, json.dumps(manifest, allow_nan=False), sync=True)
+            manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(self._filled), "files": _files(folder)}
+            write_atomic(folder / MANIFEST, json.dumps(manifest, allow_nan=False), sync=True)
             if path.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-                os.replace(path, old / "old")
-                os.replace(scratch, path)
-                shutil.rmtree(old, ignore_errors=True)
+                with scratch(path.parent) as old:
+                    os.replace(path, old / "old")
+                    os.replace(folder, path)
             else:
-                os.replace(scratch, path)
+                os.replace(folder, path)
         return path
 
 
@@ -178,12 +179,16 @@ def touch(path: Path) -> None:
 
 
 def evict(folder: Path, max_bytes: float, keep: Path) -> list[Path]:
-    """Remove the least recently used stores of a folder beyond `max_bytes`; `keep` stays."""
+    """Remove the least recently used stores of a cache beyond `max_bytes`, which includes those being written.
+
+    `keep` stays, and what is not called by its own cache key: somebody put it there.
+    """
     stores = []
     for manifest in folder.glob(f"*/{MANIFEST}"):
-        with contextlib.suppress(OSError):  # another process may have evicted it
-            stores.append((manifest.stat().st_mtime_ns, manifest.parent, store_bytes(manifest.parent)))
-    total, gone = sum(size for *_, size in stores), []
+        with contextlib.suppress(OSError, UserError):  # another process may have evicted it
+            if read_meta(manifest.parent)["meta"].get("cache_key") == manifest.parent.name:
+                stores.append((manifest.stat().st_mtime_ns, manifest.parent, store_bytes(manifest.parent)))
+    total, gone = sum(size for *_, size in stores) + scratch_bytes(folder), []
     for _, path, size in sorted(stores, key=lambda s: s[0]):
         if total <= max_bytes:
             break

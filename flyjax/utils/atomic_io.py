@@ -9,18 +9,23 @@ from typing import Any
 
 from flyjax.utils.secrets import redact
 
+#: Name of a file that is being written, by the process and the name it will have.
+PARTIAL = ".flyjax-{}-{}.partial"
+
 
 def write_atomic(path: str | Path, content: str | bytes, *, sync: bool = False) -> None:
     """Replace a file; text is written as UTF-8, without keys. Unchanged content is not written again.
 
+    A link is replaced, what it points to is left alone.
+
     **Arguments:** `sync` waits until the content is on disk.
     """
-    path = Path(os.path.realpath(path))  # of a link, what it points to
+    path = Path(path)
     data = redact(content).encode("utf-8", "backslashreplace") if isinstance(content, str) else content
-    if path.is_file() and path.read_bytes() == data:
+    if path.is_file() and not path.is_symlink() and path.read_bytes() == data:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(PARTIAL.format(os.getpid(), path.name))
     try:
         with open(partial, "wb") as file:
             file.write(data)

@@ -14,7 +14,7 @@ from support.search_landscape import metrics, r2
 from flyjax.cli import app, console, progress
 from flyjax.cli import search as cli_search
 from flyjax.config import Training, parse_experiment
-from flyjax.experiments import forecast, run_dir, train_nodes
+from flyjax.experiments import forecast, train_nodes
 from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.training import LaneProgress, Progress, train_sweep
 from flyjax.training.grouping import Lane
@@ -217,7 +217,7 @@ def test_a_dry_run_refuses_a_folder_that_holds_something_else(call, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("name: other\n")
     dry, real = call("--dry-run"), call()
-    assert dry == real and dry[0] == 2 and "run holds config.yaml but no journal.jsonl" in dry[2]
+    assert dry == real and dry[0] == 2 and "config.yaml" in dry[2]
 
 
 @pytest.mark.parametrize("run", ["afile", "afile/x", "/proc/nope"])
@@ -231,8 +231,6 @@ def test_what_cannot_be_a_run_directory_is_one_line(call, tmp_path, run):
             and f"the run directory {run}: " in err
             and len(err.splitlines()) == 1
         )
-    with pytest.raises(UserError, match="cannot make the run directory"):
-        run_dir.make_run_dir(tmp_path / "afile" / "x")
 
 
 @pytest.mark.parametrize("limit", ["max_calls=0", "max_tokens=0", "max_usd=0"])

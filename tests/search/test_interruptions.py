@@ -1,6 +1,7 @@
 """Killed anywhere, a search goes on as if nothing had happened."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from support.search_landscape import ROOT, evaluate, experiment
 from support.search_runs import SMALL, Killed, constant, facts, go, killed_after, renderings
 
 from flyjax.search.journal.journal import read_journal
+from flyjax.utils.run_directory import MARKER
 
 
 def test_killed_at_every_event_boundary_the_tree_is_the_same(uninterrupted, tmp_path, monkeypatch):
@@ -46,6 +48,7 @@ def test_a_journal_cut_off_at_any_byte(uninterrupted, tmp_path):
         run_dir = tmp_path / str(k)
         run_dir.mkdir()
         (run_dir / "journal.jsonl").write_bytes(data[:cut])
+        shutil.copy(uninterrupted / MARKER, run_dir)
         go(run_dir, exp)
         assert facts(run_dir) == facts(uninterrupted), cut
 

@@ -1,6 +1,7 @@
 """A run begins over nothing of others, and goes on with the config it began with."""
 
 import json
+import shutil
 
 import pytest
 from support.search_landscape import evaluate, experiment
@@ -11,9 +12,9 @@ from support.search_runs import (
 )
 
 from flyjax.config import parse_experiment
+from flyjax.search.journal.heartbeat import FILE_NAME
 from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.loop import Provenance
-from flyjax.search.run.opening import WRITTEN
 from flyjax.utils.errors import UserError
 
 
@@ -21,13 +22,41 @@ def everything(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("name", WRITTEN)
+@pytest.mark.parametrize("name", ["checkpoints/model.pt", "nodes/0001/metrics.json", "analysis.md", "report.html"])
 def test_no_run_begins_over_what_is_there(tmp_path, name):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / name).write_text("mine")
-    with pytest.raises(UserError, match=f"holds {name} but no journal.jsonl") as error:
+    with pytest.raises(UserError) as error:
         go(tmp_path, experiment(**SMALL))
-    assert "\n" not in str(error.value) and "choose another --run, or restore" in str(error.value)
+    assert "\n" not in str(error.value) and name.partition("/")[0] in str(error.value)
     assert everything(tmp_path) == {name: b"mine"}, "nothing was written"
+
+
+def test_instructions_may_be_there_before_the_run(tmp_path):
+    (tmp_path / "user_input.md").write_text("Try more noise.")
+    go(tmp_path, experiment(**SMALL, max_nodes=2))
+    assert "Try more noise." in (tmp_path / "user_input.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["user_input.md", "protocol.md", "memory.md", "analysis.md", "journal.jsonl", "nodes"])
+def test_a_run_with_a_link_in_it_does_not_go_on(tmp_path, name):
+    run, target = tmp_path / "run", tmp_path / "secret"
+    go(run, experiment(**SMALL, max_nodes=4))
+    target.write_bytes((run / name).read_bytes() if (run / name).is_file() else b"mine")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(target)
+    before = everything(tmp_path)
+    with pytest.raises(UserError, match=name):
+        go(run, experiment(**SMALL))
+    assert everything(tmp_path) == before
+
+
+def test_a_run_of_a_version_without_markers_goes_on(uninterrupted, tmp_path):
+    (tmp_path / "journal.jsonl").write_bytes((uninterrupted / "journal.jsonl").read_bytes())
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "model.pt").write_text("mine")
+    assert go(tmp_path, experiment(**SMALL)).status == "finished"
+    assert (tmp_path / "checkpoints" / "model.pt").read_text() == "mine"
 
 
 def test_a_run_whose_journal_was_lost_is_not_begun_anew(tmp_path):
@@ -38,7 +67,7 @@ def test_a_run_whose_journal_was_lost_is_not_begun_anew(tmp_path):
         if harm is not None:
             (tmp_path / "journal.jsonl").write_bytes(harm)
         before = everything(tmp_path)
-        with pytest.raises(UserError, match="no journal.jsonl with a run in it"):
+        with pytest.raises(UserError, match="journal.jsonl"):
             go(tmp_path, experiment(**SMALL))
         assert everything(tmp_path) == before
     (tmp_path / "journal.jsonl").write_bytes(kept)
@@ -47,7 +76,7 @@ def test_a_run_whose_journal_was_lost_is_not_begun_anew(tmp_path):
 
 def test_a_journal_without_its_beginning_is_refused(tmp_path):
     (tmp_path / "journal.jsonl").write_text(json.dumps({"schema": 1, "event": "run_paused", "time": 1.0}) + "\n")
-    with pytest.raises(UserError, match="no run_started event: restore the file"):
+    with pytest.raises(UserError, match="journal.jsonl"):
         go(tmp_path, experiment(**SMALL))
 
 
@@ -65,7 +94,7 @@ def test_a_directory_in_the_place_of_a_file_is_one_line(tmp_path, name):
 
 def test_two_processes_one_directory(tmp_path):
     with Journal(tmp_path):
-        with pytest.raises(UserError, match="in use by another process"):
+        with pytest.raises(UserError, match=tmp_path.name):
             go(tmp_path, experiment(**SMALL))
 
 
@@ -145,3 +174,31 @@ def test_what_changes_no_result_may_change(tmp_path):
     with pytest.raises(UserError, match="simulation.n_frames was 32000"):
         base = with_paths("/new/videos", 500).model_dump(mode="json")
         go(tmp_path, parse_experiment({**base, "simulation": {**base["simulation"], "n_frames": 64000}}))
+
+
+def test_an_older_journal_beside_a_newer_protocol_is_no_edit(uninterrupted, tmp_path):
+    shutil.copytree(uninterrupted, tmp_path / "run")
+    whole = read_journal(uninterrupted)
+    edits = [k for k, e in enumerate(whole) if e["event"] == "protocol_edited"]
+    assert edits, "the rules edit the protocol of this run"
+    lines = (uninterrupted / "journal.jsonl").read_bytes().splitlines(True)
+    (tmp_path / "run" / "journal.jsonl").write_bytes(b"".join(lines[: edits[0]]))
+    go(tmp_path / "run", experiment(**SMALL))
+    assert facts(tmp_path / "run") == facts(uninterrupted)
+
+
+def test_the_heartbeat_of_a_session_killed_after_the_end_is_removed(tmp_path):
+    exp = experiment(**SMALL, max_nodes=4)
+    go(tmp_path, exp)
+    (tmp_path / FILE_NAME).write_text("1.0")
+    before = (tmp_path / "journal.jsonl").read_bytes()
+    assert go(tmp_path, exp).status == "finished" and not (tmp_path / FILE_NAME).exists()
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_a_machine_without_a_further_thread_searches_all_the_same(tmp_path, monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("threading.Thread.start", refuse)
+    assert go(tmp_path, experiment(**SMALL, max_nodes=4)).status == "finished"

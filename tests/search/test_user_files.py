@@ -12,7 +12,7 @@ from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW
 from flyjax.search.run.revert import revert_protocol
 from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input
-from flyjax.utils.atomic_io import write_atomic
+from flyjax.utils.run_directory import MARKER
 
 READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))
 
@@ -86,20 +86,6 @@ def test_latin_1_and_windows_text_is_kept(tmp_path, path):
     assert pending_input(tmp_path, READ) == "Hello."
 
 
-def test_a_link_stays_a_link(tmp_path):
-    run, real = tmp_path / "run", tmp_path / "notes.md"
-    run.mkdir()
-    real.write_text("Hello.")
-    (run / "user_input.md").symlink_to(real)
-    acknowledge(run, State())
-    assert (run / "user_input.md").is_symlink() and "## Pending\n\nHello." in real.read_text()
-    write_atomic(run / "user_input.md", "x")
-    assert real.read_text() == "x" and [p.name for p in tmp_path.iterdir()] in (
-        ["run", "notes.md"],
-        ["notes.md", "run"],
-    )
-
-
 # --- protocol.md of an older run ---
 
 DEFAULT = "| Default |"
@@ -128,6 +114,7 @@ def older(tmp_path):
             event["protocol"] = event["protocol"].replace(DEFAULT, f"{FORMER}\n{DEFAULT}", 1)
     (tmp_path / "journal.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     (tmp_path / "protocol.md").unlink()
+    (tmp_path / MARKER).unlink()
     return go, tmp_path
 
 

@@ -13,6 +13,7 @@ from flyjax.search.journal.state import fold
 from flyjax.search.loop import SearchCallbacks, run_loop
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol import revision
+from flyjax.utils.run_directory import MARKER
 from support.search_landscape import TEMPLATE, evaluate
 
 #: Two blocks of three iterations of two candidates, each block with a simulation of its own.
@@ -57,7 +58,7 @@ def facts(run_dir):
 
 def renderings(run_dir: Path) -> dict[str, bytes]:
     """Every file of a run but its journal."""
-    paths = [p for p in run_dir.rglob("*") if p.is_file() and p.name not in ("journal.jsonl", ".lock")]
+    paths = [p for p in run_dir.rglob("*") if p.is_file() and p.name not in ("journal.jsonl", ".lock", MARKER)]
     return {str(p.relative_to(run_dir)): p.read_bytes() for p in paths}
 
 

@@ -266,7 +266,7 @@ def test_a_plan_is_recorded_from_the_first_checkpoint_on(tmp_path):
     accelerator = small._replace(shared=False)
     assert grouping.planned_for(tmp_path, "x", accelerator, 1) == (accelerator, 1)
     for torn in ('{"free": 1', "[]", "{}"):
-        (tmp_path / "planned_x.json").write_text(torn, encoding="utf-8")
+        (tmp_path / "planned_x" / "plan.json").write_text(torn, encoding="utf-8")
         assert grouping.planned_for(tmp_path, "x", small, 2) == (small, 2)
 
 

@@ -24,12 +24,15 @@ from flyjax.config import Range, load_experiment, parse_experiment
 from flyjax.experiments import forecast as forecast_room
 from flyjax.experiments import sweep
 from flyjax.experiments.forecast import Rate, forecast, forecast_search, given_memory
+from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
+from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.axis import Axis
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.training import Lane, LaneProgress, Progress, checkpoint
 from flyjax.training.loggers import read_history
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import RunDirectory, own
 
 TINY = {
     "name": "tiny",
@@ -98,7 +101,7 @@ def test_a_sweep_killed_while_its_tables_are_written_finds_its_trainings_again(t
     experiment = parse_experiment(few)
 
     def train(experiment, specs, run_dir, **options):
-        (run_dir / "checkpoints" / "x").mkdir(parents=True, exist_ok=True)
+        own(run_dir / "checkpoints" / "x")
         return {spec.id: {"metrics": {"connectivity_R2": 0.5}, "per_seed": [{}], "reason": ""} for spec in specs}
 
     monkeypatch.setattr(sweep, "train_nodes", train)
@@ -111,12 +114,50 @@ def test_a_sweep_killed_while_its_tables_are_written_finds_its_trainings_again(t
     assert (tmp_path / "run" / "results.md").is_file() and not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.parametrize("kind", ["sweep", "train"])
+def test_a_finished_sweep_is_not_trained_again(tmp_path, monkeypatch, capsys, kind):
+    experiment = parse_experiment({**TINY, "sweep": {"candidates": TINY["sweep"]["candidates"][:2]}})
+    calls = []
+
+    def train(experiment, specs, run_dir, **options):
+        calls.append(run_dir)
+        options["logger"].start({})
+        options["logger"].log(1, "lane", {"loss": 1.0})
+        (run_dir / "checkpoints").mkdir()
+        (run_dir / "checkpoints" / "model.pt").write_text("mine")
+        return {spec.id: {"metrics": {"connectivity_R2": 0.5}, "per_seed": [{}], "reason": ""} for spec in specs}
+
+    monkeypatch.setattr(sweep, "train_nodes", train)
+    run = tmp_path / "run"
+    arguments = experiment, sweep_candidates(experiment), run, Console(), (), kind
+    assert set(run_sweep(*arguments)) == {1, 2}
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    capsys.readouterr()
+    assert run_sweep(*arguments) == {} and len(calls) == 1
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+    assert before[run / "checkpoints" / "model.pt"] == b"mine" and "--run" in capsys.readouterr().out
+    with RunDirectory(run, kind), pytest.raises(UserError, match=str(run)):
+        run_sweep(*arguments)
+    with pytest.raises(UserError, match=kind):
+        run_sweep(*arguments[:-1], {"sweep": "train", "train": "sweep"}[kind])
+
+
+def test_a_folder_of_the_user_in_the_place_of_a_node_is_refused_before_the_training(tmp_path):
+    experiment = parse_experiment(TINY)
+    (tmp_path / "nodes" / "0002").mkdir(parents=True)
+    (tmp_path / "nodes" / "0002" / "metrics.json").write_text("mine")
+    specs = [NodeSpec(k, experiment.training, (0,)) for k in (1, 2)]
+    with pytest.raises(UserError, match="0002"):
+        train_nodes(experiment, specs, tmp_path)
+    assert [str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()] == ["nodes/0002/metrics.json"]
+
+
 def test_another_configuration_is_refused_before_anything_is_touched(made):
     run_dir, _ = made
     other = parse_experiment({**TINY, "model": {"width": 9}})
-    with pytest.raises(UserError, match="holds another configuration"):
+    with pytest.raises(UserError, match=str(run_dir)):
         run_sweep(other, sweep_candidates(other), run_dir, Console())
-    with pytest.raises(UserError, match="cannot make the run directory .* is a file; choose another --run"):
+    with pytest.raises(UserError, match="results.csv is a file"):
         run_sweep(other, sweep_candidates(other), run_dir / "results.csv" / "x", Console())
 
 

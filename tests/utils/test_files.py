@@ -23,12 +23,13 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["table.md"], "no partial file remains"
 
 
-def test_a_link_is_followed(tmp_path):
+@pytest.mark.parametrize("content", ["new", "old"])
+def test_a_link_is_replaced_and_not_written_through(tmp_path, content):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     link.symlink_to(target)
-    write_atomic(link, "new")
-    assert link.is_symlink() and target.read_text() == "new"
+    write_atomic(link, content)
+    assert not link.is_symlink() and link.read_text() == content and target.read_text() == "old"
 
 
 def test_json_refuses_numbers_that_are_not_finite(tmp_path):

@@ -36,8 +36,10 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start to write."""
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        with suppress(RuntimeError):  # no more threads: a kill would lose the time since the last event
+            thread.start()
+            self._thread = thread
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -53,7 +55,11 @@ class Heartbeat:
         if self._thread is not None:
             self._stopped.set()
             self._thread.join()
-            self._path.unlink(missing_ok=True)
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
         while not self._stopped.wait(INTERVAL_S):

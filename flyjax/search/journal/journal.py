@@ -18,14 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from flyjax.search.journal.events import SCHEMA, check_event, parse_line
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import JOURNAL as FILE_NAME
+from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.secrets import redact
-
-FILE_NAME = "journal.jsonl"
 
 
 def clean(value: Any) -> Any:
@@ -97,31 +95,17 @@ def read_journal(run_dir: str | Path) -> list[dict[str, Any]]:
 
 
 class Journal:
-    """The open journal of a run; one process at a time has it.
+    """The open journal of a run, and its run directory `run`, which one process at a time has.
 
-    **Arguments:**
+    **Arguments:** `clock` gives unix seconds.
 
-    - `run_dir`: is made where it does not exist.
-    - `clock`: gives unix seconds.
-
-    **Raises:** `UserError` where another process has the run, or a line in the middle is damaged.
+    **Raises:** `UserError` as `RunDirectory` does, or where a line in the middle is damaged.
     """
 
     def __init__(self, run_dir: str | Path, clock: Callable[[], float] = time.time):
-        run_dir = Path(run_dir)
-        self.path, self._clock, self._lock = run_dir / FILE_NAME, clock, FileLock(str(run_dir / ".lock"))
+        self.run = RunDirectory(run_dir, "search")
+        self.path, self._clock = self.run.path / FILE_NAME, clock
         self.warnings: list[str] = []
-        try:
-            run_dir.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise UserError(
-                f"run {run_dir} is in use by another process; wait for it, stop it, or choose another --run"
-            ) from None
-        except OSError as error:
-            raise UserError(
-                f"cannot use the run directory {run_dir}: {error.strerror}; make it writable, or choose another --run"
-            ) from None
         try:
             self.events, self._size, self._cut_off = _read(self.path)
         except BaseException:
@@ -184,8 +168,8 @@ class Journal:
             os.close(folder)
 
     def close(self) -> None:
-        """Release the run's lock."""
-        self._lock.release()
+        """Release the run directory."""
+        self.run.close()
 
     def __enter__(self) -> Journal:
         return self

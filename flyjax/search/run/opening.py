@@ -9,24 +9,20 @@ from flyjax.config import Experiment
 from flyjax.search.journal.journal import FILE_NAME
 from flyjax.search.proposals.space import block_simulation
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import USER_INPUT
 from flyjax.utils.secrets import redact
-
-#: What a run writes; a directory that holds any of it without a journal is not free.
-WRITTEN = (
-    "nodes", "analysis.md", "analysis.log", "ucb_scores.txt", "memory.md", "config.yaml", "protocol.md", "protocol",
-    "report.html",
-)  # fmt: skip
 
 #: Why a run pauses where the user did not approve of an iteration.
 NOT_APPROVED = "not approved"
 
 
 def check_free(run_dir: str | Path) -> None:
-    """**Raises:** `UserError` where a new run would write over another run, or over files of another kind."""
-    for name in WRITTEN:
-        if (Path(run_dir) / name).exists():
+    """**Raises:** `UserError` where a new run would write over one whose journal was lost."""
+    path = Path(run_dir)
+    for entry in sorted(path.iterdir()) if path.is_dir() else ():
+        if not entry.name.startswith(".") and entry.name not in (FILE_NAME, USER_INPUT):
             raise UserError(
-                f"{run_dir} holds {name} but no {FILE_NAME} with a run in it: choose another --run, "
+                f"{run_dir} holds {entry.name} but no {FILE_NAME} with a run in it: choose another --run, "
                 f"or restore its {FILE_NAME} from a copy"
             )
 

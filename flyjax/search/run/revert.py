@@ -11,8 +11,7 @@ from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.journal.state import apply, fold
 from flyjax.search.protocol.document import diff, restored
 from flyjax.search.run import render
-from flyjax.search.run.user_files import edited_protocol, stale_versions
-from flyjax.utils.atomic_io import write_atomic
+from flyjax.search.run.user_files import edited_protocol, write_protocol
 from flyjax.utils.errors import UserError
 
 
@@ -27,7 +26,7 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
     read_journal(run_dir)  # a missing run is an error here, not a new run
     with Journal(run_dir, clock) as journal:
         state = fold(journal.events)
-        if edited_protocol(run_dir, state, stale_versions(journal.events, state)) is not None:
+        if edited_protocol(journal.run, state) is not None:
             raise UserError(
                 f"{run_dir / 'protocol.md'} was edited by hand and the run has not read it yet: go on with the run "
                 "once, or delete the file to drop that edit, then try again"
@@ -43,6 +42,6 @@ def revert_protocol(run_dir: str | Path, clock: Callable[[], float] = time.time)
             "protocol_edited", block=state.iteration.block if state.iteration else 0, by="user", reverts=newest,
             reason=f"taken back: {state.edits[newest]['reason']}", protocol=text, diff=diff(state.protocol, text),
         )  # fmt: skip
-        write_atomic(run_dir / "protocol.md", text)
+        write_protocol(journal.run, text)
         render.write(run_dir, apply(state, event))
     return event

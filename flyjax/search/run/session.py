@@ -35,8 +35,7 @@ from flyjax.search.run import render
 from flyjax.search.run.context import next_context
 from flyjax.search.run.opening import NOT_APPROVED, check_free, read_protocol, was_declined
 from flyjax.search.run.resume import changed_settings
-from flyjax.search.run.user_files import acknowledge, edited_protocol, pending_input, stale_versions
-from flyjax.utils.atomic_io import write_atomic
+from flyjax.search.run.user_files import acknowledge, edited_protocol, pending_input, write_protocol
 from flyjax.utils.errors import UserError
 
 #: Trains a plan: node id -> {"metrics": {...} or None, "reason": why there are none, "activity": the log's line,
@@ -155,7 +154,7 @@ class Session:
             protocol=text,
             stimulus_fallbacks=self.provenance.stimulus_fallbacks,
         )
-        write_atomic(self.run_dir / "protocol.md", text)
+        write_protocol(self.journal.run, text)
 
     def resume(self) -> None:
         state = self.state
@@ -166,13 +165,13 @@ class Session:
         if state.finished and not limit:
             if changed:  # nothing to do now, but they are the run's settings from here on
                 self.begin("run_resumed", changed=changed)
+            self.heartbeat.discard()  # of a session that was killed after the end
             self.outcome = Outcome(self.state, "finished", why or state.finished)
             return
         self.repeat_step = limit > 0 and (self.step_ended_run() or self.user_wants_another_step())
         crashed = crashed_session_seconds(self.run_dir, state.last_time or 0.0, self.clock())
         self.begin("run_resumed", changed=changed, crashed_session_s=crashed)
-        self.take_user_edit(stale_versions(self.journal.events, self.state))
-        write_atomic(self.run_dir / "protocol.md", self.state.protocol)
+        self.take_user_edit()
 
     def step_ended_run(self) -> bool:
         """Whether the newest step proposed nothing because of a limit; it is written down or a kill came before."""
@@ -187,7 +186,6 @@ class Session:
         return declined and bool(pending_input(self.run_dir, self.state))
 
     def write_files(self) -> None:
-        self.restore_protocol()
         acknowledge(self.run_dir, self.state)
         self.render()
         self.warn_of_rows(rules(self.state.protocol).problems)
@@ -356,17 +354,12 @@ class Session:
 
     # --- the protocol ---
 
-    def restore_protocol(self) -> None:
-        if not (self.run_dir / "protocol.md").is_file():
-            write_atomic(self.run_dir / "protocol.md", self.state.protocol)
-
-    def take_user_edit(self, known: tuple[str, ...] = ()) -> None:
-        """Journal what a user changed in protocol.md, unless the text is a `known` version."""
-        text = edited_protocol(self.run_dir, self.state, known)
+    def take_user_edit(self) -> None:
+        """Journal what a user changed in protocol.md, and write the file where it is not the run's version."""
+        text = edited_protocol(self.journal.run, self.state)
         if text is not None:
             self.record_protocol(text, self.block, "user", "edited by hand")
-            write_atomic(self.run_dir / "protocol.md", text)  # without the keys in it
-        self.restore_protocol()
+        write_protocol(self.journal.run, self.state.protocol)
 
     def try_user_edit(self) -> None:
         """Journal an edit by a user; one that cannot be used stops no run: it may be half-written."""
@@ -397,7 +390,7 @@ class Session:
             self.callbacks.warn(f"The edit could not be made ({error})")
             return
         self.record_protocol(text, step["block"], _editor(step), edit["reason"], old=edit["old"], new=edit["new"])
-        write_atomic(self.run_dir / "protocol.md", text)
+        write_protocol(self.journal.run, text)
 
 
 def _as_edit(edit: dict[str, Any]) -> ProtocolEdit:

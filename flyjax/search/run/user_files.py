@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
-from typing import Any
 
 from flyjax.search.journal.state import State
 from flyjax.search.protocol.document import body, with_body
 from flyjax.search.protocol.guard import EditRefused
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.secrets import redact
 
 MAX_INPUT = 20_000  # characters of one instruction
@@ -92,25 +93,27 @@ def _without(text: str, read: str) -> str:
     return text if expected else "\n".join(rest).strip()
 
 
-def stale_versions(events: list[dict[str, Any]], state: State) -> tuple[str, ...]:
-    """Versions of the protocol that protocol.md may hold without an edit by a user.
-
-    An edit is journaled, then written: a crash between the two leaves the version before it.
-    """
-    last = next((e["event"] for e in reversed(events) if e["event"] not in ("run_resumed", "run_paused")), "")
-    return state.protocols[-2:] if last == "protocol_edited" else ()
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def edited_protocol(run_dir: Path, state: State, known: tuple[str, ...] = ()) -> str | None:
+def write_protocol(run: RunDirectory, text: str) -> None:
+    """Write protocol.md, and note which version the file has now."""
+    write_atomic(run.path / "protocol.md", text)
+    run.note(protocol=_digest(redact(text)))
+
+
+def edited_protocol(run: RunDirectory, state: State) -> str | None:
     """The protocol as a user changed it between the markers; None where nobody did.
 
-    A missing file, or one that is a `known` version, is no edit.
+    A missing file is no edit, nor is the version that was written last, whatever the journal holds: a kill may have
+    come after the journal's line, or the journal may be an older copy.
 
     **Raises:** `UserError` for a change outside the markers, or one that the guard refuses.
     """
-    path = run_dir / "protocol.md"
+    path = run.path / "protocol.md"
     text = _read(path)
-    if not text.strip() or text == state.protocol or text in known:
+    if not text.strip() or text == state.protocol or _digest(text) == run.facts.get("protocol"):
         return None
     remedy = f"undo the change, or delete {path} to have the run's own version written again"
     try:
