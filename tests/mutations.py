@@ -230,7 +230,7 @@ MUTATIONS = (
         "search/run/session.py",
         'place = {"node": node.id, "parent": node.parent,',
         'place = {"node": node.id, "parent": ROOT,',
-        "search/test_loop.py",
+        "search/test_loop.py::test_failed_nodes_do_not_stop_the_run",
     ),
     Mutation(
         "the best node of another block",
@@ -275,7 +275,7 @@ MUTATIONS = (
         "search/journal/journal.py",
         "        return redact(value)\n    if value is None",
         "        return value\n    if value is None",
-        "search/test_secrets.py",
+        "search/test_secrets.py::test_the_journal_lets_no_key_through",
     ),
     Mutation(
         "text files hold keys",

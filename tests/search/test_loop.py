@@ -118,6 +118,8 @@ def test_failed_nodes_do_not_stop_the_run(tmp_path):
     assert out.status == "finished" and len(state.nodes) == 18
     assert state.nodes[2].status == "failed" and "step 12" in state.nodes[2].reason and state.nodes[2].metrics is None
     assert "no result" in state.nodes[4].reason
+    ends = [e for e in read_journal(tmp_path) if e["event"] in ("node_failed", "node_finished")]
+    assert [(e["node"], e["parent"]) for e in ends] == [(n.id, n.parent) for n in state.nodes.values()]
     assert state.nodes[7].status == "finished" and state.nodes[7].reward is None
     assert "connectivity_R2=null" in (tmp_path / "analysis.md").read_text()
     everything = go(tmp_path / "all", experiment(**SMALL), trainer=lambda plan: {}).state

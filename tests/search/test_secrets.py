@@ -7,7 +7,7 @@ from support.messages_api_server import KEY, MessagesServer, Player, error, prom
 from support.search_landscape import TEMPLATE, evaluate, experiment
 
 from flyjax.report.html import write_report
-from flyjax.search.journal.journal import read_journal
+from flyjax.search.journal.journal import Journal, read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.llm.proposer import LLMProposer
 from flyjax.search.loop import SearchCallbacks, run_loop
@@ -118,6 +118,13 @@ def test_a_person_who_pastes_it(monkeypatch, tmp_path, secret):
     assert [e["by"] for e in state.edits] == ["user"] and f"- {REDACTED}" in state.protocol
     write_report(folder)
     check(folder, *sent, repr(state), preview(exp, folder, template, ("DAVIS",), "llm"))
+
+
+def test_the_journal_lets_no_key_through(tmp_path):
+    with Journal(tmp_path) as journal:
+        event = journal.append("run_paused", reason=forms(KEY), raw={OTHER: [tmp_path / KEY]})
+    assert event["reason"] == [REDACTED] * len(forms(KEY)) and list(event["raw"]) == [REDACTED]
+    check(tmp_path, event)
 
 
 def test_a_key_in_the_protocol_of_a_run_that_goes_on(tmp_path):
