@@ -30,7 +30,8 @@ own; the config file changes one only where the file was edited; --set search.ma
 search.n_blocks takes effect at the end of a block. search.max_nodes, max_wall_s, target and patience may end a run
 inside a block, which has no summary until a higher limit continues it.
 
-Exit code 0: finished, or not approved; 2: an error or a spent budget, in one line; 130: Ctrl-C.
+Exit code 0: finished, or not approved; 2: an error or a spent budget, in one line; 130: Ctrl-C; 143, 129, 138: SIGTERM,
+SIGHUP, SIGUSR1. A signal saves the training at the end of its chunk of 250 steps.
 """
 
 

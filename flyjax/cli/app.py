@@ -12,6 +12,9 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import typer
@@ -20,6 +23,8 @@ from flyjax.utils.environment import cache_dir
 from flyjax.utils.errors import user_message
 from flyjax.utils.secrets import RedactedStream
 from flyjax.utils.signals import interruptible
+
+log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 #: A failed process ends after so many seconds even where a library's threads have not.
@@ -58,18 +63,24 @@ def enable_compilation_cache() -> None:
 
     JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables it.
     """
-    disabled = os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false")
-    if disabled or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return
-    folder = compilation_cache()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # works without a cache, but compiles each time
-        return
-    if os.access(folder, os.W_OK):
-        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    with suppress(OSError, RuntimeError):  # no home, or not writable: works without, but compiles each time
+        folder = Path(given) if given else compilation_cache()
+        if not given:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK):
+                return
+            os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+            os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
+            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        for program in folder.glob("*-cache"):  # JAX stores nothing more beside a damaged one
+            accessed = program.with_name(program.name.removesuffix("-cache") + "-atime")
+            if not program.stat().st_size:
+                program.unlink()
+            elif os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "-1") != "-1" and not accessed.is_file():
+                accessed.write_bytes(time.time_ns().to_bytes(8, "little"))
 
 
 def prepare_devices() -> None:
@@ -89,10 +100,27 @@ def configure_logging() -> None:
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
     for name in ("orbax", "absl", "asyncio"):  # a failed save raises an exception as well
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.showwarning = _show_once()
     own = logging.getLogger("flyjax")
     own.propagate = False  # libraries add a handler to the root logger
     assert logging.lastResort is not None
     own.addHandler(logging.lastResort)  # writes to the current sys.stderr, which a live display may replace
+
+
+def _show_once() -> Callable[..., None]:
+    """Shows Python's warnings as plain lines, one of a kind: libraries repeat them with other details."""
+    shown = set()
+
+    def show(message, category, *place, **options) -> None:
+        text = " ".join(str(message).split())
+        if (kind := text[:40]) not in shown:
+            shown.add(kind)
+            remedy = ""
+            if "compilation cache" in text and (folder := os.environ.get("JAX_COMPILATION_CACHE_DIR")):
+                remedy = f"; nothing is lost, but remove {folder} if it stays so"
+            log.warning("warning: %s%s", text[:200], remedy)
+
+    return show
 
 
 def make_app(rich_markup_mode=None) -> typer.Typer:
@@ -101,12 +129,13 @@ def make_app(rich_markup_mode=None) -> typer.Typer:
 
 
 def _end_soon(code: int) -> None:
-    """End the process `PATIENCE_S` after its main thread, whatever the other threads do."""
+    """End the process `PATIENCE_S` after its main thread, although other threads would keep it."""
 
     def end() -> None:
         threading.main_thread().join()
         time.sleep(PATIENCE_S)
-        os._exit(code)
+        if any(thread.is_alive() and not thread.daemon for thread in threading.enumerate()):
+            os._exit(code)
 
     threading.Thread(target=end, daemon=True).start()
 

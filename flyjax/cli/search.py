@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from flyjax.search.proposers import resolve_name
 from flyjax.search.run.opening import check_free, has_begun
 from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
 from flyjax.search.run.status import limits_text, remaining, remaining_text, spent_text
+from flyjax.training import Progress
 from flyjax.training.loggers import make_logger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
@@ -49,15 +51,28 @@ class SearchDriver:
         done = plan.number - 1
         total = done + (remaining(self.experiment, self.state)[1] if self.state is not None else 1)
         with self.progress.iteration(title, [n.id for n in plan.nodes], done, total) as (on_progress, on_stage):
+            self._check_time()
+
+            def report(progress: Progress) -> None:
+                on_progress(progress)
+                self._check_time()
+
             return train_nodes(
                 self.experiment,
                 specs,
                 self.run_dir,
                 simulation=updated_simulation(self.experiment, plan.simulation),
-                on_progress=on_progress,
+                on_progress=report,
                 on_stage=on_stage,
                 logger=self.logger,
             )
+
+    def _check_time(self) -> None:
+        """**Raises:** `UserError` where the run has worked as long as it may; the training goes on from here."""
+        limit, state = self.experiment.search.max_wall_s, self.state
+        if limit is not None and state is not None and state.last_time is not None:
+            if state.wall_s + time.time() - state.last_time > limit:
+                raise UserError(f"search.max_wall_s={limit:g} reached in an iteration: it is saved; raise it to go on")
 
     def on_event(self, event: Mapping[str, Any], state: State) -> None:
         """Print proposals that were replaced and edits of the protocol."""

@@ -29,3 +29,8 @@ def cache_dir() -> Path:
     """The user's cache folder of flyjax: compiled programs and downloaded models."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "flyjax"
+
+
+def jax_platforms() -> str:
+    """JAX_PLATFORMS: the kinds of device that JAX is to use; empty for what there is."""
+    return os.environ.get("JAX_PLATFORMS", "")

@@ -6,9 +6,13 @@ import difflib
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from flyjax.utils import environment
 
 from flyjax.utils.secrets import redact
 
@@ -54,12 +58,16 @@ _FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, er
 def user_message(error: BaseException) -> str | None:
     """One line for an error that the user can fix, None for any other.
 
-    Besides `UserError` these are a full disk, exhausted memory and a file that cannot be used. Orbax raises plain
+    Besides `UserError` these are a device that is not there, a full disk, exhausted memory and a file that cannot be used. Orbax raises plain
     ValueErrors and jaxlib RuntimeErrors for them, so that only the text of the message identifies them.
     """
     if isinstance(error, UserError):
         return str(error)
     text = " ".join(str(error).split())
+    if "Unable to initialize backend" in text or _is_from(error, "xla_bridge.py"):
+        asked = environment.jax_platforms()
+        where = f"for JAX_PLATFORMS={asked}" if asked else f"({text[:200]})"
+        return f"JAX finds no device {where}: set JAX_PLATFORMS=cpu, or unset it to use what this machine has"
     file = getattr(error, "filename2", None) or getattr(error, "filename", None)
     code = re.search(r"os_error_code='(\d+)'", text)  # in messages of tensorstore, which orbax uses
     number = int(code[1]) if code else getattr(error, "errno", None)
@@ -80,6 +88,11 @@ def user_message(error: BaseException) -> str | None:
         what = f"{file} ({getattr(error, 'strerror', '')})" if file else f"a file ({text[:200]})"
         return f"cannot use {what}: correct it and run the same command again, or choose another place"
     return None
+
+
+def _is_from(error: BaseException, file: str) -> bool:
+    frames = traceback.extract_tb(error.__traceback__)
+    return bool(frames) and Path(frames[-1].filename).name == file
 
 
 @contextmanager

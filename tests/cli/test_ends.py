@@ -85,3 +85,65 @@ def test_a_run_whose_output_is_lost_goes_on(tmp_path, root, output):
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(["bash", "-c", call], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "") and (tmp_path / "end").exists()
+
+
+CACHED = """
+from flyjax.cli import app as cli
+
+app = cli.make_app()
+
+@app.command()
+def main(n: int):
+    cli.prepare_devices()
+    import jax
+    for k in range(n):
+        jax.jit(lambda x: x * (k + 2.5))(1.0).block_until_ready()
+
+cli.run(app)
+"""
+
+
+def test_a_damaged_cache_of_programs_is_repaired_and_a_lost_one_is_one_line(tmp_path, root):
+    (tmp_path / "program.py").write_text(CACHED, encoding="utf-8")
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment = outside | {
+        "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }  # fmt: skip
+
+    def run(n, **more):
+        call = [sys.executable, "program.py", str(n)]
+        done = subprocess.run(call, cwd=tmp_path, env=environment | more, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout == ""
+        return done.stderr
+
+    def programs():
+        return {path for path in (tmp_path / "cache").rglob("*-cache")}
+
+    assert run(2) == ""
+    first, second = sorted(programs())[:2]
+    for path in (tmp_path / "cache").rglob("*-atime"):
+        path.unlink()
+    first.write_bytes(b"")
+    before = len(programs())
+    assert run(4) == "" and len(programs()) == before + 2 and first.stat().st_size > 0
+    for path in programs():
+        path.write_bytes(b"damaged")
+    lines = run(4).splitlines()
+    assert len(lines) == 1 and str(first.parent) in lines[0]
+    (tmp_path / "file").touch()
+    assert run(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ""
+    assert len(run(4, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "x")).splitlines()) <= 1
+
+
+@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(tmp_path, root, platform):
+    if platform == "cuda" and any(os.path.exists(f"/dev/nvidia{k}") for k in range(16)):
+        pytest.skip("there is one")
+    for call in (["meta_loop.py", "--dry-run"], ["train.py", "--run", "run"]):
+        done = subprocess.run(
+            [sys.executable, str(root / "scripts" / call[0]), *call[1:]], cwd=tmp_path,
+            env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and platform in done.stderr
+        assert "JAX_PLATFORMS=cpu" in done.stderr

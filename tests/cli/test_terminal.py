@@ -5,6 +5,7 @@ import importlib
 import io
 import logging
 import sys
+import time
 
 import pytest
 import yaml
@@ -262,6 +263,23 @@ def test_a_pause_says_what_was_spent(call, monkeypatch):
     code, out, err = call()
     assert code == 2 and out.splitlines()[-1].startswith("paused after 0 nodes, ")
     assert err.startswith("error: the disk is full") and len(err.splitlines()) == 1
+
+
+def test_an_iteration_that_takes_too_long_pauses_and_can_go_on(call, tmp_path, monkeypatch):
+    def slow(experiment, specs, run_dir, *, on_progress, **options):
+        time.sleep(0.5)
+        on_progress(Progress(0, 1, 250, 1000, 1.0, 0))
+        return trained(experiment, specs, run_dir, on_progress=on_progress, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_search, "train_nodes", slow)
+        for _ in range(2):
+            code, _, err = call("--set", "search.max_wall_s=0.4")
+            assert code == 2 and len(err.splitlines()) == 1 and "search.max_wall_s=0.4" in err
+            events = [e["event"] for e in read_journal(tmp_path / "run")]
+            assert events[-1] == "run_paused" and "node_finished" not in events
+    code, out, _ = call("--set", "search.max_wall_s=1000")
+    assert code == 0 and "finished: 2 blocks done" in out
 
 
 ORBAX = (
