@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.utils import environment
-
 from flyjax.utils.secrets import redact
 
 
