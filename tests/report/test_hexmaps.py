@@ -4,6 +4,7 @@ import subprocess
 import sys
 import warnings
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,8 +104,9 @@ def test_a_film_has_a_clock_and_the_scale_of_its_colours(made_up):
 
 
 def test_films_are_written_and_read_without_a_warning(made_up, tmp_path):
-    """JAX warns of every fork of its process."""
+    """JAX warns of every fork of its process, once it has started."""
     pytest.importorskip("imageio_ffmpeg")
+    jax.devices()
     film = films.film_frames(VoltageMaps(made_up[0]), 0, 10)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
