@@ -204,41 +204,28 @@ def reruns(state: State, node: Node) -> list[Node]:
     return [n for n in state.block_nodes(node.block) if n.config == node.config]
 
 
-@dataclass(frozen=True)
-class _Repetitions:
-    """Trainings of one configuration in a block: seeds of a node, and nodes of the configuration."""
-
-    nodes: tuple[Node, ...]
-
-    @property
-    def freedom(self) -> int:
-        return sum(_seeds(node) for node in self.nodes) - 1
-
-    @property
-    def mean(self) -> float:
-        return sum(_seeds(n) * (n.reward or 0.0) for n in self.nodes) / (self.freedom + 1)
-
-    @property
-    def squares(self) -> float:
-        """Sum of the squared deviations of all seeds from their mean, within the nodes and between them."""
-        within = sum((_seeds(n) - 1) * n.spread.get("std", 0.0) ** 2 for n in self.nodes)
-        return within + sum(_seeds(n) * ((n.reward or 0.0) - self.mean) ** 2 for n in self.nodes)
-
-
 def _seeds(node: Node) -> int:
     return int(node.spread.get("n", 1))
 
 
-def _repetitions(state: State, block: int) -> list[_Repetitions]:
-    """The block's configurations that were trained more than once.
+def _repetitions(state: State, block: int) -> list[tuple[list[Node], float, float, int]]:
+    """(nodes, mean, sum of squares, degrees of freedom) of each configuration of a block that was trained repeatedly.
 
-    A node with a failed seed is left out: how often a configuration fails says nothing on the spread of the others.
+    The squares are those of all seeds, within a node and between nodes. A node with a failed seed is left out: how
+    often a configuration fails says nothing on the spread of the others.
     """
     groups: dict[tuple, list[Node]] = {}
     for node in state.block_nodes(block):
         if node.reward is not None and not node.spread.get("failed_seeds"):
             groups.setdefault(tuple(sorted(node.config.items())), []).append(node)
-    return [found for nodes in groups.values() if (found := _Repetitions(tuple(nodes))).freedom]
+    out = []
+    for nodes in groups.values():
+        known = [(_seeds(n), n.reward or 0.0, n.spread.get("std", 0.0)) for n in nodes]
+        count = sum(n for n, _, _ in known)
+        mean = sum(n * reward for n, reward, _ in known) / count
+        squares = sum((n - 1) * std**2 + n * (reward - mean) ** 2 for n, reward, std in known)
+        out.append((nodes, mean, squares, count - 1))
+    return [found for found in out if found[-1]]
 
 
 def noise_estimate(state: State, block: int) -> tuple[float | None, int]:
@@ -249,14 +236,13 @@ def noise_estimate(state: State, block: int) -> tuple[float | None, int]:
     poor configurations spread more. The root is used only where nothing else was repeated.
     """
     found = _repetitions(state, block)
-    found = [r for r in found if all(n.strategy != ROOT for n in r.nodes)] or found
-    best = max((r.mean for r in found), default=0.0)
-    found = [r for r in found if r.mean >= best - COMPARABLE]
-    freedom = sum(r.freedom for r in found)
-    if not freedom:
-        return None, 0
+    found = [f for f in found if all(n.strategy != ROOT for n in f[0])] or found
+    best = max((mean for _, mean, _, _ in found), default=0.0)
+    found = [f for f in found if f[1] >= best - COMPARABLE]
+    freedom = sum(f[-1] for f in found)
     per_node = state.experiment.get("training", {}).get("n_seeds", 1)
-    return math.sqrt(sum(r.squares for r in found) / freedom / per_node), freedom
+    floor = math.sqrt(sum(squares for _, _, squares, _ in found) / freedom / per_node) if freedom else None
+    return floor, freedom
 
 
 def noise_floor(state: State, block: int) -> float | None:
@@ -269,10 +255,11 @@ def clear_gain(state: State, block: int, *nodes: Node) -> float:
 
     Twice the noise floor, or twice the noise of one of the compared `nodes` where its own repetitions spread more.
     """
+    compared = {node.id for node in nodes}
     own = [
-        math.sqrt(r.squares / r.freedom / _seeds(node))
-        for r in _repetitions(state, block)
-        for node in r.nodes
-        if node.id in {n.id for n in nodes}
+        math.sqrt(squares / freedom / _seeds(node))
+        for same, _, squares, freedom in _repetitions(state, block)
+        for node in same
+        if node.id in compared
     ]
     return 2 * max([noise_floor(state, block) or 0.0, *own])
