@@ -14,10 +14,14 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, Int32
 
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import UserError, reading
 
 CONNECTOME_FILE = Path(__file__).parent / "data" / "fib25-fib19_v2.2.json"
 CONNECTOME_SHA256 = "bfbb0766251ff09e22723d0ebbf7b14793e70b3ae8ad0eea64eac9d28223351a"
+
+
+_MAX_OFFSET = 1_000  # columns; the largest lattice has a diameter of 31
+_MAX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,8 @@ def _parse(path: Path, text: bytes) -> ConnectomeSpecs:
         for spec in data["edges"]:
             pair = index[spec["src"]], index[spec["tar"]]
             listed = np.array([offset for offset, _ in spec["offsets"]], np.int32).reshape(-1, 2)
+            if np.abs(listed).max(initial=0) > _MAX_OFFSET:
+                raise ValueError(f"an offset of more than {_MAX_OFFSET} columns")
             filled = fill_hull(listed) if len(listed) >= 3 else np.zeros((0, 2), np.int32)
             offsets = np.concatenate([listed, filled])
             counts = np.array([n for _, n in spec["offsets"]] + [1] * len(filled), np.float32)
@@ -105,13 +111,19 @@ def _parse(path: Path, text: bytes) -> ConnectomeSpecs:
                 keys += [(len(pairs) - 1, *pair, *offset) for offset in offsets[possible].tolist()]
                 key_n_syn += counts[possible].tolist()
         inputs, outputs = tuple(data["input_units"]), tuple(data["output_units"])
+        table = np.array(keys, np.int32).reshape(-1, 5)
+        if not all(isinstance(name, str) for name in names) or len(index) != len(names):
+            raise ValueError("names of cell types are not unique texts")
+        if not keys or not inputs or not {*inputs, *outputs} <= set(names):
+            raise ValueError("it has no edges, or input_units and output_units do not name cell types")
+        if not np.isfinite(key_n_syn).all() or min(key_n_syn) < 0 or not set(pair_sign) <= {-1, 1}:
+            raise ValueError("numbers of synapses must be finite and at least 0, alpha -1 or 1")
     except UserError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except Exception as error:
         raise UserError(f"{path} is not a flyvis connectome file: {type(error).__name__}: {error}") from None
     if len(set(pairs)) != len(pairs):
         raise UserError(f"{path}: a pair of cell types is listed twice")
-    table = np.array(keys, np.int32)
     return ConnectomeSpecs(
         cell_types=names,
         strides=strides,
@@ -133,7 +145,10 @@ def read_specs(path: Path, sha256: str | None) -> ConnectomeSpecs:
     if not path.is_file():
         remedy = "reinstall flyjax or take it from the flyvis 1.2.0 wheel" if sha256 else "give another path"
         raise UserError(f"no connectome file {path}: {remedy}")
-    text = path.read_bytes()
+    with reading(path, "give another path"):
+        if path.stat().st_size > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES:,} bytes")
+        text = path.read_bytes()
     if sha256 and (found := hashlib.sha256(text).hexdigest()) != sha256:
         raise UserError(
             f"{path} was changed (SHA-256 {found[:12]}…, expected {sha256[:12]}…): restore it (git checkout) or "

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from flyjax.circuit.connectome import Connectome
-from flyjax.circuit.torch_checkpoint import read_torch_checkpoint
-from flyjax.utils.errors import UserError
+from flyjax.circuit.torch_checkpoint import read_torch_checkpoint, unpacked_sizes
+from flyjax.utils.errors import UserError, reading
 
 
 class Parameters(NamedTuple):
@@ -163,16 +163,10 @@ def read_flyvis(c: Connectome, path: str | Path) -> TypeParameters:
         path = path / "best_chkpt"
     if not path.is_file():
         raise UserError(f"no flyvis parameters at {path}; scripts/fetch_flyvis.py gets the official checkpoints")
-    try:
+    with reading(path, "it is neither a flyvis checkpoint nor an .npz of flyvis parameters, or is torn"):
         with zipfile.ZipFile(path) as archive:
-            is_npz = any(name.endswith(".npy") for name in archive.namelist())
+            is_npz = any(name.endswith(".npy") for name in unpacked_sizes(archive))
         types = (_from_npz if is_npz else _from_torch)(c, path)
-    except zipfile.BadZipFile:
-        raise UserError(f"{path} is neither an .npz nor a torch zip checkpoint, or is torn") from None
-    except UserError:
-        raise
-    except (KeyError, ValueError, IndexError) as error:
-        raise UserError(f"{path} cannot be read as flyvis parameters: {error}") from None
     for name, array in zip(types._fields, types):
         if array is not None and not np.isfinite(array).all():
             raise UserError(f"{path}: {name} contains NaN or infinite values")
@@ -191,4 +185,7 @@ def load_flyvis_parameters(c: Connectome, path: str | Path) -> Parameters:
     **Raises:** `UserError`, see `read_flyvis`.
     """
     types = read_flyvis(c, path)
-    return expand(c, types.bias, types.tau, types.syn_strength, n_syn=types.n_syn)
+    p = expand(c, types.bias, types.tau, types.syn_strength, n_syn=types.n_syn)
+    if not np.isfinite(p.weight).all():
+        raise UserError(f"{path}: products of synapse count and strength overflow float32")
+    return p

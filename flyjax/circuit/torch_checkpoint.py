@@ -31,8 +31,18 @@ _STORAGES = {
     "ByteStorage": "u1",
     "BoolStorage": "?",
 }
-_MAX_PICKLE = 16 << 20  # bytes; an official checkpoint's pickle has a few kB
-_MAX_STORAGE = 1 << 30
+_MAX_BYTES = 256 << 20  # of all that is in a file, unpacked; an official checkpoint has 49 kB
+
+
+def unpacked_sizes(archive: zipfile.ZipFile) -> dict[str, int]:
+    """Bytes of each file in an archive.
+
+    **Raises:** `ValueError` where they are more than any parameter file needs, before anything is unpacked.
+    """
+    sizes = {info.filename: info.file_size for info in archive.infolist()}
+    if sum(sizes.values()) > _MAX_BYTES:
+        raise ValueError(f"it unpacks to {sum(sizes.values()):,} bytes, more than {_MAX_BYTES:,}")
+    return sizes
 
 
 class _Refused(Exception):
@@ -119,20 +129,18 @@ def read_torch_checkpoint(path: str | Path) -> dict:
     path = Path(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
+            sizes = unpacked_sizes(archive)
             pickles = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
             if len(pickles) != 1:
                 raise UserError(f"{path} is not a torch checkpoint: {len(pickles)} data.pkl in it, expected one")
             prefix = pickles[0].removesuffix("data.pkl")
-            if sizes[pickles[0]] > _MAX_PICKLE:
-                raise _Refused(f"a pickle of {sizes[pickles[0]]:,} bytes")
             if prefix + "byteorder" in sizes and archive.read(prefix + "byteorder") != b"little":
                 raise _Refused("big-endian storages")
             storages: dict[str, np.ndarray] = {}
 
             def storage(dtype: np.dtype, key: str, n: int) -> np.ndarray:
                 name = f"{prefix}data/{key}"
-                if sizes.get(name, -1) != n * dtype.itemsize or sizes[name] > _MAX_STORAGE:
+                if sizes.get(name, -1) != n * dtype.itemsize:
                     raise _Refused(f"storage {key!r} of {sizes.get(name, 0):,} bytes, announced as {n} {dtype}")
                 if name not in storages:
                     storages[name] = np.frombuffer(archive.read(name), dtype.newbyteorder("<"))

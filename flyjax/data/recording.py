@@ -39,6 +39,7 @@ from flyjax.data.splits import measurement_noise_std, storage_dtype, stores_deri
 from flyjax.ground_truth import learner_view
 from flyjax.simulation import derivative
 from flyjax.utils import array_store
+from flyjax.utils.errors import reading
 
 CHUNK = 1000  # frames per compiled call
 
@@ -249,22 +250,23 @@ def load_recording(path: str | Path) -> Recording:
 
     **Raises:** `UserError`, one line, if there is none, or it is torn, edited or of another format.
     """
-    arrays, meta = array_store.read_store(path)
-    simulation = Simulation.model_validate(meta["simulation"])
-    if "connectome" in meta:
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["connectome"].items()}
-        fields |= {k.partition(".")[2]: v for k, v in arrays.items() if k.startswith("connectome.")}
-        connectome = Connectome(**fields)
-    else:
-        connectome = circuit.build_connectome(simulation.extent)
-    parameters = Parameters(*(jnp.asarray(arrays[f"parameters.{k}"]) for k in Parameters._fields))
-    fields = {name: meta[name] for name in _META} | {"parts": tuple(Part(*part) for part in meta["parts"])}
-    return Recording(
-        voltage=arrays["voltage"].astype(np.float32, copy=False),
-        luminance=arrays["luminance"],
-        final=arrays["final"],
-        simulation=simulation,
-        stored_derivative=arrays.get("derivative"),
-        **learner_view(simulation, (connectome, parameters)),
-        **fields,
-    )
+    with reading(path, "delete the folder and record again"):
+        arrays, meta = array_store.read_store(path)
+        simulation = Simulation.model_validate(meta["simulation"])
+        if "connectome" in meta:
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in meta["connectome"].items()}
+            fields |= {k.partition(".")[2]: v for k, v in arrays.items() if k.startswith("connectome.")}
+            connectome = Connectome(**fields)
+        else:
+            connectome = circuit.build_connectome(simulation.extent)
+        parameters = Parameters(*(jnp.asarray(arrays[f"parameters.{k}"]) for k in Parameters._fields))
+        fields = {name: meta[name] for name in _META} | {"parts": tuple(Part(*part) for part in meta["parts"])}
+        return Recording(
+            voltage=arrays["voltage"].astype(np.float32, copy=False),
+            luminance=arrays["luminance"],
+            final=arrays["final"],
+            simulation=simulation,
+            stored_derivative=arrays.get("derivative"),
+            **learner_view(simulation, (connectome, parameters)),
+            **fields,
+        )

@@ -116,3 +116,34 @@ def test_the_network_cannot_be_changed_by_accident():
     assert c is build_connectome(1)
     with pytest.raises(ValueError):
         c.senders[0] = 3
+
+
+def changed(data, change):
+    node, edge = data["nodes"][0], data["edges"][0]
+    if change == "deep":
+        return "[" * 100_000
+    match change:
+        case "unknown input":
+            data["input_units"] = ["R99"]
+        case "no edges":
+            data["edges"] = []
+        case "far":
+            edge["offsets"] = [[[10**6, 0], 1]]
+        case "count":
+            edge["offsets"][0][1] = float("nan")
+        case "sign":
+            edge["alpha"] = 3
+        case "name":
+            data["nodes"].append(dict(node))
+        case "pattern":
+            node["pattern"] = None
+    return json.dumps(data)
+
+
+@pytest.mark.parametrize("change", ["unknown input", "no edges", "far", "count", "sign", "name", "pattern", "deep"])
+def test_a_connectome_that_is_none_is_refused(tmp_path, change):
+    path = tmp_path / "own.json"
+    path.write_text(changed(json.loads(CONNECTOME_FILE.read_text()), change))
+    with pytest.raises(UserError) as error:
+        build_connectome(1, path)
+    assert "\n" not in str(error.value)

@@ -283,3 +283,41 @@ def test_every_cut_of_a_checkpoint_is_one_clear_line(tmp_path):
             load_flyvis_parameters(c, tmp_path / "cut")
         except UserError as error:
             assert "\n" not in str(error)
+
+
+# --- damage -------------------------------------------------------------------------------------
+
+
+def test_a_mutant_of_a_parameter_file_is_read_or_refused(sampled, tmp_path):
+    c, original, path = build_connectome(0), sampled.read_bytes(), tmp_path / "mutant.npz"
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        data = bytearray(original)
+        for at in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[at] = rng.integers(256)
+        path.write_bytes(bytes(data[: rng.integers(len(data))] if rng.random() < 0.2 else data))
+        try:
+            p = load_flyvis_parameters(c, path)
+        except UserError as error:
+            assert "mutant.npz" in str(error) and "\n" not in str(error)
+        else:
+            assert all(np.isfinite(a).all() for a in p)
+
+
+@pytest.mark.parametrize("member", ["bias.npy", "archive/data.pkl"])
+def test_a_file_that_unpacks_to_much_is_refused_before_it_is(tmp_path, member):
+    path = tmp_path / "bomb"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as file:
+        for _ in range(300):
+            file.write(bytes(1 << 20))
+    with pytest.raises(UserError, match="bomb.*bytes"):
+        read_flyvis(build_connectome(0), path)
+
+
+def test_weights_that_overflow_are_refused(sampled, tmp_path):
+    with np.load(sampled) as z:
+        data = {k: z[k] for k in z.files}
+    data["edge_syn_strength"] = np.full_like(data["edge_syn_strength"], 3e38)
+    np.savez(tmp_path / "large.npz", **data)
+    with pytest.raises(UserError, match="large.npz"):
+        load_flyvis_parameters(build_connectome(0), tmp_path / "large.npz")
