@@ -94,12 +94,12 @@ def train_candidates(
     model = model or Model()
     recordings: Any
     if isinstance(simulation_or_recording, Recording):
-        recordings = _SingleRecording(simulation_or_recording)
         check_readable(model)
         learner = make_learner(simulation_or_recording.connectome, model)
+        recordings = _SingleRecording(simulation_or_recording)
     else:
-        recordings = Recordings(simulation_or_recording)
         learner = learner_for(simulation_or_recording, model)
+        recordings = Recordings(simulation_or_recording)
     _ = recordings.test  # a stimulus that is missing is an error before the training
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)

@@ -171,3 +171,33 @@ def test_every_recording_of_a_simulation_has_a_held_out_one(changes):
     rec = flyjax.record(SIMULATION.model_copy(update={**changes, "voltage_dtype": "float16"}), 0.1, seed=3)
     test = held_out(rec)
     assert test.connectome == rec.connectome and test.origin["circuit"] == rec.origin["circuit"]
+
+
+@pytest.fixture
+def jax_flag():
+    """Set a flag of JAX for one test."""
+    before = {}
+
+    def set_flag(name, value):
+        before.setdefault(name, jax.config.values[name])
+        jax.config.update(name, value)
+
+    yield set_flag
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_double_precision_changes_no_number(jax_flag, recordings, first):
+    jax_flag("jax_enable_x64", True)
+    rec = flyjax.record(SIMULATION, 0.1)
+    assert rec.voltage.dtype == np.float32
+    np.testing.assert_allclose(rec.voltage, recordings[0].voltage, atol=1e-5)
+    (result,) = flyjax.train_candidates(rec, [CANDIDATE], seeds=[0], model=MODEL)
+    np.testing.assert_allclose(result.trained[0].losses, first[0].trained[0].losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize("flag", ["jax_debug_nans", "jax_debug_infs"])
+def test_stopping_at_nan_is_refused_before_the_training(jax_flag, recordings, flag):
+    jax_flag(flag, True)
+    with pytest.raises(UserError, match=flag.upper()):
+        flyjax.train_candidates(recordings[0], [CANDIDATE], seeds=[0], model=MODEL)

@@ -23,7 +23,7 @@ def process_noise_key(simulation: Simulation, seed: int):
 
 @partial(jax.jit, static_argnames="n")
 def _normal(key, frames, n: int):
-    return jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), (n,)))(frames)
+    return jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), (n,), jnp.float32))(frames)
 
 
 def measurement_noise(

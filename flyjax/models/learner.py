@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,6 +17,9 @@ from flyjax.models.gnn import GNN, PairGNN
 from flyjax.models.graph_network import GraphsTuple, make_graph, neuron_stimulus
 from flyjax.models.known_ode import KnownODE
 from flyjax.models.message_passing import MessagePassing
+from flyjax.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 VARIANTS: dict[str, type[MessagePassing]] = {
     "A": GNN,
@@ -97,5 +101,16 @@ class Learner:
 
 
 def make_learner(connectome: Connectome, config: Model, segment_rows: int | None = None) -> Learner:
-    """The learner that a configuration names; by default segments suit the default backend."""
+    """The learner that a configuration names; by default segments suit the default backend.
+
+    **Raises:** `UserError` where JAX would stop at a NaN, which marks steps not taken and trainings that diverged.
+    """
+    if jax.config.values["jax_debug_nans"] or jax.config.values["jax_debug_infs"]:
+        raise UserError(
+            "JAX_DEBUG_NANS or JAX_DEBUG_INFS is set, but NaN and infinity mark steps that are not taken and trainings "
+            "that diverged: unset it"
+        )
+    if jax.config.values["jax_enable_x64"]:
+        log.warning("flyjax trains in float32: JAX_ENABLE_X64 is switched off in this process")
+        jax.config.update("jax_enable_x64", False)
     return Learner(connectome, config, segment_rows or chunked_map.segment_rows(jax.default_backend()))

@@ -41,7 +41,9 @@ class MessagePassing(nnx.Module):
     field: Any  #: the `Field` that replaces an unknown stimulus, or None
 
     def __init__(self, n_neurons: int, n_edges: int, config: Model, segment_rows: int, rngs: nnx.Rngs):
-        self.W = nnx.Param(jax.random.normal(rngs.params(), (n_edges,)) / np.sqrt(n_edges).astype(np.float32))
+        self.W = nnx.Param(
+            jax.random.normal(rngs.params(), (n_edges,), "float32") / np.sqrt(n_edges).astype(np.float32)
+        )
         self.segment_rows = segment_rows
 
     def update_fn(self) -> Stateful:

@@ -72,11 +72,11 @@ class Field(nnx.Module):
         rows = int(nodes(config).sum())
         self.tables = nnx.Param(
             jax.random.uniform(
-                rngs.params(), (rows, config.field_features), minval=-INITIAL_SCALE, maxval=INITIAL_SCALE
+                rngs.params(), (rows, config.field_features), jnp.float32, minval=-INITIAL_SCALE, maxval=INITIAL_SCALE
             )
         )
         scale = (n_time + n_place) ** -0.5
-        self.from_time = nnx.Param(scale * jax.random.normal(rngs.params(), (n_time, width)))
+        self.from_time = nnx.Param(scale * jax.random.normal(rngs.params(), (n_time, width), jnp.float32))
         self.from_place = nnx.Linear(n_place, width, kernel_init=lambda *a: scale * jax.random.normal(*a), rngs=rngs)
         self.hidden = nnx.Linear(width, width, rngs=rngs)
         self.readout = nnx.Linear(width, 1, rngs=rngs)

@@ -68,7 +68,7 @@ def solve(
         return _solve_frame_by_frame(kernel, args, solver, stimulus, initial)
     shocks = None
     if noisy:
-        steps = first_step + jnp.arange(luminance.shape[0])
+        steps = first_step + jnp.arange(luminance.shape[0], dtype=jnp.int32)
         shocks = kernel.to_layout(noise * _standard_normal(keys, steps, kernel.c.n_neurons))
 
     def field(t, voltage, args):
@@ -80,9 +80,10 @@ def solve(
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         SOLVERS[solver](),
-        t0=0.0,
+        # float32 also where JAX_ENABLE_X64 is set.
+        t0=jnp.float32(0),
         t1=n_steps.astype(jnp.float32),
-        dt0=1.0,
+        dt0=jnp.float32(1),
         y0=initial,
         args=(args, stimulus, shocks),
         # Neurons only: the grids of some kernels are twice as large.
@@ -109,9 +110,9 @@ def _solve_frame_by_frame(kernel, args, solver: str, stimulus, initial):
         solution = diffrax.diffeqsolve(
             term,
             SOLVERS[solver](),
-            t0=0.0,
-            t1=1.0,
-            dt0=dt0,
+            t0=jnp.float32(0),
+            t1=jnp.float32(1),
+            dt0=jnp.float32(dt0),
             y0=voltage,
             args=(args, stimulus),
             saveat=diffrax.SaveAt(t1=True),
@@ -127,6 +128,6 @@ def _standard_normal(keys, steps, n: int):
     """(T, n, B) noise, each step a function of the key and its number alone; drawn at once, which is 5 times faster."""
 
     def draw(step, key):
-        return jax.random.normal(jax.random.fold_in(key, step), (n,))
+        return jax.random.normal(jax.random.fold_in(key, step), (n,), jnp.float32)
 
     return jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=1), in_axes=(0, None))(steps, keys)

@@ -66,7 +66,7 @@ def draw_frames(static: Static, hparams, state: TrainState, length: int) -> Int[
 
     def draw(offset):
         key = jax.random.fold_in(state.key, state.step + offset)
-        return jax.random.randint(key, (static.batch_size,), 0, hparams["n_starts"])
+        return jax.random.randint(key, (static.batch_size,), 0, hparams["n_starts"], jnp.int32)
 
     frames = jax.vmap(draw)(jnp.arange(length))
     if "holdout_stride" in hparams:  # of every k frames the first k - 1 are trained on
