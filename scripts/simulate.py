@@ -30,7 +30,7 @@ def main(
         str,
         typer.Option(
             help="Stimulus by name: DAVIS, optical_flow, scenes_texture, scenes_flow, scenes_edges, flashes, "
-            "moving_edges, gratings, m_sequence, white_noise, blank, or a mixture a:0.7+b:0.3."
+            "moving_edges, gratings, m_sequence, white_noise, blank, video (own ones), or a mixture a:0.7+b:0.3."
         ),
     ] = "scenes_flow",
     n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
@@ -49,9 +49,11 @@ def main(
         str, typer.Option(help="train or test: other videos, other scenes. A test is noise-free and starts grey.")
     ] = "train",
     frame_rate: Annotated[
-        str, typer.Option(help="Of videos: native (one frame per step), resampled (24/s at 1/dt) or default.")
+        str, typer.Option(help="Of videos: native (one frame per step), resampled (at their own speed) or default.")
     ] = "default",
-    data_path: Annotated[Path | None, typer.Option(help="Folder of the videos. Default: FLYJAX_DATA.")] = None,
+    data_path: Annotated[
+        Path | None, typer.Option(help="Folder of the videos, or a film. Default: FLYJAX_DATA.")
+    ] = None,
     allow_fallback: Annotated[
         bool, typer.Option("--allow-fallback", help="Show a built-in scene where the data set is missing.")
     ] = False,

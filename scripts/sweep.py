@@ -54,11 +54,13 @@ def main(
     """
     prepare_devices()
     from flyjax.cli.console import Console
+    from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
     from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
+    check_stimuli(experiment, dry_run, search=False)
     candidates = sweep_candidates(experiment)
     out, console = run_path(run_dir, experiment.name), Console()
     check(out, "sweep")

@@ -55,6 +55,7 @@ def main(
     """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
     prepare_devices()
     from flyjax.cli.console import Console
+    from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, run_sweep
     from flyjax.utils.run_directory import check, run_path
@@ -62,6 +63,7 @@ def main(
     experiment = load_experiment(config, settings)
     out, console = run_path(run_dir, f"{experiment.name}-train"), Console()
     check(out, "train")
+    check_stimuli(experiment, dry_run, search=False)
     if dry_run:
         console.log(describe(experiment, [experiment.training], memory))
     else:

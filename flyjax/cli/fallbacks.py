@@ -7,27 +7,44 @@ from flyjax.config import Experiment, parse_experiment
 from flyjax.data import SPLITS, stimulus_for_split
 from flyjax.experiments.node import updated_simulation
 from flyjax.search.proposals.space import block_simulation
+from flyjax.stimulus.clips import data_root
+from flyjax.utils.errors import UserError
 
 FALLBACKS = {"DAVIS": "scenes_texture", "optical_flow": "scenes_flow"}
 
 
-def check_stimuli(experiment: Experiment) -> None:
-    """Check the stimuli of both splits of every block before anything is trained.
+def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = True) -> None:
+    """Check the stimuli of both splits, of every block of a `search`, before anything is trained.
 
-    **Raises:** `UserError` that says what to download.
+    A dry run needs no data set where no folder of one is set.
+
+    **Raises:** `UserError` that says what to download, or that nothing uses `simulation.data_path`.
     """
-    for block in range(1, experiment.search.n_blocks + 1):
-        simulation = updated_simulation(experiment, block_simulation(experiment, block))
+    with_files = not dry_run or data_root(experiment.simulation.data_path) is not None
+    span = experiment.search.simulation_ranges.get("visual_input_type") if search else None
+    names, simulations = set(span.values or ()) if span is not None else set(), [experiment.simulation]
+    if search:
+        blocks = range(1, experiment.search.n_blocks + 1)
+        simulations = [updated_simulation(experiment, block_simulation(experiment, block)) for block in blocks]
+    for simulation in simulations:
         for split in SPLITS:
-            stimulus.fingerprint(stimulus_for_split(simulation, split), simulation.data_path)
+            names.add(name := stimulus_for_split(simulation, split))
+            if with_files:
+                stimulus.fingerprint(name, simulation.data_path)
+    if experiment.simulation.data_path and not {part for n in names for part, _ in stimulus.parts_of(n)} & {
+        *stimulus.DATA_SETS
+    }:
+        raise UserError(
+            f"simulation.data_path (--data-path) has no effect, as {experiment.simulation.visual_input_type} needs no "
+            "files: set simulation.visual_input_type=video (--visual-input-type video) to show own videos, or DAVIS or "
+            "optical_flow, or leave data_path out"
+        )
 
 
 def apply_stimulus_fallbacks(
-    experiment: Experiment, allowed: bool, check: bool = True
+    experiment: Experiment, allowed: bool, dry_run: bool = False
 ) -> tuple[Experiment, tuple[str, ...], dict[str, str]]:
     """Replace missing data sets by built-in stimuli where that is `allowed`.
-
-    **Arguments:** `check` is False for a dry run, in which a missing data set is no error.
 
     **Returns:** the experiment, the stimuli available on this machine, and the replacing name of each data set that was
     replaced.
@@ -37,8 +54,7 @@ def apply_stimulus_fallbacks(
     available = stimulus.available(experiment.simulation.data_path)
     missing = {name: used for name, used in FALLBACKS.items() if name not in available} if allowed else {}
     if not missing:
-        if check:
-            check_stimuli(experiment)
+        check_stimuli(experiment, dry_run)
         return experiment, available, {}
     data = experiment.model_dump(mode="json")
     used: dict[str, str] = {}
@@ -49,4 +65,6 @@ def apply_stimulus_fallbacks(
     span = data["search"]["simulation_ranges"].get("visual_input_type")
     if span and span.get("values"):
         span["values"] = list(dict.fromkeys(missing.get(v, v) for v in span["values"]))
-    return parse_experiment(data, "--allow-fallback"), available, used
+    experiment = parse_experiment(data, "--allow-fallback")
+    check_stimuli(experiment, dry_run)
+    return experiment, available, used

@@ -230,7 +230,7 @@ def open_run(
         check_free(run_dir)
     else:
         experiment, config_overrides = resume_experiment(experiment, earlier, config_overrides, settings)
-    experiment, available, fallbacks = apply_stimulus_fallbacks(experiment, allow_fallback, check=not dry_run)
+    experiment, available, fallbacks = apply_stimulus_fallbacks(experiment, allow_fallback, dry_run)
     for missing, used in fallbacks.items():
         console.log(f"{missing} is not on this machine: replaced by {used} (--allow-fallback)")
     changed = changed_settings(earlier, experiment, run_dir) if earlier is not None else {}

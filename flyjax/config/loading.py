@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config.schema import Experiment
+from flyjax.config.search_space import PROTOCOL_SIMULATION_RANGES
 from flyjax.config.strict import SectionError
 from flyjax.config.strict_yaml import read_yaml, read_yaml_file
 from flyjax.utils.errors import UserError, nearest
@@ -54,6 +55,25 @@ def apply_overrides(data: dict, overrides: Iterable[str] | None) -> dict:
     return data
 
 
+def _follow_stimulus(data: dict, overrides: Iterable[str] | None) -> dict:
+    """A stimulus that is chosen by a setting and is not in the range of the search is the only one of the run."""
+    chosen = any(item.partition("=")[0].strip() == "simulation.visual_input_type" for item in overrides or ())
+    search = data.get("search") or {}
+    if not chosen or not isinstance(search, dict):
+        return data
+    spans, name = (
+        search.get("simulation_ranges", dict(PROTOCOL_SIMULATION_RANGES)),
+        data["simulation"]["visual_input_type"],
+    )
+    span = spans.get("visual_input_type") if isinstance(spans, dict) else None
+    values = span.get("values") if isinstance(span, dict) else getattr(span, "values", None)
+    if span is None or name in (values or ()):
+        return data
+    spans = {**spans, "visual_input_type": {"scale": "choice", "values": [name]}}
+    blocks = [{k: v for k, v in b.items() if k != "visual_input_type"} for b in search.get("simulations", ())]
+    return {**data, "search": {**search, "simulation_ranges": spans, "simulations": blocks}}
+
+
 def parse_experiment(data: Any, source: str = "config", settings: Sequence[str] = ()) -> Experiment:
     """Validate a plain dictionary.
 
@@ -81,7 +101,7 @@ def load_experiment(path: str | Path, overrides: Iterable[str] | None = ()) -> E
         return parse_experiment(data, str(path))
     data.pop("made_with", None)  # in the config.yaml of a run
     data.setdefault("name", path.stem)
-    whole = apply_overrides(data, settings)
+    whole = _follow_stimulus(apply_overrides(data, settings), settings)
     try:
         return parse_experiment(whole, str(path), settings)
     except UserError as error:

@@ -52,7 +52,7 @@ class Videos:
 
     def find(self, data_path: str | Path | None) -> Path | None:
         """The folder whose entries are the videos, or the only video; None where there is none."""
-        folder = find_folder(data_path, self.subfolders, lambda p: p.is_dir() and bool(videos(p)))
+        folder = find_folder(data_path, self.subfolders, lambda p: bool(videos(p)))
         return folder or (find_folder(data_path, ("",), is_video) if self.single else None)
 
     def require(self, data_path: str | Path | None) -> Path:
@@ -62,7 +62,7 @@ class Videos:
     def videos(self, data_path: str | Path | None) -> list[Path]:
         """All videos. **Raises:** `UserError` if there are none, or one where two are needed."""
         source = self.require(data_path)
-        found = [source] if is_video(source) and not videos(source) else videos(source)
+        found = videos(source) or [source]
         if len(found) < 2 and not self.single:
             raise UserError(
                 f"{source} contains {len(found)} video: a train and a test split of {self.name} need at least 2; for "

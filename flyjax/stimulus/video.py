@@ -61,6 +61,8 @@ def is_video(path: Path) -> bool:
 
 def videos(folder: Path) -> list[Path]:
     """The videos of a folder by name: subfolders with images in them, and film files."""
+    if not folder.is_dir():
+        return []
     with reading(folder):
         return sorted((p for p in folder.iterdir() if not p.name.startswith(".") and is_video(p)), key=lambda p: p.name)
 
