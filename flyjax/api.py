@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from flyjax.config import Model, Simulation, Training, parse_experiment
@@ -88,7 +89,11 @@ def train_candidates(
     **Raises:** `UserError` for a candidate that does not validate, or a recording without a held-out one
     (`flyjax.data.held_out`), before anything is trained.
     """
-    trainings, own_seeds = [_training(c) for c in candidates], tuple(seeds)
+    if isinstance(candidates, (Mapping, Training)) or not isinstance(candidates, Sequence):
+        raise UserError(f"candidates: a list of settings, for example [{{'batch_size': 2}}]; got {candidates!r:.80}")
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable) or not all(isinstance(s, Integral) for s in seeds):
+        raise UserError(f"seeds: a list of integers, for example [0, 1]; got {seeds!r:.80}")
+    trainings, own_seeds = [_training(c) for c in candidates], tuple(map(int, seeds))
     if not trainings or not own_seeds:
         raise UserError("train_candidates needs at least one candidate and one seed")
     model = model or Model()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import time
+from _cli import make_app, run
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import make_app, run
 
 app = make_app("markdown")
 
@@ -174,7 +174,7 @@ def write_rows(rows: list[dict], path: Path | None, console) -> None:
     """The rows as a JSON list, where a file was asked for."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(rows, indent=1) + "\n")
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
         console.print(f"wrote {path}")
 
 

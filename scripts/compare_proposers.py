@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import datetime
 import time
+from _cli import ROOT, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, make_app, prepare_devices, run
 
 app = make_app()
 
@@ -180,7 +180,7 @@ def main(
         about.append(f"- Left out: {', '.join(left_out)}.")
     path = write_comparison(out, rows, "\n".join(about))
     trained = f"; {real.trained} trainings in {real.seconds:.0f} s" if real else ""
-    console.log(path.read_text())
+    console.log(path.read_text(encoding="utf-8"))
     console.log(f"Wrote {path}, .csv and .png after {time.monotonic() - began:.0f} s{trained}")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from _cli import ROOT, commit, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import ROOT, commit, make_app, prepare_devices, run
 
 app = make_app()
 

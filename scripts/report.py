@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import webbrowser
+from _cli import make_app, run
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from _cli import make_app, run
 
 app = make_app("markdown")
 

@@ -35,7 +35,9 @@ def commit() -> str:
     """The git commit of the code, with -dirty if flyjax/ or scripts/ differ from it; 'unknown' outside a checkout."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+        )
         return done.stdout.strip()
 
     try:
@@ -51,7 +53,7 @@ def compilation_cache() -> Path:
     Machines with different processors may share a home, and a program compiled for one may not run on another.
     """
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         kind = "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
     except OSError:  # not Linux
         kind = platform.processor()

@@ -90,7 +90,7 @@ class SearchDriver:
         remove_checkpoints(self.run_dir)
         self.console.rich.print(node_table(state, number))
         scores = self.run_dir / "ucb_scores.txt"
-        for line in scores.read_text().splitlines()[:UCB_LINES] if scores.is_file() else ():
+        for line in scores.read_text(encoding="utf-8").splitlines()[:UCB_LINES] if scores.is_file() else ():
             self.console.log(f"  {line}")
         rest = remaining_text(self.experiment, state)
         self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {rest}" if rest else ""))

@@ -107,7 +107,10 @@ class RealTrainings:
         if missing and time.monotonic() > self.until:
             raise OutOfTime
         self._train(missing)
-        return [[json.loads(self._path(training, seed).read_text()) for seed in seeds] for training, seeds in jobs]
+        return [
+            [json.loads(self._path(training, seed).read_text(encoding="utf-8")) for seed in seeds]
+            for training, seeds in jobs
+        ]
 
     def _train(self, jobs: Sequence[tuple[Training, tuple[int, ...]]]) -> None:
         if not jobs:

@@ -152,7 +152,7 @@ def read_journal(path: Path) -> list[dict]:
     if not Path(path).is_file():
         return []
     rows: dict[str, dict] = {}
-    lines = Path(path).read_text().splitlines()
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)

@@ -64,7 +64,7 @@ def _folder(where: Path, node: int) -> Path:
         return wanted
 
     def quality(folder: Path) -> float:
-        value = json.loads((folder / "metrics.json").read_text()).get("connectivity_R2")
+        value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("connectivity_R2")
         return -1.0 if value is None else value
 
     return max(folders, key=quality)
@@ -94,7 +94,9 @@ def node_selection(where: Path) -> list[dict]:
     groups: dict[str, dict[int, dict]] = {}
     for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
         simulation = read_yaml_file(path.parent / "config.yaml")["simulation"]
-        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(path.read_text())
+        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(
+            path.read_text(encoding="utf-8")
+        )
     rows = []
     for found in groups.values():
         among = (
@@ -231,7 +233,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
         f"width {model.width}, circuit {train.origin['circuit']}"
     )
     console.log(f"{title}\n{LEGEND}")
-    stored = json.loads((folder / "metrics.json").read_text())
+    stored = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     trained_on = stored.get("computed_on", {}).get("training", train.origin)["circuit"]  # older files have none
     if trained_on != train.origin["circuit"]:
         console.log(

@@ -85,7 +85,7 @@ def install(source: str | Path, target: Path | None = None) -> list[str]:
     **Raises:** `UserError` if there are no models in it, or one cannot be read as flyvis' (nothing of that model is
     copied then).
     """
-    source, target = Path(source).expanduser(), target or cache_folder()
+    source, target = environment.expanded(source), target or cache_folder()
     if not source.exists():
         raise UserError(f"no folder or zip {source}")
     chosen: dict[str, bytes] = {}
@@ -122,7 +122,7 @@ def _sums(folder: Path) -> dict[str, str]:
     path = folder / SUMS
     if not path.is_file():
         return {}
-    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    lines = (line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
     try:
         return {file.strip().removesuffix("/best_chkpt"): digest for digest, file in lines}
     except ValueError:
@@ -157,7 +157,7 @@ def checkpoint_file(name: str) -> Path:
 
     **Raises:** `UserError` if there is none, or its checksum differs.
     """
-    given = Path(name).expanduser()
+    given = environment.expanded(name)
     if given.exists():
         return given
     data = environment.data_root()

@@ -20,7 +20,7 @@ ORIENTATIONS = tuple((axis, turn) for axis in (0, 1) for turn in range(4))
 
 def data_root(data_path: str | Path | None) -> Path | None:
     """The folder given, or the environment's FLYJAX_DATA."""
-    return Path(data_path).expanduser() if data_path else environment.data_root()
+    return environment.expanded(data_path) if data_path else environment.data_root()
 
 
 def find_folder(

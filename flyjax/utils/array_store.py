@@ -136,7 +136,7 @@ def read_meta(path: str | Path) -> dict:
     """
     path = Path(path)
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         known = manifest["format"], manifest["meta"], manifest["arrays"], manifest["files"]
     except FileNotFoundError:
         raise UserError(f"no recording in {path}: it has no {MANIFEST}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 API_KEY = "ANTHROPIC_API_KEY"
@@ -16,19 +17,27 @@ def api_key() -> str:
 def data_root() -> Path | None:
     """FLYJAX_DATA: the folder of videos, optic flow and flyvis models."""
     given = os.environ.get("FLYJAX_DATA")
-    return Path(given).expanduser() if given else None
+    return expanded(given) if given else None
 
 
 def flyvis_root() -> Path | None:
     """FLYVIS_ROOT_DIR: where the flyvis package keeps its models."""
     given = os.environ.get("FLYVIS_ROOT_DIR")
-    return Path(given).expanduser() if given else None
+    return expanded(given) if given else None
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with the user's folder for ~, where there is one: a container may have neither HOME nor a user."""
+    return Path(os.path.expanduser(path))
 
 
 def cache_dir() -> Path:
     """The user's cache folder of flyjax: compiled programs and downloaded models."""
     root = os.environ.get("XDG_CACHE_HOME")
-    return (Path(root) if root else Path.home() / ".cache") / "flyjax"
+    if not root:
+        home = os.path.expanduser("~")
+        root = tempfile.gettempdir() if home == "~" else os.path.join(home, ".cache")
+    return Path(root) / "flyjax"
 
 
 def jax_platforms() -> str:

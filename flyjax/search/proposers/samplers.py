@@ -35,7 +35,7 @@ def _import(name: str, package: str):
         return importlib.import_module(package)
     except ImportError:
         raise UserError(
-            f"proposer {name} needs the package {package}: pip install {package}, or use --proposer rules"
+            f"proposer {name} needs the package {package}: pip install 'flyjax[compare]', or use --proposer rules"
         ) from None
 
 
