@@ -23,7 +23,7 @@ def run(root, home, **more):
     )
     env["PYTHONDONTWRITEBYTECODE"] = "1"
     out = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(root / "scripts")],
+        [sys.executable, "-c", PROGRAM, str(root)],
         env=env,
         cwd=home,
         capture_output=True,

@@ -24,9 +24,9 @@ KEY = "gw_Test-0123456789+abc/def=XYZ"  # of a gateway: no form of Anthropic's
 OTHERS = "sk-ant-api03-AbCd_0123456789-xyzAA"  # somebody's
 
 #: Categories of characters that are drawn as nothing, or that no printer draws.
-UNSEEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Mn", "Me", "Zs", "Zl", "Zp")
+INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Mn", "Me", "Zs", "Zl", "Zp")
 FILLERS = "\u034f\u115f\u1160\u17b4\u180b\u2800\u3164\ufe0f\uffa0\U000e0101\U000e0020"
-unseen = st.one_of(st.sampled_from([*FILLERS, *"\0\a\b\t\n\v\f\r\x1b\x7f\x85\xad "]), st.characters(categories=UNSEEN))
+invisible = st.one_of(st.sampled_from([*FILLERS, *"\0\a\b\t\n\v\f\r\x1b\x7f\x85\xad "]), st.characters(categories=INVISIBLE))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,14 +41,14 @@ def visible_ascii(text):
 
 
 @settings(deadline=None)
-@given(st.integers(0, len(KEY)), unseen, st.integers(1, 40))
+@given(st.integers(0, len(KEY)), invisible, st.integers(1, 40))
 def test_characters_of_every_category_at_every_place(place, character, times):
     text = redact(f"<{KEY[:place]}{character * times}{KEY[place:]}>")
     assert visible_ascii(text) == f"<{REDACTED}>"
 
 
 @settings(deadline=None)
-@given(st.lists(unseen, min_size=len(OTHERS), max_size=len(OTHERS)))
+@given(st.lists(invisible, min_size=len(OTHERS), max_size=len(OTHERS)))
 def test_characters_at_all_places_at_once(between):
     text = "".join(k + c for k, c in zip(KEY, between))
     assert visible_ascii(redact(f"<{text}>")) == f"<{REDACTED}>"
@@ -61,7 +61,7 @@ def test_one_character_of_every_category():
     seen = {}
     for point in range(sys.maxunicode + 1):
         seen.setdefault(unicodedata.category(chr(point)), chr(point))
-    for category in UNSEEN:
+    for category in INVISIBLE:
         assert REDACTED in redact(f"{KEY[:9]}{seen[category]}{KEY[9:]}"), category
 
 
