@@ -26,7 +26,9 @@ OTHERS = "sk-ant-api03-AbCd_0123456789-xyzAA"  # somebody's
 #: Categories of characters that are drawn as nothing, or that no printer draws.
 INVISIBLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Mn", "Me", "Zs", "Zl", "Zp")
 FILLERS = "\u034f\u115f\u1160\u17b4\u180b\u2800\u3164\ufe0f\uffa0\U000e0101\U000e0020"
-invisible = st.one_of(st.sampled_from([*FILLERS, *"\0\a\b\t\n\v\f\r\x1b\x7f\x85\xad "]), st.characters(categories=INVISIBLE))
+invisible = st.one_of(
+    st.sampled_from([*FILLERS, *"\0\a\b\t\n\v\f\r\x1b\x7f\x85\xad "]), st.characters(categories=INVISIBLE)
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
