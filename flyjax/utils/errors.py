@@ -57,8 +57,9 @@ _FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, er
 def user_message(error: BaseException) -> str | None:
     """One line for an error that the user can fix, None for any other.
 
-    Besides `UserError` these are a device that is not there, a full disk, exhausted memory and a file that cannot be used. Orbax raises plain
-    ValueErrors and jaxlib RuntimeErrors for them, so that only the text of the message identifies them.
+    Besides `UserError` these are a device that is not there, a full disk, exhausted memory and a file that cannot be
+    used. Orbax raises plain ValueErrors and jaxlib RuntimeErrors for them, so that only the text
+    of the message identifies them.
     """
     if isinstance(error, UserError):
         return str(error)

@@ -163,7 +163,8 @@ def _name_points(axes: Axes, points: Float[np.ndarray, "n 2"], centres: Float[np
                 line = {"arrowstyle": "-", "lw": 0.4, "color": MUTED, "shrinkA": 0, "shrinkB": 0}
                 axes.annotate(
                     names[k], tuple(axes.transData.inverted().transform(at[k])),
-                    xytext=tuple(axes.transData.inverted().transform(centre)), arrowprops=line if distance > 8 else None,
+                    xytext=tuple(axes.transData.inverted().transform(centre)),
+                    arrowprops=line if distance > 8 else None,
                     fontsize=6, color="#222222", ha="center", va="center",
                 )  # fmt: skip
                 break
