@@ -124,7 +124,7 @@ def seeds(rows, of):
 
 @pytest.mark.parametrize("root_seeds", [(0.865, 0.991), (0.93, 0.999)])
 def test_the_noise_of_good_configurations_is_not_that_of_the_root(root_seeds):
-    """As in the quickstart of version 0.1.0: the root's seeds differ by 0.13, those of a good configuration by 0.003."""
+    """As in the quickstart of version 0.1.0: the root's seeds differ by 0.13, good ones by 0.003."""
     rows = seeds(block_events([[("root", 0.93), ("root", 0.994)], [(2, 0.991)], [(3, 0.985)]]), {1: root_seeds})
     nodes = [n for e in rows if "nodes" in e for n in e["nodes"]]
     nodes[0]["strategy"], nodes[2]["config"] = "root", nodes[1]["config"]
