@@ -4,11 +4,11 @@ import json
 
 import pytest
 from support.search_landscape import TEMPLATE, experiment
+from support.search_runs import EagerRules
 
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import State, fold
 from flyjax.search.loop import run_loop
-from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.revision import BRANCH_ROW
 from flyjax.search.run.revert import revert_protocol
 from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input
@@ -104,7 +104,7 @@ def older(tmp_path):
                 raise KeyboardInterrupt
             return {n.id: {"metrics": {"connectivity_R2": 0.5}} for n in plan.nodes}
 
-        run_loop(exp, tmp_path, trainer, RulesProposer(exp), protocol_template=TEMPLATE)
+        run_loop(exp, tmp_path, trainer, EagerRules(exp), protocol_template=TEMPLATE)
 
     with pytest.raises(KeyboardInterrupt):
         go(stop=2)
