@@ -186,6 +186,8 @@ class Session:
         return declined and bool(pending_input(self.run_dir, self.state))
 
     def write_files(self) -> None:
+        if not (self.run_dir / "protocol.md").is_file():  # of a finished run, which takes no edit
+            write_protocol(self.journal.run, self.state.protocol)
         acknowledge(self.run_dir, self.state)
         self.render()
         self.warn_of_rows(rules(self.state.protocol).problems)
