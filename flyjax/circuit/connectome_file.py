@@ -110,12 +110,13 @@ def _parse(path: Path, text: bytes) -> ConnectomeSpecs:
                 pair_sign.append(spec["alpha"])
                 keys += [(len(pairs) - 1, *pair, *offset) for offset in offsets[possible].tolist()]
                 key_n_syn += counts[possible].tolist()
-        inputs, outputs = tuple(data["input_units"]), tuple(data["output_units"])
+        # A file of some of the cell types may still list the others.
+        inputs, outputs = (tuple(n for n in data[key] if n in index) for key in ("input_units", "output_units"))
         table = np.array(keys, np.int32).reshape(-1, 5)
         if not all(isinstance(name, str) for name in names) or len(index) != len(names):
             raise ValueError("names of cell types are not unique texts")
-        if not keys or not inputs or not {*inputs, *outputs} <= set(names):
-            raise ValueError("it has no edges, or input_units and output_units do not name cell types")
+        if not keys or not inputs:
+            raise ValueError("it has no edges, or none of input_units is one of its cell types")
         if not np.isfinite(key_n_syn).all() or min(key_n_syn) < 0 or not set(pair_sign) <= {-1, 1}:
             raise ValueError("numbers of synapses must be finite and at least 0, alpha -1 or 1")
     except UserError:

@@ -92,7 +92,6 @@ def test_a_pasted_key_reaches_no_file_but_its_own(tmp_path, monkeypatch):
 
 def test_instructions_may_be_there_before_the_run(tmp_path):
     (tmp_path / "user_input.md").write_text("Try more noise.")
-    (tmp_path / "recordings").mkdir()
     assert go(tmp_path, experiment(**SMALL), Scripted()).state.acknowledged == ((0, "Try more noise."),)
 
 

@@ -11,6 +11,7 @@ from flyjax.search.llm.proposer import complete, merge
 from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import BadAnswer, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.samplers import with_drafts
+from flyjax.search.protocol import revision
 
 UNREADABLE = BadAnswer(["there was no tool call"])
 DEFAULT = "| Default | **exploit** | Use highest UCB node, try new mutation |"
@@ -106,12 +107,13 @@ def test_a_lawful_answer_is_not_given_up_for_a_worse_correction(tmp_path):
         (ProtocolEdit("", "", "No changes needed."), "rules", False),
     ],
 )
-def test_an_edit_is_its_authors_and_none_stays_none(tmp_path, edit, by, made):
+def test_an_edit_is_its_authors_and_none_stays_none(tmp_path, monkeypatch, edit, by, made):
+    monkeypatch.setattr(revision, "CHANCE", 1.0)  # so that the rules edit after a short block
     ctx = context(tmp_path, iterations=3)
     got, _ = accepted(ctx, ending(ctx, protocol_edit=edit))
     assert got.by == "llm" and got.edit_by == by and got.step.protocol_edit.is_edit == made
     if not made and by == "rules":
-        assert got.step.protocol_edit.reason.startswith("No changes needed: branching rate 0%, improvement")
+        assert got.step.protocol_edit.reason.startswith("No changes needed: 3 iterations")
     got, _ = accepted(ctx, UNREADABLE)
     assert got.by == got.edit_by == "rules"
 
