@@ -20,6 +20,16 @@ class Dying:
         signal.raise_signal(signal.SIGINT)
 
 
+@pytest.fixture(autouse=True)
+def none_ignored():
+    """Background jobs are started to ignore SIGINT, nohup's SIGHUP."""
+    names = (signal.SIGINT, signal.SIGHUP)
+    before = [signal.signal(name, signal.default_int_handler) for name in names]
+    yield
+    for name, handler in zip(names, before, strict=True):
+        signal.signal(name, handler)
+
+
 @pytest.mark.parametrize("later", [True, False])
 def test_an_interrupt_that_was_swallowed_is_raised_again(later):
     before, reached = signal.getsignal(signal.SIGINT), False
@@ -89,7 +99,6 @@ def test_a_script_stops_with_130_also_when_its_interrupt_got_lost(monkeypatch, c
 def test_a_signal_ends_a_script_with_its_code_and_is_restored(monkeypatch, capsys, name):
     monkeypatch.setattr(app, "configure_logging", lambda: None)
     number = getattr(signal, name)
-    started_with = signal.signal(number, signal.default_int_handler)  # nohup ignores SIGHUP
     before, reached = signal.getsignal(number), []
 
     def program(standalone_mode):
@@ -103,7 +112,6 @@ def test_a_signal_ends_a_script_with_its_code_and_is_restored(monkeypatch, capsy
         app.run(program)
     assert reached and end.value.code == 128 + number and len(capsys.readouterr().err.split("\n")) == 3
     assert signal.getsignal(number) is before
-    signal.signal(number, started_with)
 
 
 def test_what_the_process_was_started_to_ignore_stays_ignored():
