@@ -113,7 +113,9 @@ def test_an_edit_is_its_authors_and_none_stays_none(tmp_path, monkeypatch, edit,
     got, _ = accepted(ctx, ending(ctx, protocol_edit=edit))
     assert got.by == "llm" and got.edit_by == by and got.step.protocol_edit.is_edit == made
     if not made and by == "rules":
-        assert got.step.protocol_edit.reason.startswith("No changes needed: 3 iterations")
+        reason = got.step.protocol_edit.reason
+        assert reason.startswith("No changes needed: 3 iterations")
+        assert "branching rate 0%" in reason and "improvement" in reason
     got, _ = accepted(ctx, UNREADABLE)
     assert got.by == got.edit_by == "rules"
 
