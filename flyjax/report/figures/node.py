@@ -72,7 +72,7 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
         score = metrics["reasons"].get("test_R2", "no rollout")
     heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
     figure.text(0.398, TITLE_Y, "true", color=TRUE, fontweight="bold")
-    figure.text(0.445, TITLE_Y, "free rollout of the learned network", color=LEARNED, fontweight="bold")
+    figure.text(0.445, TITLE_Y, "free rollout", color=LEARNED, fontweight="bold")
     figure.text(RIGHT, TITLE_Y, score, ha="right")
     return save_png(figure, path)
 
