@@ -17,6 +17,7 @@ ROOMS = (
     "models",
     "training",
     "recovery",
+    "landscape",
     "search",
     "report",
     "experiments",

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
+from flyjax.config.ranges import derive_seed, sample
 from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
-from flyjax.search.ranges import derive_seed, sample
 from flyjax.training import Halving
 from flyjax.training.loggers import HISTORY, MetricLogger, make_logger
 from flyjax.utils.atomic_io import write_atomic

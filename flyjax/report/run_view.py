@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.config import Range
+from flyjax.config import Range, ranges
 from flyjax.report import tables
-from flyjax.search import ranges
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State, fold, objective_metric
 from flyjax.search.llm.prices import NOT_REPORTED, dollars

@@ -13,8 +13,8 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
+from flyjax.config.ranges import unit
 from flyjax.search.policy.moves import Move
-from flyjax.search.ranges import unit
 
 MAX_NOTES = 500  # lines
 PRINCIPLES, QUESTIONS, FALSIFIED = SECTIONS = ("Established principles", "Open questions", "Falsified hypotheses")

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Experiment, Range
+from flyjax.config.ranges import sample, unit
 from flyjax.search.iteration import IterationPlan
 from flyjax.search.proposals.space import root_config
-from flyjax.search.ranges import sample, unit
 
 #: What each family tries a proposer with.
 FAMILIES = {

@@ -10,6 +10,7 @@ from support.search_contexts import experiment as small
 from support.search_landscape import TEMPLATE, evaluate, experiment, r2
 from support.search_runs import constant
 
+from flyjax.config.ranges import sample
 from flyjax.search.loop import run_loop
 from flyjax.search.policy import moves
 from flyjax.search.policy.measures import best_configuration
@@ -17,7 +18,6 @@ from flyjax.search.proposals.validation import check_step
 from flyjax.search.proposers import make_proposer, resolve_name
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.protocol.rule_table import Hint
-from flyjax.search.ranges import sample
 from flyjax.utils.errors import UserError
 
 TEXT = TEMPLATE.read_text()

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from support.search_contexts import context, experiment
 
 from flyjax.config import PROTOCOL_RANGES, Range
-from flyjax.search import ranges as moves_in
+from flyjax.config import ranges as moves_in
+from flyjax.config.ranges import coerce, derive_seed
 from flyjax.search.journal.state import fold
 from flyjax.search.proposals.space import root_config
 from flyjax.search.proposals.types import Proposal, ProtocolEdit, Step
 from flyjax.search.proposals.validation import check_step
-from flyjax.search.ranges import coerce, derive_seed
 
 INTERVALS = st.tuples(st.floats(1e-6, 1e3), st.floats(1.5, 1e4), st.sampled_from(["log", "linear"])).map(
     lambda t: Range(min=t[0], max=t[0] * t[1], scale=t[2])

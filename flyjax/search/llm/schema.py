@@ -18,8 +18,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from flyjax.config import Experiment, Range
+from flyjax.config.ranges import coerce
 from flyjax.search.proposals.types import ROOT, STRATEGIES, BadAnswer, Context, Proposal, ProtocolEdit, Step
-from flyjax.search.ranges import coerce
 from flyjax.search.sanitize import one_line
 
 #: Why there is no complete tool call, by stop reason.

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Range
+from flyjax.config.ranges import at, extreme, perturb, sample, unit
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import clear_gain, comparable_rewards
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT
 from flyjax.search.protocol.rule_table import Hint
-from flyjax.search.ranges import at, extreme, perturb, sample, unit
 
 #: Typical steps as shares of a range.
 WIDE_STEP, STEP, FINE_STEP = 0.35, 0.3, 0.1

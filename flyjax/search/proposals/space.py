@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Training
+from flyjax.config.ranges import coerce
 from flyjax.search.journal.state import Node
 from flyjax.search.policy.ucb import scores
 from flyjax.search.proposals.types import ROOT, STRATEGIES, Context, Proposal, Step
-from flyjax.search.ranges import coerce
 from flyjax.utils.errors import nearest
 
 MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flyjax.config import Simulation
+from flyjax.config.ranges import coerce
 from flyjax.search.memory_notes import MAX_NOTES
 from flyjax.search.proposals.space import (
     MAX_TEXT,
@@ -25,7 +26,6 @@ from flyjax.search.proposals.space import (
 from flyjax.search.proposals.types import Context, Problem, Proposal, ProtocolEdit, Step
 from flyjax.search.protocol.document import apply_edit
 from flyjax.search.protocol.guard import EditRefused
-from flyjax.search.ranges import coerce
 from flyjax.utils.errors import UserError
 
 #: The words of an answer without an edit that says what ("No changes needed.") and not why.

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 
 from flyjax.config import Experiment, Range
+from flyjax.config.ranges import at, sample, unit
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.space import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
-from flyjax.search.ranges import at, sample, unit
 from flyjax.utils.errors import UserError
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
+from flyjax.config.ranges import derive_seed
 from flyjax.search.iteration import (
     EXHAUSTED,
     IterationPlan,
@@ -30,7 +31,6 @@ from flyjax.search.proposals.space import root_config
 from flyjax.search.proposals.types import ROOT, Context, Proposer, ProtocolEdit
 from flyjax.search.protocol.document import apply_edit, carry_over, diff, instantiate, rules
 from flyjax.search.protocol.guard import EditRefused
-from flyjax.search.ranges import derive_seed
 from flyjax.search.run import render
 from flyjax.search.run.context import next_context
 from flyjax.search.run.opening import NOT_APPROVED, check_free, read_protocol, was_declined

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.config import Range
+from flyjax.config.search_space import Range
 
 
 def derive_seed(run_seed: int, node: int, index: int) -> int:
