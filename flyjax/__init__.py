@@ -6,8 +6,6 @@ p = flyjax.sample_parameters(c, seed=0)
 v = flyjax.simulate(c, p, luminance, dt=0.02)
 """
 
-from __future__ import annotations
-
 import importlib
 
 __version__ = "0.2.0"

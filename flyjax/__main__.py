@@ -1,7 +1,5 @@
 """`python -m flyjax --version`: the versions of flyjax and its packages, and the devices."""
 
-from __future__ import annotations
-
 import argparse
 
 from flyjax import __version__

@@ -1,7 +1,5 @@
 """The short way in for notebooks: train candidates and evaluate them in one call."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral

@@ -4,8 +4,6 @@ The stencils of the connectome file, one per pair of cell types, are repeated ov
 would leave it are dropped.
 """
 
-from __future__ import annotations
-
 import hashlib
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache

@@ -3,8 +3,6 @@
 Per pair of cell types the file lists with how many synapses a neuron contacts its neighbours at each hexagonal offset.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from dataclasses import dataclass

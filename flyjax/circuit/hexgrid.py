@@ -4,8 +4,6 @@ Convention (flyvis, Lappalainen et al. 2024): column (u, v) lies at x = v, y = u
 growing downwards as rows of an image do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Parameters of the circuit: weight per edge, time constant and resting potential per neuron; flyvis' files."""
 
-from __future__ import annotations
-
 import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple

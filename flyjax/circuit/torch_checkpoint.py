@@ -5,8 +5,6 @@ pickle can name any importable function; here only a handful of names resolve, a
 classes and functions of this module, and every other name is refused.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import pickle

@@ -3,8 +3,6 @@
 experiment = load_experiment("experiments/quickstart.yaml", ["simulation.extent=2"])
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json

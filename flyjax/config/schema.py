@@ -1,7 +1,5 @@
 """The sections of a config file and their defaults, validated strictly."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal

@@ -1,7 +1,5 @@
 """What a search may vary, and in which ranges."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator

@@ -1,7 +1,5 @@
 """Sections that take what they declare and nothing else, and one line for what they refuse."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, Self, get_args, get_origin
 

@@ -4,8 +4,6 @@ PyYAML reads YAML 1.1, where 26:40 is 1600, 010 is 8, no is false and 1e-3 is te
 what they look like, keys are text, a key may stand once, and the size of what aliases stand for is bounded.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

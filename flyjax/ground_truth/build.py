@@ -1,7 +1,5 @@
 """The ground truth of a simulation, and the circuit that a learner is given."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Circuits with additional or missing edges: as a learner is given them, or after a lesion."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

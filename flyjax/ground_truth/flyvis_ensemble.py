@@ -4,8 +4,6 @@ Fifty networks flow/0000/000 .. 049 (Lappalainen et al. 2024, Nature), about 49 
 project: flyvis' own command downloads them, and `install` copies them from there.
 """
 
-from __future__ import annotations
-
 import hashlib
 import importlib.util
 import re

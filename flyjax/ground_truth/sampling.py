@@ -4,8 +4,6 @@ With the published parameters 5 % of the neurons never rise above zero and some 
 the leak, so that no method can recover them. Here every cell type is biased to cross zero.
 """
 
-from __future__ import annotations
-
 from numbers import Integral
 
 import numpy as np

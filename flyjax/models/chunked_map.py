@@ -13,8 +13,6 @@ A function here maps (shared, rows) to an array with the leading axis of `rows`,
 depending on the same row of `rows` alone; `shared` and `rows` are pytrees of arrays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

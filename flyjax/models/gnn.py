@@ -14,8 +14,6 @@ are some 0.1 in a typical recording, where a fresh network is all but linear: tr
 linear messages, and some seeds never leave them.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -3,8 +3,6 @@
 The only module that imports jraph, which is no longer maintained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

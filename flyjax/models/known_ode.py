@@ -6,8 +6,6 @@ Their error is what the data leave open: a reference for the networks. tau = exp
 log_tau and V_rest learn at the embedding's rate. There are no networks, so the regularisers on them are 0.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """A learner as pure functions of its parameters, whatever its variant."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from functools import cached_property

@@ -24,8 +24,6 @@ Without it a field may fold: f is free to undo any map of the luminance, and in 
 are distinguished by a luminance that rises and falls again, or one is inverted.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float

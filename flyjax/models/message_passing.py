@@ -8,8 +8,6 @@ Arrays put neurons first and frames second, (N, B): on CPU a gather along the le
 batch behind it was about twice as fast as the other way round.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The small multilayer perceptron that all neurons share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax
@@ -19,7 +17,7 @@ ACTIVATIONS: dict[str, Callable] = {
 }
 
 
-def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, ...]:
+def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, "..."]:
     """`jax.lax.dot_general` of factors rounded to bfloat16, summed in float32."""
     x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
     return jax.lax.dot_general(x, w, dimension_numbers, preferred_element_type=jnp.float32)

@@ -20,8 +20,6 @@ and dark on one value). It is luminance up to an increasing map that f can undo,
 `coeff_light_diff` (see `losses`) keeps it increasing.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Checks of what a simulation is asked to do; values that jax traces are checked by shape alone."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

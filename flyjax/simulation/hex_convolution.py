@@ -9,8 +9,6 @@ sum out term by term, which XLA fuses into one pass over each target; on a CPU i
 state) to 3 (eight states) times faster still, and compiles in 5 to 10 s.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 

@@ -5,8 +5,6 @@ segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, un
 (4 to 8). Segment and gather are differentiable; the first three work for any weights.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import jax

@@ -7,8 +7,6 @@ about 8 states at a time on a CPU. Where weights repeat over the lattice, `flyja
 faster than all three.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 from typing import NamedTuple
 

@@ -3,8 +3,6 @@
 Every chunk of frames runs the same compiled program (`flyjax.simulation.solve`), a short last one included.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from functools import partial

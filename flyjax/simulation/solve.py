@@ -7,8 +7,6 @@ of four. The vector field is multiplied by dt accordingly (`VectorFieldArgs.rate
 Euler carries nothing but the state from step to step, so that a rollout may be cut into chunks anywhere.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import diffrax

@@ -6,8 +6,6 @@ as flyvis integrates it (Lappalainen et al. 2024, Nature). x is the luminance of
 and 0 elsewhere. The simulator, the targets of recordings and training all use the one function `vector_field`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Checkpoints of a running training (orbax): atomic; the newest two remain."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

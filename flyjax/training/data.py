@@ -4,8 +4,6 @@ Where the learner has a field for an unknown stimulus (`model.stimulus: field`),
 numbers and no luminance, which is not even on the device.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

@@ -10,15 +10,13 @@ about what another seed of rounding would give: R2 of .583 against .588 was obse
 its plan (`planned_for`), also on another number of devices.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from flyjax.config import Model, Training
 from flyjax.training.hparams import Static, n_steps, static_of
@@ -64,7 +62,7 @@ class Group:
         """Lanes that are computed: padded to a multiple of the devices."""
         return -(-len(self.lanes) // self.n_devices) * self.n_devices
 
-    def only(self, running: Callable[[Lane, int], bool]) -> Group | None:
+    def only(self, running: Callable[[Lane, int], bool]) -> Self | None:
         """The group of the lanes for which `running(lane, n_steps)`; None where there is none."""
         chosen = [each for each in zip(self.lanes, self.n_steps, strict=True) if running(*each)]
         if not chosen:

@@ -7,8 +7,6 @@ frames where there are some, else in the last training steps, in units of the ta
 sizes and noise levels compare (`relative_error`).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple

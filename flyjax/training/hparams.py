@@ -8,8 +8,6 @@ one-step error on `VALIDATION_FRAMES` frames spread evenly over the held-out one
 are then every k-th of the recording, k = 1 / `validation_fraction`: their voltages and targets enter no loss.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -4,8 +4,6 @@ A lane is one training. Lanes of a program are stacked along a leading axis and 
 devices; between programs each is a `LaneState` of its own, so that the next program may hold other lanes.
 """
 
-from __future__ import annotations
-
 import functools
 import time
 from collections.abc import Callable, Sequence

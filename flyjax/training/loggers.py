@@ -9,8 +9,6 @@ Logging changes nothing: with or without it a training gives the same bits. A ki
 resumes from its checkpoint and logs the steps since then again; the last entry of a step counts.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import math

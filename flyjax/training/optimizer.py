@@ -4,8 +4,6 @@ Parameters are packed as one vector per group: the optimiser then runs three ker
 which on small circuits is most of a step.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import optax

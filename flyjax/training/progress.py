@@ -1,7 +1,5 @@
 """The state of the trainings, reported after every chunk."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Memory and arithmetic of a training: what decides which trainings share a program, and how long they take."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

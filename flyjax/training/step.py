@@ -11,8 +11,6 @@ moved by the process noise of the steps between and the learner has not: even th
 has an error of about noise_model_level sqrt(s) / dt per neuron, a floor that no learning lowers.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -5,8 +5,6 @@ everything that differs is a traced number, so a group is one vmapped, scanned p
 local devices (`lanes`). Between chunks the host reports progress, writes checkpoints and decides which lanes continue.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

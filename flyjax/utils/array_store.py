@@ -5,8 +5,6 @@ none. The manifest lists every file with its SHA-256; zarr alone would read a mi
 zeros.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Files that are replaced as a whole: a reader sees the old content or the new one, never a part."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

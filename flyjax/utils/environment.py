@@ -1,7 +1,5 @@
 """The environment variables that flyjax reads; no other module looks at the environment."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from pathlib import Path

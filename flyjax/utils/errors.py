@@ -1,7 +1,5 @@
 """Errors that the user can fix: one line with the remedy, no traceback."""
 
-from __future__ import annotations
-
 import difflib
 import errno
 import os

@@ -1,7 +1,5 @@
 """Numbers, sizes, durations and tables as people read them."""
 
-from __future__ import annotations
-
 import csv
 import io
 import math

@@ -1,7 +1,5 @@
 """Files of JSON lines that are added to and outlive a kill in the middle of a line."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The lists of metric names that tables, logs and transcripts share; metrics.json of a node has more."""
 
-from __future__ import annotations
-
 #: The recovered quantities, each with its symbol in tables.
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 RECOVERY = (*QUANTITIES, "cluster_accuracy")

@@ -5,8 +5,6 @@ a link or a device anywhere in it. Folders inside it that are deleted or replace
 checkpoints) carry a stamp; without one they belong to somebody else.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -15,7 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -299,7 +297,7 @@ class RunDirectory:
         """Release the lock."""
         self._lock.release()
 
-    def __enter__(self) -> RunDirectory:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_) -> None:

@@ -4,8 +4,6 @@ A key is found in whatever form it survives a gateway or an editor: with invisib
 between its characters, as JSON, URL or HTML escapes, and in base64.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import re

@@ -1,7 +1,5 @@
 """Signals that end a process, as a KeyboardInterrupt that cannot get lost and may wait for a good moment."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

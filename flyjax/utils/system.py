@@ -1,7 +1,5 @@
 """This machine: cores, memory, devices and package versions."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import math
 import os
