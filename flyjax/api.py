@@ -7,8 +7,8 @@ from typing import Any
 
 from flyjax.config import Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
+from flyjax.data.recorder import held_out
 from flyjax.data.recording import Recording
-from flyjax.data.transforms import held_out
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
 from flyjax.training import Progress, Trained, train_sweep

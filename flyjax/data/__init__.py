@@ -1,10 +1,9 @@
 """Recordings: the voltages of a simulated fly, paired with what it saw."""
 
 from flyjax.data.cache import Recordings, cached_recording
-from flyjax.data.recorder import record
+from flyjax.data.recorder import held_out, record
 from flyjax.data.recording import Part, Recording, load_recording
 from flyjax.data.splits import SPLITS, measurement_noise_std, stimulus_for_split, uses_finite_differences
-from flyjax.data.transforms import held_out
 
 __all__ = [
     "SPLITS",

@@ -1,7 +1,5 @@
 """A cache of recordings: on disk by content hash, in memory up to a limit."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import shutil

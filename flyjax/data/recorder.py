@@ -1,31 +1,32 @@
-"""Make a recording: show a stimulus to the circuit and keep its voltages."""
+"""Make recordings: of a stimulus shown to the circuit, the held-out one, and with a part of the synapses cut."""
 
-from __future__ import annotations
-
-import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32
 
 from flyjax import circuit, stimulus
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
-from flyjax.data.noise import measurement_noise, noise_and_increment, process_noise_key
-from flyjax.data.recording import CHUNK, Part, Recording, load_recording, noisy_derivative
+from flyjax.data.recording import CHUNK, Part, Recording, measurement_noise, process_noise_key
 from flyjax.data.splits import (
     cache_key,
     measurement_noise_std,
     stimulus_for_split,
     storage_dtype,
-    stores_derivative,
     uses_finite_differences,
 )
 from flyjax.ground_truth import build_ground_truth, learner_view
 from flyjax.simulation import initial_state, simulate_chunks
-from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
+
+#: Stream of random numbers of lesions, beside those of removed (1) and null (2) edges.
+_STREAM = 3
+#: Frames that `held_out` simulates again.
+_N_CHECKED = 16
 
 
 def render_stimulus(
@@ -141,54 +142,105 @@ def record(
     name = stimulus_for_split(simulation, split)
     ground_truth = _circuit(simulation, connectome, parameters)
     parts = _parts(simulation, split, seed)
-    level = 0.0 if split == "test" else float(noise_model_level)
-    initial = "grey" if split == "test" else simulation.initial
+    level, initial = (0.0, "grey") if split == "test" else (float(noise_model_level), simulation.initial)
     noisy = measurement_noise_std(simulation, split) > 0
     luminance = np.concatenate([render_stimulus(simulation, name, ground_truth[0], part, split) for part in parts])
-    shape = len(luminance), ground_truth[0].n_neurons
-    dtype = np.dtype(storage_dtype(simulation, split))
-    with array_store.Writer(store) if store is not None else contextlib.nullcontext() as writer:
-        voltage = np.empty((len(luminance) if writer is None else 0, shape[1]), np.float32)
-        with_target = stores_derivative(simulation, split)
-        if writer is not None:
-            writer.create("voltage", shape, dtype)
-            if with_target:
-                writer.create("derivative", shape, np.float32)
-        begin = 0
-        for part in parts:
-            frames = luminance[begin : begin + part.n_frames]
-            frame = 0
-            for rows, after in simulate_states(simulation, ground_truth, frames, level, part.seed, initial, chunk):
-                stop, noise, increment = frame + len(rows), None, None
-                if noisy:
-                    noise, increment = noise_and_increment(simulation, part.seed, np.arange(frame, stop), shape[1])
-                    rows = rows + noise
-                rows = rows.astype(dtype)
-                if writer is None:
-                    voltage[begin + frame : begin + stop] = rows
-                else:
-                    writer.append("voltage", rows)
-                if writer is not None and with_target:
-                    rows, seen = rows.astype(np.float32), frames[frame:stop]
-                    target = noisy_derivative(ground_truth, simulation, rows, seen, noise, increment)
-                    writer.append("derivative", target)
-                frame, final = stop, after
-            begin += part.n_frames
-        if noisy:
-            final = final + measurement_noise(simulation, parts[-1].seed, np.array([parts[-1].n_frames]), shape[1])[0]
-        recording = Recording(
-            voltage=voltage,
-            luminance=luminance,
-            final=np.array(final),
-            simulation=simulation,
-            **learner_view(simulation, ground_truth),
-            noise_model_level=level,
-            split=split,
-            seed=seed,
-            visual_input_type=name,
-            cache_key=cache_key(simulation, noise_model_level, split, seed) if parameters is None else None,
-            parts=tuple(parts) if len(parts) > 1 else (),
+    voltage = np.empty((len(luminance), ground_truth[0].n_neurons), np.float32)
+    dtype, start = storage_dtype(simulation, split), 0
+    for part in parts:
+        shown, frame = luminance[start : start + part.n_frames], 0
+        for rows, after in simulate_states(simulation, ground_truth, shown, level, part.seed, initial, chunk):
+            frames = np.arange(frame, frame + len(rows))
+            if noisy:
+                rows = rows + measurement_noise(simulation, part.seed, frames, rows.shape[1])
+            voltage[start + frames] = rows.astype(dtype)
+            frame, final = frame + len(rows), after
+        start += part.n_frames
+    if noisy:
+        final = final + measurement_noise(simulation, part.seed, np.array([part.n_frames]), len(final))[0]
+    recording = Recording(
+        voltage=voltage,
+        luminance=luminance,
+        final=np.array(final),
+        simulation=simulation,
+        **learner_view(simulation, ground_truth),
+        noise_model_level=level,
+        split=split,
+        seed=seed,
+        visual_input_type=name,
+        cache_key=cache_key(simulation, noise_model_level, split, seed) if parameters is None else None,
+        parts=tuple(parts) if len(parts) > 1 else (),
+    )
+    if store is not None:
+        recording.save(store)
+    return recording
+
+
+def _made_by_its_circuit(recording: Recording) -> bool:
+    """Whether the first voltages are those that the circuit has under the recording's stimulus."""
+    simulation, part = recording.simulation, recording.all_parts[0]
+    n = min(_N_CHECKED, part.n_frames)
+    level, seed, luminance = recording.noise_model_level, part.seed, recording.luminance[:n]
+    try:
+        states, _ = next(
+            simulate_states(simulation, recording.ground_truth, luminance, level, seed, simulation.initial, n)
         )
-        if writer is not None:
-            recording.finish_store(writer)
-    return recording if store is None else load_recording(store)
+    except UserError:  # it diverges, or the arrays do not fit the circuit
+        return False
+    if measurement_noise_std(simulation, recording.split):
+        states = states + measurement_noise(simulation, seed, np.arange(n), states.shape[1])
+    found = recording.voltage[:n]
+    # float16 rounds to 5e-4 of a value.
+    return found.shape == states.shape and np.allclose(found, states, rtol=2e-3, atol=0.01 * float(found.std()))
+
+
+def held_out(recording: Recording) -> Recording:
+    """The test split of the circuit that made a training recording, however that circuit was made.
+
+    **Raises:** `UserError` for a recording that is a test split itself, whose voltages are not those of its circuit
+    under its stimulus, or whose held-out stimulus is not there.
+    """
+    if recording.split != "train":
+        raise UserError(
+            "the recording is a test split, on which networks are evaluated: train on record(simulation, split='train')"
+        )
+    if not _made_by_its_circuit(recording):
+        raise UserError(
+            "the recording's voltages are not those of its circuit under its luminance (were they replaced?), so that "
+            "no held-out recording of the same circuit can be made: record them with flyjax.record, or train with "
+            "flyjax.training.train_sweep, which evaluates nothing"
+        )
+    connectome, parameters = recording.ground_truth
+    test = record(recording.simulation, 0.0, "test", connectome=connectome, parameters=parameters)
+    known = {name: getattr(recording, name) for name in ("connectome", "parameters", "simulated")}
+    return dataclasses.replace(test, **known)
+
+
+class Lesioned(NamedTuple):
+    """The test split of a fly with synapses cut, and which of the learner's edges remain."""
+
+    recording: Recording
+    intact: Bool[np.ndarray, " E"]  #: in the order of `recording.connectome`, the learner's
+
+
+def lesioned(recording: Recording, fraction: float = 0.5, seed: int = 0) -> Lesioned:
+    """Cut a random share of the true synapses and record the test split of the remaining circuit.
+
+    The connectome stays as the learner knows it; cut edges have weight 0. Null edges, which a learner is given but
+    do not exist, are all `intact`.
+
+    **Raises:** `UserError` unless 0 <= fraction < 1.
+    """
+    if not 0 <= fraction < 1:
+        raise UserError(f"a lesion takes a share of the edges in 0 <= fraction < 1, got {fraction}")
+    (true, p), known = recording.ground_truth, recording.connectome
+    cut = np.random.default_rng([seed, _STREAM]).permutation(true.n_edges)[: round(fraction * true.n_edges)]
+    weight = np.array(p.weight, np.float32)
+    weight[cut] = 0
+    lesion = p._replace(weight=weight)
+    intact = ~np.isin(known.node_pairs, true.node_pairs[cut])
+    test = record(recording.simulation, 0.0, "test", connectome=true, parameters=lesion)
+    remaining = np.asarray(recording.parameters.weight, np.float32) * intact
+    parameters = recording.parameters._replace(weight=remaining)
+    simulated = None if known is true else (true, lesion)
+    return Lesioned(dataclasses.replace(test, connectome=known, parameters=parameters, simulated=simulated), intact)

@@ -18,24 +18,22 @@ A recording may have several **parts**, one after the other, each with a start, 
 pair spans a border: where a part ends, voltage[t + 1] does not follow from voltage[t].
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
-from flyjax.data.noise import noise_and_increment
-from flyjax.data.splits import measurement_noise_std, storage_dtype, stores_derivative, uses_finite_differences
+from flyjax.data.splits import measurement_noise_std, storage_dtype, uses_finite_differences
 from flyjax.ground_truth import learner_view
 from flyjax.simulation import derivative
 from flyjax.utils import array_store
@@ -51,18 +49,24 @@ class Part(NamedTuple):
     seed: int
 
 
-def noisy_derivative(
-    ground_truth: tuple[Connectome, Parameters],
-    simulation: Simulation,
-    voltage: Float32[np.ndarray, "T N"],
-    luminance: Float32[np.ndarray, "T n_col"],
-    noise: Float32[np.ndarray, "T N"] | None,
-    increment: Float32[np.ndarray, "T N"] | None,
+def process_noise_key(simulation: Simulation, seed: int):
+    """Key of the process noise of a part; `simulate` folds the step number in."""
+    return jax.random.fold_in(jax.random.key(simulation.seed), seed)
+
+
+@partial(jax.jit, static_argnames="n")
+def _normal(key, frames, n: int):
+    return jax.vmap(lambda t: jax.random.normal(jax.random.fold_in(key, t), (n,), jnp.float32))(frames)
+
+
+def measurement_noise(
+    simulation: Simulation, seed: int, frames: Int[np.ndarray, " T"], n_neurons: int
 ) -> Float32[np.ndarray, "T N"]:
-    """dV/dt (1/s) at the states behind `voltage`, as it would be differenced from voltages with measurement noise."""
-    state = voltage if noise is None else voltage - noise
-    exact = np.asarray(derivative(*ground_truth, state, luminance, simulation.delta_t, simulation.clamp_tau))
-    return exact if increment is None else exact + increment / np.float32(simulation.delta_t)
+    """Measurement noise in the training voltages of some frames of a part, whatever else is drawn."""
+    # Numbers of steps, which the process noise folds in, stay below 2^31.
+    key = jax.random.fold_in(process_noise_key(simulation, seed), 2**31 + 1)
+    drawn = _normal(key, jnp.asarray(frames, jnp.uint32), n_neurons)
+    return np.asarray(drawn) * np.float32(simulation.measurement_noise_level)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,8 +141,11 @@ class Recording:
         """Targets of all frames, 1/s. Computed at first use and kept: as large as the voltages."""
         if self.stored_derivative is not None:
             return self.stored_derivative
-        chunks = (self.pairs(slice(start, start + CHUNK))[2] for start in range(0, self.n_frames, CHUNK))
-        return np.concatenate(list(chunks))
+        target = np.empty_like(self.voltage)
+        for start in range(0, self.n_frames, CHUNK):
+            frames = slice(start, start + CHUNK)
+            target[frames] = self.pairs(frames)[2]
+        return target
 
     @property
     def derivative_in_memory(self) -> Float32[np.ndarray, "T N"] | None:
@@ -164,8 +171,11 @@ class Recording:
             following = self.voltage[np.minimum(after, self.n_frames - 1)]
             following[after == self.n_frames] = self.final
             return voltage, luminance, (following - voltage) / np.float32(self.dt)
-        target = noisy_derivative(self.ground_truth, self.simulation, voltage, luminance, *self.measurement(frames))
-        return voltage, luminance, target
+        noise, increment = self.measurement(frames)
+        state = voltage if noise is None else voltage - noise
+        simulation = self.simulation
+        target = np.asarray(derivative(*self.ground_truth, state, luminance, simulation.delta_t, simulation.clamp_tau))
+        return voltage, luminance, target if increment is None else target + increment / np.float32(self.dt)
 
     def measurement(self, frames) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Measurement noise in the voltages of some frames and its change until the next ones; None without noise."""
@@ -176,9 +186,11 @@ class Recording:
         for span, part in zip(self.spans, self.all_parts, strict=True):
             inside = (numbers >= span.start) & (numbers < span.stop)
             if inside.any():
-                noise[inside], increment[inside] = noise_and_increment(
-                    self.simulation, part.seed, numbers[inside] - span.start, self.voltage.shape[1]
+                own = numbers[inside] - span.start
+                noise[inside], after = (
+                    measurement_noise(self.simulation, part.seed, t, self.voltage.shape[1]) for t in (own, own + 1)
                 )
+                increment[inside] = after - noise[inside]
         return noise, increment
 
     @cached_property
@@ -216,17 +228,12 @@ class Recording:
 
         **Raises:** `UserError` if the folder exists and is something else, or cannot be written.
         """
-        with array_store.Writer(path) as writer:
-            # In float16 they were rounded when they were recorded.
-            writer.put("voltage", self.voltage.astype(storage_dtype(self.simulation, self.split), copy=False))
-            if stores_derivative(self.simulation, self.split):
-                writer.put("derivative", self.derivative)
-            return self.finish_store(writer)
-
-    def finish_store(self, writer: array_store.Writer) -> Path:
-        """Write everything but voltage and derivative, and the manifest."""
+        # In float16 they were rounded when they were recorded.
+        arrays = {"voltage": self.voltage.astype(storage_dtype(self.simulation, self.split), copy=False)}
+        if self.split == "train" and self.simulation.store_derivative and self.simulation.target == "exact":
+            arrays["derivative"] = self.derivative
         connectome, parameters = self.ground_truth
-        arrays = {"luminance": self.luminance, "final": self.final}
+        arrays |= {"luminance": self.luminance, "final": self.final}
         arrays |= {f"parameters.{k}": np.asarray(v) for k, v in parameters._asdict().items()}
         meta: dict[str, Any] = {name: getattr(self, name) for name in _META}
         meta["simulation"] = self.simulation.model_dump(mode="json")
@@ -236,9 +243,7 @@ class Recording:
             tables = {name: value for name, value in fields.items() if isinstance(value, np.ndarray)}
             arrays |= {f"connectome.{name}": value for name, value in tables.items()}
             meta["connectome"] = {name: value for name, value in fields.items() if name not in tables}
-        for name, array in arrays.items():
-            writer.put(name, array)
-        return writer.finish(meta)
+        return array_store.write_store(path, arrays, meta)
 
 
 #: Fields stored as they are in the manifest.

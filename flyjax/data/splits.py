@@ -4,8 +4,6 @@ The training split has process noise, measurement noise and targets as configure
 exact targets and shows another stimulus.
 """
 
-from __future__ import annotations
-
 import hashlib
 from functools import lru_cache
 from pathlib import Path
@@ -38,11 +36,6 @@ def measurement_noise_std(simulation: Simulation, split: str) -> float:
 def uses_finite_differences(simulation: Simulation, split: str) -> bool:
     """Whether targets are differences of the recorded voltages."""
     return split == "train" and simulation.target == "difference"
-
-
-def stores_derivative(simulation: Simulation, split: str) -> bool:
-    """Whether dV/dt lies on disk beside the voltages; finite differences are in the voltages already."""
-    return split == "train" and simulation.store_derivative and not uses_finite_differences(simulation, split)
 
 
 def storage_dtype(simulation: Simulation, split: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 
 from flyjax.config import Search, Simulation, content_hash, parse_experiment, read_yaml_file
 from flyjax.data.cache import Recordings
-from flyjax.data.transforms import lesioned
+from flyjax.data.recorder import lesioned
 from flyjax.experiments.node import learner_for
 from flyjax.experiments.train_nodes import write_figures
 from flyjax.recovery import Evaluation, closed_form, evaluate

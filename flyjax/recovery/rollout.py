@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from flyjax.data.recorder import Lesioned, lesioned
 from flyjax.data.recording import Recording
-from flyjax.data.transforms import Lesioned, lesioned
 from flyjax.recovery.metrics import Metrics, explained
 from flyjax.recovery.samples import moments
 

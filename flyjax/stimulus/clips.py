@@ -1,7 +1,5 @@
 """Clips of a video data set: found on disk, and played one after the other in every orientation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ rotations, videos split 80/20, looped to the number of frames asked for. By defa
 `frame_rate='resampled'` repeats frames to play the video at its own speed. A single own video is split in time.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Sequence

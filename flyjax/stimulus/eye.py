@@ -6,8 +6,6 @@ every box centre is first resized (bilinear) to the smallest one that does; wher
 sums continue it by zeros and medians by reflection.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
 

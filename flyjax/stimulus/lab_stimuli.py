@@ -8,8 +8,6 @@
 - `blank`: grey.
 """
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

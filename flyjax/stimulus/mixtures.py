@@ -3,8 +3,6 @@
 For example `scenes_texture:0.7+flashes:0.2+blank:0.1`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Stimuli by name: the values of `simulation.visual_input_type`."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from pathlib import Path

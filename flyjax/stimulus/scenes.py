@@ -12,8 +12,6 @@ and other splits share no texture and no motion.
 Positions are those of `flyjax.circuit.hexgrid`; a column sees the mean over a box one column wide.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import partial
 

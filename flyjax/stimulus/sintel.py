@@ -5,8 +5,6 @@ eye is wide; frame n + 1 is paired with the flow from n to n + 1. Luminance is r
 linearly. Scenes are split by flyvis' own validation list.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Mean, contrast and temporal spectrum of a stimulus, and photographs to compare with."""
 
-from __future__ import annotations
-
 import numpy as np
 from jaxtyping import Float, Float32, Int
 

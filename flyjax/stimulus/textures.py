@@ -6,8 +6,6 @@ smaller or larger box in the texture's own coordinates. The tile is therefore st
 graded widths, computed in the Fourier domain, and read by trilinear interpolation: no aliasing, no per-frame rendering.
 """
 
-from __future__ import annotations
-
 import zlib
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """Videos from disk to columns: frame folders (jpg, png, tif, bmp, webp), gif, and mp4/avi through ffmpeg."""
 
-from __future__ import annotations
-
 import re
 import warnings
 from collections.abc import Iterator

@@ -42,89 +42,36 @@ def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
     return (max(1, min(shape[0], _CHUNK_BYTES // row)), *shape[1:])
 
 
-class Writer:
-    """A store that is written row by row: complete after `finish`, removed if that is not reached.
+def write_store(path: str | Path, arrays: dict[str, np.ndarray], meta: dict) -> Path:
+    """Write arrays (at least one-dimensional, non-empty) and JSON-able `meta`, completely or not at all.
 
     An earlier store of the same path is replaced at the end.
 
     **Raises:** `UserError` if `path` exists and is no store, or the disk refuses.
     """
-
-    def __init__(self, path: str | Path):
-        self.path = path = Path(path)
-        if path.exists() and not (path / MANIFEST).is_file():
-            raise UserError(f"{path} exists and is no recording: choose another folder")
-        self._exit = contextlib.ExitStack()
-        self._arrays: dict[str, zarr.Array] = {}
-        self._pending: dict[str, list[np.ndarray]] = {}
-        self._filled: dict[str, int] = {}
-        with self._refusal():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep_scratch(path.parent)
-            self._scratch = self._exit.enter_context(scratch(path.parent))
-            self._group = zarr.open_group(self._scratch, mode="w", zarr_format=3)
-
-    @contextlib.contextmanager
-    def _refusal(self):
-        try:
-            yield
-        except OSError as error:
-            raise UserError(f"cannot write {self.path}: {error.strerror or error}") from None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._exit.close()
-
-    def create(self, name: str, shape: tuple[int, ...], dtype) -> None:
-        """Declare an array (at least one-dimensional, non-empty) whose rows `append` adds."""
-        # Noisy float32 hardly compresses: compression would save 10 % of the disk at the cost of time.
-        with self._refusal():
-            self._arrays[name] = self._group.create_array(
-                name, shape=shape, dtype=dtype, chunks=_chunks(shape, np.dtype(dtype)), compressors=None
-            )
-        self._pending[name], self._filled[name] = [], 0
-
-    def append(self, name: str, rows: np.ndarray) -> None:
-        """Add any number of rows; complete chunks are written to disk."""
-        stored, waiting = self._arrays[name], self._pending[name]
-        size = stored.chunks[0]
-        while len(rows):
-            room = size - sum(map(len, waiting))
-            waiting.append(np.array(rows[:room], stored.dtype))
-            rows = rows[room:]
-            begin = self._filled[name]
-            n = sum(map(len, waiting))
-            if n == size or begin + n == stored.shape[0]:
-                with self._refusal():
-                    stored[begin : begin + n] = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
-                self._filled[name] += n
-                waiting.clear()
-
-    def put(self, name: str, array: np.ndarray) -> None:
-        """Write a complete array."""
-        self.create(name, array.shape, array.dtype)
-        step = self._arrays[name].chunks[0]
-        for start in range(0, len(array), step):
-            self.append(name, array[start : start + step])
-
-    def finish(self, meta: dict) -> Path:
-        """Write the manifest with JSON-able `meta` and move the store to its final path."""
-        short = [name for name, n in self._filled.items() if n != self._arrays[name].shape[0]]
-        if short:
-            raise ValueError(f"{short[0]} lacks rows")
-        path, folder = self.path, self._scratch
-        with self._refusal():
-            manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(self._filled), "files": _files(folder)}
+    path = Path(path)
+    if path.exists() and not (path / MANIFEST).is_file():
+        raise UserError(f"{path} exists and is no recording: choose another folder")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_scratch(path.parent)
+        with scratch(path.parent) as folder:
+            group = zarr.open_group(folder, mode="w", zarr_format=3)
+            for name, array in arrays.items():
+                chunks = _chunks(array.shape, array.dtype)
+                # Noisy float32 hardly compresses: compression would save 10 % of the disk at the cost of time.
+                stored = group.create_array(name, shape=array.shape, dtype=array.dtype, chunks=chunks, compressors=None)
+                for start in range(0, len(array), chunks[0]):
+                    stored[start : start + chunks[0]] = array[start : start + chunks[0]]
+            manifest = {"format": FORMAT, "meta": meta, "arrays": sorted(arrays), "files": _files(folder)}
             write_atomic(folder / MANIFEST, json.dumps(manifest, allow_nan=False), sync=True)
-            if path.exists():
-                with scratch(path.parent) as old:
+            with scratch(path.parent) as old:
+                if path.exists():
                     os.replace(path, old / "old")
-                    os.replace(folder, path)
-            else:
                 os.replace(folder, path)
-        return path
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from None
+    return path
 
 
 def read_meta(path: str | Path) -> dict:

@@ -365,7 +365,7 @@ def test_the_sampled_fly_is_active_under_the_scenes(tmp_path):
 def test_a_stored_derivative_is_read_from_the_cache_and_not_computed_again(tmp_path, monkeypatch):
     wanted = sim(store_derivative=True)
     made = cached_recording(wanted, 0.05, cache_dir=tmp_path)
-    monkeypatch.setattr(recording, "noisy_derivative", lambda *arguments: pytest.fail("computed"))
+    monkeypatch.setattr(recording, "derivative", lambda *arguments: pytest.fail("computed"))
     again = cached_recording(wanted, 0.05, cache_dir=tmp_path)
     np.testing.assert_array_equal(again.derivative, made.derivative)
     np.testing.assert_array_equal(again.pairs(slice(3, 9))[2], made.derivative[3:9])

@@ -1,7 +1,5 @@
 """Measurement noise and finite-difference targets: the bias of least squares and its correction."""
 
-import dataclasses
-
 import jax
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from support.recovery_fixtures import SIMULATION, circuit
 from support.true_learner import TrueLearner
 
 from flyjax.data import load_recording, record
-from flyjax.data.transforms import concatenate
 from flyjax.recovery import closed_form, extract, linear_readout, refit
 from flyjax.recovery.activity import signal_to_noise
 from flyjax.recovery.least_squares.errors_in_variables import (
@@ -210,8 +207,6 @@ def test_differences_of_the_recorded_voltages(clean, tmp_path):
     np.testing.assert_array_equal(test.derivative, recorded("test").derivative)
     with pytest.raises(UserError, match="n_recordings"):
         recorded(target="difference", n_recordings=2)
-    with pytest.raises(UserError, match="joined"):
-        concatenate([rec, dataclasses.replace(rec)])
 
 
 def test_the_closed_form_of_differences_is_unbiased():

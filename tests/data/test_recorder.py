@@ -10,7 +10,7 @@ from flyjax import circuit, simulation
 from flyjax.circuit import Parameters
 from flyjax.config import Simulation
 from flyjax.data import load_recording, record
-from flyjax.data.transforms import concatenate, lesioned
+from flyjax.data.recorder import lesioned
 from flyjax.recovery.rollout import lesion_metrics, rollout, rollout_metrics
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
@@ -46,48 +46,30 @@ def test_parts_follow_each_other_and_no_pair_spans_a_border(fly):
     assert len(record(sim(n_recordings=3), 0.05, "test", **fly).spans) == 1
 
 
-def test_joined_recordings_are_what_they_were(fly, tmp_path):
-    noisy = sim(measurement_noise_level=0.03)
-    single = [record(noisy, 0.05, seed=k, **fly) for k in (0, 1)]
-    single.append(record(noisy.model_copy(update=dict(visual_input_type="scenes_edges")), 0.05, **fly))
-    joined = concatenate([concatenate(single[:2]), single[2]])
-    assert joined.visual_input_type == "scenes_texture+scenes_edges" and joined.n_frames == 150
-    for name in ("voltage", "luminance", "derivative"):
-        np.testing.assert_allclose(getattr(joined, name), np.concatenate([getattr(r, name) for r in single]), atol=1e-4)
-    index = np.array([49, 50, 149, 3])
-    fresh = dataclasses.replace(joined)  # without the derivative computed above
-    np.testing.assert_allclose(fresh.pairs(index)[2], joined.derivative[index], atol=1e-4)
-    joined.save(tmp_path / "a")
+def test_parts_have_noise_of_their_own_and_are_stored(fly, tmp_path):
+    noisy = sim(n_frames=100, n_recordings=2, measurement_noise_level=0.03)
+    rec = record(noisy, 0.05, **fly)
+    seen = rec.voltage - record(noisy.model_copy(update=dict(measurement_noise_level=0.0)), 0.05, **fly).voltage
+    np.testing.assert_allclose(rec.measurement(slice(None))[0], seen, atol=1e-6)
+    assert abs(np.corrcoef(seen[:50].ravel(), seen[50:].ravel())[0, 1]) < 0.06
+    index = np.array([49, 50, 99, 3])
+    np.testing.assert_allclose(rec.pairs(index)[2], rec.derivative[index], atol=1e-4)
+    rec.save(tmp_path / "a")
     again = load_recording(tmp_path / "a")
-    assert again.parts == joined.parts and again.fingerprint == joined.fingerprint != single[0].fingerprint
-    np.testing.assert_array_equal(again.derivative, joined.derivative)
-
-
-def test_recordings_that_do_not_fit_are_not_joined(fly):
-    rec = record(FLY, 0.05, **fly)
-    other = dict(fly, parameters=fly["parameters"]._replace(v_rest=np.zeros(65, np.float32)))
-    cases = {
-        "delta_t": record(sim(delta_t=0.01), 0.05, **fly), "noise_model_level": record(FLY, 0.1, **fly),
-        "split": record(FLY, 0.05, "test", **fly), "different circuits": record(FLY, 0.05, **other),
-    }  # fmt: skip
-    for message, wrong in cases.items():
-        with pytest.raises(UserError, match=message):
-            concatenate([rec, wrong])
-    with pytest.raises(UserError, match="at least one"):
-        concatenate([])
+    assert again.parts == rec.parts and again.fingerprint == rec.fingerprint
+    np.testing.assert_array_equal(again.derivative, rec.derivative)
 
 
 def test_a_rollout_starts_again_in_each_part(fly):
-    tests = [record(sim(test_visual_input_type=name), 0.0, "test", **fly) for name in ("scenes_flow", "scenes_edges")]
-    joined = concatenate(tests)
+    rec = record(sim(n_frames=100, n_recordings=2), 0.0, **fly)
     learner = TrueLearner(fly["connectome"])
-    run = rollout(learner, learner.params(joined), joined)
-    np.testing.assert_allclose(run.voltage, joined.voltage, atol=1e-4)
-    metrics = rollout_metrics(run, joined)
+    run = rollout(learner, learner.params(rec), rec)
+    np.testing.assert_allclose(run.voltage, rec.voltage, atol=1e-4)
+    metrics = rollout_metrics(run, rec)
     assert metrics.values["test_frames"] == 98 and metrics.values["test_R2"] > 0.9999
     # Run through, the second part would begin where the first ended.
-    through = rollout(learner, learner.params(joined), dataclasses.replace(joined, parts=()))
-    assert np.abs(through.voltage[50] - joined.voltage[50]).max() > 0.01
+    through = rollout(learner, learner.params(rec), dataclasses.replace(rec, parts=()))
+    assert np.abs(through.voltage[50] - rec.voltage[50]).max() > 0.01
 
 
 @pytest.mark.parametrize("edits", [{}, {"null_edges": 0.5, "removed_edges": 0.1}])
@@ -118,7 +100,7 @@ def test_a_lesion_cuts_fly_and_learner_alike(fly, edits):
     "changes", [{}, {"measurement_noise_level": 0.02, "n_recordings": 2, "store_derivative": True}]
 )
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_written_chunk_by_chunk_is_the_same(fly, tmp_path, monkeypatch, dtype, changes):
+def test_a_store_has_what_was_recorded(fly, tmp_path, monkeypatch, dtype, changes):
     monkeypatch.setattr(
         array_store, "_CHUNK_BYTES", 11 * 65 * 4
     )  # rows of several chunks in one block, and the reverse
@@ -132,8 +114,10 @@ def test_written_chunk_by_chunk_is_the_same(fly, tmp_path, monkeypatch, dtype, c
     stored = array_store.read_store(tmp_path / "a")[0]
     assert stored["voltage"].dtype == dtype and ("derivative" in stored) == simulation.store_derivative
     # Targets are those of the rounded voltages.
-    computed = dataclasses.replace(written, stored_derivative=None).derivative
-    np.testing.assert_allclose(written.derivative, computed, atol=2e-4)
+    loaded = load_recording(tmp_path / "a")
+    np.testing.assert_array_equal(loaded.voltage, written.voltage)
+    computed = dataclasses.replace(loaded, stored_derivative=None).derivative
+    np.testing.assert_allclose(loaded.derivative, computed, atol=2e-4)
     memory.save(tmp_path / "b")
     again = load_recording(tmp_path / "b")
     np.testing.assert_array_equal(again.voltage, memory.voltage)
