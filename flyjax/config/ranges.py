@@ -120,8 +120,3 @@ def extreme(span: Range, value: Any, factor: float) -> Any | None:
     else:
         moved = tidy(span, value * factor if value else _ends(span)[up])
     return None if moved == value else moved
-
-
-def distance(ranges: dict[str, Range], a: dict[str, Any], b: dict[str, Any]) -> float:
-    """Euclidean distance of two configurations in unit places."""
-    return math.sqrt(sum((unit(r, a[k]) - unit(r, b[k])) ** 2 for k, r in ranges.items()))

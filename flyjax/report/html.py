@@ -5,24 +5,20 @@ policy forbids every load and every script but the page's own. All texts of a ru
 wrote some of them) are escaped.
 """
 
-from __future__ import annotations
-
 import base64
 import functools
 import hashlib
 import io
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from flyjax.config import Range, Training
-from flyjax.report import svg, tables
+from flyjax.report import charts, tables, tree
 from flyjax.report.run_view import RunView
-from flyjax.search.journal.state import Node
+from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import STRATEGIES
 from flyjax.search.run.user_files import pending_input
@@ -75,8 +71,7 @@ def write_report(run_dir: str | Path) -> Path:
     **Raises:** `UserError` where there is no run, its journal is damaged, or the page cannot be written.
     """
     run = RunView(run_dir)
-    path = run.folder / NAME
-    page = render(run)
+    path, page = run.folder / NAME, render(run)
     try:
         write_atomic(path, page)
     except OSError as error:
@@ -84,16 +79,16 @@ def write_report(run_dir: str | Path) -> Path:
     return path
 
 
-def render(run: RunView) -> str:
-    """The page as text."""
-    environment = Environment(
+def environment() -> Environment:
+    """The templates with their filters."""
+    found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
+    found.filters.update(
         num=tables.format_score,
         setting=tables.format_setting,
         short=lambda name: tables.SHORT_NAMES.get(name, name),
@@ -101,161 +96,46 @@ def render(run: RunView) -> str:
         duration=duration,
         plural=plural,
     )
+    found.globals.update(
+        format_cell=tables.format_cell,
+        measures=measures,
+        ucb_formula=ucb.UCB_FORMULA,
+        strategies=STRATEGIES,
+        columns=COLUMNS,
+        text_columns=TEXT_COLUMNS,
+        node_metrics=NODE_TABLE,
+        block_metrics=(*RECOVERY, "test_R2"),
+        corners=tree.corners,
+        draw_tree=tree.draw_tree,
+        PlotArea=charts.PlotArea,
+        ramp=charts.RAMP,
+        CONVERGED=CONVERGED,
+        FAILED=FAILED,
+    )
+    return found
+
+
+def render(run: RunView) -> str:
+    """The page as text."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template("report.html").render(
-        css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        script=Markup(script),
-        policy=POLICY.format(digest),
-        **page_content(run),
-    )
-
-
-def page_content(run: RunView) -> dict[str, Any]:
-    """Everything that the template shows, by the names it uses."""
-    state, noise = run.state, svg.NoiseScale(run.noise_levels())
-    status, explanation = run.status
-    best_of = {b: n for b in state.blocks if (n := measures.best_node(state, b)) is not None}
-    mutations = {n.id: tables.describe_mutation(state, n, short=True) for n in run.nodes}
-    rows = [
-        {**row, "short": mutations[row["node"]], "reasons": _reasons(state.nodes[row["node"]])}
-        for row in tables.nodes_table(state)
-    ]
-    return {
-        "run": run,
-        "state": state,
-        "status": status,
-        "explanation": explanation,
-        "tally": _tally(run),
-        "best": _best_node(run),
-        "noise_legend": noise.legend() if len(noise.levels) else Markup(""),
-        "staircase": svg.staircase(run, noise),
-        "trees": [(b, svg.block_tree(run, b.number)) for b in state.blocks.values()],
-        "strategies": [(s, _strategy_key(s)) for s in STRATEGIES if any(n.strategy == s for n in run.nodes)],
-        "columns": COLUMNS,
-        "text_columns": TEXT_COLUMNS,
-        "ucb_formula": ucb.UCB_FORMULA,
-        "rows": rows,
-        "format_cell": tables.format_cell,
-        "landscapes": [(name, svg.landscape(run, name, noise)) for name in run.varied],
-        "diversity": run.diversity(),
-        "steps": svg.step_sizes(run),
-        "repeated": [(p, p.stats(run.metric)) for p in run.pools if len(p.nodes) > 1],
-        "best_of": [(state.blocks[b], n, _pictures(run, n, LARGE)) for b, n in best_of.items()],
-        "gallery": [(n, mutations[n.id], _pictures(run, n, SMALL)) for n in run.nodes],
-        "blocks": [_block(run, b) for b in state.blocks],
-        "corrections": run.corrections(),
-        "log": run.text("analysis.md"),
-        "config": run.text("config.yaml"),
-        "pending": pending_input(run.folder, state).strip(),
-        "replaced_stimuli": (state.started or {}).get("stimulus_fallbacks") or {},
-    }
-
-
-def _tally(run: RunView) -> list[tuple[str, str]]:
-    """Number and noun of what the run consists of."""
-    n_nodes, n_iterations, blocks = len(run.nodes), len(run.state.iterations), run.state.blocks
-    counts = {
-        word: sum(n.status == s for n in run.nodes) for s, word in (("failed", "failed"), ("running", "in training"))
-    }
-    details = ", ".join(f"{n} {word}" for word, n in counts.items() if n)
-    planned = run.search.get("n_blocks")
-    complete = sum(b.ended is not None for b in blocks.values())
-    return [
-        (str(n_nodes), f"node{'s' * (n_nodes != 1)}" + (f" ({details})" if details else "")),
-        (str(n_iterations), f"iteration{'s' * (n_iterations != 1)}"),
-        (f"{len(blocks)}" + (f" of {planned}" if planned else ""), f"blocks ({complete} complete)"),
-        (duration(run.state.wall_s), "wall time"),
-    ]
-
-
-def _best_node(run: RunView) -> dict[str, Any] | None:
-    """The best node: its metrics beside its block's root, pooled over all nodes of its configuration."""
-    node = run.best
-    if node is None:
-        return None
-    pool, root, baseline = run.pool_of(node), run.root_of(node.block), tables.root_config(run.state)
-    names = dict.fromkeys([*run.search_ranges, *Training.model_fields])
-    settings = [
-        {
-            "name": k,
-            "value": node.config[k],
-            "root": baseline.get(k),
-            "changed": k in baseline and baseline[k] != node.config[k],
-            "range": _describe_range(run.search_ranges[k]) if k in run.search_ranges else "",
-        }
-        for k in names
-        if k in node.config and (k in run.search_ranges or baseline.get(k) != node.config[k])
-    ]
-    rows = [
-        {
-            "name": k,
-            "value": run.value(node, k),
-            "root": run.value(root, k) if root else None,
-            "pool": pool.stats(k) if pool else None,
-            "reason": _reasons(node).get(k, ""),
-            "format": tables.format_quantity if k == "final_loss" else tables.format_score,
-        }
-        for k in dict.fromkeys([run.metric, *NODE_TABLE])
-    ]
-    scalars = {k: v for k, v in (node.metrics or {}).items() if not isinstance(v, (dict, list))}
-    return {
-        "node": node,
-        "root": root,
-        "pool": pool,
-        "rows": rows,
-        "settings": settings,
-        # Plain and refitted values never share a table.
-        "plain": {k: v for k, v in scalars.items() if "_refit" not in k},
-        "refit": {k: v for k, v in scalars.items() if "_refit" in k},
-    }
-
-
-def _describe_range(span: Range) -> str:
-    if span.scale == "choice":
-        return ", ".join(map(tables.format_setting, span.values or ()))
-    log = ", log" if span.scale == "log" else ""
-    return f"{tables.format_setting(span.min)} to {tables.format_setting(span.max)}{log}"
-
-
-def _reasons(node: Node) -> dict[str, str]:
-    """Why metrics of a node are null, by name."""
-    reasons = (node.metrics or {}).get("reasons")
-    return {str(k): str(v) for k, v in reasons.items()} if isinstance(reasons, dict) else {}
-
-
-def _block(run: RunView, number: int) -> dict[str, Any]:
-    """A block's simulation, measures, best values, summary and edits of the protocol."""
-    block, nodes = run.state.blocks[number], run.state.block_nodes(number)
-    values = {k: [v for n in nodes if (v := run.value(n, k)) is not None] for k in (*RECOVERY, "test_R2")}
-    ended = block.ended or {}
-    edits = [e for e in run.state.edits if e.get("block") == number]
-    going_on = number + 1 in run.state.blocks or run.state.finished is None
-    return {
-        "block": block,
-        "best": measures.best_node(run.state, number),
-        "best_values": {k: max(v, default=None) for k, v in values.items()},
-        "measures": measures.measure(run.state, number),
-        "noise_floor": measures.noise_floor(run.state, number),
-        "summary": ended.get("summary") or "",
-        "next": (ended.get("next_simulation") or {}) if going_on else {},
-        # Also of an edit without an event: it explains why nothing was changed.
-        "reason": (ended.get("edit") or {}).get("reason") or "",
-        "edits": [(e.get("by"), e.get("reason") or "", _diff_lines(e.get("diff") or "")) for e in edits],
-        "edited": any(e.get("by") != "user" for e in edits),
-    }
-
-
-def _diff_lines(text: str) -> list[tuple[str, str]]:
-    """(kind, line) of a unified diff; kinds: add, del, hunk, file, same."""
-    kinds = {"+++": "file", "---": "file", "@@": "hunk", "+": "add", "-": "del", "": "same"}
-    return [(next(k for start, k in kinds.items() if line.startswith(start)), line) for line in text.splitlines()]
-
-
-def _strategy_key(strategy: str) -> Markup:
-    """A strategy's shape for the legend."""
-    return svg.drawing(
-        22, 22, svg.strategy_marker(strategy, 11.0, 11.0, 6.5, "node key"), label=strategy, class_="inline"
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
+            script=Markup(script),
+            policy=POLICY.format(digest),
+            run=run,
+            state=run.state,
+            noise=charts.NoiseScale(run.noise_levels()),
+            root_config=tables.root_config(run.state),
+            mutations={n.id: tables.describe_mutation(run.state, n, short=True) for n in run.nodes},
+            rows=tables.nodes_table(run.state),
+            large=functools.partial(_pictures, run, side=LARGE),
+            small=functools.partial(_pictures, run, side=SMALL),
+            pending=pending_input(run.folder, run.state).strip(),
+        )
     )
 
 

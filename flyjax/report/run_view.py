@@ -1,7 +1,5 @@
 """What a report shows of a run, collected from its directory. Nothing here draws or writes."""
 
-from __future__ import annotations
-
 import json
 import math
 from dataclasses import dataclass
@@ -13,8 +11,9 @@ import numpy as np
 
 from flyjax.config import Range, ranges
 from flyjax.report import tables
+from flyjax.report.charts import Axis
 from flyjax.search.journal.journal import read_journal
-from flyjax.search.journal.state import Node, State, fold, objective_metric
+from flyjax.search.journal.state import Node, fold, objective_metric
 from flyjax.search.llm.prices import NOT_REPORTED, dollars
 from flyjax.search.policy import measures
 from flyjax.utils.errors import UserError
@@ -27,8 +26,6 @@ CORRECTIONS = {
     "reversions": "parent set by the reversion check",
     "demoted": "principles that name fewer than 3 nodes, listed as open questions",
 }
-#: Errors of values that do not fit their range.
-_MISFIT = (KeyError, ValueError, TypeError, ZeroDivisionError)
 
 
 @dataclass(frozen=True)
@@ -58,9 +55,27 @@ class RunView:
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         self.events = read_journal(self.folder)
-        self.state: State = fold(self.events)
+        self.state = fold(self.events)
         if self.state.started is None:
             raise UserError(f"{self.folder}: the journal holds no run yet; start one with scripts/meta_loop.py")
+        self.name = str(self.state.experiment.get("name") or self.folder.resolve().name)
+        self.search: dict[str, Any] = self.state.experiment.get("search") or {}
+        #: The metric that the search maximises.
+        self.metric = objective_metric(self.state.objective)
+        #: The ground-truth metric that charts show, also where the search was blind to it.
+        self.truth_metric = "connectivity_R2" if self.state.objective == "blind" else self.metric
+        self.nodes = sorted(self.state.nodes.values(), key=lambda n: n.id)
+        #: Where each node stands in a row of all of them, 0 to 1.
+        self.place = {n.id: (k + 0.5) / len(self.nodes) for k, n in enumerate(self.nodes)}
+        #: Ids of the nodes that the steps chose.
+        self.chosen = {choice.chosen for choice in self.state.choices.values()}
+        self.best = measures.best_node(self.state)
+        self.search_ranges = {name: Range(**span) for name, span in (self.search.get("ranges") or {}).items()}
+        #: Metrics of every training of a node.
+        self.per_seed = {
+            event["node"]: event.get("per_seed") or [event.get("metrics") or {}]
+            for event in self.events_named("node_finished")
+        }
 
     def text(self, name: str, limit: int = 2_000_000) -> str:
         """A text file of the run; empty where it is absent."""
@@ -75,56 +90,11 @@ class RunView:
         return [e for e in self.events if e["event"] in names]
 
     @property
-    def name(self) -> str:
-        return str(self.state.experiment.get("name") or self.folder.resolve().name)
-
-    @property
-    def search(self) -> dict[str, Any]:
-        """The search section of the experiment."""
-        return self.state.experiment.get("search") or {}
-
-    @property
-    def objective(self) -> str:
-        return self.state.objective
-
-    @property
-    def metric(self) -> str:
-        """The metric that the search maximises."""
-        return objective_metric(self.objective)
-
-    @property
-    def truth_metric(self) -> str:
-        """The ground-truth metric that charts show, also where the search was blind to it."""
-        return "connectivity_R2" if self.objective == "blind" else self.metric
-
-    @property
-    def status(self) -> tuple[str, str]:
-        """(finished | paused | running, a reason or an explanation)."""
-        last = self.events[-1]
-        if self.state.finished is not None:
-            return "finished", self.state.finished
-        if last["event"] == "run_paused":
-            return "paused", str(last.get("reason") or "")
-        return "running", "in progress or stopped when this page was written; the same command continues it"
-
-    @property
     def proposer(self) -> str:
         """The proposers of the accepted steps; before the first, the one that the run was started with."""
         names = list(dict.fromkeys(str(e["by"]) for e in self.events_named("proposal") if e.get("by")))
         configured = (self.state.started or {}).get("proposer") or self.search.get("proposer") or "auto"
         return ", ".join(names) or str(configured)
-
-    @property
-    def task(self) -> str:
-        """The task in one sentence."""
-        simulation, model, search = (self.state.experiment.get(k) or {} for k in ("simulation", "model", "search"))
-        return (
-            f"recover the circuit of extent {simulation.get('extent', '?')} "
-            f"(ground truth: {simulation.get('parameters', '?')}) with a network of variant "
-            f"{model.get('variant', '?')} and width {model.get('width', '?')}; {search.get('n_blocks', '?')} blocks of "
-            f"{search.get('n_iter_block', '?')} iterations with {search.get('n_candidates', '?')} candidates each; "
-            f"UCB with c = {search.get('ucb_c', '?')}; run seed {search.get('seed', '?')}"
-        )
 
     @property
     def cost(self) -> str:
@@ -138,42 +108,33 @@ class RunView:
         rest = f", {spent.unpriced_calls} of them {NOT_REPORTED}" if spent.unpriced_calls else ""
         return f"{dollars(spent.usd)} ({calls}{rest})"
 
-    @property
-    def made_with(self) -> dict[str, str]:
-        """Versions, devices and commit of the newest session, one line of text each."""
-        return {
-            str(key).replace("_", " "): ", ".join(f"{k} {v}" for k, v in value.items())
-            if isinstance(value, dict)
-            else str(value)
-            for key, value in self.state.made_with.items()
-            if value not in (None, "")
-        }
-
-    @cached_property
-    def per_seed(self) -> dict[int, list[dict[str, Any]]]:
-        """Metrics of every training of a node."""
-        out = {}
-        for event in self.events_named("node_finished"):
-            trainings = [m for m in event.get("per_seed") or [] if isinstance(m, dict)]
-            out[event["node"]] = trainings or [event.get("metrics") or {}]
-        return out
-
-    @property
-    def nodes(self) -> list[Node]:
-        return sorted(self.state.nodes.values(), key=lambda n: n.id)
-
-    @cached_property
-    def chosen(self) -> set[int]:
-        """Ids of the nodes that the steps chose."""
-        return {choice.chosen for choice in self.state.choices.values()}
-
     def value(self, node: Node, name: str) -> float | None:
         """A metric of a node; None where it has no finite value."""
         return finite((node.metrics or {}).get(name))
 
-    @cached_property
-    def best(self) -> Node | None:
-        return measures.best_node(self.state)
+    def seed_values(self, node: Node) -> list[float]:
+        """The ground-truth metric of each of the node's seeds that has it."""
+        return [v for m in self.per_seed.get(node.id, []) if (v := finite(m.get(self.truth_metric))) is not None]
+
+    @property
+    def ranked(self) -> list[Node]:
+        """Nodes by the ground-truth metric, the best last."""
+        return sorted(self.nodes, key=lambda n: self.value(n, self.truth_metric) or 0)
+
+    def best_so_far(self, name: str) -> list[Node]:
+        """Every node with a ground-truth metric whose `name` exceeds that of all nodes before it."""
+        best, out = -math.inf, []
+        for node in self.nodes:
+            value = self.value(node, name)
+            if value is not None and value > best and self.value(node, self.truth_metric) is not None:
+                best = value
+                out.append(node)
+        return out
+
+    def best_value(self, block: int, name: str) -> float | None:
+        """The highest value of a metric in a block."""
+        values = (self.value(n, name) for n in self.state.block_nodes(block))
+        return max((v for v in values if v is not None), default=None)
 
     @cached_property
     def pools(self) -> list[Pool]:
@@ -186,26 +147,20 @@ class RunView:
         pools = [Pool(tuple(ns), tuple(m for n in ns for m in self.per_seed.get(n.id, []))) for ns in groups.values()]
         return sorted(pools, key=lambda p: (-len(p.trainings), p.nodes[0].id))
 
-    def pool_of(self, node: Node) -> Pool | None:
-        return next((p for p in self.pools if any(n.id == node.id for n in p.nodes)), None)
+    def pool_of(self, node: Node) -> Pool:
+        """The pool of a finished node."""
+        return next(p for p in self.pools if any(n.id == node.id for n in p.nodes))
 
     def root_of(self, block: int) -> Node | None:
         """The block's baseline."""
         nodes = (self.state.nodes[i] for i in self.state.blocks[block].nodes)
         return next((n for n in nodes if n.strategy == "root"), None)
 
-    @cached_property
-    def search_ranges(self) -> dict[str, Range]:
-        """Ranges of the tunable parameters by name, as the run's config gives them."""
-        out = {}
-        for name, span in (self.search.get("ranges") or {}).items():
-            try:
-                out[name] = Range(**span)
-            except (UserError, TypeError):
-                continue
-        return out
+    def axis(self, name: str) -> Axis:
+        """The axis of a setting, with all its values."""
+        return Axis([n.config.get(name) for n in self.nodes], self.search_ranges.get(name))
 
-    @cached_property
+    @property
     def varied(self) -> list[str]:
         """Parameters with more than one value among the nodes, those with a range first."""
         names = dict.fromkeys([*self.search_ranges, *(k for n in self.nodes for k in n.config)])
@@ -215,29 +170,26 @@ class RunView:
         """Values of noise_model_level among the nodes, ascending."""
         return sorted({v for n in self.nodes if (v := finite(n.config.get("noise_model_level"))) is not None})
 
+    def _unit_place(self, config: dict[str, Any]) -> np.ndarray | None:
+        """Where a configuration lies in the ranges, 0 to 1 each; None where a value does not fit its range."""
+        try:
+            return np.array([ranges.unit(span, config[name]) for name, span in self.search_ranges.items()])
+        except (KeyError, ValueError, TypeError):
+            return None
+
     def step_sizes(self) -> list[tuple[Node, float | None]]:
         """Distance of every node but the roots from its parent, in unit places of the ranges; None where undefined."""
         out = []
         for node in self.nodes:
-            if node.strategy == "root":
-                continue
-            try:
-                size = ranges.distance(self.search_ranges, node.config, tables.parent_config(self.state, node))
-            except _MISFIT:
-                size = math.nan
-            out.append((node, size if math.isfinite(size) else None))
+            if node.strategy != "root":
+                new, old = (self._unit_place(c) for c in (node.config, tables.parent_config(self.state, node)))
+                out.append((node, None if new is None or old is None else float(np.linalg.norm(new - old))))
         return out
 
     def n_cells(self, n_parts: int = 4) -> int:
         """Number of distinct cells that nodes lie in, every range divided into `n_parts`."""
-        cells = set()
-        for node in self.nodes:
-            try:
-                unit = [ranges.unit(span, node.config[name]) for name, span in self.search_ranges.items()]
-            except _MISFIT:
-                continue
-            cells.add(tuple(min(n_parts - 1, int(n_parts * u)) for u in unit))
-        return len(cells)
+        places = [p for n in self.nodes if (p := self._unit_place(n.config)) is not None]
+        return len({tuple(np.minimum(n_parts - 1, (n_parts * p).astype(int))) for p in places})
 
     def diversity(self) -> dict[str, Any]:
         """Unique configurations and cells, parents, step sizes, changes per step."""
@@ -253,16 +205,7 @@ class RunView:
             "changes": sum(changes) / len(changes) if changes else None,
         }
 
-    def corrections(self) -> list[dict[str, Any]]:
-        """Answers that were refused, parts of steps that the rules replaced, parents that the code set."""
-        return [
-            {
-                "iteration": event.get("iteration"),
-                "by": event.get("by", ""),
-                "kind": kind,
-                "lines": list(map(str, event[key])),
-            }
-            for event in self.events_named("proposal", "proposal_rejected")
-            for key, kind in CORRECTIONS.items()
-            if event.get(key)
-        ]
+    def corrections(self) -> list[tuple[dict[str, Any], str, list[Any]]]:
+        """Answers that were refused, parts that the rules replaced, parents that the code set: event, what, why."""
+        events = self.events_named("proposal", "proposal_rejected")
+        return [(e, kind, e[key]) for e in events for key, kind in CORRECTIONS.items() if e.get(key)]

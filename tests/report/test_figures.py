@@ -16,7 +16,7 @@ from support.true_learner import TrueLearner
 from flyjax.recovery import evaluate
 from flyjax.report.figures import node, run, sweep
 from flyjax.report.figures.style import GROUPS, group_of
-from flyjax.report.svg import strategy_marker
+from flyjax.report.html import environment
 from flyjax.search.proposals.types import STRATEGIES
 
 FIGURES = {
@@ -154,7 +154,8 @@ def test_equal_settings_meet_in_one_place(tmp_path, figures):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_strategy_has_one_symbol_in_report_and_picture(strategy):
     """The corners of both point the same way; a root is a ring in both."""
-    drawn, style = str(strategy_marker(strategy, 0.0, 0.0, 1.0, "node")), run.mark(strategy, 6)
+    charts, style = environment().get_template("charts.html").module, run.mark(strategy, 6)
+    drawn = charts.marker("node", strategy, 0.0, 0.0, 1.0)
     assert ("ring" in drawn) == (style.get("markerfacecolor") == "white")
     if "polygon" not in drawn:
         assert style["marker"] == "o"

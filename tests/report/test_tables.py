@@ -8,10 +8,9 @@ import pytest
 from support.made_up_run import Maker, metrics, two_blocks
 
 from flyjax.report import tables
-from flyjax.report.axis import Axis
+from flyjax.report.charts import Axis, NoiseScale
 from flyjax.report.run_view import RunView
-from flyjax.report.svg import NoiseScale
-from flyjax.report.tree_layout import MANY_LANES, tree_layout
+from flyjax.report.tree import MANY_LANES, tree_layout
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, fold
 from flyjax.utils.format import csv_table, duration
@@ -145,7 +144,7 @@ def test_axes_and_colours(made):
     assert noise.place(0.05) == pytest.approx(0.25) and noise.place(None) is None
     scale = NoiseScale(run.noise_levels())
     assert scale.levels == [0.0, 0.05, 0.1, 0.15, 0.2]
-    assert len({scale(run.state.nodes[i]) for i in (0, 1, 3, 10, 18)}) == 5
+    assert len({scale(run.state.nodes[i].config["noise_model_level"]) for i in (0, 1, 3, 10, 18)}) == 5
 
 
 def test_cost_is_given_or_not_reported(tmp_path):

@@ -27,7 +27,7 @@ from flyjax.experiments.forecast import Rate, forecast, forecast_search, given_m
 from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
 from flyjax.experiments.train_nodes import train_nodes
-from flyjax.report.axis import Axis
+from flyjax.report.charts import Axis
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.training import Lane, LaneProgress, Progress, checkpoint
 from flyjax.training.loggers import read_history

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from flyjax.report.figures.style import house_style, save_png
 from flyjax.report.run_view import RunView
-from flyjax.report.tree_layout import SHAPES, tree_layout
+from flyjax.report.tree import SHAPES, tree_layout
 from flyjax.search.proposals.types import ROOT
 
 COLOURS = {

@@ -15,7 +15,7 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Curve
 
 from flyjax.config import Range
-from flyjax.report.axis import Axis
+from flyjax.report.charts import Axis
 from flyjax.report.figures.style import DPI, house_style, save_png
 from flyjax.report.tables import SHORT_NAMES
 from flyjax.utils.format import finite

@@ -1,13 +1,13 @@
-"""Axes of settings: where a value lies between 0 and 1, on the scale of its range."""
-
-from __future__ import annotations
+"""Where the values of a chart lie and which colour they have; `templates/charts.html` draws the report's charts."""
 
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.colors import LinearSegmentedColormap, to_hex
 from matplotlib.ticker import MaxNLocator
 
 from flyjax.config import Range
@@ -77,3 +77,41 @@ class Axis:
         if power == round(power):
             return "10" + str(round(power)).translate(_SUPERSCRIPT)
         return format_setting(value)
+
+
+@dataclass(frozen=True)
+class PlotArea:
+    """A chart and its edges in pixels; places inside are fractions from the lower left corner."""
+
+    width: float
+    height: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+
+    def x(self, fraction: float) -> float:
+        return self.left + fraction * (self.right - self.left)
+
+    def y(self, fraction: float) -> float:
+        return self.bottom - min(1.0, max(0.0, fraction)) * (self.bottom - self.top)
+
+
+#: Low to high; each colour is legible on white and on near-black paper.
+RAMP = ("#4c63d2", "#8a52c6", "#c9488f", "#e5704f", "#d99a26")
+_COLOURS = LinearSegmentedColormap.from_list("noise", RAMP, N=1024)
+
+
+class NoiseScale:
+    """Colours of noise_model_level: one per level while they are few, else a gradient."""
+
+    def __init__(self, levels: list[float], few: int = 8):
+        self.levels, self.few = levels, len(levels) <= few
+
+    def __call__(self, level: Any) -> str:
+        """The colour of a level; grey for another value."""
+        if level not in self.levels:
+            return "#888888"
+        low, high = self.levels[0], self.levels[-1]
+        even = self.levels.index(level) / max(1, len(self.levels) - 1)
+        return to_hex(_COLOURS(even if self.few else (level - low) / (high - low)))

@@ -4,9 +4,8 @@ The child with the most descendants continues in its parent's lane; other childr
 is free again where their branch ends. So the height follows the number of branches at one time, not of nodes.
 """
 
-from __future__ import annotations
-
 import itertools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -88,3 +87,51 @@ def _nearest(home: int) -> Iterator[int]:
     for distance in itertools.count(1):
         yield home + distance
         yield home - distance
+
+
+def corners(strategy: str, x: float, y: float, radius: float) -> list[tuple[float, float]]:
+    """Corners of a strategy's shape around (x, y), y down; none for a circle."""
+    n, first = SHAPES.get(strategy, (0, 0))
+    angles = [math.radians(first - 90) + 2 * math.pi * k / n for k in range(n)]
+    return [(x + 1.25 * radius * math.cos(a), y + 1.25 * radius * math.sin(a)) for a in angles]
+
+
+@dataclass(frozen=True)
+class TreeDrawing:
+    """A block's tree in pixels; `marks` has (node, x, y, path of the edge that leads to it)."""
+
+    width: float
+    height: float
+    radius: float
+    columns: list[tuple[int, float]]
+    origin: tuple[float, float]
+    marks: list[tuple[Node, float, float, str]]
+
+
+def draw_tree(nodes: list[Node]) -> TreeDrawing:
+    """Places of a block's nodes, closer together where they are many."""
+    layout, last = tree_layout(nodes), max(n.iter_in_block for n in nodes)
+    crowded = len(nodes) > 80 or layout.n_lanes > 12
+    radius, row, least = (6.0, 35.0, 38.0) if crowded else (8.0, 41.0, 46.0)
+    step, left, top = min(110.0, max(least, 960.0 / (last + 0.5))), 34.0, 34.0
+    place = {k: (left + column * step, top + 12 + lane * row) for k, (column, lane) in layout.place.items()}
+    return TreeDrawing(
+        left + last * step + 46,
+        top + (layout.n_lanes - 1) * row + 40,
+        radius,
+        [(k, left + k * step) for k in range(1, last + 1)],
+        place[ROOT],
+        [(n, *place[n.id], _edge(place[layout.parent[n.id]], place[n.id], step, layout.reserved)) for n in nodes],
+    )
+
+
+def _edge(begin: tuple[float, float], end: tuple[float, float], step: float, reserved: bool) -> str:
+    """The path between two nodes; `step`: distance of two iterations."""
+    (x0, y0), (x1, y1) = begin, end
+    if y0 == y1 and (reserved or x1 - x0 < 1.5 * step):
+        return f"M{x0:.1f} {y0:.1f}H{x1:.1f}"
+    if y0 == y1:  # above the other nodes of the lane
+        return f"M{x0:.1f} {y0:.1f}C{x0 + step:.1f} {y0 - 18:.1f} {x1 - step:.1f} {y0 - 18:.1f} {x1:.1f} {y1:.1f}"
+    turn = x0 + step if reserved else x1
+    mid = (x0 + turn) / 2
+    return f"M{x0:.1f} {y0:.1f}C{mid:.1f} {y0:.1f} {mid:.1f} {y1:.1f} {turn:.1f} {y1:.1f}H{x1:.1f}"
