@@ -11,9 +11,7 @@ from pathlib import Path
 from flyjax import stimulus
 from flyjax.config import Simulation, content_hash
 from flyjax.ground_truth import checkpoint_file
-from flyjax.utils.errors import UserError, nearest
-
-SPLITS = ("train", "test")
+from flyjax.stimulus.registry import SPLITS, check_known
 
 
 def stimulus_for_split(simulation: Simulation, split: str) -> str:
@@ -21,8 +19,7 @@ def stimulus_for_split(simulation: Simulation, split: str) -> str:
 
     **Raises:** `UserError` for an unknown split or stimulus.
     """
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}.{nearest(split, SPLITS)} Known: train, test.")
+    check_known("split", split, SPLITS)
     if split == "train":
         return stimulus.check_name(simulation.visual_input_type)
     return stimulus.check_name(simulation.test_visual_input_type or stimulus.other_kind(simulation.visual_input_type))

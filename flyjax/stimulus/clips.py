@@ -1,19 +1,19 @@
-"""Clips of a video data set: found on disk, and played one after the other in every orientation."""
+"""Clips of a data set: found on disk, and played one after the other in several orientations."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32, Int
 
 from flyjax.circuit.hexgrid import flip, flip_matrix, rotation, rotation_matrix
-from flyjax.stimulus.textures import generator
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError, reading
 
-FPS = 24.0  #: frame rate of Sintel, 1/s
-#: 2 flips x 4 rotations.
-ORIENTATIONS = tuple((axis, turn) for axis in (0, 1) for turn in range(4))
+#: Turns of 60 degrees in which a clip is shown, each as it is and mirrored.
+TURNS = (0, 1, 2, 3)
+N_ORIENTATIONS = 2 * len(TURNS)
 
 
 def data_root(data_path: str | Path | None) -> Path | None:
@@ -21,23 +21,31 @@ def data_root(data_path: str | Path | None) -> Path | None:
     return environment.expanded(data_path) if data_path else environment.data_root()
 
 
-def find_folder(
-    data_path: str | Path | None, subfolders: Sequence[str], is_data_set: Callable[[Path], bool]
-) -> Path | None:
-    """The first of the subfolders of `data_root` that is the data set, or None."""
-    root = data_root(data_path)
-    if root is None:
-        return None
-    with reading(root):
-        return next((root / name for name in subfolders if is_data_set(root / name)), None)
+@dataclass(frozen=True)
+class DataSet:
+    """A stimulus of files: where it is looked for, how it is recognised, and what to do if it is not there."""
 
+    name: str
+    subfolders: tuple[str, ...]
+    is_here: Callable[[Path], bool]
+    what: str
+    remedy: str
 
-def require_folder(folder: Path | None, data_path: str | Path | None, name: str, remedy: str) -> Path:
-    """The folder. **Raises:** `UserError` with the remedy if there is none."""
-    if folder is None:
+    def find(self, data_path: str | Path | None) -> Path | None:
+        """The first of the subfolders of `data_root` that is the data set, or None."""
         root = data_root(data_path)
-        raise UserError(f"no {name} {f'in {root}' if root else '(no data_path, no FLYJAX_DATA)'}: {remedy}")
-    return folder
+        if root is None:
+            return None
+        with reading(root):
+            return next((root / name for name in self.subfolders if self.is_here(root / name)), None)
+
+    def require(self, data_path: str | Path | None) -> Path:
+        """As `find`. **Raises:** `UserError` with the remedy if it is not there."""
+        if found := self.find(data_path):
+            return found
+        root = data_root(data_path)
+        where = f"in {root}" if root else "(no data_path, no FLYJAX_DATA)"
+        raise UserError(f"no {self.what} {where}: {self.remedy}")
 
 
 def file_stamp(paths: Sequence[Path]) -> tuple:
@@ -54,25 +62,28 @@ def play(
     clips: Sequence[Float32[np.ndarray, "frames n_col ..."]],
     n_frames: int,
     columns: Int[np.ndarray, "n_col 2"],
-    *entropy: str | int,
+    passes: Iterable[Iterable[int]],
+    turns: Sequence[int] = TURNS,
 ) -> Float32[np.ndarray, "T n_col ..."]:
-    """Join clips, each in every orientation, in shuffled order, again and again.
+    """Join clips in several orientations, again and again.
 
     **Arguments:**
 
     - `clips`: (frames, n_col) each, or (frames, n_col, 2) vectors, which turn with the picture.
-    - `entropy`: names and integers that choose the order.
+    - `passes`: the order of each pass: numbers of a clip and an orientation, clip * `N_ORIENTATIONS` + orientation.
+    - `turns`: the orientations are these turns of 60 degrees, then the same mirrored.
     """
-    permutations = [flip(columns, axis)[rotation(columns, turn)] for axis, turn in ORIENTATIONS]
-    matrices = [(rotation_matrix(turn) @ flip_matrix(axis)).astype(np.float32) for axis, turn in ORIENTATIONS]
+    orientations = [(axis, turn) for axis in (0, 1) for turn in turns]
+    permutations = [flip(columns, axis)[rotation(columns, turn)] for axis, turn in orientations]
+    matrices = [(rotation_matrix(turn) @ flip_matrix(axis)).astype(np.float32) for axis, turn in orientations]
     out = np.empty((n_frames, *clips[0].shape[1:]), np.float32)
-    start, cycle = 0, 0
-    while start < n_frames:
-        for k in generator(*entropy, cycle).permutation(len(clips) * len(ORIENTATIONS)):
-            index, orientation = divmod(k, len(ORIENTATIONS))
-            end = min(start + len(clips[index]), n_frames)
-            frames = clips[index][: end - start, permutations[orientation]]
-            out[start:end] = frames if frames.ndim == 2 else frames @ matrices[orientation].T
-            start = end
-        cycle += 1
+    start = 0
+    for k in (k for order in passes for k in order):
+        clip, orientation = divmod(k, N_ORIENTATIONS)
+        end = min(start + len(clips[clip]), n_frames)
+        frames = clips[clip][: end - start, permutations[orientation]]
+        out[start:end] = frames if frames.ndim == 2 else frames @ matrices[orientation].T
+        start = end
+        if start == n_frames:
+            break
     return out

@@ -1,8 +1,8 @@
 """DAVIS 2017 (Pont-Tuset et al. 2017) and own videos, as the fly sees them.
 
-As in flyvis-gnn: luminance 0.299 R + 0.587 G + 0.114 B, 13 x 13 box means, no normalisation, each video in 2 flips x 4
-rotations, videos split 80/20, looped to the number of frames asked for. By default one video frame is one step;
-`frame_rate='resampled'` repeats frames to play the video at its own speed. A single own video is split in time.
+Luminance 0.299 R + 0.587 G + 0.114 B, 13 x 13 box means, no normalisation, each video in 2 flips x 4 rotations, videos
+split 80/20, looped to the number of frames asked for. By default one video frame is one step; `frame_rate='resampled'`
+repeats frames to play the video at its own speed. A single own video is split in time.
 """
 
 import hashlib
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from flyjax.stimulus.clips import find_folder, play, require_folder
-from flyjax.stimulus.video import FOLDER_RATE, Film, files_of, is_video, videos, view_film
+from flyjax.stimulus.clips import DataSet
+from flyjax.stimulus.video import Film, files_of, is_video, videos, view_film
 from flyjax.utils.errors import UserError
 
 _TEST_SHARE = 0.2
@@ -39,23 +39,11 @@ def _split_in_time(path: Path, film: Film, split: str) -> Film:
 
 
 @dataclass(frozen=True)
-class Videos:
-    """A stimulus of videos on disk: where it is looked for, and what to do if it is not there."""
+class Videos(DataSet):
+    """A folder whose entries are the videos or, where one is enough, a video."""
 
-    name: str
-    subfolders: tuple[str, ...]
-    what: str
-    remedy: str
-    single: bool  #: whether one video, or the path of one, is enough
-
-    def find(self, data_path: str | Path | None) -> Path | None:
-        """The folder whose entries are the videos, or the only video; None where there is none."""
-        folder = find_folder(data_path, self.subfolders, lambda p: bool(videos(p)))
-        return folder or (find_folder(data_path, ("",), is_video) if self.single else None)
-
-    def require(self, data_path: str | Path | None) -> Path:
-        """As `find`. **Raises:** `UserError` naming the remedy."""
-        return require_folder(self.find(data_path), data_path, self.what, self.remedy)
+    resampled: bool = False  #: by default one frame is one step
+    single: bool = False  #: whether one video is enough
 
     def videos(self, data_path: str | Path | None) -> list[Path]:
         """All videos. **Raises:** `UserError` if there are none, or one where two are needed."""
@@ -72,32 +60,18 @@ class Videos:
         """Every file that is shown."""
         return [file for video in self.videos(data_path) for file in files_of(video)]
 
-    def films(self, columns, split: str, data_path: str | Path | None) -> list[Film]:
-        """The videos of a split through the eye."""
+    def clips(
+        self, quantity: str, columns, dt: float, split: str, data_path, resampled: bool, folder_rate: float
+    ) -> list[Float32[np.ndarray, "frames n_col"]]:
+        """Luminance in [0, 1] of each video. **Raises:** `UserError` where they cannot be read, and for their flow."""
+        if quantity == "flow":
+            raise UserError(f"the flow of {self.what} is not known: use optical_flow or a built-in stimulus")
         found = self.videos(data_path)
         if len(found) == 1:
-            return [_split_in_time(found[0], view_film(found[0], columns), split)]
-        return [view_film(path, columns) for path in split_videos(found, split)]
-
-    def luminance(
-        self,
-        columns,
-        n_frames: int,
-        dt: float,
-        split: str,
-        seed: int,
-        data_path,
-        frame_rate: str = "native",
-        folder_rate: float = FOLDER_RATE,
-    ) -> Float32[np.ndarray, "T n_col"]:
-        """Luminance in [0, 1]. **Raises:** `UserError` if the videos are not there or cannot be read."""
-        films = self.films(columns, split, data_path)
-        clips = [f.at_rate(1 / dt, folder_rate) if frame_rate == "resampled" else f.luminance for f in films]
-        return play(clips, n_frames, columns, self.name, split, seed)
-
-    def flow(self, *_args, **_kwargs):
-        """**Raises:** `UserError`: no flow is known."""
-        raise UserError(f"the flow of {self.what} is not known: use optical_flow or a built-in stimulus")
+            films = [_split_in_time(found[0], view_film(found[0], columns), split)]
+        else:
+            films = [view_film(path, columns) for path in split_videos(found, split)]
+        return [film.at_rate(1 / dt, folder_rate) if resampled else film.luminance for film in films]
 
 
 DAVIS = Videos(
@@ -110,14 +84,15 @@ DAVIS = Videos(
         ),
         ".",
     ),
+    lambda folder: bool(videos(folder)),
     "DAVIS videos",
     "download DAVIS-2017-trainval-480p.zip from davischallenge.org and set simulation.data_path or FLYJAX_DATA to its "
     "folder, set simulation.visual_input_type=video for own videos, or use the built-in scenes_texture",
-    single=False,
 )
 OWN = Videos(
     "video",
     (".",),
+    lambda path: bool(videos(path)) or is_video(path),
     "video",
     "set simulation.data_path (--data-path) or FLYJAX_DATA to a film, a folder of frames, or a folder of several of "
     "these, or use a built-in stimulus such as scenes_texture",

@@ -1,20 +1,28 @@
-"""Stimuli by name: the values of `simulation.visual_input_type`."""
+"""Stimuli by name, the values of `simulation.visual_input_type`, and mixtures of them.
+
+A mixture such as `scenes_texture:0.7+flashes:0.2+blank:0.1` shows its parts in turn, 1-3 s at a time, in the given
+shares of time.
+"""
 
 import hashlib
+import itertools
 import os
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from flyjax.stimulus import lab_stimuli, mixtures, scenes, sintel
+from flyjax.stimulus import lab_stimuli, scenes
+from flyjax.stimulus.clips import N_ORIENTATIONS, play
 from flyjax.stimulus.davis import DAVIS, OWN
+from flyjax.stimulus.sintel import SINTEL
+from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import FOLDER_RATE
 from flyjax.utils.errors import UserError, nearest, reading
 
 #: Names that need files.
-DATA_SETS: dict[str, Any] = {"DAVIS": DAVIS, "optical_flow": sintel, "video": OWN}
+DATA_SETS = {data.name: data for data in (DAVIS, SINTEL, OWN)}
 NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
@@ -27,16 +35,33 @@ _TEST_STIMULUS = {
 }
 
 
-def parts_of(name: str) -> list[tuple[str, float]]:
-    """Names and shares of a stimulus: one, or the parts of a mixture such as `flashes:0.3+blank:0.7`.
+def check_known(what: str, value: object, known: Iterable[str]) -> None:
+    """**Raises:** `UserError` that names the nearest known value."""
+    if value not in (known := tuple(known)):
+        raise UserError(f"unknown {what} {value!r}.{nearest(value, known)} Known: {', '.join(known)}.")
 
-    **Raises:** `UserError` for an unknown name, naming the nearest.
+
+def parts_of(name: str) -> list[tuple[str, float]]:
+    """Names and normalised weights of the parts of a mixture, whose weights are 1 where left out, or of one stimulus.
+
+    **Raises:** `UserError` for an unknown name, naming the nearest, a weight that is no positive number, or a part
+    named twice.
     """
-    parts = mixtures.parse_mixture(name) if isinstance(name, str) and ("+" in name or ":" in name) else [(name, 1.0)]
-    for part, _ in parts:
-        if part not in NAMES:
-            raise UserError(f"unknown stimulus {part!r}.{nearest(part, NAMES)} Known: {', '.join(NAMES)}.")
-    return parts
+    weights: dict[str, float] = {}
+    for part in str(name).split("+"):
+        kind, colon, text = part.strip().partition(":")
+        try:
+            weight = float(text) if colon else 1.0
+        except ValueError:
+            weight = 0.0
+        if not (np.isfinite(weight) and weight > 0):
+            raise UserError(f"stimulus {name!r}: {part!r} needs a positive weight, as in scenes_texture:0.7+blank:0.3")
+        if kind in weights:
+            raise UserError(f"stimulus {name!r} names a part twice: add its weights")
+        check_known("stimulus", kind, NAMES)
+        weights[kind] = weight
+    total = sum(weights.values())
+    return [(kind, weight / total) for kind, weight in weights.items()]
 
 
 def check_name(name: str) -> str:
@@ -51,38 +76,53 @@ def other_kind(name: str) -> str:
     return _TEST_STIMULUS.get(largest, "scenes_texture")
 
 
-def _check(name, columns, n_frames, dt, split, frame_rate) -> np.ndarray:
-    check_name(name)
-    columns = np.asarray(columns)
-    if split not in SPLITS:
-        raise UserError(f"unknown split {split!r}.{nearest(split, SPLITS)} Known: train, test.")
-    if frame_rate not in FRAME_RATES:
-        raise UserError(
-            f"unknown frame rate {frame_rate!r}.{nearest(frame_rate, FRAME_RATES)} Known: {', '.join(FRAME_RATES)}."
-        )
+def schedule(parts: list[tuple[str, float]], n_frames: int, dt: float, split: str, seed: int) -> Int[np.ndarray, " T"]:
+    """The part of a mixture shown in each frame; the shares of time follow the weights closely."""
+    rng, weights = generator("mixture", split, seed), np.array([w for _, w in parts])
+    part_of_frame, time_shown, frame = np.empty(n_frames, np.int64), np.zeros(len(parts)), 0
+    while frame < n_frames:
+        # Random among the parts that lag behind their share.
+        lag = np.maximum(weights * (time_shown.sum() + 2.0) - time_shown, 0)
+        part = rng.choice(len(parts), p=lag / lag.sum())
+        duration = rng.uniform(1.0, 3.0)
+        n = max(1, round(duration / dt))
+        part_of_frame[frame : frame + n] = part
+        time_shown[part] += duration
+        frame += n
+    return part_of_frame
+
+
+def _render(
+    quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate=FOLDER_RATE
+) -> np.ndarray:
+    """Luminance or flow of a stimulus, or of the parts of a mixture in turn, each continued where it stopped."""
+    parts, columns = parts_of(name), np.asarray(columns)
+    check_known("split", split, SPLITS)
+    check_known("frame rate", frame_rate, FRAME_RATES)
     if columns.ndim != 2 or columns.shape[1] != 2 or len(columns) == 0:
         raise UserError(f"columns must be (n_col, 2) integers (u, v), got shape {columns.shape}")
     if n_frames < 1 or not dt > 0:
         raise UserError(f"a stimulus needs n_frames >= 1 and dt > 0, got n_frames={n_frames}, dt={dt}")
-    return columns
 
+    def render(part: str, n: int) -> np.ndarray:
+        if part not in DATA_SETS:
+            make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
+            return getattr(make(part, columns, n, dt, split, seed), quantity)
+        data = DATA_SETS[part]
+        resampled = data.resampled if frame_rate == "default" else frame_rate == "resampled"
+        clips = data.clips(quantity, columns, dt, split, data_path, resampled, folder_rate)
+        shuffled = (generator(part, split, seed, k).permutation(N_ORIENTATIONS * len(clips)) for k in itertools.count())
+        return play(clips, n, columns, shuffled)
 
-def _render(quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, **rate) -> np.ndarray:
-    """Luminance or flow of a stimulus, or of the parts of a mixture in turn."""
-    columns = _check(name, columns, n_frames, dt, split, frame_rate)
-
-    def render_part(part: str, n: int) -> np.ndarray:
-        if part in DATA_SETS:
-            options = {} if frame_rate == "default" else {"frame_rate": frame_rate}
-            options |= {} if part == "optical_flow" else rate
-            return getattr(DATA_SETS[part], quantity)(columns, n, dt, split, seed, data_path, **options)
-        make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
-        return getattr(make(part, columns, n, dt, split, seed), quantity)
-
-    parts = parts_of(name)
-    if parts[0][0] == name:
-        return render_part(name, n_frames)
-    return mixtures.mix(parts, n_frames, dt, split, seed, render_part)
+    if len(parts) == 1:
+        return render(parts[0][0], n_frames)
+    part_of_frame = schedule(parts, n_frames, dt, split, seed)
+    films = {k: render(parts[k][0], int(n)) for k, n in enumerate(np.bincount(part_of_frame)) if n}
+    some = next(iter(films.values()))
+    out = np.empty((n_frames, *some.shape[1:]), some.dtype)
+    for k, film in films.items():
+        out[part_of_frame == k] = film
+    return out
 
 
 def luminance(
@@ -113,8 +153,7 @@ def luminance(
 
     **Raises:** `UserError` for an unknown name, split or frame rate, or an absent or damaged data set.
     """
-    rate = {"folder_rate": folder_rate}
-    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate, **rate)
+    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate)
 
 
 def flow(

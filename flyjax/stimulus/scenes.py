@@ -14,6 +14,7 @@ Positions are those of `flyjax.circuit.hexgrid`; a column sees the mean over a b
 
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -26,27 +27,17 @@ _N_TEXTURES = 8  # of each kind, per split and seed
 _SPEEDS = (2.0, 25.0)  # columns/s, the range of flyvis' moving edges
 
 
-@dataclass(frozen=True)
-class Film:
-    """Luminance and flow of a scene.
+class Film(NamedTuple):
+    """Luminance and flow of a scene."""
 
-    **Attributes:**
-
-    - `luminance`: in [0, 1].
-    - `flow`: velocity (x to the right, y **up**, as flyvis' flow) in columns/s of the surface at the centre of each
-        column.
-    """
-
-    luminance: Float32[np.ndarray, "T n_col"]
+    luminance: Float32[np.ndarray, "T n_col"]  #: in [0, 1]
+    #: Velocity (x to the right, y **up**, as flyvis' flow) in columns/s of the surface at the centre of each column.
     flow: Float32[np.ndarray, "T n_col 2"]
 
 
-def field_radius(x, y) -> float:
-    """Radius of the field of view, columns."""
-    return max(1.0, float(np.hypot(x, y).max()))
-
-
-def film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, shots=None) -> Film:
+def film(
+    name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, shots=None, at=None
+) -> Film:
     """Render a built-in scene at the columns of an eye.
 
     **Arguments:**
@@ -57,10 +48,29 @@ def film(name: str, columns, n_frames: int, dt: float, split: str = "train", see
     - `split`: 'train' or 'test' (any string: every split is another film).
     - `seed`: non-negative integer.
     - `shots`: function that renders one shot, (rng, x, y, t, duration, field, (split, seed)) -> luminance and flow
-        (y down); by default the one of `name`.
+        (y down), where `field` is the radius of the field of view in columns; by default the one of `name`.
+    - `at`: other positions x, y that see the film of these columns.
     """
     x, y = positions(columns)
-    return _render(name, x, y, field_radius(x, y), n_frames, dt, split, seed, shots or _SHOTS[name])
+    field = max(1.0, float(np.hypot(x, y).max()))
+    x, y = at or (x, y)
+    luminance = np.empty((n_frames, x.size), np.float32)
+    flow = np.empty((n_frames, x.size, 2), np.float32)
+    start, k, clock = 0, 0, 0.0
+    while start < n_frames:
+        rng = generator(name, split, seed, k)
+        duration = rng.uniform(0.5, 2.0)
+        clock, k = clock + duration, k + 1
+        stop = round(clock / dt)
+        if stop > start:
+            # The last shot is rendered completely and then cut: a longer film begins with the shorter one.
+            frames = np.arange(stop - start) * dt
+            image, motion = (shots or _SHOTS[name])(rng, x, y, frames, duration, field, (split, seed))
+            end = min(stop, n_frames)
+            luminance[start:end], flow[start:end] = np.clip(image[: end - start], 0, 1), motion[: end - start]
+        start = stop
+    flow[..., 1] *= -1
+    return Film(luminance, flow)
 
 
 def picture(
@@ -75,41 +85,11 @@ def picture(
     **Returns:** luminance in [0, 1]; pixel centres lie (k - (W - 1) / 2) / pixels columns right of the centre
     (and below it), and the picture includes the box of every column.
     """
-    x, y = positions(columns)
-    half_width, half_height = (int(np.ceil((np.abs(a).max() + 0.5) * pixels)) for a in (x, y))
-    across, down = (np.arange(2 * half) - half + 0.5 for half in (half_width, half_height))
-    px, py = np.meshgrid(across / pixels, down / pixels)
-    film = _render(
-        name,
-        px.ravel(),
-        py.ravel(),
-        field_radius(x, y),
-        n_frames,
-        dt,
-        split,
-        seed,
-        partial(_SHOTS[name], box=1 / pixels),
-    )
-    return film.luminance.reshape(n_frames, *px.shape)
-
-
-def _render(name, x, y, field, n_frames, dt, split, seed, shots) -> Film:
-    luminance = np.empty((n_frames, x.size), np.float32)
-    flow = np.empty((n_frames, x.size, 2), np.float32)
-    start, k, clock = 0, 0, 0.0
-    while start < n_frames:
-        rng = generator(name, split, seed, k)
-        duration = rng.uniform(0.5, 2.0)
-        clock, k = clock + duration, k + 1
-        stop = round(clock / dt)
-        if stop > start:
-            # The last shot is rendered completely and then cut: a longer film begins with the shorter one.
-            image, motion = shots(rng, x, y, np.arange(stop - start) * dt, duration, field, (split, seed))
-            end = min(stop, n_frames)
-            luminance[start:end], flow[start:end] = np.clip(image[: end - start], 0, 1), motion[: end - start]
-        start = stop
-    flow[..., 1] *= -1
-    return Film(luminance, flow)
+    half = [int(np.ceil((np.abs(a).max() + 0.5) * pixels)) for a in positions(columns)]
+    px, py = np.meshgrid(*((np.arange(2 * n) - n + 0.5) / pixels for n in half))
+    shots = partial(_SHOTS[name], box=1 / pixels)
+    seen = film(name, columns, n_frames, dt, split, seed, shots, (px.ravel(), py.ravel()))
+    return seen.luminance.reshape(n_frames, *px.shape)
 
 
 # -- motion -------------------------------------------------------------------------------------

@@ -8,15 +8,17 @@ linearly. Scenes are split by flyvis' own validation list.
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from flyjax.stimulus.clips import FPS, file_stamp, find_folder, play, require_folder
+from flyjax.stimulus.clips import DataSet, file_stamp
 from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.stimulus.video import frames, images
 from flyjax.utils.errors import UserError, reading
 
+FPS = 24.0  #: frame rate, 1/s
 CROP = 0.7
 KERNEL = 13  # px per column
 SPLITS = 3
@@ -25,38 +27,12 @@ VALIDATION = ("ambush_2", "bamboo_1", "bandage_1", "cave_4", "market_2", "mounta
 _FLO_TAG = 202021.25
 
 
-@dataclass(frozen=True)
-class Clip:
-    """One vertical split of a scene, at the movie's own frame rate.
+class Clip(NamedTuple):
+    """One vertical split of a scene, at the movie's own frame rate."""
 
-    **Attributes:**
-
-    - `height`: of the movie, px.
-    - `luminance`: in [0, 1].
-    - `flow`: x right, y up: box sums of pixel displacements per frame over the image height (flyvis' unit), or None
-        where the data set has no flow.
-    """
-
-    height: int
-    luminance: Float32[np.ndarray, "frames n_col"]
+    luminance: Float32[np.ndarray, "frames n_col"]  #: in [0, 1]
+    #: Mean displacement under the box in columns per frame, x right, y up; None where the data set has no flow.
     flow: Float32[np.ndarray, "frames n_col 2"] | None
-
-
-def find(data_path: str | Path | None) -> Path | None:
-    """The folder that contains training/final, or None."""
-    subfolders = (".", "Sintel", "MPI-Sintel-complete", "MPI-Sintel", "sintel")
-    return find_folder(data_path, subfolders, lambda f: (f / "training" / "final").is_dir() and bool(scenes(f)))
-
-
-def require(data_path: str | Path | None) -> Path:
-    """As `find`. **Raises:** `UserError` naming the download, and a stimulus that needs none."""
-    return require_folder(
-        find(data_path),
-        data_path,
-        "MPI Sintel",
-        "download MPI-Sintel-complete.zip from sintel.is.tue.mpg.de and set simulation.data_path or FLYJAX_DATA to its "
-        "folder (with training/final and training/flow), or use the built-in scenes_flow",
-    )
 
 
 def scenes(folder: Path) -> list[str]:
@@ -106,16 +82,6 @@ def windows(width: int, eye_width: int) -> list[slice]:
     return [slice(first + k * step, first + k * step + size) for k in range(SPLITS)]
 
 
-def files(data_path: str | Path | None) -> list[Path]:
-    """Every file that is shown, or is flow."""
-    folder = require(data_path)
-    return [
-        file
-        for scene in scenes(folder)
-        for file in [*images(folder / "training" / "final" / scene), *_flow_files(folder, scene)]
-    ]
-
-
 def _flow_files(folder: Path, scene: str) -> list[Path]:
     return sorted((folder / "training" / "flow" / scene).glob("*.flo"))
 
@@ -132,7 +98,7 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
     pictures = list(frames(folder / "training" / "final" / scene))[1:]
     if not pictures:
         raise UserError(f"{folder}/training/final/{scene} has a single frame: unpack the data set again")
-    height, flow = len(pictures[0]), None
+    flow = None
     if with_flow and (paths := _flow_files(folder, scene)):
         if len(paths) != len(pictures):
             raise UserError(
@@ -141,10 +107,10 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
         fields = [read_flo(p) for p in paths]
         if fields[0].shape[:2] != pictures[0].shape:
             raise UserError(f"{scene}: flow and frames differ in size: unpack the data set again")
-        x, y = (render([sign * f[..., k] / len(f) for f in fields], "sum") for k, sign in ((0, 1), (1, -1)))
+        x, y = (render([sign * f[..., k] / KERNEL for f in fields], "mean") for k, sign in ((0, 1), (1, -1)))
         flow = np.stack([x, y], axis=-1)
     luminance = np.clip(render(pictures, "mean"), 0, 1)
-    return tuple(Clip(height, luminance[k], None if flow is None else flow[k]) for k in range(SPLITS))
+    return tuple(Clip(luminance[k], None if flow is None else flow[k]) for k in range(SPLITS))
 
 
 def clips(folder: Path, split: str, columns: Int[np.ndarray, "n_col 2"], with_flow: bool = False) -> list[Clip]:
@@ -160,33 +126,43 @@ def clips(folder: Path, split: str, columns: Int[np.ndarray, "n_col 2"], with_fl
     return found
 
 
-def luminance(
-    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled"
-) -> Float32[np.ndarray, "T n_col"]:
-    """Luminance in [0, 1], in 2 flips x 4 rotations, looped.
+@dataclass(frozen=True)
+class Sintel(DataSet):
+    """The folder with training/final and, for flow, training/flow."""
 
-    **Raises:** `UserError` if the data set is not there or damaged.
-    """
-    films = [clip.luminance for clip in clips(require(data_path), split, columns)]
-    if frame_rate == "resampled":
-        films = [resample(film, FPS, 1 / dt) for film in films]
-    return play(films, n_frames, columns, "optical_flow", split, seed)
+    resampled: bool = True
 
+    def files(self, data_path: str | Path | None) -> list[Path]:
+        """Every file that is shown, or is flow."""
+        folder = self.require(data_path)
+        pictures = [images(folder / "training" / "final" / scene) for scene in scenes(folder)]
+        return [*sum(pictures, []), *(file for scene in scenes(folder) for file in _flow_files(folder, scene))]
 
-def flow(
-    columns, n_frames: int, dt: float, split: str, seed: int, data_path, frame_rate: str = "resampled"
-) -> Float32[np.ndarray, "T n_col 2"]:
-    """Flow (columns/s, x right, y up) of the frames that `luminance` shows.
+    def clips(
+        self, quantity: str, columns, dt: float, split: str, data_path, resampled: bool, folder_rate: float
+    ) -> list[Float32[np.ndarray, "frames n_col ..."]]:
+        """Luminance in [0, 1], or flow in columns/s (x right, y up), of each window of each scene.
 
-    **Raises:** `UserError` if the data set is not there, damaged or has no flow.
-    """
-    folder, films = require(data_path), []
-    for clip in clips(folder, split, columns, with_flow=True):
-        if clip.flow is None:
+        **Raises:** `UserError` if the data set is not there, is damaged or has no flow.
+        """
+        folder = self.require(data_path)
+        found = clips(folder, split, columns, with_flow=quantity == "flow")
+        if quantity == "luminance":
+            return [resample(c.luminance, FPS, 1 / dt) if resampled else c.luminance for c in found]
+        flows = [c.flow for c in found if c.flow is not None]
+        if len(flows) < len(found):
             raise UserError(f"{folder} has no training/flow: unpack the data set again")
-        # Box sum over the image height -> pixels per movie frame -> columns.
-        shift = clip.flow * np.float32(clip.height / KERNEL**3)
         # Played one frame per step, the movie runs 1 / (24 dt) times as fast.
-        film = resample(shift, FPS, 1 / dt, "linear") * FPS if frame_rate == "resampled" else shift / dt
-        films.append(film.astype(np.float32))
-    return play(films, n_frames, columns, "optical_flow", split, seed)
+        return [
+            resample(f, FPS, 1 / dt, "linear") * np.float32(FPS) if resampled else f / np.float32(dt) for f in flows
+        ]
+
+
+SINTEL = Sintel(
+    "optical_flow",
+    (".", "Sintel", "MPI-Sintel-complete", "MPI-Sintel", "sintel"),
+    lambda folder: (folder / "training" / "final").is_dir() and bool(scenes(folder)),
+    "MPI Sintel",
+    "download MPI-Sintel-complete.zip from sintel.is.tue.mpg.de and set simulation.data_path or FLYJAX_DATA to its "
+    "folder (with training/final and training/flow), or use the built-in scenes_flow",
+)

@@ -170,8 +170,3 @@ def view_film(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Film:
     **Raises:** `UserError` naming a file that cannot be read.
     """
     return _view(path, file_stamp(files_of(path)), np.ascontiguousarray(columns, np.int64).tobytes())
-
-
-def view_video(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Float32[np.ndarray, "frames n_col"]:
-    """The luminance of `view_film`."""
-    return view_film(path, columns).luminance

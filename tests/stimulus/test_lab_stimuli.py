@@ -5,7 +5,7 @@ import pytest
 
 from flyjax.stimulus import flow, luminance, other_kind
 from flyjax.stimulus.lab_stimuli import _TAPS, NAMES, m_sequence
-from flyjax.stimulus.mixtures import parse_mixture, schedule
+from flyjax.stimulus.registry import parts_of, schedule
 from flyjax.utils.errors import UserError
 
 
@@ -92,7 +92,7 @@ def test_what_moves_moves_with_its_flow(name):
 
 
 def test_mixtures_keep_their_shares():
-    parts = parse_mixture("scenes_texture:7+flashes:2+blank")
+    parts = parts_of("scenes_texture:7+flashes:2+blank")
     np.testing.assert_allclose([w for _, w in parts], [0.7, 0.2, 0.1])
     shown = schedule(parts, 40_000, 0.02, "train", 0)
     np.testing.assert_allclose(np.bincount(shown) / 40_000, [0.7, 0.2, 0.1], atol=0.02)
