@@ -1,7 +1,5 @@
 """What the scripts share: devices, the cache of compiled programs, logging and exit codes."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import logging

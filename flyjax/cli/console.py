@@ -1,7 +1,5 @@
 """Output for people: lines, tables and progress bars."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """Built-in stimuli that replace missing video data sets, on request."""
 
-from __future__ import annotations
-
 from flyjax import stimulus
 from flyjax.config import Experiment, parse_experiment
 from flyjax.data import SPLITS, stimulus_for_split

@@ -1,7 +1,5 @@
 """The table of the newest nodes that a run prints after each iteration."""
 
-from __future__ import annotations
-
 from rich.table import Table
 from rich.text import Text
 

@@ -1,7 +1,5 @@
 """Progress of a training or a search: bars and a table at a terminal, occasional lines elsewhere."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -174,7 +172,7 @@ class RunProgress:
         """The bars, the state of the training in a line, and the table of trainings."""
         return Group(self._bar, Text(f"  {self._note}", "dim", no_wrap=True, overflow="ellipsis"), self._lanes)
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> "RunProgress":
         if self.is_live:
             self._live.start()
         return self

@@ -1,7 +1,5 @@
 """Run a search at the terminal: progress, a table after each iteration, approval, and the report."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

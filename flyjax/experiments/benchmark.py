@@ -1,7 +1,5 @@
 """The speed of a training beside that of a matrix product measured in the same run."""
 
-from __future__ import annotations
-
 import datetime
 import os
 import time

@@ -1,7 +1,5 @@
 """Programs, memory, recordings and time of a training, estimated before it starts and without data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

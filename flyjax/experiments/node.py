@@ -1,7 +1,5 @@
 """A node of a search: one configuration, trained with several seeds and evaluated."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor

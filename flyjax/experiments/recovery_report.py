@@ -1,7 +1,5 @@
 """Results tables as Markdown, drawn from the journal of finished rows alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np

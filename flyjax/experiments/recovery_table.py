@@ -12,8 +12,6 @@ Every finished row is one line of the journal, with its configuration; a configu
 trained again. `flyjax.experiments.recovery_report` draws the tables from the journal alone.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -1,7 +1,5 @@
 """Evaluate a trained node again from its folder: its parameters, config and recordings."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

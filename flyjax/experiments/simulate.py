@@ -1,7 +1,5 @@
 """Simulate once, summarise the activity and draw it: the work of scripts/simulate.py."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from pathlib import Path

@@ -3,8 +3,6 @@
 The search, a sweep and a single training all use `train_nodes`, so that the folders of their nodes are the same.
 """
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -6,8 +6,6 @@ have `fresh` and `root_fresh`: the results of that last node's configuration, an
 search used.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The nodes of a run as rows of a table, and how values are written in tables."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 

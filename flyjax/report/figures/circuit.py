@@ -3,8 +3,6 @@
 Truth is black; orange is the published read-out, blue the least-squares refit.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Moving pictures of stimulus and activity, and a still one of the built-in scenes."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The fly's view as hexagonal maps: all types at one frame, successive frames, and kinographs (space against time)."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple

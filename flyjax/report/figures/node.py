@@ -1,7 +1,5 @@
 """Figures of a trained node: held-out activity, recovered parameters, embedding, functions, learned stimulus."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 from typing import Any

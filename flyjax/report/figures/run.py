@@ -1,7 +1,5 @@
 """A run in one picture: the tree of every block, the result of every node, and the edits of the protocol."""
 
-from __future__ import annotations
-
 import textwrap
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Colours are the Okabe-Ito palette (Okabe & Ito, 2008) and perceptually uniform m
 colour vision. The truth is black, what was learned is in colour.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path

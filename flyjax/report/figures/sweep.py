@@ -1,7 +1,5 @@
 """Parallel coordinates of a sweep: one line per configuration across an axis per setting and per outcome."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

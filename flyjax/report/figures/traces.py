@@ -1,7 +1,5 @@
 """Voltage over time, one line per cell type, in three columns under the stimulus."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
