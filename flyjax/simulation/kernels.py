@@ -19,11 +19,9 @@ from flyjax.utils.errors import UserError, nearest
 KERNELS = ("segment", "gather", "csr", "window", "unrolled")
 #: States that the unrolled sum advances at once, at most: more do not fit into a core's cache.
 UNROLLED_STATES = 8
-#: States from which the sparse product is faster than the segment sum.
-CSR_STATES = 8
-#: Neuron updates (steps x sequences x neurons) from which a longer compilation pays: 2 s over the segment sum;
+#: Neuron updates (steps x sequences x neurons) from which a longer compilation pays: 1 s over the segment sum;
 #: 5 to 10 s for unrolling with a few sequences, and with one.
-_SHORT, _LONG_BATCH, _LONG = 3e7, 5e8, 2e9
+_SHORT, _LONG_BATCH, _LONG = 1e7, 5e8, 2e9
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,7 @@ def choose(c: Connectome, weight, traced: bool, n_steps: int, n_states: int, nam
     long = updates > (_LONG if n_states < 4 else _LONG_BATCH)
     if long and n_states <= UNROLLED_STATES and hex_convolution.is_applicable(c, weight):
         return Kernel("unrolled", c)
-    if n_states >= CSR_STATES:
+    if n_states >= message_sum.CSR_STATES:
         return Kernel("csr", c)
     if updates < _SHORT:
         return Kernel("segment", c)

@@ -20,6 +20,8 @@ from flyjax.circuit.connectome import Connectome
 
 #: A bucket spans in-degrees within this factor: more buckets pad less but cost a kernel each.
 BUCKET_RATIO = 1.25
+#: States from which XLA's sparse product has a fast path on a CPU: four times as fast with 8 as with 1.
+CSR_STATES = 8
 
 
 class Buckets(NamedTuple):
@@ -103,5 +105,6 @@ def segment_sum(plan: Edges, weight: Float32[Array, " E"], rate: Float32[Array, 
 
 def csr_sum(plan: Edges, weight: Float32[Array, " E"], rate: Float32[Array, "N B"]) -> Float32[Array, "N B"]:
     """The same as a product of a sparse matrix; not differentiable."""
-    n = rate.shape[0]
-    return sparse.BCSR((weight, plan.senders, plan.starts), shape=(n, n)) @ rate
+    n, n_states = rate.shape
+    padded = jnp.pad(rate, ((0, 0), (0, max(CSR_STATES - n_states, 0))))
+    return (sparse.BCSR((weight, plan.senders, plan.starts), shape=(n, n)) @ padded)[:, :n_states]

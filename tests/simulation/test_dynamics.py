@@ -277,6 +277,13 @@ def test_every_message_sum_equals_the_edge_list(few_types, name, lanes):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+def test_a_long_stimulus_takes_the_shifted_rows_and_a_short_one_the_quick_compilation(few_types):
+    """2,000 frames of the whole eye (13,741 neurons) are long."""
+    weight = few_types.sign.astype(np.float32)
+    found = [kernels.choose(few_types, weight, False, n * 13_741 // few_types.n_neurons, 1) for n in (50, 2000)]
+    assert [kernel.name for kernel in found] == ["segment", "window"]
+
+
 def test_unrolled_rollout_of_a_wide_batch(few_types):
     c = few_types
     rng = np.random.default_rng(1)
