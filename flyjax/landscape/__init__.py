@@ -1,5 +1,28 @@
-"""The map of a training landscape: which settings recover the circuit, which fail, and how sure that is."""
+"""The map of a training landscape: which settings recover the circuit, which fail, and how sure that is.
 
+trainings = Trainings.read(["runs/quickstart"])
+for condition, part in trainings.split(PROTOCOL_RANGES).items():
+    landscape = fit(part, PROTOCOL_RANGES)
+    print(condition, landscape.problem or landscape.summary())
+"""
+
+from flyjax.landscape.classes import CLASSES
+from flyjax.landscape.importance import Importance
+from flyjax.landscape.landscape import Landscape, Prediction, Setting, fit
+from flyjax.landscape.space import Space
+from flyjax.landscape.surrogate import FAST, Estimate, Sizes
 from flyjax.landscape.trainings import Trainings
 
-__all__ = ["Trainings"]
+__all__ = [
+    "CLASSES",
+    "FAST",
+    "Estimate",
+    "Importance",
+    "Landscape",
+    "Prediction",
+    "Setting",
+    "Sizes",
+    "Space",
+    "Trainings",
+    "fit",
+]

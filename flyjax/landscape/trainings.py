@@ -97,7 +97,8 @@ class Trainings:
     def varied(self, names: Iterable[str] | None = None) -> tuple[str, ...]:
         """The settings and conditions with more than one value, or those among `names`."""
         columns = {**self.settings, **self.conditions}
-        return tuple(n for n in names or columns if n in columns and len(set(map(_key, columns[n]))) > 1)
+        names = columns if names is None else names
+        return tuple(n for n in names if n in columns and len(set(map(_key, columns[n]))) > 1)
 
     def groups(self, names: Iterable[str]) -> Int[np.ndarray, " n"]:
         """A number per training, the same for trainings with equal values of all of `names`, in order of appearance."""

@@ -4,6 +4,8 @@
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 RECOVERY = (*QUANTITIES, "cluster_accuracy")
 PREDICTION = ("test_R2", "test_pearson")
+#: The protocol's classes of connectivity_R2: converged above the first, failed below the second, partial between them.
+CONVERGED, FAILED = 0.9, 0.1
 
 #: Of a node in the history that a language model reads.
 HISTORY = (*RECOVERY, "test_R2")

@@ -13,8 +13,7 @@ from typing import Any
 
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite
-
-CONVERGED, FAILED = 0.9, 0.1  # the protocol's classes of connectivity_R2
+from flyjax.utils.metric_names import CONVERGED, FAILED
 
 Event = dict[str, Any]
 

@@ -1,0 +1,217 @@
+"""A surrogate of one quantity over the settings, with its cross-validated skill and calibrated uncertainty.
+
+It is an ensemble: every member is fitted on configurations drawn with replacement, so that the spread of whatever is
+computed from the members (a prediction, an index, a curve) has the uncertainty of the surrogate in it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import nnls
+from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.gaussian_process import GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+from sklearn.model_selection import KFold
+
+N_FOLDS = 5
+N_DRAWS = 500  # of the bootstrap of a score
+LEVEL = 0.9  # of all intervals
+EDGES = (1 - LEVEL) / 2, (1 + LEVEL) / 2
+#: Configurations at most that the length scales of a Gaussian process are fitted on: first, and of each member.
+N_KERNEL, N_KERNEL_AGAIN = 256, 96
+KINDS = ("forest", "Gaussian process")
+
+Predictor = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, " n"]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a map costs: members of an ensemble, trees of a member, members during cross-validation, Sobol' points."""
+
+    members: int = 24
+    trees: int = 12
+    fold_members: int = 6
+    points: int = 512  # a power of 2
+
+
+FULL = Sizes()
+#: For a map that is drawn again and again while a run goes on.
+FAST = Sizes(members=12, trees=10, fold_members=4, points=128)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 90 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, value: float, draws: Float[np.ndarray, " n"]) -> Estimate:
+        """`value` with the central 90 % of `draws`."""
+        low, high = np.nanquantile(draws, EDGES) if np.isfinite(draws).any() else (np.nan, np.nan)
+        return cls(float(value), float(min(low, value)), float(max(high, value)))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a surrogate is fitted on: one row per configuration.
+
+    **Attributes:**
+
+    - `x`: settings in the unit cube.
+    - `y`: mean over the seeds.
+    - `n`: number of seeds.
+    - `noise`: variance of `y` due to the seeds; 0 where no configuration has two.
+    - `bounds`: between which the quantity lies.
+    """
+
+    x: Float[np.ndarray, "n d"]
+    y: Float[np.ndarray, " n"]
+    n: Int[np.ndarray, " n"]
+    noise: Float[np.ndarray, " n"]
+    bounds: tuple[float, float] = (-np.inf, np.inf)
+
+    def part(self, rows: Int[np.ndarray, " m"]) -> Targets:
+        return Targets(self.x[rows], self.y[rows], self.n[rows], self.noise[rows], self.bounds)
+
+    def scale(self) -> tuple[float, float]:
+        """Mean and spread by which values are standardised."""
+        return float(self.y.mean()), float(self.y.std()) or 1.0
+
+
+def _fit_kernel(data: Targets, start: Any, rng: np.random.Generator) -> Any:
+    """The kernel of a Gaussian process of standardised values; by default without a start, from all its data."""
+    n_rows = N_KERNEL if start is None else N_KERNEL_AGAIN
+    if start is None:
+        scales = Matern(np.full(data.x.shape[1], 0.5), (0.1, 30), nu=2.5)
+        start = ConstantKernel(1.0, (0.05, 20)) * scales + WhiteKernel(0.1, (1e-4, 2))
+    some = data.part(rng.permutation(len(data.y))[:n_rows])
+    mean, spread = data.scale()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: the setting does nothing
+        process = GaussianProcessRegressor(start, alpha=1e-8 + some.noise / spread**2)
+        return process.fit(some.x, (some.y - mean) / spread).kernel_
+
+
+def _fit_process(data: Targets, weight: Int[np.ndarray, " n"], kernel: Any) -> Predictor:
+    """A Gaussian process with a fitted kernel; `weight` counts how often a configuration was drawn."""
+    mean, spread = data.scale()
+    noise = (data.noise / spread**2 + kernel.k2.noise_level) / weight
+    process = GaussianProcessRegressor(kernel.k1, alpha=1e-8 + noise, optimizer=None)
+    process.fit(data.x, (data.y - mean) / spread)
+    return lambda x: mean + spread * process.predict(x)
+
+
+def _ensemble(
+    kind: str, data: Targets, n_members: int, n_trees: int, rng: np.random.Generator, kernel: Any = None
+) -> list[Predictor]:
+    """Members fitted on configurations drawn with replacement; `kernel` is where their own kernels start."""
+    members: list[Predictor] = []
+    for _ in range(n_members):
+        counts = rng.multinomial(len(data.y), np.full(len(data.y), 1 / len(data.y)))
+        keep = np.flatnonzero(counts)
+        some, weight = data.part(keep), counts[keep]
+        if kernel is None:
+            trees = ExtraTreesRegressor(n_trees, random_state=int(rng.integers(2**31)))
+            members.append(trees.fit(some.x, some.y, sample_weight=weight * some.n).predict)
+        else:
+            members.append(_fit_process(some, weight, _fit_kernel(some, kernel, rng)))
+    return members
+
+
+def _evaluate(members: Sequence[Predictor], x: Float[np.ndarray, "n d"], bounds) -> Float[np.ndarray, "members n"]:
+    return np.clip(np.stack([member(x) for member in members]), *bounds)
+
+
+def folds(n: int) -> list[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]]:
+    """(rows to fit on, held-out rows) of every fold; a configuration's seeds share a row."""
+    return list(KFold(min(N_FOLDS, n), shuffle=True, random_state=0).split(np.arange(n)))
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A fitted surrogate.
+
+    **Attributes:**
+
+    - `kind`: `forest` (extremely randomised trees) or `Gaussian process`, whichever predicted held-out configurations
+      better.
+    - `held_out`: prediction of every configuration by members that were not fitted on it.
+    - `skill`: R2 of these predictions against predicting the mean of the others; 0 is no skill.
+    - `attainable`: the R2 that a perfect surrogate would have, given the noise of the seeds.
+    - `floor`, `scale`: the variance of the expected value is `floor` + `scale` x the members' variance, fitted on the
+      held-out configurations.
+    """
+
+    kind: str
+    members: tuple[Predictor, ...]
+    data: Targets
+    held_out: Float[np.ndarray, " n"]
+    skill: Estimate
+    attainable: float
+    floor: float
+    scale: float
+
+    @classmethod
+    def fit(cls, data: Targets, sizes: Sizes = FULL, kinds: Sequence[str] = KINDS, seed: int = 0) -> Surrogate:
+        """Fit the kind of surrogate that predicts held-out configurations best."""
+        best: tuple[float, str, Any, np.ndarray, np.ndarray, np.ndarray] | None = None
+        for kind in kinds:
+            kernel = _fit_kernel(data, None, np.random.default_rng(seed)) if kind == KINDS[1] else None
+            predicted, variance, base = np.empty((3, len(data.y)))
+            for k, (fit, out) in enumerate(folds(len(data.y))):
+                rng = np.random.default_rng([seed, k])
+                ensemble = _ensemble(kind, data.part(fit), sizes.fold_members, sizes.trees, rng, kernel)
+                draws = _evaluate(ensemble, data.x[out], data.bounds)
+                predicted[out], variance[out] = draws.mean(0), draws.var(0, ddof=1)
+                base[out] = np.average(data.y[fit], weights=data.n[fit])
+            score = _r2(data, predicted, base)
+            if best is None or score > best[0]:
+                best = score, kind, kernel, predicted, variance, base
+        assert best is not None
+        score, kind, kernel, predicted, variance, base = best
+        rng = np.random.default_rng(seed)
+        draws = np.array([_r2(data, predicted, base, rows) for rows in resampled(len(data.y), rng)])
+        total = np.average((data.y - np.average(data.y, weights=data.n)) ** 2, weights=data.n)
+        attainable = 1 - np.average(data.noise, weights=data.n) / total if total > 0 else 0.0
+        excess = (data.y - predicted) ** 2 - data.noise
+        floor, scale = nnls(np.stack([np.ones(len(variance)), variance], 1), excess)[0]
+        if floor == scale == 0:  # the residuals are within the noise of the seeds
+            scale = 1.0
+        members = _ensemble(kind, data, sizes.members, sizes.trees, rng, kernel)
+        return cls(
+            kind, tuple(members), data, predicted, Estimate.of(score, draws), float(max(0.0, attainable)), floor, scale
+        )
+
+    def draws(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "members n"]:
+        """The prediction of every member."""
+        return _evaluate(self.members, x, self.data.bounds)
+
+    def predict(self, x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """(mean, standard deviation) of the expected value, seeds averaged."""
+        draws = self.draws(x)
+        return draws.mean(0), self.deviation(draws)
+
+    def deviation(self, draws: Float[np.ndarray, " members *n"]) -> Float[np.ndarray, " *n"]:
+        """The calibrated standard deviation of what the members give."""
+        return np.sqrt(self.floor + self.scale * draws.var(0, ddof=1))
+
+
+def resampled(n: int, rng: np.random.Generator, n_draws: int = N_DRAWS) -> Int[np.ndarray, "draws n"]:
+    """Rows of bootstrap samples."""
+    return rng.integers(n, size=(n_draws, n))
+
+
+def _r2(data: Targets, predicted, base, rows=slice(None)) -> float:
+    y, n = data.y[rows], data.n[rows]
+    rest = float(np.sum(n * (y - base[rows]) ** 2))
+    return 1 - float(np.sum(n * (y - predicted[rows]) ** 2)) / rest if rest > 0 else 0.0
