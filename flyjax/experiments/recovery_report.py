@@ -11,6 +11,7 @@ from flyjax.utils.format import MISSING, markdown_table
 from flyjax.utils.metric_names import BLIND_CRITERIA, QUANTITIES
 
 Done = Sequence[tuple[Row, Mapping]]  # rows with their lines of the journal
+Column = tuple[str, Callable[[Row, Mapping], str]]  # head, and the cell of a row
 
 
 def over_seeds(event: Mapping, name: str) -> np.ndarray:
@@ -19,11 +20,9 @@ def over_seeds(event: Mapping, name: str) -> np.ndarray:
 
 
 def _spread(values: np.ndarray) -> str:
-    """mean (min); CV in percent."""
-    if not len(values):
-        return MISSING
-    if len(values) == 1:
-        return _short(values[0])
+    """mean (min, CV in percent)."""
+    if len(values) < 2:
+        return _short(values[0]) if len(values) else MISSING
     mean = values.mean()
     cv = f", {100 * values.std(ddof=1) / mean:.1f} %" if mean > 0 else ""
     return f"{_short(mean)} ({_short(values.min())}{cv})"
@@ -34,13 +33,85 @@ def _short(value: float) -> str:
     return f"{value:.{digits}f}".removeprefix("0") if value < 1 else f"{value:.3f}"
 
 
-def _cells(event: Mapping, suffix: str) -> list[str]:
-    return [_spread(over_seeds(event, name + suffix)) for name in QUANTITIES]
+def _metric(head: str, name: str, n_seeds: int | None = None) -> Column:
+    """A metric over the first `n_seeds` seeds, or all."""
+    return head, lambda row, event: _spread(over_seeds(event, name)[:n_seeds])
 
 
-def _share(event: Mapping, name: str) -> str:
-    values = over_seeds(event, name)
-    return f"{values[0]:.1%}" if len(values) else MISSING
+def _quantities(suffix: str, head: str = "{}", n_seeds: int | None = None) -> list[Column]:
+    """The R2 of W, tau and V_rest."""
+    return [_metric(head.format(symbol), name + suffix, n_seeds) for name, symbol in QUANTITIES.items()]
+
+
+def _seeds(row: Row, event: Mapping) -> str:
+    return f"{len(event['per_seed'])}" + (f" ({event['diverged']} diverged)" if event["diverged"] else "")
+
+
+def _identifiable(row: Row, event: Mapping) -> str:
+    shares = [over_seeds(event, f"identifiable_{n}") for n in ("edges", "neurons", "weight_variance")]
+    return " / ".join(f"{values[0]:.1%}" if len(values) else MISSING for values in shares)
+
+
+def _clusters(head: str, name: str) -> Column:
+    """Accuracy of the plain read-out, of the refitted circuit, and of the true parameters."""
+    columns = _metric("", name), _metric("", f"{name}_refit"), _metric("", f"{name}_true", 1)
+    return head, lambda row, event: "{} / {} [{}]".format(*(cell(row, event) for _, cell in columns))
+
+
+PART = "{}, identifiable"
+PUBLISHED: Column = ("published (DAVIS, not the same data)", lambda row, event: row.published or "")
+LESIONED = _metric("", "lesion_R2")[1]
+#: The tables of a section: title, columns, and the metric of the rows that are in it.
+TABLES: tuple[tuple[str, list[Column], str], ...] = (
+    (
+        "plain",
+        [
+            *[("seeds", _seeds), *_quantities(""), *_quantities("_identifiable", PART)],
+            *[_metric("free run", "test_R2"), PUBLISHED],
+        ],
+        "",
+    ),
+    ("at real frames", [*_quantities("_data"), *_quantities("_data_identifiable", PART)], ""),
+    (
+        "refit",
+        [
+            *[*_quantities("_refit"), *_quantities("_refit_identifiable", PART)],
+            *_quantities("_ceiling", "{}, closed form", 1),  # depends on the recording, not on the seed
+        ],
+        "",
+    ),
+    (
+        "refit, corrected for measurement noise",
+        [
+            *[*_quantities("_refit_corrected"), *_quantities("_refit_corrected_identifiable", PART)],
+            _metric("slope of W", "connectivity_R2_refit_corrected_slope"),
+        ],
+        "connectivity_R2_refit_corrected",
+    ),
+    (
+        "unknown stimulus: luminance of the field",
+        [
+            _metric("held-out frames", "external_input_R2"),
+            _metric("training frames", "external_input_R2_training"),
+            _metric("another movie, inverting f", "external_input_R2_inverted"),
+        ],
+        "external_input_R2_training",
+    ),
+    (
+        "",
+        [
+            ("identifiable edges / neurons / variance of W", _identifiable),
+            _metric("slope of W", "connectivity_R2_slope"),
+            _metric("slope, refit", "connectivity_R2_refit_slope"),
+            _clusters("clusters / refit [true]", "cluster_accuracy"),
+            _clusters("clusters 65 / refit [true]", "cluster_accuracy_65"),
+            ("free run, lesioned", lambda row, event: LESIONED(row, event) if row.lesion else MISSING),
+            ("training / steps", lambda row, event: f"{event['train_s']:.0f} s / {event['n_steps']:,}"),
+        ],
+        "",
+    ),
+)
+CRITERIA = ("ground truth", "free run", "one-step prediction", "training loss")
 
 
 def blind_choices(done: Done) -> list[list[str]]:
@@ -114,73 +185,17 @@ def _provenance(table: Table, done: Done) -> str:
     )
 
 
-def _tables(done: Done) -> Iterator[tuple[list[str], list[list[str]]]]:
-    """Heads and cells of the tables of a section."""
-    symbols = list(QUANTITIES.values())
-    identifiable = [f"{symbol}, identifiable" for symbol in symbols]
-
-    def rows(cells: Callable[[Row, Mapping], Sequence[str]], metric: str = "") -> list[list[str]]:
-        """Cells of the rows that have a metric."""
-        return [[row.name, *cells(row, e)] for row, e in done if not metric or len(over_seeds(e, metric))]
-
-    def spread(event: Mapping, *names: str) -> list[str]:
-        return [_spread(over_seeds(event, name)) for name in names]
-
-    def plain(row: Row, e: Mapping) -> list[str]:
-        seeds = f"{len(e['per_seed'])}" + (f" ({e['diverged']} diverged)" if e["diverged"] else "")
-        cells = [seeds, *_cells(e, ""), *_cells(e, "_identifiable"), *spread(e, "test_R2")]
-        return [*cells, row.published or ""] if published else cells
-
-    def refit(row: Row, e: Mapping) -> list[str]:
-        first = {"per_seed": e["per_seed"][:1]}  # the closed form depends on the recording, not on the seed
-        return [*_cells(e, "_refit"), *_cells(e, "_refit_identifiable"), *_cells(first, "_ceiling")]
-
-    def corrected(row: Row, e: Mapping) -> list[str]:
-        cells = [*_cells(e, "_refit_corrected"), *_cells(e, "_refit_corrected_identifiable")]
-        return [*cells, *spread(e, "connectivity_R2_refit_corrected_slope")]
-
-    def further(row: Row, e: Mapping) -> list[str]:
-        clusters = [
-            "{} / {} [{}]".format(*spread(e, name, f"{name}_refit"), _spread(over_seeds(e, f"{name}_true")[:1]))
-            for name in ("cluster_accuracy", "cluster_accuracy_65")
-        ]
-        return [
-            " / ".join(_share(e, f"identifiable_{n}") for n in ("edges", "neurons", "weight_variance")),
-            *spread(e, "connectivity_R2_slope", "connectivity_R2_refit_slope"),
-            *clusters,
-            *(spread(e, "lesion_R2") if row.lesion else [MISSING]),
-            f"{e['train_s']:.0f} s / {e['n_steps']:,}",
-        ]
-
-    published = any(row.published for row, _ in done)
-    other_data = ["published (DAVIS, not the same data)"] if published else []
-    yield ["plain", "seeds", *symbols, *identifiable, "free run", *other_data], rows(plain)
-    yield (
-        ["at real frames", *symbols, *identifiable],
-        rows(lambda row, e: [*_cells(e, "_data"), *_cells(e, "_data_identifiable")]),
-    )
-    yield ["refit", *symbols, *identifiable, *(f"{symbol}, closed form" for symbol in symbols)], rows(refit)
-    yield (
-        ["refit, corrected for measurement noise", *symbols, *identifiable, "slope of W"],
-        rows(corrected, "connectivity_R2_refit_corrected"),
-    )
-    luminance = [f"external_input_R2{suffix}" for suffix in ("", "_training", "_inverted")]
-    yield (
-        [
-            "unknown stimulus: luminance of the field",
-            "held-out frames",
-            "training frames",
-            "another movie, inverting f",
-        ],
-        rows(lambda row, e: spread(e, *luminance), "external_input_R2_training"),
-    )
-    criteria = ["ground truth", "free run", "one-step prediction", "training loss"]
-    yield ["W of the network selected by", "networks", *criteria], blind_choices(done)
-    yield (
-        ["", "identifiable edges / neurons / variance of W", "slope of W", "slope, refit", "clusters / refit [true]"]
-        + ["clusters 65 / refit [true]", "free run, lesioned", "training / steps"],
-        rows(further),
-    )
+def _tables(done: Done) -> Iterator[str]:
+    """The tables of a section that have rows."""
+    for title, columns, metric in TABLES:
+        if not title and (cells := blind_choices(done)):
+            yield markdown_table(["W of the network selected by", "networks", *CRITERIA], cells)
+        if not any(row.published for row, _ in done):
+            columns = [column for column in columns if column is not PUBLISHED]
+        chosen = [(row, e) for row, e in done if not metric or len(over_seeds(e, metric))]
+        if chosen:
+            cells = [[row.name, *(cell(row, e) for _, cell in columns)] for row, e in chosen]
+            yield markdown_table([title, *(head for head, _ in columns)], cells)
 
 
 def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
@@ -197,7 +212,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
             parts.append(f"Not run: {', '.join(missing)}.\n")
         if done:
             parts.append(_provenance(table, done))
-            parts += [markdown_table(head, cells) for head, cells in _tables(done) if cells]
+            parts += _tables(done)
     return "\n".join(parts)
 
 

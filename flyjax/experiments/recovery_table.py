@@ -58,8 +58,13 @@ class Row(StrictModel):
     lesion: float = Field(0.0, ge=0, lt=1, description="share of synapses cut in fly and network for one more free run")
 
 
-#: Of an experiment, what a table may set.
-SECTIONS = ("simulation", "model", "training", "search")
+class Base(StrictModel):
+    """Of an experiment, what a table may set."""
+
+    simulation: dict[str, Any] = {}
+    model: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    search: dict[str, Any] = {}
 
 
 class Table(StrictModel):
@@ -68,18 +73,8 @@ class Table(StrictModel):
     name: str = Field(min_length=1)
     title: str
     text: str = Field("", description="a paragraph above the table")
-    base: dict[str, dict[str, Any]]
+    base: Base
     rows: tuple[Row, ...] = Field(strict=False)
-
-    @field_validator("base")
-    @classmethod
-    def _known_sections(cls, base):
-        for section in base:
-            if section not in SECTIONS:
-                raise ValueError(
-                    f"no section {section!r}.{nearest(section, SECTIONS)} There are {', '.join(SECTIONS)}."
-                )
-        return base
 
     @field_validator("rows")
     @classmethod
@@ -91,21 +86,19 @@ class Table(StrictModel):
 
     def experiment(self, row: Row, overrides: Mapping[str, Any] = {}) -> Experiment:
         """The experiment of a row. **Raises:** `UserError` for an unknown key or value, naming the row."""
-        where = f"{self.name}, row {row.name!r}"
-        data = json.loads(json.dumps({**self.base, "name": self.name}))
+        where, data = f"{self.name}, row {row.name!r}", self.base.model_dump()
         # Rows are no proposals: the protocol's ranges do not bind them.
-        data["search"] = {**data.get("search", {}), "ranges": {}, "simulation_ranges": {}}
+        data["search"] |= {"ranges": {}, "simulation_ranges": {}}
         for key, value in {**row.set, **overrides}.items():
             section, _, name = key.partition(".")
             if not name:
                 raise UserError(f"{where}: {key!r} is not section.key")
-            if section not in SECTIONS:
+            if section not in data:
                 raise UserError(
-                    f"{where}: {key!r}: no section {section!r}.{nearest(section, SECTIONS)} "
-                    f"There are {', '.join(SECTIONS)}."
+                    f"{where}: {key!r}: no section {section!r}.{nearest(section, data)} There are {', '.join(data)}."
                 )
-            data.setdefault(section, {})[name] = value
-        return parse_experiment(data, where)
+            data[section][name] = value
+        return parse_experiment({"name": self.name, **data}, where)
 
 
 def load_table(path: Path) -> Table:
@@ -147,10 +140,8 @@ def identity(experiment: Experiment, row: Row) -> str:
 
 def read_journal(path: Path) -> list[dict]:
     """Finished rows, the newest of each identity last; a torn last line is dropped."""
-    if not Path(path).is_file():
-        return []
     rows: dict[str, dict] = {}
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
@@ -196,20 +187,15 @@ def run_row(
     # time; programs run one after the other.
     train_s = max(time.perf_counter() - start, sum({one.wall_s for one in trained}))
     per_seed, _ = evaluate_node(learner, training, trained, train, test)
-    if row.lesion:
-        for metrics, one in zip(per_seed, trained, strict=True):
-            if one.diverged_at is None:
-                found, _ = lesion_metrics(learner, one.params, test, row.lesion)
-                metrics.update(found.values)
+    for metrics, one in zip(per_seed, trained, strict=True):
+        if row.lesion and one.diverged_at is None:
+            metrics.update(lesion_metrics(learner, one.params, test, row.lesion)[0].values)
     remove_checkpoints(work)
     names = [q + s for q in QUANTITIES for s in SUFFIXES] + list(OTHERS)
     rounded = [{n: float(f"{m[n]:.6g}") for n in names if m.get(n) is not None} for m in per_seed]
-    parameters = experiment.simulation.parameters
-    checksum = (
-        {}
-        if parameters == "sampled"
-        else {"parameters_sha256": hashlib.sha256(checkpoint_file(parameters).read_bytes()).hexdigest()[:16]}
-    )
+    if (parameters := experiment.simulation.parameters) != "sampled":
+        content = checkpoint_file(parameters).read_bytes()
+        machine = {"parameters_sha256": hashlib.sha256(content).hexdigest()[:16], **machine}
     return {
         "schema": 1,
         "event": "row_finished",
@@ -224,7 +210,6 @@ def run_row(
         "train_s": round(train_s, 1),
         "wall_s": round(time.perf_counter() - begin, 1),
         "cpu_s": round(time.process_time() - cpu, 1),
-        **checksum,
         **machine,
     }
 

@@ -22,16 +22,20 @@ from flyjax.training import load_params
 from flyjax.training.hparams import held_out_of_field
 from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import UserError
-from flyjax.utils.format import csv_table
+from flyjax.utils.format import csv_table, finite
 from flyjax.utils.metric_names import QUANTITIES
-from flyjax.utils.run_directory import node_folder, refuse_links
+from flyjax.utils.run_directory import refuse_links
 
 #: Read-outs by the suffix of their metrics, in the order of the table.
 READ_OUTS = {
     "": "published", "_data": "on data", "_refit": "refit", "_refit_corrected": "refit, cor.", "_ceiling": "ceiling",
     "_ceiling_corrected": "ceiling, cor.",
 }  # fmt: skip
-COLUMNS = ("of", "read-out", "R2", "slope", "identity", "R2 identifiable", "slope identifiable")
+#: Columns of the table by the ends of the metrics' names.
+COLUMNS = {
+    "R2": "", "slope": "_slope", "identity": "_identity", "R2 identifiable": "_identifiable",
+    "slope identifiable": "_identifiable_slope",
+}  # fmt: skip
 LEGEND = (
     "read-outs: published formula; planes at training frames; least squares on the learned messages; least squares on "
     "the true relu (cor.: corrected for measurement noise). "
@@ -48,24 +52,22 @@ TYPE_LEGEND = (
 )
 
 
+def _metrics(folder: Path) -> dict:
+    return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
 def _folder(where: Path, node: int) -> Path:
     where = Path(where)
     if (where / "config.yaml").is_file() and (where / "params").is_dir():
         return where
-    folders = sorted(p for p in (where / "nodes").glob("[0-9]*") if (p / "metrics.json").is_file())
+    folders = {int(p.parent.name): p.parent for p in sorted((where / "nodes").glob("[0-9]*/metrics.json"))}
     if not folders:
         raise UserError(f"no trained node in {where}: give a run directory (runs/quickstart) or a node's folder in it")
-    if node:
-        wanted = node_folder(where, node)
-        if wanted not in folders:
-            raise UserError(f"no node {node} in {where}; there are {', '.join(str(int(p.name)) for p in folders)}")
-        return wanted
-
-    def quality(folder: Path) -> float:
-        value = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("connectivity_R2")
-        return -1.0 if value is None else value
-
-    return max(folders, key=quality)
+    if not node:
+        node = max(folders, key=lambda k: finite(_metrics(folders[k]).get("connectivity_R2")) or -1.0)
+    if node not in folders:
+        raise UserError(f"no node {node} in {where}; there are {', '.join(map(str, folders))}")
+    return folders[node]
 
 
 def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
@@ -75,15 +77,14 @@ def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
         cache = folder / "recordings"
         return Recordings(simulation, cache), f"{folder} is not in a run (nodes/NNNN): its recordings go to {cache}"
     run = path.parent.parent
-    limit = Search.model_fields["max_disk_gb"].default
-    try:
-        limit = Search(max_disk_gb=read_yaml_file(run / "config.yaml")["search"]["max_disk_gb"]).max_disk_gb
-    except FileNotFoundError:  # not every caller of train_nodes writes one
-        pass
-    except (UserError, KeyError, TypeError):
-        raise UserError(
-            f"{run / 'config.yaml'} has no valid search.max_disk_gb: repair it, or its recordings might be removed"
-        ) from None
+    limit, config = Search().max_disk_gb, run / "config.yaml"
+    if config.exists():  # not every caller of train_nodes writes one
+        try:
+            limit = Search(max_disk_gb=read_yaml_file(config)["search"]["max_disk_gb"]).max_disk_gb
+        except (UserError, KeyError, TypeError):
+            raise UserError(
+                f"{config} has no valid search.max_disk_gb: repair it, or its recordings might be removed"
+            ) from None
     return Recordings(simulation, run / "recordings", limit), ""
 
 
@@ -92,36 +93,23 @@ def node_selection(where: Path) -> list[dict]:
     groups: dict[str, dict[int, dict]] = {}
     for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
         simulation = read_yaml_file(path.parent / "config.yaml")["simulation"]
-        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = json.loads(
-            path.read_text(encoding="utf-8")
-        )
+        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = _metrics(path.parent)
     rows = []
     for found in groups.values():
-        among = (
-            f"{min(found)}-{max(found)}"
-            if len(found) == max(found) - min(found) + 1
-            else f"{len(found)} nodes from {min(found)}"
-        )
-        rows += [{"among": among, **row} for row in selection(found)] if len(found) > 1 else []
+        first, last, n = min(found), max(found), len(found)
+        among = f"{first}-{last}" if n == last - first + 1 else f"{n} nodes from {first}"
+        rows += [{"among": among, **row} for row in selection(found)] if n > 1 else []
     return rows
 
 
 def recovery_table(metrics: Mapping) -> list[dict]:
     """Rows by `COLUMNS`: W, tau and V_rest by every read-out, over all and over the identifiable ones."""
-    rows = []
-    for name, quantity in QUANTITIES.items():
-        for suffix, read_out in READ_OUTS.items():
-            if f"{name}{suffix}" in metrics:
-                rows.append(
-                    {
-                        "of": quantity, "read-out": read_out, "R2": metrics[f"{name}{suffix}"],
-                        "slope": metrics.get(f"{name}{suffix}_slope"),
-                        "identity": metrics.get(f"{name}{suffix}_identity"),
-                        "R2 identifiable": metrics.get(f"{name}{suffix}_identifiable"),
-                        "slope identifiable": metrics.get(f"{name}{suffix}_identifiable_slope"),
-                    }
-                )  # fmt: skip
-    return rows
+    return [
+        {"of": quantity, "read-out": read_out, **{c: metrics.get(name + suffix + end) for c, end in COLUMNS.items()}}
+        for name, quantity in QUANTITIES.items()
+        for suffix, read_out in READ_OUTS.items()
+        if name + suffix in metrics
+    ]
 
 
 def other_metrics(metrics: Mapping) -> list[dict]:
@@ -171,31 +159,6 @@ def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     return metrics
 
 
-def _short_heads(types: list[dict]) -> list[dict]:
-    return [{short: row.get(key) for key, short in TYPE_COLUMNS.items()} for row in types]
-
-
-def _write(folder: Path, title: str, evaluated: dict[int, dict], drawn: int, types: list[dict]) -> None:
-    """evaluation.json, evaluation.md and per_type.csv."""
-    write_json(
-        folder / "evaluation.json",
-        {"seeds": {str(seed): metrics for seed, metrics in evaluated.items()}, "figures_of_seed": drawn},
-    )
-    text = [f"# {title}", "", LEGEND, ""]
-    for seed, metrics in evaluated.items():
-        text += [f"## Seed {seed}", "", markdown_table(recovery_table(metrics), COLUMNS)]
-        text += [markdown_table(other_metrics(metrics), ("metric", "value", "note"))]
-    text += [
-        f"## Cell types, seed {drawn}",
-        "",
-        TYPE_LEGEND,
-        "",
-        markdown_table(_short_heads(types), list(TYPE_COLUMNS.values())),
-    ]
-    write_atomic(folder / "evaluation.md", "\n".join(text))
-    write_atomic(folder / "per_type.csv", csv_table(list(types[0]), types))
-
-
 def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) -> None:
     """Print and write the metrics of each seed, and draw the figures of the seed with the lowest training loss.
 
@@ -212,58 +175,69 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     """
     folder = _folder(where, node)
     refuse_links(folder)
-    config = read_yaml_file(folder / "config.yaml")
-    what = {k: config[k] for k in ("simulation", "model", "training")}
-    what["search"] = {"ranges": {}, "simulation_ranges": {}}
+    config, stored = read_yaml_file(folder / "config.yaml"), _metrics(folder)
+    what = {
+        **{k: config[k] for k in ("simulation", "model", "training")},
+        "search": {"ranges": {}, "simulation_ranges": {}},
+    }
     experiment = parse_experiment(what, str(folder / "config.yaml"))
-    simulation, training, model = experiment.simulation, experiment.training, experiment.model
-    recordings, note = _recordings(folder, simulation)
+    training, model = experiment.training, experiment.model
+    recordings, note = _recordings(folder, experiment.simulation)
     if note:
         console.log(note)
-    learner = learner_for(simulation, model)
+    learner = learner_for(experiment.simulation, model)
     unknown = learner.learns_stimulus
     if lesion and unknown:
         raise UserError("--lesion needs a given stimulus, and this one was learned as a field: leave --lesion out")
-    like = learner.init(jax.random.key(0))
     train, test = recordings.train(training.noise_model_level), recordings.test
     title = (
-        f"{folder}: extent {simulation.extent}, {train.visual_input_type}, noise {training.noise_model_level:g}, "
-        f"width {model.width}, circuit {train.origin['circuit']}"
+        f"{folder}: extent {experiment.simulation.extent}, {train.visual_input_type}, noise "
+        f"{training.noise_model_level:g}, width {model.width}, circuit {train.origin['circuit']}"
     )
+    text = [f"# {title}\n\n{LEGEND}\n"]
+
+    def show(heading: str, *tables: list[dict]) -> None:
+        """Print tables, and note them for evaluation.md."""
+        console.log(heading)
+        text.append(f"## {heading}\n")
+        for rows in tables:
+            console.table(rows, list(rows[0]))
+            text.append(markdown_table(rows, list(rows[0])))
+
     console.log(f"{title}\n{LEGEND}")
-    stored = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     trained_on = stored.get("computed_on", {}).get("training", train.origin)["circuit"]  # older files have none
     if trained_on != train.origin["circuit"]:
         console.log(
             f"the node was trained on another circuit, {trained_on}: restore the parameters that it was made of"
         )
     earlier = dict(zip(config["seeds"], stored["per_seed"], strict=True))
-    finished = [seed for seed in earlier if earlier[seed].get("final_loss") is not None]
-    for seed in earlier:
-        if seed not in finished:
-            console.log(f"seed {seed}: {earlier[seed]['reasons'].get('connectivity_R2', 'no result')}")
+    finished = {seed: m for seed, m in earlier.items() if m.get("final_loss") is not None}
+    for seed in [seed for seed in earlier if seed not in finished]:
+        console.log(f"seed {seed}: {earlier[seed]['reasons'].get('connectivity_R2', 'no result')}")
     if not finished:
         return
-    best = min(finished, key=lambda seed: earlier[seed]["final_loss"])  # needs no ground truth
+    best = min(finished, key=lambda seed: finished[seed]["final_loss"])  # needs no ground truth
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     cut = lesioned(train, lesion) if lesion else None
-    evaluated, types = {}, []
+    evaluated, types, like = {}, [], learner.init(jax.random.key(0))
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
-        losses = {k: earlier[seed].get(k) for k in ("final_loss", "final_loss_total")}
+        losses = {k: finished[seed].get(k) for k in ("final_loss", "final_loss_total")}
         result = evaluate(learner, params, train, test, **losses, held_out=held_out)
-        further = [lesion_metrics(learner, params, cut)[0]] if cut is not None else []
+        metrics = Metrics(result.metrics, result.metrics["reasons"])
+        if cut is not None:
+            metrics.update(lesion_metrics(learner, params, cut)[0])
         if seed == best:
-            further.append(draw(folder / "figures", result, train, test))
+            metrics.update(draw(folder / "figures", result, train, test))
             types = type_table(result, train)
-        metrics = Metrics(result.metrics, result.metrics["reasons"]).update(*further).as_dict()
-        evaluated[seed] = metrics
-        console.log(f"seed {seed}")
-        console.table(recovery_table(metrics), COLUMNS)
-        console.table(other_metrics(metrics), ["metric", "value", "note"])
-    console.log(f"cell types, seed {best} ({TYPE_LEGEND})")
-    console.table(_short_heads(types), list(TYPE_COLUMNS.values()))
-    _write(folder, title, evaluated, best, types)
+        evaluated[seed] = metrics.as_dict()
+        show(f"Seed {seed}", recovery_table(evaluated[seed]), other_metrics(evaluated[seed]))
+    heads = [{short: row.get(key) for key, short in TYPE_COLUMNS.items()} for row in types]
+    show(f"Cell types, seed {best} ({TYPE_LEGEND})", heads)
+    seeds = {str(seed): metrics for seed, metrics in evaluated.items()}
+    write_json(folder / "evaluation.json", {"seeds": seeds, "figures_of_seed": best})
+    write_atomic(folder / "evaluation.md", "\n".join(text))
+    write_atomic(folder / "per_type.csv", csv_table(list(types[0]), types))
     if choices := node_selection(where):
         console.log(
             "choosing among the nodes of a block with and without the ground truth (value: connectivity_R2 of the "
