@@ -106,7 +106,7 @@ def main(
     experiment = load_experiment(config, given)
     run_dir = run_path(run_dir, experiment.name)
     if revert:
-        from flyjax.search.run.revert import revert_protocol
+        from flyjax.search.run.user_files import revert_protocol
 
         undone = revert_protocol(run_dir)
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
@@ -118,7 +118,7 @@ def main(
     opened = open_run(experiment, run_dir, config, given, protocol, allow_fallback, dry_run)
     if dry_run:
         from flyjax.experiments.forecast import forecast_search, given_memory
-        from flyjax.search.run.preview import preview
+        from flyjax.search.run.status import preview
 
         opened.console.log(forecast_search(opened.experiment, given_memory(memory)))
         template = ROOT / "protocol.md"

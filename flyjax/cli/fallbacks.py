@@ -4,7 +4,7 @@ from flyjax import stimulus
 from flyjax.config import Experiment, parse_experiment
 from flyjax.data import SPLITS, stimulus_for_split
 from flyjax.experiments.node import updated_simulation
-from flyjax.search.proposals.space import block_simulation
+from flyjax.search.iteration import block_simulation
 from flyjax.stimulus.clips import data_root
 from flyjax.utils.errors import UserError
 

@@ -19,8 +19,15 @@ from flyjax.search.llm.budget import announce
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
 from flyjax.search.proposals.types import Proposer
 from flyjax.search.proposers import resolve_name
-from flyjax.search.run.opening import check_free, has_begun
-from flyjax.search.run.resume import changeable, changed_settings, resume_experiment, setting_text, started_run
+from flyjax.search.run.opening import (
+    changeable,
+    changed_settings,
+    check_free,
+    has_begun,
+    resume_experiment,
+    setting_text,
+    started_run,
+)
 from flyjax.search.run.status import limits_text, remaining, remaining_text, spent_text
 from flyjax.training import Progress
 from flyjax.training.loggers import make_logger

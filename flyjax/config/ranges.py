@@ -4,8 +4,6 @@ A value's `unit` place is 0 at the low end of its range and 1 at the high end, o
 steps are taken there, so that one step size suits rates and counts alike.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 from typing import Any

@@ -286,7 +286,7 @@ def _updated(section: StrictModel, changes: Mapping[str, Any], where: str) -> An
 
 
 class TokenPrices(StrictModel):
-    """Prices of a model that flyjax.search.llm.prices does not list, dollars per million tokens."""
+    """Prices of a model that flyjax.search.llm.budget does not list, dollars per million tokens."""
 
     input: float = Field(ge=0, description="tokens read")
     output: float = Field(ge=0, description="tokens written")
@@ -308,7 +308,7 @@ class LLM(StrictModel):
     )
     max_retries: int = Field(6, ge=0, le=100, description="retries of a call that failed in transport, with backoff")
     images: bool = Field(True, description="send the figures of the new nodes")
-    prices: TokenPrices | None = Field(None, description="replaces the dated table of flyjax.search.llm.prices")
+    prices: TokenPrices | None = Field(None, description="replaces the dated table of flyjax.search.llm.budget")
 
 
 class Search(StrictModel):

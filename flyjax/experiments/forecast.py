@@ -7,8 +7,7 @@ import jax
 
 from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.experiments.benchmark import matmul_gflops
-from flyjax.search.iteration import n_seeds
-from flyjax.search.proposals.space import block_simulation
+from flyjax.search.iteration import block_simulation, n_seeds
 from flyjax.training import grouping, resources
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import aligned_table, duration, format_bytes, plural

@@ -14,7 +14,7 @@ from flyjax.report import tables
 from flyjax.report.charts import Axis
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, fold, objective_metric
-from flyjax.search.llm.prices import NOT_REPORTED, dollars
+from flyjax.search.llm.budget import NOT_REPORTED, dollars
 from flyjax.search.policy import measures
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite, plural

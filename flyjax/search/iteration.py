@@ -1,19 +1,32 @@
-"""An iteration as it is given to the trainer, and how many nodes the next one may have."""
-
-from __future__ import annotations
+"""An iteration: what is trained, what the proposer is asked next, and how many nodes there may be."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
+from flyjax.config.ranges import derive_seed
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
 from flyjax.search.policy.ucb import score
+from flyjax.search.proposals.types import ROOT, Context, Paused
+from flyjax.search.run.user_files import pending_input
 
 
 def n_seeds(experiment: Experiment, is_root: bool) -> int:
     """Trainings per node; a block's root has two at least, so that their spread measures the noise."""
     return max(2, experiment.training.n_seeds) if is_root else experiment.training.n_seeds
+
+
+def root_config(experiment: Experiment) -> dict[str, Any]:
+    """The baseline: the config file's whole training section."""
+    return experiment.training.model_dump(mode="json")
+
+
+def block_simulation(experiment: Experiment, block: int) -> dict[str, Any]:
+    """The simulation `search.simulations` gives a block (cyclically), or the base one."""
+    base, listed = experiment.simulation.model_dump(mode="json"), experiment.search.simulations
+    return {**base, **(listed[(block - 1) % len(listed)] if listed else {})}
 
 
 @dataclass(frozen=True)
@@ -75,12 +88,66 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
     return min(search.n_candidates, rest), ""
 
 
-def spent_budget(experiment: Experiment, state: State) -> str:
-    """Why no paid call may be made any more; empty where one may."""
+def check_spending(experiment: Experiment, state: State) -> None:
+    """**Raises:** `Paused` where a budget is spent, so that no paid call may be made any more."""
     spent = state.spent
     used = {"max_calls": spent.calls, "max_tokens": spent.input_tokens + spent.output_tokens, "max_usd": spent.usd}
     for name, value in used.items():
         limit = getattr(experiment.search, name)
         if limit is not None and value >= limit:
-            return f"search.{name}={limit:.12g} spent; raise it to go on, or go on free with --proposer rules"
-    return ""
+            raise Paused(f"search.{name}={limit:.12g} spent; raise it to go on, or go on free with --proposer rules")
+
+
+def next_context(
+    experiment: Experiment,
+    state: State,
+    run_dir: Path,
+    stimuli: tuple[str, ...],
+    n_nodes: int,
+    protocol: str | None = None,
+) -> Context:
+    """The context of the next step.
+
+    **Arguments:**
+
+    - `stimuli`: those that proposers may choose from.
+    - `n_nodes`: how many nodes the next iteration may have (`next_nodes`).
+    - `protocol`: its text, of a run that has not begun.
+    """
+    newest = state.iteration
+    opens = newest is None or at_block_end(experiment, state)
+    return Context(
+        experiment=experiment,
+        state=state,
+        protocol=state.protocol if protocol is None else protocol,
+        block=newest.block if newest else 1,
+        iter_in_block=newest.iter_in_block if newest else 0,
+        n_iter_block=experiment.search.n_iter_block,
+        new_nodes=newest.nodes if newest else (),
+        n_proposals=max(0, n_nodes - 1) if opens else n_nodes,
+        next_opens_block=opens and n_nodes > 0,
+        available_stimuli=stimuli,
+        run_dir=run_dir,
+        user_input=pending_input(run_dir, state),
+    )
+
+
+def planned_iteration(experiment: Experiment, state: State, step: dict[str, Any], limit: int) -> dict[str, Any]:
+    """The fields of iteration_started for the newest `step`, with `limit` nodes at most."""
+    opens, newest, first = step["opens_block"], state.iteration, max(state.nodes, default=0) + 1
+    root = {
+        "parent": ROOT, "changes": {}, "config": root_config(experiment), "strategy": ROOT, "hypothesis": "",
+        "parent_rule": "a block begins: UCB file empty -> parent=root",
+    }  # fmt: skip
+    nodes = []
+    for node, entry in enumerate(([root] * opens + step["proposals"])[:limit], first):
+        count = n_seeds(experiment, is_root=entry["strategy"] == ROOT)
+        seeds = [derive_seed(experiment.search.seed, node, index) for index in range(count)]
+        nodes.append({"node": node, **entry, "seeds": seeds})
+    return {
+        "iteration": state.number + 1,
+        "block": step["block"] + at_block_end(experiment, state),
+        "iter_in_block": 1 if opens or newest is None else newest.iter_in_block + 1,
+        "simulation": step["simulation"],
+        "nodes": nodes,
+    }

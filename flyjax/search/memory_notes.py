@@ -7,8 +7,6 @@
 Lines before the first heading stay as they are.
 """
 
-from __future__ import annotations
-
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -22,6 +20,11 @@ ENOUGH = 3  # nodes that establish a principle
 
 # A bracket after a number, without a node of its own, in the middle of a list.
 _ASIDE = re.compile(r"(?<=\d)\s*[(\[](?:(?!node)[^()\[\]])*[)\]](?=\s*(?:[,;&/–-]|and\b|to\b|through\b))")
+
+#: "node" or "nodes" with the numbers, separators and words that go on with it.
+_LIST = re.compile(r"(?<![^\W\d])nodes?(?![^\W\d])((?:[\s,;&/#–-]|(?:and|to|through)\b|\d+(?!\.?\d))*+)")
+_SPAN = re.compile(r"(\d+)(?=\s*(?:to\b|through\b|[-–])\s*(\d+)|)")
+_COUNT = re.compile(r"(?<![\d.])(\d+)\s*nodes(?![^\W\d])")
 
 Notes = dict[str, list[str]]  # section ("" before the first heading) -> lines
 
@@ -57,33 +60,13 @@ def count_cited_nodes(line: str, known: Sequence[int]) -> int:
     By number, "nodes 3, 5 and 9", "node 2 ... node 7", "nodes 4-9", or by count, "12 nodes". Brackets in a list,
     "nodes 2 (0.91), 3 (0.92)", are skipped.
     """
-    spans: list[tuple[int, int]] = []
-    last: int | None = None
-    number: int | None = None
-    listed, reach, counted = False, False, 0
-    for token in re.findall(r"\d+(?:\.\d+)?|nodes?(?=\d)|\w+|[^\w\s]", _ASIDE.sub("", line.lower())):
-        before, number = number, int(token[:9]) if token.isdecimal() else None
-        if token in ("node", "nodes"):
-            counted = max(counted, before or 0) if token == "nodes" and (before or 0) <= len(known) else counted
-            listed, last, reach = True, None, False
-        elif listed and number is not None:
-            spans.append((last if reach and last is not None and last <= number else number, number))
-            last, reach = number, False
-        elif token in ("to", "through", "-", "–"):
-            reach = True
-        elif token not in (",", ";", "and", "&", "/", "#"):
-            listed = False
-    return max(_count_in_spans(spans, known), counted)
-
-
-def _count_in_spans(spans: list[tuple[int, int]], known: Sequence[int]) -> int:
-    """How many of the sorted numbers lie in any of the spans; a span costs no more for being wide."""
-    found, end = 0, -1
-    for low, high in sorted(spans):
-        if high > end:
-            found += bisect_right(known, high) - bisect_left(known, max(low, end + 1))
-            end = high
-    return found
+    text, cited = _ASIDE.sub("", line.lower()), set()
+    for numbers in _LIST.findall(text):
+        for low, high in set(_SPAN.findall(numbers)):
+            first, last = int(low[:9]), int(high[:9] or low[:9])
+            cited |= {*known[bisect_left(known, first) : bisect_right(known, max(first, last))]}
+    counts = [int(count[:9]) for count in _COUNT.findall(text)]
+    return max([len(cited), *(count for count in counts if count <= len(known))])
 
 
 def _entries(lines: list[str]) -> list[list[str]]:

@@ -1,7 +1,5 @@
 """Texts from outside made harmless: invisible characters removed, keys replaced, sizes bounded."""
 
-from __future__ import annotations
-
 import json
 import math
 import re

@@ -9,8 +9,6 @@ The optimum lies anywhere (uniform on every range's scale), which parameters mat
 drawn, and all families are equally hard to hit: half of all configurations reach less than `TYPICAL`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,8 +18,7 @@ import numpy as np
 
 from flyjax.config import Experiment, Range
 from flyjax.config.ranges import sample, unit
-from flyjax.search.iteration import IterationPlan
-from flyjax.search.proposals.space import root_config
+from flyjax.search.iteration import IterationPlan, root_config
 
 #: What each family tries a proposer with.
 FAMILIES = {

@@ -23,7 +23,7 @@ from flyjax.report.proposers import (
     wilcoxon_p,
     write_comparison,
 )
-from flyjax.search.proposals.space import root_config
+from flyjax.search.iteration import root_config
 from flyjax.search.proposals.types import Paused
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.synthetic import REAL, make_landscape

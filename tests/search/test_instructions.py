@@ -6,8 +6,8 @@ import pytest
 from support.search_landscape import experiment
 from support.search_runs import SMALL, Killed, Scripted, go
 
+from flyjax.search import loop as session
 from flyjax.search.proposers import make_proposer
-from flyjax.search.run import session
 
 
 def test_instructions_are_read_once_and_acknowledged(tmp_path):

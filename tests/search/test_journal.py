@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from support.search_landscape import experiment
 from support.search_runs import go
 
-from flyjax.search.journal.events import EVENTS, OLD_NAMES
-from flyjax.search.journal.journal import Journal, clean, read_journal
+from flyjax.search.journal.journal import EVENTS, OLD_NAMES, Journal, clean, read_journal
 from flyjax.utils.errors import UserError
 
 VALUES = st.recursive(

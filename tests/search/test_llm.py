@@ -23,7 +23,8 @@ from support.search_contexts import PROTOCOL, context, experiment, png
 from flyjax.config import TUNABLE, parse_experiment
 from flyjax.search import sanitize
 from flyjax.search.journal.state import State
-from flyjax.search.llm import prices, prompt, schema
+from flyjax.search.llm import budget as prices
+from flyjax.search.llm import prompt, schema
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import BadAnswer, Paused

@@ -20,9 +20,8 @@ from flyjax.search.journal.journal import clean
 from flyjax.search.llm import prompt
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.proposals.request import request_step
-from flyjax.search.proposals.space import next_simulation
 from flyjax.search.proposals.types import BadAnswer, Paused
-from flyjax.search.proposals.validation import check_step
+from flyjax.search.proposals.validation import check_step, next_simulation
 from flyjax.search.protocol import document
 
 pytestmark = pytest.mark.usefixtures("key")

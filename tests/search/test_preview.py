@@ -4,7 +4,7 @@ from support.search_landscape import TEMPLATE, experiment
 from support.search_runs import SMALL, Scripted, go
 
 from flyjax.search.proposers import resolve_name
-from flyjax.search.run.preview import plan_text, preview, preview_context
+from flyjax.search.run.status import plan_text, preview, preview_context
 
 
 def test_the_plan_names_every_limit_and_counts_the_roots_repetitions():

@@ -11,8 +11,7 @@ from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_expe
 from flyjax.search.policy.measures import Measures, measure
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol import document
-from flyjax.search.protocol.document import apply_edit
-from flyjax.search.protocol.guard import MAX_BODY, EditRefused
+from flyjax.search.protocol.document import MAX_BODY, EditRefused, apply_edit
 from flyjax.search.protocol.revision import BRANCH_ROW, PLATEAU_ROW, revise
 from flyjax.search.protocol.rule_table import parse_condition, parse_row
 from flyjax.utils.errors import UserError

@@ -8,11 +8,11 @@ import pytest
 from support.search_landscape import ROOT, experiment
 from support.search_runs import FORCE_BRANCH_ROW, SMALL, Scripted, constant, go
 
+from flyjax.search import loop as session
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.proposals.types import ProtocolEdit
-from flyjax.search.run import session
-from flyjax.search.run.revert import revert_protocol
+from flyjax.search.run.user_files import revert_protocol
 from flyjax.utils.errors import UserError
 
 

@@ -5,7 +5,7 @@ from support.search_contexts import events, experiment
 
 from flyjax.search.iteration import next_nodes
 from flyjax.search.journal.state import State, fold
-from flyjax.search.run.resume import changeable, changed_settings, resume_experiment
+from flyjax.search.run.opening import changeable, changed_settings, resume_experiment
 from flyjax.search.run.status import remaining, remaining_seconds, remaining_text, spent_text
 from flyjax.utils.errors import UserError
 

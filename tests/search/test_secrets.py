@@ -12,7 +12,7 @@ from flyjax.search.journal.state import fold
 from flyjax.search.llm.proposer import LLMProposer
 from flyjax.search.loop import SearchCallbacks, run_loop
 from flyjax.search.proposers.rules import RulesProposer
-from flyjax.search.run.preview import preview
+from flyjax.search.run.status import preview
 from flyjax.utils.errors import UserError
 from flyjax.utils.secrets import REDACTED
 

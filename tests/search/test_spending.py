@@ -31,15 +31,17 @@ def test_spending_limits_are_recomputed_from_the_journal(tmp_path):
         return replace(step, usage={"calls": 1, "usd": None, "input_tokens": 100})
 
     limited = experiment(**SMALL, max_usd=1.0)
-    out = go(tmp_path, limited, Scripted(*[paid] * 9))
-    assert out.status == "paused" and "search.max_usd=1 spent" in out.reason
-    assert out.state.spent.usd == pytest.approx(1.2) and out.state.spent.calls == 3
-    again = go(tmp_path, limited, Scripted(*[paid] * 9))
-    assert again.status == "paused" and again.state.spent.calls == 3, "nothing more was asked"
-    calls = go(tmp_path, experiment(**SMALL, max_usd=9, max_calls=4), Scripted(*[paid] * 9))
-    assert calls.state.spent.calls == 4 and "max_calls=4" in calls.reason
-    tokens = go(tmp_path / "tokens", experiment(**SMALL, max_tokens=250), Scripted(*[worded] * 9))
-    assert tokens.state.spent.input_tokens == 300 and "search.max_tokens=250 spent" in tokens.reason
+    for _ in range(2):  # the second time nothing more is asked
+        with pytest.raises(Paused, match="search.max_usd=1 spent"):
+            go(tmp_path, limited, Scripted(*[paid] * 9))
+        spent = fold(read_journal(tmp_path)).spent
+        assert spent.usd == pytest.approx(1.2) and spent.calls == 3
+    with pytest.raises(Paused, match="search.max_calls=4 spent"):
+        go(tmp_path, experiment(**SMALL, max_usd=9, max_calls=4), Scripted(*[paid] * 9))
+    assert fold(read_journal(tmp_path)).spent.calls == 4
+    with pytest.raises(Paused, match="search.max_tokens=250 spent"):
+        go(tmp_path / "tokens", experiment(**SMALL, max_tokens=250), Scripted(*[worded] * 9))
+    assert fold(read_journal(tmp_path / "tokens")).spent.input_tokens == 300
     free = go(tmp_path, limited)
     assert free.status == "finished", "the rules cost nothing"
 

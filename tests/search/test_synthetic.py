@@ -5,8 +5,8 @@ import pytest
 from support.search_landscape import TEMPLATE, experiment
 
 from flyjax.config.ranges import sample
+from flyjax.search.iteration import root_config
 from flyjax.search.policy.moves import first_moves
-from flyjax.search.proposals.space import root_config
 from flyjax.search.protocol.document import rules
 from flyjax.search.synthetic import EASY, FAILING, FAMILIES, NOISE, make_landscape
 

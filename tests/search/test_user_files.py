@@ -10,8 +10,7 @@ from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import State, fold
 from flyjax.search.loop import run_loop
 from flyjax.search.protocol.revision import BRANCH_ROW
-from flyjax.search.run.revert import revert_protocol
-from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input
+from flyjax.search.run.user_files import MAX_INPUT, acknowledge, pending_input, revert_protocol
 from flyjax.utils.run_directory import MARKER
 
 READ = State(acknowledged=((1, "Try more noise.\n\nPlease."), (2, "Thanks.")))

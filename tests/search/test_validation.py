@@ -12,8 +12,8 @@ from support.search_contexts import context, experiment
 from flyjax.config import PROTOCOL_RANGES, Range
 from flyjax.config import ranges as moves_in
 from flyjax.config.ranges import coerce, derive_seed
+from flyjax.search.iteration import root_config
 from flyjax.search.journal.state import fold
-from flyjax.search.proposals.space import root_config
 from flyjax.search.proposals.types import Proposal, ProtocolEdit, Step
 from flyjax.search.proposals.validation import check_step
 

@@ -6,10 +6,10 @@ import pytest
 from support.search_landscape import evaluate, experiment
 from support.search_runs import SMALL, Killed, go
 
+from flyjax.search import loop as session
 from flyjax.search.journal import heartbeat
 from flyjax.search.journal.journal import read_journal
-from flyjax.search.run import session
-from flyjax.search.run.revert import revert_protocol
+from flyjax.search.run.user_files import revert_protocol
 
 
 def test_a_killed_training_counts_in_max_wall(tmp_path, monkeypatch):

@@ -6,9 +6,10 @@ import struct
 import zlib
 
 from flyjax.config import parse_experiment
+from flyjax.search.iteration import root_config
 from flyjax.search.journal.state import fold
-from flyjax.search.proposals.space import child_config, root_config
 from flyjax.search.proposals.types import ROOT, Context
+from flyjax.search.proposals.validation import child_config
 
 PROTOCOL = """# Study
 

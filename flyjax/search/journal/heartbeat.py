@@ -4,8 +4,6 @@ While a session works, a thread writes the time into `.alive` in the run directo
 file; a killed one leaves it to the next session, which journals the time beyond the last event.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

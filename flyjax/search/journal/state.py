@@ -1,15 +1,13 @@
-"""The state of a run: a pure fold over its events (`flyjax.search.journal.events`).
+"""The state of a run: a pure fold over its events (`flyjax.search.journal.journal`).
 
 Nothing here reads a file, a clock or a random number.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import Any
+from typing import Any, Self
 
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite
@@ -99,17 +97,18 @@ class Spent:
     usd: float = 0.0
     unpriced_calls: int = 0  # calls whose price is not reported
 
-    def plus(self, usage: dict[str, Any] | None) -> Spent:
+    def plus(self, usage: dict[str, Any] | None) -> Self:
         """With one more bill; None or {}: nothing was paid."""
         if not usage:
             return self
         calls, usd = int(finite(usage.get("calls", 1)) or 0), finite(usage.get("usd"))
-        return Spent(
-            self.calls + calls,
-            self.input_tokens + int(finite(usage.get("input_tokens")) or 0),
-            self.output_tokens + int(finite(usage.get("output_tokens")) or 0),
-            self.usd + (usd or 0.0),
-            self.unpriced_calls + (calls if usd is None else 0),
+        return replace(
+            self,
+            calls=self.calls + calls,
+            input_tokens=self.input_tokens + int(finite(usage.get("input_tokens")) or 0),
+            output_tokens=self.output_tokens + int(finite(usage.get("output_tokens")) or 0),
+            usd=self.usd + (usd or 0.0),
+            unpriced_calls=self.unpriced_calls + (calls if usd is None else 0),
         )
 
 
@@ -145,6 +144,11 @@ class State:
     def iteration(self) -> Iteration | None:
         """The newest iteration, running or done."""
         return self.iterations[max(self.iterations)] if self.iterations else None
+
+    @property
+    def number(self) -> int:
+        """Number of the newest iteration, 0 before the first."""
+        return max(self.iterations, default=0)
 
     @property
     def pending(self) -> Iteration | None:
@@ -204,24 +208,9 @@ def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
     return mean, out
 
 
-def _session(state: State, event: Event) -> State:
-    """run_started and run_resumed."""
-    started = event["event"] == "run_started"
-    return replace(
-        state,
-        # A call without an outcome was cut off by a kill: its bill is not known and counts as the most it can be.
-        spent=state.spent.plus(state.in_flight),
-        in_flight=None,
-        experiment=event.get("experiment", state.experiment),
-        config_overrides=event.get("config_overrides", state.config_overrides),
-        made_with=event.get("made_with") or state.made_with,
-        started=event if started else state.started,
-        protocols=(event["protocol"],) if started else state.protocols,
-    )
-
-
-def _protocol_edited(state: State, event: Event) -> State:
-    return replace(state, protocols=(*state.protocols, event["protocol"]), edits=(*state.edits, event))
+def _with_node(state: State, event: Event, **fields: Any) -> State:
+    node = state.nodes[event["node"]]
+    return replace(state, nodes=state.nodes | {node.id: replace(node, reason=event.get("reason") or "", **fields)})
 
 
 def _proposal(state: State, event: Event) -> State:
@@ -230,12 +219,11 @@ def _proposal(state: State, event: Event) -> State:
         for node, text in (event.get(key) or {}).items():
             if int(node) in nodes:
                 nodes[int(node)] = replace(nodes[int(node)], **{key: text})
-    # A run that goes on after its end takes its last step again: the choice is made anew.
-    choices = {k: c for k, c in state.choices.items() if k != event["iteration"]}
     return replace(
         state,
         nodes=nodes,
-        choices=choices,
+        # A run that goes on after its end takes its last step again: the choice is made anew.
+        choices={k: c for k, c in state.choices.items() if k != event["iteration"]},
         step=event,
         notes=event.get("notes") or state.notes,
         acknowledged=(*state.acknowledged, *([(event["iteration"], user_input)] if user_input else [])),
@@ -245,42 +233,26 @@ def _proposal(state: State, event: Event) -> State:
     )
 
 
-def _call_started(state: State, event: Event) -> State:
-    return replace(state, in_flight=event.get("usage"))
-
-
-def _spending(state: State, event: Event) -> State:
-    """run_paused and proposal_rejected: an unknown bill counts as the most it can be."""
-    usage = event.get("usage")
-    return replace(state, spent=state.spent.plus(state.in_flight if usage is None else usage), in_flight=None)
-
-
 _PLANNED = ("parent", "config", "changes", "strategy", "hypothesis", "parent_rule", "proposed_from", "by")
 
 
 def _iteration_started(state: State, event: Event) -> State:
-    number, number_of_block, place = event["iteration"], event["block"], event["iter_in_block"]
+    place = {name: event[name] for name in ("block", "iteration", "iter_in_block")}
     new = {}
     for planned in event["nodes"]:
         fields = {name: planned[name] for name in _PLANNED if name in planned}
-        new[planned["node"]] = Node(
-            planned["node"], block=number_of_block, iteration=number, iter_in_block=place,
-            seeds=tuple(planned["seeds"]), **fields,
-        )  # fmt: skip
-    block = state.blocks.get(number_of_block) or Block(number_of_block, event["simulation"])
+        new[planned["node"]] = Node(planned["node"], **place, **fields, seeds=tuple(planned["seeds"]))
+    number = event["iteration"]
+    block = state.blocks.get(event["block"]) or Block(event["block"], event["simulation"])
     block = replace(block, iterations=(*block.iterations, number), nodes=(*block.nodes, *new))
+    iteration = Iteration(number, block.number, event["iter_in_block"], tuple(new))
     return replace(
         state,
         nodes=state.nodes | new,
-        iterations=state.iterations | {number: Iteration(number, number_of_block, place, tuple(new))},
-        blocks=state.blocks | {number_of_block: block},
+        iterations=state.iterations | {number: iteration},
+        blocks=state.blocks | {block.number: block},
         finished=None,
     )
-
-
-def _with_node(state: State, event: Event, **fields: Any) -> State:
-    node = state.nodes[event["node"]]
-    return replace(state, nodes=state.nodes | {node.id: replace(node, reason=event.get("reason") or "", **fields)})
 
 
 def _node_finished(state: State, event: Event) -> State:
@@ -289,46 +261,51 @@ def _node_finished(state: State, event: Event) -> State:
     # half of the time would win.
     known = finite(metrics.get(name)) is not None
     reward, spread = _pooled([m.get(name) for m in event.get("per_seed") or [metrics]]) if known else (None, {})
-    return _with_node(
-        state, event, status="finished", metrics=metrics, reward=reward, spread=spread,
-        activity=event.get("activity") or "",
-    )  # fmt: skip
+    activity = event.get("activity") or ""
+    return _with_node(state, event, status="finished", metrics=metrics, reward=reward, spread=spread, activity=activity)
 
 
-def _node_failed(state: State, event: Event) -> State:
-    return _with_node(state, event, status="failed")
-
-
-def _choice(state: State, event: Event) -> State:
-    chosen = state.nodes[event["chosen"]].id
-    choice = Choice(event["iteration"], chosen, event.get("reason", ""), tuple(event["next_parents"]))
-    return replace(state, choices=state.choices | {choice.iteration: choice})
-
-
-def _block_ended(state: State, event: Event) -> State:
-    block = replace(state.blocks[event["block"]], ended=event)
-    return replace(state, blocks=state.blocks | {block.number: block})
-
-
-def _run_finished(state: State, event: Event) -> State:
-    return replace(state, finished=event.get("reason") or "done")
-
-
-_FOLD: dict[str, Callable[[State, Event], State]] = {
-    "run_started": _session,
-    "run_resumed": _session,
-    "run_paused": _spending,
-    "run_finished": _run_finished,
-    "protocol_edited": _protocol_edited,
-    "call_started": _call_started,
-    "proposal": _proposal,
-    "proposal_rejected": _spending,
-    "iteration_started": _iteration_started,
-    "node_finished": _node_finished,
-    "node_failed": _node_failed,
-    "choice": _choice,
-    "block_ended": _block_ended,
-}
+def _after(state: State, event: Event) -> State:
+    """The state after an event, but for the time; an event of an unknown name changes nothing."""
+    match event["event"]:
+        case "run_started" | "run_resumed" as name:
+            if name == "run_started":
+                state = replace(state, started=event, protocols=(event["protocol"],))
+            return replace(
+                state,
+                # A call without an outcome was cut off by a kill: its bill is not known and counts as the most it
+                # can be.
+                spent=state.spent.plus(state.in_flight),
+                in_flight=None,
+                experiment=event.get("experiment", state.experiment),
+                config_overrides=event.get("config_overrides", state.config_overrides),
+                made_with=event.get("made_with") or state.made_with,
+            )
+        case "run_paused" | "proposal_rejected":  # an unknown bill counts as the most it can be
+            usage = event.get("usage")
+            return replace(state, spent=state.spent.plus(state.in_flight if usage is None else usage), in_flight=None)
+        case "run_finished":
+            return replace(state, finished=event.get("reason") or "done")
+        case "protocol_edited":
+            return replace(state, protocols=(*state.protocols, event["protocol"]), edits=(*state.edits, event))
+        case "call_started":
+            return replace(state, in_flight=event.get("usage"))
+        case "proposal":
+            return _proposal(state, event)
+        case "iteration_started":
+            return _iteration_started(state, event)
+        case "node_finished":
+            return _node_finished(state, event)
+        case "node_failed":
+            return _with_node(state, event, status="failed")
+        case "choice":
+            chosen, parents = state.nodes[event["chosen"]].id, tuple(event["next_parents"])
+            choice = Choice(event["iteration"], chosen, event.get("reason", ""), parents)
+            return replace(state, choices=state.choices | {choice.iteration: choice})
+        case "block_ended":
+            block = replace(state.blocks[event["block"]], ended=event)
+            return replace(state, blocks=state.blocks | {block.number: block})
+    return state
 
 
 def _work_seconds(state: State, event: Event) -> float:
@@ -347,7 +324,7 @@ def apply(state: State, event: Event) -> State:
     **Raises:** `UserError` for an event about a node or block that never began.
     """
     try:
-        after = _FOLD.get(event["event"], lambda s, e: s)(state, event)
+        after = _after(state, event)
     except KeyError as missing:
         raise UserError(
             f"the journal is damaged: {event['event']!r} is about {missing}, which never began; "

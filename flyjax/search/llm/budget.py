@@ -1,14 +1,109 @@
-"""What the calls of a language model cost: before a run, before each call, and as billed."""
+"""What the calls of a language model cost: a dated table, an estimate before each call, the bill after it.
 
-from __future__ import annotations
+Prices are US dollars per million tokens as published by the provider, read on `CHECKED`. A model
+that is not in the table has no price: its cost is "not reported", never 0. `search.llm.prices` of
+the config overrides the table, for a model it does not know or a price that has changed.
+"""
 
-from typing import Any
+import math
+import re
+from dataclasses import dataclass
+from typing import Any, Self
 
-from flyjax.config import Experiment
+from flyjax.config import LLM, Experiment
 from flyjax.search.llm.client import FREE
-from flyjax.search.llm.prices import BILLED, CHECKED, NOT_REPORTED, cost, dollars, most, price_of
-from flyjax.search.llm.prompt import Prompt
 from flyjax.search.proposals.types import Context, Paused
+
+CHECKED = "2026-10-24"
+
+NOT_REPORTED = "not reported"
+
+#: Kinds of token, as the Messages API names them in `usage`, and the price each is billed at.
+BILLED = {
+    "input_tokens": "input",
+    "output_tokens": "output",
+    "cache_creation_input_tokens": "cache_write",
+    "cache_read_input_tokens": "cache_read",
+}
+
+
+@dataclass(frozen=True)
+class Price:
+    """Dollars per million tokens; `long` applies to a whole call whose prompt exceeds `long_from` tokens."""
+
+    input: float
+    output: float
+    cache_write: float  # kept five minutes
+    cache_read: float
+    long_from: int | None = None
+    long: Self | None = None
+
+    def at(self, prompt_tokens: int) -> Self:
+        return self.long if self.long and prompt_tokens > (self.long_from or 0) else self
+
+
+_OPUS = Price(5, 25, 6.25, 0.50)
+_SONNET = Price(3, 15, 3.75, 0.30)
+_LARGE = Price(10, 50, 12.50, 1.00)
+
+#: By model name; a date after the name is the same model, any other ending is another one.
+PRICES = {
+    "claude-opus-5-5": Price(4, 20, 5.00, 0.20),
+    "claude-opus-5": _OPUS,
+    "claude-opus-4-8": _OPUS,
+    "claude-opus-4-7": _OPUS,
+    "claude-opus-4-6": _OPUS,
+    "claude-opus-4-5": _OPUS,
+    "claude-sonnet-5-5": Price(2, 10, 2.50, 0.10),
+    "claude-sonnet-5": Price(2, 10, 2.50, 0.20),
+    "claude-sonnet-4-6": _SONNET,
+    "claude-sonnet-4-5": _SONNET,
+    "claude-haiku-5-5": Price(0.10, 0.50, 0.125, 0.01, 100_000, Price(0.50, 2.50, 0.625, 0.05)),
+    "claude-haiku-4-5": Price(1, 5, 1.25, 0.10),
+    "claude-fable-5-1": Price(10, 50, 12.50, 0.25),
+    "claude-fable-5": _LARGE,
+    "claude-mythos-5-1": Price(10, 50, 12.50, 0.25),
+    "claude-mythos-5": _LARGE,
+}
+
+
+def price_of(llm: LLM) -> Price | None:
+    """The price of the configured model, None where none is known."""
+    if llm.prices is not None:
+        return Price(**llm.prices.model_dump())
+    name = re.sub(r"[-@]20\d{6}$", "", llm.model)
+    return PRICES.get(name)
+
+
+def cost(price: Price | None, usage: dict[str, int]) -> float | None:
+    """Dollars for the token counts of one call; None (not reported) without a price or without counts."""
+    if price is None or not usage:
+        return None
+    price = price.at(sum(n for kind, n in usage.items() if kind != "output_tokens"))
+    return sum(n * getattr(price, BILLED[kind]) for kind, n in usage.items()) / 1e6
+
+
+def text_tokens(text: str) -> int:
+    """At most how many tokens a text is likely to be: digits and signs come at about two bytes a token."""
+    return math.ceil(len(text.encode("utf-8", "replace")) / 2)
+
+
+def image_tokens(width: int, height: int) -> int:
+    """At most how many tokens an image is: area / 700, larger ones are scaled down by the service."""
+    return min(math.ceil(width * height / 700) + 20, 5_000)
+
+
+def most(price: Price | None, prompt_tokens: int, answer_tokens: int) -> float | None:
+    """The most one call can cost, dollars: a prompt written to the cache and an answer of full length."""
+    if price is None:
+        return None
+    price = price.at(prompt_tokens)
+    return (prompt_tokens * max(price.input, price.cache_write) + answer_tokens * price.output) / 1e6
+
+
+def dollars(usd: float | None) -> str:
+    return NOT_REPORTED if usd is None else f"${usd:.4f}" if usd < 0.1 else f"${usd:.2f}"
+
 
 TRIES = 3  # calls per step at most: an answer and two corrections
 
@@ -24,7 +119,7 @@ def plus(a: dict[str, Any], b: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any]:
+def usage_of(data: Any, experiment: Experiment, prompt_tokens: int) -> dict[str, Any]:
     """What one call used and cost.
 
     `input_tokens` counts the whole prompt, its cached part included. A bill that cannot be read is
@@ -35,26 +130,26 @@ def usage_of(data: Any, experiment: Experiment, prompt: Prompt) -> dict[str, Any
     known = {kind: n for kind, n in counts.items() if type(n) is int and 0 <= n < 10**9}
     model = {"calls": 1, "model": experiment.search.llm.model}
     if not {"input_tokens", "output_tokens"} <= set(known):
-        return model | at_most(experiment, prompt, 1)
+        return model | at_most(experiment, prompt_tokens)
     read = sum(n for kind, n in known.items() if kind != "output_tokens")
     usd = cost(price_of(experiment.search.llm), known)
     return model | known | {"input_tokens": read, "usd": NOT_REPORTED if usd is None else usd}
 
 
-def at_most(experiment: Experiment, prompt: Prompt, calls: int) -> dict[str, Any]:
-    """The usage of so many calls of a prompt, each at the most it can cost."""
+def at_most(experiment: Experiment, prompt_tokens: int) -> dict[str, Any]:
+    """The usage of one call at the most it can cost."""
     llm = experiment.search.llm
-    usd = most(price_of(llm), prompt.tokens, llm.max_tokens)
+    usd = most(price_of(llm), prompt_tokens, llm.max_tokens)
     return {
-        "calls": calls,
-        "input_tokens": calls * prompt.tokens,
-        "output_tokens": calls * llm.max_tokens,
-        "usd": NOT_REPORTED if usd is None else calls * usd,
+        "calls": 1,
+        "input_tokens": prompt_tokens,
+        "output_tokens": llm.max_tokens,
+        "usd": NOT_REPORTED if usd is None else usd,
         "estimated": True,
     }
 
 
-def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None = None) -> None:
+def check_budget(context: Context, prompt_tokens: int, paid: dict[str, Any] | None = None) -> None:
     """Check the next call, at the most it can use, against the budgets; `paid` is not journaled yet.
 
     **Raises:** `Paused`, naming the budget and how to raise it.
@@ -67,14 +162,14 @@ def check_budget(context: Context, prompt: Prompt, paid: dict[str, Any] | None =
             f"--set search.max_calls={spent.calls + 10}, or {FREE}"
         )
     if search.max_tokens is not None:
-        used, ahead = spent.input_tokens + spent.output_tokens, prompt.tokens + llm.max_tokens
+        used, ahead = spent.input_tokens + spent.output_tokens, prompt_tokens + llm.max_tokens
         if used + ahead > search.max_tokens:
             raise Paused(
                 f"{used:,} of search.max_tokens={search.max_tokens:,} are used and the next call may need {ahead:,}: "
                 f"raise it with --set search.max_tokens={used + 10 * ahead}, or {FREE}"
             )
     if search.max_usd is not None:
-        ahead_usd = most(price_of(llm), prompt.tokens, llm.max_tokens)
+        ahead_usd = most(price_of(llm), prompt_tokens, llm.max_tokens)
         if ahead_usd is None:
             raise Paused(
                 f"search.max_usd={search.max_usd:g} cannot be checked: no price is known for model {llm.model!r}; "

@@ -8,15 +8,14 @@ response that drips ends at the time limit. Each call is one attempt; the caller
 attempt is checked against the budgets first.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any
 
 from flyjax.config import Experiment
@@ -48,16 +47,15 @@ _UNAVAILABLE = ("the service is down or overloaded", "wait")
 _REFUSED = ("the service refused the request", "check search.llm")
 
 
+@dataclass(eq=False)
 class CallFailed(Exception):
-    """A call without an answer: `reason` and `remedy` for people, and what the caller needs to go on.
+    """A call without an answer: `reason` and `remedy` for people, and what the caller needs to go on."""
 
-    **Arguments:** `retry` is whether another attempt may succeed, `wait_s` how long the service asks to wait
-    before it, `billed` whether the attempt may have been charged for.
-    """
-
-    def __init__(self, reason: str, remedy: str, retry: bool = True, billed: bool = False, wait_s: float | None = None):
-        super().__init__(reason)
-        self.reason, self.remedy, self.retry, self.billed, self.wait_s = reason, remedy, retry, billed, wait_s
+    reason: str
+    remedy: str
+    retry: bool = True  # whether another attempt may succeed
+    billed: bool = False  # whether the attempt may have been charged for
+    wait_s: float | None = None  # that the service asks to wait before another attempt
 
     def delay(self, attempts: int) -> float | None:
         """Seconds to wait after so many attempts; None where another one is not worth it."""
@@ -163,22 +161,16 @@ def send(client, request: dict[str, Any], timeout_s: float) -> bytes:
 
 def _within(call: Callable[[], bytes], seconds: float) -> bytes:
     """The result of `call`, from a thread: a name server or a header that drips has no limit of its own."""
-    results: queue.SimpleQueue = queue.SimpleQueue()
+    future: Future[bytes] = Future()
 
     def run():
         try:
-            results.put((call(), None))
+            future.set_result(call())
         except Exception as error:
-            results.put((b"", error))
+            future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        body, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError from None
-    if error is not None:
-        raise error
-    return body
+    return future.result(seconds)
 
 
 def _failure(error: Exception, timeout_s: float) -> Exception:

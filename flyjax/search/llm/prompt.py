@@ -4,8 +4,6 @@
 `render_prompt(context)` the same as text, for `--dry-run`.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import json
@@ -18,13 +16,13 @@ from PIL import Image
 
 from flyjax.config import SIMULATION_TUNABLE, Range
 from flyjax.search.iteration import n_seeds
-from flyjax.search.llm.prices import image_tokens, text_tokens
+from flyjax.search.llm.budget import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
 from flyjax.search.policy import measures, ucb
 from flyjax.search.policy.strategy import assign_slots, condition_holds
-from flyjax.search.proposals.space import available_visuals
 from flyjax.search.proposals.types import ROOT, Context
+from flyjax.search.proposals.validation import available_visuals
 from flyjax.search.proposers.rules import generator
 from flyjax.search.protocol.document import rules
 from flyjax.utils.format import plural

@@ -7,8 +7,6 @@ by the caller, which returns errors through `Context.feedback`. It has no files,
     step = proposer.step(context)           # BadAnswer: ask again; Paused: stop, resumably
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
@@ -64,7 +62,7 @@ class LLMProposer:
         prompt = build(context, previous)
         body, paid = self._call(context, prompt)
         data, error = self._decode(body)
-        usage = plus(paid, usage_of(data, context.experiment, prompt))
+        usage = plus(paid, usage_of(data, context.experiment, prompt.tokens))
         if error:
             raise BadAnswer([error], data, usage)
         raw = {k: data.get(k) for k in ("model", "stop_reason", "stop_details", "content")}
@@ -102,7 +100,7 @@ class LLMProposer:
         """
         llm = context.experiment.search.llm
         paid: dict[str, Any] = {}
-        once = at_most(context.experiment, prompt, 1) | {"model": llm.model}
+        once = at_most(context.experiment, prompt.tokens) | {"model": llm.model}
         request = {
             "model": llm.model,
             "max_tokens": llm.max_tokens,
@@ -117,7 +115,7 @@ class LLMProposer:
         try:
             while True:
                 attempts += 1
-                check_budget(context, prompt, paid)
+                check_budget(context, prompt.tokens, paid)
                 in_flight = plus(paid, once)
                 context.on_call(in_flight)  # journaled first: a kill during the call loses no cost
                 try:

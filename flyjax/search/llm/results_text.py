@@ -1,7 +1,5 @@
 """The nodes in the prompt: the history of all, and the new ones with their metrics and the course of their training."""
 
-from __future__ import annotations
-
 import contextlib
 from pathlib import Path
 from typing import Any

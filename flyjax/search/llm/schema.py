@@ -5,8 +5,6 @@ wrong type or a number out of range, by name), ignores unknown fields and never 
 a bad field costs no other. Texts are cleaned before they get here (`sanitize.clean`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import functools

@@ -4,8 +4,6 @@ Measures are block-local and count trained nodes only. Windows count iterations;
 of the node that its step chose (before the step: of its best node).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass

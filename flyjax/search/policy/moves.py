@@ -4,8 +4,6 @@ Everything is a change against a parent's configuration, a mapping of names to v
 changes follow from the ranges, the results of the block, and the protocol's first moves.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 `assign_slots` reads the rules as data: an edited row changes what comes next.
 """
 
-from __future__ import annotations
-
 import operator
 from dataclasses import dataclass, replace
 

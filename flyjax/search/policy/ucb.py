@@ -1,7 +1,5 @@
 """UCB scores of a block's nodes. A block is one tree: visits and N_total count its trained nodes alone."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

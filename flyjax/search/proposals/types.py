@@ -4,8 +4,6 @@ One iteration trains K candidates; then one `Step` reads them, chooses among the
 next K. Every step is validated (`flyjax.search.proposals.validation`), whoever made it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Proposers behind one interface (`flyjax.search.proposals.types.Proposer`), by name."""
 
-from __future__ import annotations
-
 import pkgutil
 from pathlib import Path
 

@@ -6,8 +6,6 @@ refused attempts included; a step of another proposer is taken as it was carried
 `hybrid`, whose answer holds a part of the proposals only.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable
@@ -203,7 +201,7 @@ class ReplayProposer:
         self._last: tuple[int, int] = (-1, 0)  # iteration, attempt
 
     def step(self, context: Context) -> Step:
-        iteration = context.state.iteration.number if context.state.iteration else 0
+        iteration = context.state.number
         attempt = self._last[1] + 1 if context.feedback and self._last[0] == iteration else 0
         self._last = (iteration, attempt)
         answers = self._answers.get(iteration)

@@ -1,7 +1,5 @@
 """The proposer that follows the protocol without a language model, block-end duties included."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
@@ -10,19 +8,14 @@ from typing import Any
 import numpy as np
 
 from flyjax.search import memory_notes
+from flyjax.search.iteration import block_simulation, root_config
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import moves
 from flyjax.search.policy.measures import best_configuration, best_node, clear_gain, measure, noise_floor
 from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.ucb import score
-from flyjax.search.proposals.space import (
-    available_visuals,
-    block_simulation,
-    make_candidate,
-    next_simulation,
-    root_config,
-)
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
+from flyjax.search.proposals.validation import available_visuals, make_candidate, next_simulation
 from flyjax.search.protocol.document import Rules, rules
 from flyjax.search.protocol.revision import revise
 

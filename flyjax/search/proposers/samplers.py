@@ -9,8 +9,6 @@ Each is rebuilt from the block's results at every step and draws from (run seed,
 run continues with the same draws.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import math
@@ -23,9 +21,10 @@ import numpy as np
 
 from flyjax.config import Experiment, Range
 from flyjax.config.ranges import at, sample, unit
+from flyjax.search.iteration import root_config
 from flyjax.search.policy.measures import comparable_rewards
-from flyjax.search.proposals.space import child_config, highest_ucb, next_simulation, root_config
 from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.proposals.validation import child_config, highest_ucb, next_simulation
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.utils.errors import UserError
 

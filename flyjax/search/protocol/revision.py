@@ -9,8 +9,6 @@ A measure that chance gives with a probability above `CHANCE` (`Measures`) edits
 iterations the improvement rate is 0, 50 or 100 %, whatever was done.
 """
 
-from __future__ import annotations
-
 import re
 
 from flyjax.search.policy.measures import Measures

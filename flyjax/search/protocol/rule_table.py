@@ -3,8 +3,6 @@
 A row that cannot be read is kept with the reason (a language model still sees it in the protocol).
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

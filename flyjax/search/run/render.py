@@ -8,8 +8,6 @@
 protocol.md itself is written by the session, which first reads what a user changed there.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any
