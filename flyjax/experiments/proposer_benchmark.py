@@ -22,7 +22,7 @@ from flyjax.recovery.metrics import Metrics, circuit_metrics
 from flyjax.search.iteration import IterationPlan
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import Node, State
-from flyjax.search.llm.proposer import FREE
+from flyjax.search.llm.client import FREE
 from flyjax.search.loop import run_loop
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.policy.ucb import score

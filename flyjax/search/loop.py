@@ -399,16 +399,11 @@ def run_loop(
             raise
         except Exception as error:
             message = user_message(error) or ""
-            session.pause(message or _unexpected(error), error)
+            first = next(iter(redact(str(error)).strip().splitlines()), "")
+            session.pause(message or f"stopped by {type(error).__name__}: {first[:500]}", error)
             if not message or isinstance(error, UserError):
                 raise
             raise UserError(message) from None
         finally:
             session.heartbeat.stop()
         return session.outcome
-
-
-def _unexpected(error: Exception) -> str:
-    """An unexpected error in one line."""
-    first = next(iter(redact(str(error)).strip().splitlines()), "")
-    return f"stopped by {type(error).__name__}: {first[:500]}"

@@ -12,7 +12,7 @@ from flyjax.search.llm.proposer import merge
 from flyjax.search.llm.schema import read, tools
 from flyjax.search.proposals.types import Proposal, Step
 from flyjax.search.proposals.validation import check_step
-from flyjax.search.proposers.samplers import max_overrides, with_drafts
+from flyjax.search.proposers.samplers import with_drafts
 
 pytest.importorskip("cmaes")
 
@@ -27,8 +27,10 @@ def override(slot, value=123.0, parent=1):
     return Proposal(parent, {"coeff_edge_diff": value}, "exploit", "mine", slot=slot)
 
 
-def test_the_share_is_one_slot_at_least_and_never_more_than_there_are():
-    assert [max_overrides(s, n) for s, n in ((0.5, 4), (0.5, 1), (0.01, 8), (1.0, 3), (0.5, 0))] == [2, 1, 1, 3, 0]
+def test_the_share_is_one_slot_at_least_and_never_more_than_there_are(tmp_path):
+    for share, n, most in ((0.5, 4, 2), (0.5, 1, 1), (0.01, 8, 1), (1.0, 3, 3), (0.5, 0, 0)):
+        asked = context(tmp_path, experiment(n_candidates=8, llm={"share": share}), n_proposals=n)
+        assert with_drafts(asked).overrides == most
 
 
 def test_the_prompt_lists_the_drafts_and_how_many_may_be_overridden(asked):

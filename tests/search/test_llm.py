@@ -24,7 +24,7 @@ from flyjax.config import TUNABLE, parse_experiment
 from flyjax.search import sanitize
 from flyjax.search.journal.state import State
 from flyjax.search.llm import budget as prices
-from flyjax.search.llm import prompt, schema
+from flyjax.search.llm import client, prompt, schema
 from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import BadAnswer, Paused
@@ -308,20 +308,20 @@ def test_feedback_shows_no_other_answer_than_the_refused_one(monkeypatch, tmp_pa
 
 @pytest.mark.parametrize("value", [None, "", "   "])
 def test_without_a_key_one_line_says_so(monkeypatch, value):
-    monkeypatch.delenv(llm_proposer.KEY_NAME) if value is None else monkeypatch.setenv(llm_proposer.KEY_NAME, value)
+    monkeypatch.delenv(client.KEY_NAME) if value is None else monkeypatch.setenv(client.KEY_NAME, value)
     with pytest.raises(UserError, match="no ANTHROPIC_API_KEY is set.*--proposer rules"):
         llm_proposer.LLMProposer(experiment())
 
 
 def test_a_mangled_key_is_not_shown(monkeypatch):
-    monkeypatch.setenv(llm_proposer.KEY_NAME, "sk-ant-één")
+    monkeypatch.setenv(client.KEY_NAME, "sk-ant-één")
     with pytest.raises(UserError) as caught:
         llm_proposer.LLMProposer(experiment())
     assert "sk-ant" not in str(caught.value)
 
 
 def test_a_short_key_of_a_local_gateway_is_no_secret(ask, monkeypatch, tmp_path):
-    monkeypatch.setenv(llm_proposer.KEY_NAME, "x")
+    monkeypatch.setenv(client.KEY_NAME, "x")
     step, requests = ask(Player(), context(tmp_path, user_input="explore x"))
     assert (
         "[redacted]" not in json.dumps(requests[0]["body"])
@@ -392,7 +392,7 @@ def test_an_unknown_model_costs_not_reported_never_zero(ask, tmp_path):
     exp = experiment(llm={"model": "model-of-tomorrow"})
     step, _ = ask(Player(), context(tmp_path, exp))
     assert step.usage["usd"] == "not reported" and step.usage["input_tokens"] == 2_900
-    assert "not reported" in llm_proposer.announce(exp) and "$" not in llm_proposer.announce(exp)
+    assert "not reported" in prices.announce(exp) and "$" not in prices.announce(exp)
     caught, requests = ask(Player(), context(tmp_path, experiment(llm={"model": "model-of-tomorrow"}, max_usd=1.0)))
     assert isinstance(caught, Paused) and "no price is known" in str(caught) and requests == []
     own = {"model": "model-of-tomorrow", "prices": {"input": 1, "output": 2, "cache_write": 1, "cache_read": 1}}
@@ -435,7 +435,7 @@ def test_the_estimate_of_a_call_is_above_its_bill(tmp_path):
 
 def test_what_is_printed_first_names_model_cost_and_the_free_way():
     exp = experiment(max_usd=2.0)
-    text = llm_proposer.announce(exp)
+    text = prices.announce(exp)
     assert (
         exp.search.llm.model in text
         and "at most $2.00" in text
@@ -443,5 +443,5 @@ def test_what_is_printed_first_names_model_cost_and_the_free_way():
         and prices.CHECKED in text
     )
     assert float(re.search(r"about \$([\d.]+),", text)[1]) < 2.0
-    free = llm_proposer.announce(experiment())
+    free = prices.announce(experiment())
     assert float(re.search(r"at most \$([\d.]+)", free)[1]) > float(re.search(r"about \$([\d.]+),", free)[1])

@@ -14,7 +14,8 @@ from flyjax.config import load_experiment
 from flyjax.report.figures.run import run_figure
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
-from flyjax.search.llm.proposer import KEY_NAME, LLMProposer
+from flyjax.search.llm.client import KEY_NAME
+from flyjax.search.llm.proposer import LLMProposer
 from flyjax.search.loop import run_loop
 from flyjax.search.proposals.types import Paused
 from flyjax.search.proposers import make_proposer

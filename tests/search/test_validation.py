@@ -127,8 +127,7 @@ def test_good_proposals_pass(tmp_path):
         (Proposal(6, {}), "the same configuration as node 6"),
         (Proposal(6, {"noise_model_level": 0.05}), "the same configuration as node 6"),
         (Proposal(6, {"noise_model_level": 0.1}, "robustness-test"), "have to be empty"),
-        (Proposal(6, ["noise_model_level"]), "mapping"),
-        (Proposal(6, {"noise_model_level": 0.1}, "exploit", None), "hypothesis"),
+        (Proposal(6, {"noise_model_level": 0.1}, "exploit", "x" * 4_001), "hypothesis"),
     ],
 )
 def test_what_is_wrong_with_a_proposal_is_one_line(tmp_path, proposal, why):
@@ -213,26 +212,26 @@ JUNK = st.one_of(
 def test_no_answer_breaks_the_validation_or_leaves_the_ranges(data, tmp_path_factory):
     ctx = context(tmp_path_factory.getbasetemp(), iterations=data.draw(st.sampled_from([0, 1, 2, 3])))
     names = st.one_of(st.sampled_from(list(PROTOCOL_RANGES) + ["delta_t", "seed"]), st.text(max_size=5))
-    parent = st.one_of(st.integers(-1, 12), st.just("root"), JUNK)
+    parent, words = st.one_of(st.integers(-1, 12), st.just("root"), JUNK), st.text(max_size=8)
     proposal = st.builds(
         Proposal,
         parent,
-        st.one_of(JUNK, st.dictionaries(names, st.one_of(st.floats(0, 1), JUNK), max_size=3)),
-        st.one_of(st.sampled_from(["exploit", "robustness-test", "explore"]), JUNK),
-        st.one_of(st.just(""), JUNK),
+        st.dictionaries(names, st.one_of(st.floats(0, 1), JUNK), max_size=3),
+        st.one_of(st.sampled_from(["exploit", "robustness-test", "explore"]), words),
+        words,
     )
-    edit = st.one_of(st.none(), st.builds(ProtocolEdit, JUNK, JUNK, JUNK), st.just(ProtocolEdit("", "", "r")))
+    edit = st.one_of(st.none(), st.builds(ProtocolEdit, words, words, words), st.just(ProtocolEdit("", "", "r")))
     step = data.draw(
         st.builds(
             Step,
-            st.one_of(JUNK, st.lists(proposal, max_size=3).map(tuple)),
+            st.lists(proposal, max_size=3).map(tuple),
             st.one_of(st.integers(0, 9), JUNK),
-            reason=st.one_of(st.just(""), JUNK),
-            notes=st.one_of(st.just(""), JUNK),
-            activity=st.one_of(st.just({}), JUNK),
-            next_simulation=st.one_of(st.just({}), JUNK, st.dictionaries(names, JUNK, max_size=2)),
+            reason=words,
+            notes=words,
+            activity=st.dictionaries(st.integers(0, 9), words, max_size=2),
+            next_simulation=st.one_of(st.just({}), st.dictionaries(names, JUNK, max_size=2)),
             protocol_edit=edit,
-            block_summary=st.one_of(st.just("s"), JUNK),
+            block_summary=words,
         )
     )
     found = check_step(ctx, step).problems

@@ -34,10 +34,8 @@ class Heartbeat:
 
     def start(self) -> None:
         """Start to write."""
-        thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        with suppress(RuntimeError):  # no more threads: a kill would lose the time since the last event
-            thread.start()
-            self._thread = thread
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
 
     @contextmanager
     def paused(self) -> Iterator[None]:

@@ -188,27 +188,20 @@ def check_budget(context: Context, prompt_tokens: int, paid: dict[str, Any] | No
             )
 
 
-def _plan(experiment: Experiment) -> tuple[int, float, int]:
-    """(steps, tokens of a typical prompt, of a late one)."""
-    search = experiment.search
-    steps = search.n_blocks * search.n_iter_block + 1
-    nodes = search.n_candidates * (steps - 1)
-    images = min(20, 2 * search.n_candidates) * 1_500 if search.llm.images else 0
-    fixed = 9_000 + 250 * search.n_candidates + images  # tools, protocol, space, new nodes
-    return steps, fixed + 60 * nodes / 2, fixed + 60 * nodes
-
-
 def announce(experiment: Experiment) -> str:
     """What is printed before the first call: the model, its expected and highest cost, how to run free."""
     search, llm = experiment.search, experiment.search.llm
-    steps, typical, late = _plan(experiment)
-    price = price_of(llm)
+    steps, price = search.n_blocks * search.n_iter_block + 1, price_of(llm)
     lines = [f"Proposer llm: model {llm.model}, about {steps} calls (at most {TRIES * steps}), one for each iteration."]
     if price is None:
         lines.append(
             f"Cost: {NOT_REPORTED}, no price is known for this model; set search.llm.prices to have it counted."
         )
     else:
+        images = min(20, 2 * search.n_candidates) * 1_500 if llm.images else 0
+        fixed = 9_000 + 250 * search.n_candidates + images  # tools, protocol, space, new nodes
+        late = fixed + 60 * search.n_candidates * (steps - 1)
+        typical = (fixed + late) / 2
         at = price.at(int(typical))
         about = steps * (typical * at.input + min(4_000, llm.max_tokens) * at.output) / 1e6
         worst = TRIES * steps * (most(price, int(2 * late), llm.max_tokens) or 0.0)

@@ -17,7 +17,7 @@ from PIL import Image
 from flyjax.config import SIMULATION_TUNABLE, Range
 from flyjax.search.iteration import n_seeds
 from flyjax.search.llm.budget import image_tokens, text_tokens
-from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, node_folder, pairs, shown
+from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
 from flyjax.search.policy import measures, ucb
 from flyjax.search.policy.strategy import assign_slots, condition_holds
@@ -26,12 +26,15 @@ from flyjax.search.proposals.validation import available_visuals
 from flyjax.search.proposers.rules import generator
 from flyjax.search.protocol.document import rules
 from flyjax.utils.format import plural
+from flyjax.utils.run_directory import node_folder
 
-#: Tunable parameters that shape the compiled program; all others are numbers inside it.
-STATIC = ("batch_size",)
-_NOTES = {
-    "noise_model_level": "; each distinct level is another recording to make and to store",
-    "data_augmentation_loop": "; steps are proportional to it; the longest candidate sets the time of all beside it",
+_FREE = "free: traced, values that differ need no compilation of their own"
+#: Of parameters that shape the compiled program, and of numbers inside it that cost something; all others are `_FREE`.
+_KINDS = {
+    "batch_size": "static: each value is a group of its own, trained one after the other",
+    "noise_model_level": f"{_FREE}; each distinct level is another recording to make and to store",
+    "data_augmentation_loop": f"{_FREE}; steps are proportional to it; the longest candidate sets the time of all "
+    "beside it",
 }
 
 CACHE_S = 300  # how long the service keeps a cached prefix; a later call would pay for writing it and never read it
@@ -94,12 +97,6 @@ class Prompt:
     tokens: int
 
 
-def _kind(name: str) -> str:
-    if name in STATIC:
-        return "static: each value is a group of its own, trained one after the other"
-    return "free: traced, values that differ need no compilation of their own" + _NOTES.get(name, "")
-
-
 def setting_text(context: Context) -> str:
     """Where the run stands, and the facts about a training that its settings have to suit."""
     e, search, state = context.experiment, context.experiment.search, context.state
@@ -132,7 +129,9 @@ def space_text(context: Context) -> str:
         return f"- {name}: {span.describe()}{unit}; {label} {shown(getattr(section, name))}{more}"
 
     lines = ["Training parameters (name, range, root value):"]
-    lines += [line(name, span, "root", e.training, f"; {_kind(name)}") for name, span in search.ranges.items()]
+    lines += [
+        line(name, span, "root", e.training, f"; {_KINDS.get(name, _FREE)}") for name, span in search.ranges.items()
+    ]
     if search.simulation_ranges:
         lines.append("Simulation parameters (change at block ends only, one simulation per block):")
         lines += [line(name, span, "first block", e.simulation) for name, span in search.simulation_ranges.items()]
@@ -218,21 +217,17 @@ def drafts_text(context: Context) -> str:
     return "\n".join([head, *lines])
 
 
-def wanted_text(context: Context) -> str:
-    """How many proposals are wanted, where the drafts fill the rest."""
-    return (
-        f"Proposals wanted: 0 to {context.overrides}. Each replaces the draft that its `slot` names; give none to keep "
-        "all drafts. Override a draft where you have a better experiment, and one that is not among the drafts already."
-    )
-
-
 def request_text(context: Context) -> str:
     """What is wanted now, and with which tool."""
     k, state, opens = context.n_proposals, context.state, context.next_opens_block
-    lines = [
-        f"Answer with one call of {expected_tool(context)}.",
-        wanted_text(context) if context.drafts else f"Proposals wanted: {k}",
-    ]
+    wanted = f"Proposals wanted: {k}"
+    if context.drafts:
+        wanted = (
+            f"Proposals wanted: 0 to {context.overrides}. Each replaces the draft that its `slot` names; give none to "
+            "keep all drafts. Override a draft where you have a better experiment, and one that is not among the "
+            "drafts already."
+        )
+    lines = [f"Answer with one call of {expected_tool(context)}.", wanted]
     if context.iter_in_block == 0:
         lines.append("Nothing is trained yet: propose only.")
     else:
@@ -306,7 +301,7 @@ def figures(context: Context) -> list[tuple[str, bytes, tuple[int, int]]]:
     for node, name in ((node, name) for node in nodes if node in best for name in names):
         which = f" (of its {len(node.seeds)} seeds the one of the lowest final loss)" * (len(node.seeds) > 1)
         with suppress(OSError, Image.DecompressionBombError):  # absent, damaged
-            data = (node_folder(context, node.id) / "figures" / f"{name}.png").read_bytes()
+            data = (node_folder(context.run_dir, node.id) / "figures" / f"{name}.png").read_bytes()
             size = Image.open(io.BytesIO(data), formats=["PNG"]).size
             if max(size) <= 8_000 and len(data) <= MAX_IMAGE_BYTES:
                 out.append((f"Figure of node {node.id}: {name}{which}", data, size))

@@ -15,16 +15,14 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.search.journal.state import Node
-from flyjax.search.llm.budget import announce, at_most, check_budget, plus, usage_of
-from flyjax.search.llm.client import FREE, KEY_NAME, MAX_ANSWER_BYTES, RESUME, CallFailed, api_key, make_client, send
+from flyjax.search.llm.budget import at_most, check_budget, plus, usage_of
+from flyjax.search.llm.client import FREE, MAX_ANSWER_BYTES, RESUME, CallFailed, api_key, make_client, send
 from flyjax.search.llm.prompt import Prompt, build
 from flyjax.search.llm.schema import read
 from flyjax.search.proposals.types import BadAnswer, Context, Paused, Problem, Step
 from flyjax.search.proposers.rules import activity_line, observe
 from flyjax.search.sanitize import clean, clean_text
 from flyjax.utils.secrets import redact
-
-__all__ = ["FREE", "KEY_NAME", "LLMProposer", "announce", "complete"]
 
 #: A model that thinks refuses a forced tool, and two calls in one answer would be paid for in vain.
 TOOL_CHOICE = {"type": "auto", "disable_parallel_tool_use": True}

@@ -115,10 +115,6 @@ def history_text(context: Context) -> str:
     return "\n".join(lines)
 
 
-def node_folder(context: Context, node: int) -> Path:
-    return Path(context.run_dir) / "nodes" / f"{node:04d}"
-
-
 def _course(context: Context, node: Node, lanes: dict[str, list[dict[str, float]]]) -> list[str]:
     """A line per seed: the loss along the way, and connectivity_R2 where it was evaluated."""
     out = []

@@ -6,11 +6,8 @@ a bad field costs no other. Texts are cleaned before they get here (`sanitize.cl
 """
 
 import contextlib
-import copy
-import functools
 import math
 import re
-from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
@@ -103,39 +100,14 @@ class Entry(BaseModel):
     observation: Line = Field("", description="one line on the result")
 
 
-class Proposals(BaseModel):
-    """The first proposals of a run, before anything is trained."""
+class Answer(BaseModel):
+    """All that an answer may hold; each tool asks for a part of it. Results are read before proposing."""
 
-    proposals: Annotated[list[Candidate], BeforeValidator(lambda v: [p if isinstance(p, dict) else {} for p in v])]
-    notes: Text = Field("", description="memory notes, or empty")
-
-    def step(self, context: Context) -> Step:
-        return Step(tuple(p.proposal() for p in self.proposals), notes=self.notes)
-
-
-class Reading(BaseModel):
     log: Annotated[list[Entry], BeforeValidator(objects)] = Field([], description="one entry for each new node")
     chosen: Node = Field(None, description="the new node that this iteration continues with")
     reason: Line = Field("", description="one line: why, and the parent rule applied")
-
-
-class Iteration(Proposals, Reading):  # the fields of the last base come first: results are read before proposing
-    """Read the new nodes, choose, propose the next iteration."""
-
-    def step(self, context: Context) -> Step:
-        entries = [e for e in self.log if type(e.node) is int]
-        return replace(
-            super().step(context),
-            chosen=self.chosen,
-            reason=self.reason,
-            activity={e.node: e.activity for e in entries},
-            observation={e.node: e.observation for e in entries},
-        )
-
-
-class BlockEnd(Iteration):
-    """The same at the end of a block, with its duties."""
-
+    proposals: Annotated[list[Candidate], BeforeValidator(lambda v: [p if isinstance(p, dict) else {} for p in v])]
+    notes: Text = Field("", description="memory notes, or empty")
     block_summary: Line = Field("", description="one line: what worked and failed in this simulation")
     next_simulation: Any = None
     edit_old: Text = Field("", description="exact text between the markers to replace; empty: no edit")
@@ -143,25 +115,43 @@ class BlockEnd(Iteration):
     edit_reason: Line = Field("", description="why this edit, or why no changes are needed, by what was measured")
 
     def step(self, context: Context) -> Step:
-        given, spans = self.next_simulation, context.experiment.search.simulation_ranges
-        simulation: dict[str, Any] = {}
-        # Where no block follows there is no next simulation, whatever the schema made the model write.
-        for name, value in list(given.items())[:50] if context.next_opens_block and isinstance(given, dict) else ():
-            name, value = one_line(name, 80), _scalar(value)
-            with contextlib.suppress(KeyError, ValueError):  # the validation reports them
-                value = coerce(spans[name], value)  # 64000.0 and 64000 are one simulation, with one recording
-            simulation[name] = value
-        if context.next_opens_block and not isinstance(given, dict):
-            simulation = {"next_simulation": "must be an object"}
-        return replace(
-            super().step(context),
+        entries = [e for e in self.log if type(e.node) is int]
+        edit = ProtocolEdit(self.edit_old, self.edit_new, self.edit_reason)
+        return Step(
+            tuple(p.proposal() for p in self.proposals),
+            chosen=self.chosen,
+            reason=self.reason,
+            activity={e.node: e.activity for e in entries},
+            observation={e.node: e.observation for e in entries},
+            notes=self.notes,
             block_summary=self.block_summary,
-            next_simulation=simulation,
-            protocol_edit=ProtocolEdit(self.edit_old, self.edit_new, self.edit_reason),
+            next_simulation=_simulation(self.next_simulation, context),
+            protocol_edit=edit if context.is_block_end else None,
         )
 
 
-MODELS: dict[str, type[Proposals]] = {"propose": Proposals, "submit_step": Iteration, "end_block": BlockEnd}
+def _simulation(given: Any, context: Context) -> dict[str, Any]:
+    """The next simulation; where no block follows there is none, whatever the schema made the model write."""
+    if not (context.is_block_end and context.next_opens_block):
+        return {}
+    if not isinstance(given, dict):
+        return {"next_simulation": "must be an object"}
+    out, spans = {}, context.experiment.search.simulation_ranges
+    for name, value in list(given.items())[:50]:
+        name, value = one_line(name, 80), _scalar(value)
+        with contextlib.suppress(KeyError, ValueError):  # the validation reports them
+            value = coerce(spans[name], value)  # 64000.0 and 64000 are one simulation, with one recording
+        out[name] = value
+    return out
+
+
+_FIELDS = list(Answer.model_fields)
+#: Tool -> (its description, the fields that it asks for).
+TOOLS = {
+    "propose": ("The first proposals of a run, before anything is trained.", _FIELDS[3:5]),
+    "submit_step": ("Read the new nodes, choose, propose the next iteration.", _FIELDS[:5]),
+    "end_block": ("The same at the end of a block, with its duties.", _FIELDS),
+}
 
 
 # --- the tools ----------------------------------------------------------------------------------
@@ -170,9 +160,6 @@ MODELS: dict[str, type[Proposals]] = {"propose": Proposals, "submit_step": Itera
 def _json_type(span: Range) -> str:
     kinds = {type(v) for v in span.values or ()}
     return "string" if kinds == {str} else "integer" if span.scale == "int" or kinds == {int} else "number"
-
-
-_json_schema = functools.cache(lambda model: model.model_json_schema())  # it takes pydantic milliseconds
 
 
 def _strict(schema: Any, definitions: dict[str, Any]) -> Any:
@@ -193,19 +180,22 @@ def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]
 
     **Arguments:** `drafted` is whether an optimiser fills the slots: a proposal names the one it overrides.
     """
-    search, out = experiment.search, []
+    search = experiment.search
     simulation = {name: {"type": _json_type(span)} for name, span in sorted(search.simulation_ranges.items())}
-    for name, model in MODELS.items():
-        schema = copy.deepcopy(_json_schema(model))
-        definitions = schema["$defs"]
-        definitions["Change"]["properties"]["name"]["enum"] = sorted(search.ranges)
-        if not drafted:
-            del definitions["Candidate"]["properties"]["slot"]
-        if "next_simulation" in schema["properties"]:
-            schema["properties"]["next_simulation"] = {"type": "object", "properties": simulation}
-        schema = _strict(schema, definitions)
-        out.append({"name": name, "description": schema.pop("description"), "strict": True, "input_schema": schema})
-    return out
+    schema = Answer.model_json_schema()
+    definitions, properties = schema["$defs"], schema["properties"]
+    definitions["Change"]["properties"]["name"]["enum"] = sorted(search.ranges)
+    if not drafted:
+        del definitions["Candidate"]["properties"]["slot"]
+    properties["next_simulation"] = {"type": "object", "properties": simulation}
+    schemas = {
+        name: {"properties": {k: properties[k] for k in fields}, "required": fields, "type": "object"}
+        for name, (_, fields) in TOOLS.items()
+    }
+    return [
+        {"name": name, "description": TOOLS[name][0], "strict": True, "input_schema": _strict(wanted, definitions)}
+        for name, wanted in schemas.items()
+    ]
 
 
 # --- reading ------------------------------------------------------------------------------------
@@ -246,4 +236,5 @@ def read(answer: dict[str, Any], context: Context) -> Step:
     **Raises:** `BadAnswer` where nothing can be read.
     """
     wanted = expected_tool(context)
-    return MODELS[wanted].model_validate(call_of(answer, wanted)).step(context)
+    given = call_of(answer, wanted)
+    return Answer.model_validate({k: given[k] for k in TOOLS[wanted][1] if k in given}).step(context)

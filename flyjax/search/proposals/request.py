@@ -14,13 +14,12 @@ from flyjax.search.journal.state import State
 from flyjax.search.memory_notes import demote
 from flyjax.search.policy.measures import measure
 from flyjax.search.policy.ucb import scores
-from flyjax.search.proposals.types import ROOT, BadAnswer, Context, Problem, Proposal, Proposer, ProtocolEdit, Step
+from flyjax.search.proposals.types import ROOT, BadAnswer, Context, Problem, Proposal, Proposer, Step
 from flyjax.search.proposals.validation import (
     MAX_TEXT,
     Candidate,
     Checked,
     check_step,
-    is_line,
     new_candidate,
     next_simulation,
     noun,
@@ -61,13 +60,12 @@ def _replaced_parts(context: Context, step: Step, reference: Step, parts: set[st
     names = ("chosen", "reason", "next_simulation", "protocol_edit", "block_summary", "notes")
     out = {name: getattr(reference, name) for name in names if name in parts}
     edit = step.protocol_edit
-    if "protocol_edit" in parts and isinstance(edit, ProtocolEdit) and not edit.is_edit and context.is_block_end:
+    if "protocol_edit" in parts and edit and not edit.is_edit and context.is_block_end:
         # No edit was wanted, and none is made: the measures are the reason.
         measures = measure(context.state, context.block).describe()
         out["protocol_edit"] = replace(edit, reason=f"No changes needed: {measures}")
     for part in parts & {"activity", "observation"}:
-        given = getattr(step, part)
-        good = {n: text for n, text in given.items() if is_line(text)} if isinstance(given, Mapping) else {}
+        good = {n: text for n, text in getattr(step, part).items() if len(text) <= MAX_TEXT}
         out[part] = {**getattr(reference, part), **good}
     return out
 

@@ -19,7 +19,7 @@ from flyjax.search.iteration import block_simulation, root_config
 from flyjax.search.journal.state import Node
 from flyjax.search.memory_notes import MAX_NOTES
 from flyjax.search.policy.ucb import scores
-from flyjax.search.proposals.types import ROOT, STRATEGIES, Context, Problem, Proposal, ProtocolEdit, Step
+from flyjax.search.proposals.types import ROOT, STRATEGIES, Context, Problem, Proposal, Step
 from flyjax.search.protocol.document import EditRefused, apply_edit
 from flyjax.utils.errors import UserError, nearest
 
@@ -99,12 +99,10 @@ def make_candidate(context: Context, proposal: Proposal) -> Candidate:
 
     **Raises:** `ValueError`, one line, for a proposal that breaks a rule of the space.
     """
-    if not isinstance(proposal.changes, Mapping):
-        raise ValueError("changes have to be a mapping of parameter names to values")
     if proposal.strategy not in STRATEGIES[1:]:
         raise ValueError(f"strategy {str(proposal.strategy)[:40]!r} is not one of {', '.join(STRATEGIES[1:])}")
-    if not isinstance(proposal.hypothesis, str) or len(proposal.hypothesis) > MAX_TEXT:
-        raise ValueError(f"the hypothesis has to be a text of at most {MAX_TEXT} characters")
+    if len(proposal.hypothesis) > MAX_TEXT:
+        raise ValueError(f"the hypothesis has {len(proposal.hypothesis)} characters; at most {MAX_TEXT}")
     named, nodes = proposal.parent, context.state.nodes
     changes, config = child_config(context.experiment, _start(context, named), proposal.changes)
     if proposal.strategy == "robustness-test" and changes:
@@ -186,6 +184,14 @@ def noun(context: Context) -> str:
     return "proposal" if context.drafts is None else "slot"
 
 
+def known_configs(context: Context, simulation: dict[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """Name -> configuration of all that was or will be trained in a simulation without being proposed again."""
+    state = context.state
+    root = {"the block's root": root_config(context.experiment)} if context.next_opens_block else {}
+    nodes = (n for n in state.nodes.values() if state.blocks[n.block].simulation == simulation)
+    return root | {f"node {n.id}": n.config for n in nodes}
+
+
 def new_candidate(
     context: Context, proposal: Proposal, simulation: dict[str, Any] | None, taken: Mapping[str, dict[str, Any]]
 ) -> Candidate:
@@ -196,10 +202,7 @@ def new_candidate(
     candidate = make_candidate(context, proposal)
     if candidate.strategy == "robustness-test":
         return candidate
-    state = context.state
-    known = {"the block's root": root_config(context.experiment)} if context.next_opens_block else {}
-    known |= {f"node {n.id}": n.config for n in state.nodes.values() if state.blocks[n.block].simulation == simulation}
-    for name, config in {**known, **taken}.items():
+    for name, config in {**known_configs(context, simulation), **taken}.items():
         if config == candidate.config:
             raise ValueError(f"the same configuration as {name}; change something, or call it a robustness-test")
     return candidate
@@ -207,8 +210,6 @@ def new_candidate(
 
 def _check_proposals(context: Context, step: Step, simulation) -> tuple[list[Problem], dict[int, Candidate]]:
     given, word = step.proposals, noun(context)
-    if not isinstance(given, (tuple, list)) or not all(isinstance(p, Proposal) for p in given):
-        return [Problem("proposals", "have to be a list of proposals")], {}
     problems: list[Problem] = []
     candidates: dict[int, Candidate] = {}
     for slot, proposal in enumerate(given[: context.n_proposals]):
@@ -222,9 +223,7 @@ def _check_proposals(context: Context, step: Step, simulation) -> tuple[list[Pro
     return problems, candidates
 
 
-def _check_simulation(context: Context, changes: Any) -> list[Problem]:
-    if not isinstance(changes, Mapping):
-        return [Problem("next_simulation", "has to be a mapping of simulation parameters to values")]
+def _check_simulation(context: Context, changes: Mapping[str, Any]) -> list[Problem]:
     if changes and not context.is_block_end:
         return [Problem("next_simulation", "the simulation changes at block ends only; leave it empty")]
     spans, wrong = context.experiment.search.simulation_ranges, []
@@ -252,16 +251,16 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
     if not context.is_block_end:
         return [Problem("protocol_edit", "the protocol is edited at block ends only")] if edit is not None else []
     problems = []
-    if not isinstance(step.block_summary, str) or not step.block_summary.strip():
+    if not step.block_summary.strip():
         problems.append(Problem("block_summary", "a block end needs its summary: what worked and what failed"))
-    if not isinstance(edit, ProtocolEdit):
+    if edit is None:
         return [*problems, Problem("protocol_edit", "a block end needs an edit, or an empty one with the reason")]
-    words = " ".join(re.findall(r"\w+", edit.reason.lower())) if isinstance(edit.reason, str) else ""
+    words = " ".join(re.findall(r"\w+", edit.reason.lower()))
     if not words or (not edit.is_edit and _NO_REASON.fullmatch(words)):
         why = "the reason is missing; it is needed for an edit and for no changes alike"
         problems.append(Problem("protocol_edit", why))
-    elif not is_line(edit.reason):
-        problems.append(Problem("protocol_edit", f"the reason has to be a text of at most {MAX_TEXT} characters"))
+    elif len(edit.reason) > MAX_TEXT:
+        problems.append(Problem("protocol_edit", f"the reason has more than {MAX_TEXT} characters"))
     try:
         apply_edit(context.protocol, edit)
     except EditRefused as error:
@@ -269,21 +268,14 @@ def _check_block_end(context: Context, step: Step) -> list[Problem]:
     return problems
 
 
-def is_line(text: Any) -> bool:
-    """Whether a text may stand in the log."""
-    return isinstance(text, str) and len(text) <= MAX_TEXT
-
-
 def _check_texts(step: Step) -> list[Problem]:
+    texts = {"reason": {0: step.reason}, "block_summary": {0: step.block_summary}}
+    texts |= {"activity": step.activity, "observation": step.observation}
     problems = [
-        Problem(name, f"has to be a text of at most {MAX_TEXT} characters")
-        for name in ("reason", "block_summary")
-        if not is_line(getattr(step, name))
+        Problem(name, f"a line of the log has at most {MAX_TEXT} characters")
+        for name, lines in texts.items()
+        if any(len(line) > MAX_TEXT for line in lines.values())
     ]
-    for name in ("activity", "observation"):
-        lines = getattr(step, name)
-        if not isinstance(lines, Mapping) or not all(map(is_line, lines.values())):
-            problems.append(Problem(name, f"has to map nodes to texts of at most {MAX_TEXT} characters"))
-    if not isinstance(step.notes, str) or len(step.notes.splitlines()) > MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
+    if len(step.notes.splitlines()) > MAX_NOTES or len(step.notes) > 200 * MAX_NOTES:
         problems.append(Problem("notes", f"memory notes are a text of at most {MAX_NOTES} lines"))
     return problems

@@ -15,7 +15,7 @@ from flyjax.search.policy.measures import best_configuration, best_node, clear_g
 from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
-from flyjax.search.proposals.validation import available_visuals, make_candidate, next_simulation
+from flyjax.search.proposals.validation import available_visuals, known_configs, make_candidate, next_simulation
 from flyjax.search.protocol.document import Rules, rules
 from flyjax.search.protocol.revision import revise
 
@@ -43,7 +43,9 @@ class RulesProposer:
         step = Step(
             proposals=(),
             chosen=chosen.id if chosen else None,
-            reason=_choice_reason(context, chosen),
+            reason=f"node {chosen.id} has the highest UCB among the new nodes (R2 {score(chosen):.3f})"
+            if chosen
+            else "the run begins at its root",
             activity={n: activity_line(state.nodes[n]) for n in newest},
             observation={n: observe(state, state.nodes[n]) for n in newest},
         )
@@ -58,7 +60,7 @@ class RulesProposer:
     ) -> list[Proposal]:
         """`n` lawful proposals, their configurations neither `taken` nor known; fewer in an exhausted space."""
         known, rng = rules(context.protocol), generator(context)
-        taken = [*taken, *self._known_configs(context, simulation)]
+        taken = [*taken, *known_configs(context, simulation).values()]
         if context.next_opens_block:
             return self._companions(context, n, taken, known, rng)
         search = context.experiment.search
@@ -75,11 +77,6 @@ class RulesProposer:
             if proposal is not None:
                 out.append(proposal)
         return out
-
-    def _known_configs(self, context, simulation):
-        state = context.state
-        configs = [n.config for n in state.nodes.values() if state.blocks[n.block].simulation == simulation]
-        return configs + [root_config(context.experiment)] * context.next_opens_block
 
     def _fill(self, context, slot: Slot, taken, known: Rules, rng, sources) -> Proposal | None:
         state, ranges = context.state, context.experiment.search.ranges
@@ -179,7 +176,8 @@ def _first_new(
     for changes in itertools.islice(drafts, PATIENCE):
         if not changes:
             continue
-        draft = Proposal(parent, changes, strategy, _hypothesis(changes))
+        words = (f"{k}={v:g}" if isinstance(v, (int, float)) else f"{k}={v}" for k, v in changes.items())
+        draft = Proposal(parent, changes, strategy, f"try {', '.join(words)}")
         config = make_candidate(context, draft).config
         if config not in taken:
             taken.append(config)
@@ -187,21 +185,11 @@ def _first_new(
     return None
 
 
-def _hypothesis(changes: dict[str, Any]) -> str:
-    return "try " + ", ".join(f"{k}={v:g}" if isinstance(v, (int, float)) else f"{k}={v}" for k, v in changes.items())
-
-
 def _moves_text(tried: list[moves.Move]) -> str:
     distinct: dict[str, float] = {}
     for move in tried:
         distinct.setdefault(" and ".join(f"{k}={v}" for k, v in move.changes.items()), move.gain)
     return ", ".join(f"{text} ({gain:+.2f})" for text, gain in list(distinct.items())[:3]) or "nothing"
-
-
-def _choice_reason(context: Context, chosen: Node | None) -> str:
-    if chosen is None:
-        return "the run begins at its root"
-    return f"node {chosen.id} has the highest UCB among the new nodes (R2 {score(chosen):.3f})"
 
 
 def activity_line(node: Node) -> str:

@@ -24,7 +24,7 @@ from flyjax.config.ranges import at, sample, unit
 from flyjax.search.iteration import root_config
 from flyjax.search.policy.measures import comparable_rewards
 from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
-from flyjax.search.proposals.validation import child_config, highest_ucb, next_simulation
+from flyjax.search.proposals.validation import child_config, highest_ucb, known_configs, next_simulation
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
 from flyjax.utils.errors import UserError
 
@@ -65,8 +65,7 @@ class SamplerProposer:
         """`n` proposals whose configurations are new; fewer where `PATIENCE` draws do not find them."""
         state, parent = context.state, highest_ucb(context)
         start = root_config(context.experiment) if parent == ROOT else state.nodes[parent].config
-        known = [m.config for m in state.nodes.values() if state.blocks[m.block].simulation == simulation]
-        taken, out = [*taken, start, *known], []
+        taken, out = [*taken, start, *known_configs(context, simulation).values()], []
         for draw in itertools.islice(self.draws(context), PATIENCE if n else 0):
             changes, config = child_config(context.experiment, start, draw)
             if config not in taken:
@@ -174,13 +173,8 @@ def with_drafts(context: Context, optimiser: SamplerProposer | None = None) -> C
     n, optimiser = context.n_proposals, optimiser or _optimiser(context.experiment)
     # At a block's end the next simulation is not chosen yet; few nodes are trained in it.
     drafts = optimiser.propose(context, n, [], next_simulation(context, Step(())))
-    overrides = max_overrides(context.experiment.search.llm.share, n)
+    overrides = min(n, max(1, round(context.experiment.search.llm.share * n)))
     return replace(context, drafts=tuple(replace(p, by=optimiser.name) for p in drafts), overrides=overrides)
-
-
-def max_overrides(share: float, n: int) -> int:
-    """How many of `n` drafts may be overridden: the share, at least one."""
-    return min(n, max(1, round(share * n)))
 
 
 def _optimiser(experiment: Experiment) -> SamplerProposer:

@@ -166,8 +166,6 @@ def apply_edit(text: str, edit: ProtocolEdit) -> str:
 
     **Raises:** `EditRefused`, one line, where the guard does not allow it.
     """
-    if not isinstance(edit.old, str) or not isinstance(edit.new, str):
-        raise EditRefused("old and new have to be text")
     if not edit.is_edit:
         return text
     inside = body(text)
@@ -226,10 +224,6 @@ def _span_text(span: Range | None) -> str:
     return f"range: {_number(span.min, span)} to {_number(span.max, span)}{extra}"
 
 
-def _descriptions(listing: str) -> dict[str, str]:
-    return {name: _SPAN.sub("", comment).strip() for name, _, comment in _LINE.findall(listing)}
-
-
 def _listing(section: str, described: dict[str, str], experiment: Experiment) -> str:
     """The lines of one listing: `name: value  # description, range: low to high`."""
     search = experiment.search
@@ -255,8 +249,8 @@ def instantiate(template: str, experiment: Experiment) -> str:
     head, inside, tail = split(template)
 
     def own(match):
-        section = match[1]
-        return f"```yaml\n{section}:\n{_listing(section, _descriptions(match[2]), experiment)}```"
+        described = {name: _SPAN.sub("", comment).strip() for name, _, comment in _LINE.findall(match[2])}
+        return f"```yaml\n{match[1]}:\n{_listing(match[1], described, experiment)}```"
 
     return _FENCE.sub(own, head) + inside + _FENCE.sub(own, tail)
 

@@ -6,6 +6,7 @@ value that --set replaced once would come back. `config_overrides` of the journa
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,8 @@ def stimuli(experiment: Experiment, available: tuple[str, ...] | None) -> tuple[
 
 def was_declined(events: list[dict[str, Any]]) -> bool:
     """Whether the user was shown the newest step of a journal and did not approve of it."""
-    for event in reversed(events):
-        if event["event"] not in ("run_paused", "run_resumed", "protocol_edited"):
-            break
-        if event.get("reason") == NOT_APPROVED:
-            return True
-    return False
+    since = takewhile(lambda e: e["event"] in ("run_paused", "run_resumed", "protocol_edited"), reversed(events))
+    return any(event.get("reason") == NOT_APPROVED for event in since)
 
 
 def read_protocol(path: str | Path) -> str:

@@ -63,18 +63,12 @@ def mutation(state: State, node: Node) -> str:
     return "none (robustness-test)" if node.strategy == "robustness-test" else "none"
 
 
-def _next(state: State, node: Node) -> str:
-    parents = state.choices[node.iteration].next_parents
-    if not parents:
-        return str(state.choices[node.iteration].chosen)
-    distinct = sorted(set(parents), key=lambda p: (-parents.count(p), str(p)))
-    return ", ".join(map(str, distinct))
-
-
 def entry(state: State, node: Node) -> str:
     """One node's log entry, exactly in the protocol's format."""
-    metrics = node.metrics or {}
+    metrics, choice = node.metrics or {}, state.choices[node.iteration]
     values = ", ".join(f"{name}={number(metrics.get(name))}" for name in metric_names.LOG)
+    parents = choice.next_parents or (choice.chosen,)
+    distinct = sorted(set(parents), key=lambda p: (-parents.count(p), str(p)))
     return (
         f"## Iter {node.id}: {node.classification}\n"
         f"Node: id={node.id}, parent={node.parent}\n"
@@ -85,7 +79,7 @@ def entry(state: State, node: Node) -> str:
         f"Mutation: {mutation(state, node)}\n"
         f"Parent rule: {node.parent_rule or node.strategy}\n"
         f"Observation: {node.observation or node.reason or 'none'}\n"
-        f"Next: parent={_next(state, node)}\n"
+        f"Next: parent={', '.join(map(str, distinct))}\n"
     )
 
 
@@ -186,11 +180,6 @@ def analysis_log(state: State) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ucb_scores(state: State) -> str:
-    """ucb_scores.txt: one line per node of the block, best first; empty at block boundaries."""
-    return "".join(f"{line}\n" for line in ucb_lines(state, state.ucb_c))
-
-
 def write(run_dir: Path, state: State) -> None:
     """Bring every rendering up to date."""
     run_dir = Path(run_dir)
@@ -198,7 +187,7 @@ def write(run_dir: Path, state: State) -> None:
         "config.yaml": dump_yaml({**state.experiment, "made_with": state.made_with}),
         "analysis.md": analysis_md(state),
         "analysis.log": analysis_log(state),
-        "ucb_scores.txt": ucb_scores(state),
+        "ucb_scores.txt": "".join(f"{line}\n" for line in ucb_lines(state, state.ucb_c)),
         "memory.md": f"{state.notes}\n" if state.notes else "",
     }
     texts = {e["block"]: e for e in state.edits if e["by"] != "user"}

@@ -5,7 +5,7 @@ from pathlib import Path
 from flyjax.config import Experiment
 from flyjax.search.iteration import block_simulation, n_seeds, next_context, next_nodes
 from flyjax.search.journal.state import State
-from flyjax.search.llm.budget import NOT_REPORTED, dollars
+from flyjax.search.llm.budget import NOT_REPORTED, announce, dollars
 from flyjax.search.proposals.types import Context
 from flyjax.search.protocol.document import instantiate
 from flyjax.search.run.opening import read_protocol, started_run
@@ -111,26 +111,18 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     return "\n".join([*lines, f"  {limits_text(experiment)}"])
 
 
-def progress_text(experiment: Experiment, run_dir: Path) -> str:
-    """How far a run has come and what remains; empty where none has begun."""
-    state = started_run(run_dir)
-    if state is None:
-        return ""
-    rest = remaining_text(experiment, state) or "nothing is left to train"
-    return f"{run_dir} has begun: {spent_text(experiment, state)}; {rest}"
-
-
 def preview(experiment: Experiment, run_dir: Path, template: Path, available: tuple[str, ...], proposer: str) -> str:
     """The plan, the cost where a language model proposes, and the next prompt. Trains and calls nothing."""
-    parts = [plan_text(experiment, proposer), progress_text(experiment, run_dir)]
-    parts = [part for part in parts if part]
+    parts, begun = [plan_text(experiment, proposer)], started_run(run_dir)
+    if begun is not None:
+        rest = remaining_text(experiment, begun) or "nothing is left to train"
+        parts.append(f"{run_dir} has begun: {spent_text(experiment, begun)}; {rest}")
     if proposer not in ("llm", "hybrid"):
         parts.append(
             f"{proposer} asks no language model: no prompt, no cost. With --proposer llm the prompt is shown here."
         )
         return "\n".join(parts)
     from flyjax.search.llm.prompt import render_prompt
-    from flyjax.search.llm.proposer import announce
 
     context = preview_context(experiment, run_dir, template, available)
     state = context.state
