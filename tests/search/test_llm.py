@@ -160,7 +160,8 @@ def test_the_prompt_is_complete_and_ends_with_the_scores(tmp_path):
 
 def test_which_parameters_are_free_agrees_with_the_trainer(tmp_path):
     training = pytest.importorskip("flyjax.training.hparams")
-    assert set(prompt.STATIC) == set(training.Static._fields) & set(TUNABLE)
+    static = {name for name, kind in prompt.KINDS.items() if kind.startswith("static")}
+    assert static == set(training.Static._fields) & set(TUNABLE)
     words = prompt.space_text(context(tmp_path))
     assert re.search(r"^- batch_size: .*static", words, re.M) and re.search(
         r"^- learning_rate_start: .*free", words, re.M

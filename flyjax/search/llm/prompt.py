@@ -30,7 +30,7 @@ from flyjax.utils.run_directory import node_folder
 
 _FREE = "free: traced, values that differ need no compilation of their own"
 #: Of parameters that shape the compiled program, and of numbers inside it that cost something; all others are `_FREE`.
-_KINDS = {
+KINDS = {
     "batch_size": "static: each value is a group of its own, trained one after the other",
     "noise_model_level": f"{_FREE}; each distinct level is another recording to make and to store",
     "data_augmentation_loop": f"{_FREE}; steps are proportional to it; the longest candidate sets the time of all "
@@ -130,7 +130,7 @@ def space_text(context: Context) -> str:
 
     lines = ["Training parameters (name, range, root value):"]
     lines += [
-        line(name, span, "root", e.training, f"; {_KINDS.get(name, _FREE)}") for name, span in search.ranges.items()
+        line(name, span, "root", e.training, f"; {KINDS.get(name, _FREE)}") for name, span in search.ranges.items()
     ]
     if search.simulation_ranges:
         lines.append("Simulation parameters (change at block ends only, one simulation per block):")
