@@ -117,7 +117,7 @@ class State:
     """Everything that a proposer, the loop or a rendering may ask about a run."""
 
     experiment: dict[str, Any] = field(default_factory=dict)  # as the run began, later limits applied
-    config_overrides: dict[str, Any] | None = None  # changeable settings in the config files, see `run.resume`
+    config_overrides: dict[str, Any] | None = None  # changeable settings in the config files, see `run.opening`
     started: dict[str, Any] | None = None
     made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit of the newest session
     protocols: tuple[str, ...] = ()  # every version of the run's protocol, oldest first

@@ -144,7 +144,7 @@ def rules(text: str) -> Rules:
 def with_body(text: str, new: str) -> str:
     """`text` with other rules between its markers; all else stays bit for bit.
 
-    **Raises:** `EditRefused` for rules that the guard does not allow (`guard.check_body`).
+    **Raises:** `EditRefused` for rules that the guard does not allow (`check_body`).
     """
     head, old, tail = split(text)
     check_body(new, old)
