@@ -43,8 +43,9 @@ class Simulation(StrictModel):
         "euler", description="name of the diffrax solver"
     )
     initial: Literal["grey", "rest", "fade_in"] = Field(
-        "grey", description="initial state: after 1 s of grey, V_rest, or after 1 s from grey to frame 0"
+        "grey", description="initial state: after grey for warm_up, V_rest, or after 1 s from grey to frame 0"
     )
+    warm_up: float = Field(1.0, gt=0, le=60, description="duration of grey before the first frame, s")
     data_path: str | None = Field(
         None, description="folder of the video data set, where one is needed; for video also a film"
     )
@@ -55,6 +56,17 @@ class Simulation(StrictModel):
     )
     folder_frame_rate: float = Field(
         24.0, gt=0, le=10_000, description="frames per second of videos that are folders of frames; films state theirs"
+    )
+    video_pipeline: Literal["flyjax", "flyvis_gnn"] = Field(
+        "flyjax",
+        description="how DAVIS and video are shown: flyjax, or exactly as flyvis-gnn did, which also sets clamp_tau, "
+        "warm_up and test_visual_input_type where they are not given",
+    )
+    blank_prefix_fraction: float = Field(
+        0.0, ge=0, lt=1, description="first part of every clip, of both splits, in which nothing is shown"
+    )
+    blank_prefix_luminance: float = Field(
+        0.0, ge=0, le=1, description="what is shown instead: 0 is no input, 0.5 is grey"
     )
     measurement_noise_level: float = Field(
         0.0, ge=0, le=10, description="std of the measurement noise in training voltages"
@@ -71,6 +83,9 @@ class Simulation(StrictModel):
         "per_source", description="sources of null edges: each neuron in proportion to its true edges, or any neuron"
     )
     removed_edges: float = Field(0.0, ge=0, lt=1, description="share of true edges withheld from the learner")
+    cut_edges: float = Field(
+        0.0, ge=0, lt=1, description="share of edges removed before the simulation, from circuit and learner"
+    )
     n_recordings: int = Field(
         1, ge=1, le=64, description="recordings, of other scenes and noise, among which the training frames are divided"
     )
@@ -81,6 +96,14 @@ class Simulation(StrictModel):
         False, description="store dV/dt with the training voltages instead of computing it when needed"
     )
     seed: Seed = Field(0, description="seed of the stimulus and the process noise")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published_pipeline(cls, data):
+        if isinstance(data, dict) and data.get("video_pipeline") == "flyvis_gnn":
+            test = data.get("test_visual_input_type") or data.get("visual_input_type", "DAVIS")
+            return {"clamp_tau": False, "warm_up": 2.0, **data, "test_visual_input_type": test}
+        return data
 
     @model_validator(mode="after")
     def _parts_have_ends(self):

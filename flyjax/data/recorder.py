@@ -1,7 +1,9 @@
 """Make recordings: of a stimulus shown to the circuit, the held-out one, and with a part of the synapses cut."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,26 +20,44 @@ from flyjax.data.splits import (
     stimulus_for_split,
     storage_dtype,
     uses_finite_differences,
+    videos_line,
 )
 from flyjax.ground_truth import build_ground_truth, learner_view
 from flyjax.simulation import initial_state, simulate_chunks
 from flyjax.utils.errors import UserError
 
+log = logging.getLogger(__name__)
 #: Stream of random numbers of lesions, beside those of removed (1) and null (2) edges.
 _STREAM = 3
 #: Frames that `held_out` simulates again.
 _N_CHECKED = 16
 
 
+@lru_cache
+def _say(line: str) -> None:
+    """Log a line once."""
+    log.warning(line)
+
+
 def render_stimulus(
-    simulation: Simulation, name: str, connectome: Connectome, part: Part, split: str
-) -> Float32[np.ndarray, "T n_col"]:
-    """Luminance of a part, in [0, 1]."""
-    # Injective for any seed a person would type; seed 0 is the configuration's own film.
-    seed = simulation.seed + 1_000_003 * part.seed
-    rates = simulation.frame_rate, simulation.folder_frame_rate
-    return stimulus.luminance(
-        name, connectome.columns, part.n_frames, simulation.delta_t, split, seed, simulation.data_path, *rates
+    simulation: Simulation, name: str, connectome: Connectome, part: Part, split: str, quantity: str = "luminance"
+) -> Float32[np.ndarray, "T n_col ..."]:
+    """Luminance of a part, in [0, 1], or its `flow`."""
+    s = simulation
+    return getattr(stimulus, quantity)(
+        name,
+        connectome.columns,
+        part.n_frames,
+        s.delta_t,
+        split,
+        # Injective for any seed a person would type; seed 0 is the configuration's own film.
+        s.seed + 1_000_003 * part.seed,
+        s.data_path,
+        s.frame_rate,
+        s.folder_frame_rate,
+        s.video_pipeline,
+        s.blank_prefix_fraction,
+        s.blank_prefix_luminance,
     )
 
 
@@ -55,7 +75,7 @@ def simulate_states(
     **Raises:** `UserError` with the first frame after which a voltage is not finite.
     """
     dt, clamp_tau = simulation.delta_t, simulation.clamp_tau
-    before = initial_state(*ground_truth, initial, luminance, dt, clamp_tau)
+    before = initial_state(*ground_truth, initial, luminance, dt, clamp_tau, simulation.warm_up)
     chunks = simulate_chunks(
         *ground_truth,
         luminance,
@@ -140,6 +160,8 @@ def record(
     (with the first such frame).
     """
     name = stimulus_for_split(simulation, split)
+    if line := videos_line(simulation, split):
+        _say(line)
     ground_truth = _circuit(simulation, connectome, parameters)
     parts = _parts(simulation, split, seed)
     level, initial = (0.0, "grey") if split == "test" else (float(noise_model_level), simulation.initial)

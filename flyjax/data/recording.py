@@ -217,10 +217,12 @@ class Recording:
         for array in parameters:
             digest.update(np.ascontiguousarray(array, np.float32).data)
         names = ("split", "visual_input_type", "n_frames", "noise_model_level", "seed")
+        settings = ("video_pipeline", "blank_prefix_fraction", "blank_prefix_luminance")
         return {
             "circuit": digest.hexdigest()[:16],
             "recording": self.fingerprint,
             **{name: getattr(self, name) for name in names},
+            **{name: getattr(self.simulation, name) for name in settings},
         }
 
     def save(self, path: str | Path) -> Path:

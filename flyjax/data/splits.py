@@ -17,12 +17,37 @@ from flyjax.stimulus.registry import SPLITS, check_known
 def stimulus_for_split(simulation: Simulation, split: str) -> str:
     """The stimulus of a split: the test split shows another kind unless the configuration names one.
 
+    Where that is a data set which is not on this machine, the held-out part of the training's data set is shown.
+
     **Raises:** `UserError` for an unknown split or stimulus.
     """
     check_known("split", split, SPLITS)
     if split == "train":
         return stimulus.check_name(simulation.visual_input_type)
-    return stimulus.check_name(simulation.test_visual_input_type or stimulus.other_kind(simulation.visual_input_type))
+    if simulation.test_visual_input_type:
+        return stimulus.check_name(simulation.test_visual_input_type)
+    other = stimulus.other_kind(simulation.visual_input_type)
+    own, data_sets = stimulus.other_kind(other), stimulus.DATA_SETS
+    absent = other in data_sets and data_sets[other].find(simulation.data_path) is None
+    return own if absent and data_sets[own].find(simulation.data_path) else other
+
+
+def videos_line(simulation: Simulation, split: str) -> str | None:
+    """One line on how the videos of a split are shown, None for other stimuli."""
+    name = stimulus_for_split(simulation, split)
+    videos = {part for part, _ in stimulus.parts_of(name)} & {*stimulus.DATA_SETS}
+    if not videos:
+        return None
+    line = f"{split} split: {name}"
+    usual = stimulus.other_kind(simulation.visual_input_type)
+    if split == "test" and simulation.test_visual_input_type is None and name != usual:
+        line += f" that is held out, because {usual} is not on this machine"
+    if videos != {"optical_flow"}:
+        line += f", video pipeline {simulation.video_pipeline}"
+    if simulation.blank_prefix_fraction:
+        blank = simulation.blank_prefix_fraction, simulation.blank_prefix_luminance
+        line += ", the first {:.0%} of every clip blank (luminance {:g})".format(*blank)
+    return line
 
 
 def measurement_noise_std(simulation: Simulation, split: str) -> float:

@@ -38,7 +38,8 @@ from flyjax.utils.run_directory import checkpoint_folder, remove_checkpoints
 SUFFIXES = (
     "", "_slope", "_identifiable", "_data", "_data_identifiable", "_refit", "_refit_slope", "_refit_identifiable",
     "_ceiling", "_ceiling_identifiable", "_refit_corrected", "_refit_corrected_slope",
-    "_refit_corrected_identifiable", "_ceiling_corrected_identifiable",
+    "_refit_corrected_identifiable", "_ceiling_corrected_identifiable", "_inliers", "_outliers", "_refit_inliers",
+    "_refit_outliers",
 )  # fmt: skip
 #: Further metrics of each seed.
 OTHERS = (

@@ -7,6 +7,7 @@ from pathlib import Path
 from flyjax import stimulus
 from flyjax.config import Simulation
 from flyjax.data import Recording, record
+from flyjax.data.recorder import render_stimulus
 from flyjax.ground_truth import build_ground_truth
 from flyjax.recovery.activity import recording_activity
 from flyjax.report.figures import films, hexmaps, traces
@@ -53,19 +54,9 @@ def summary(recording: Recording) -> list[dict]:
 
 def true_flow(recording: Recording):
     """Optic flow (T, n_col, 2) of the stimulus, or None if it is not known."""
-    s = recording.simulation
-    seed = s.seed + 1_000_003 * recording.seed
+    what = recording.simulation, recording.visual_input_type, recording.connectome, recording.all_parts[0]
     try:
-        return stimulus.flow(
-            recording.visual_input_type,
-            recording.connectome.columns,
-            recording.n_frames,
-            s.delta_t,
-            recording.split,
-            seed,
-            s.data_path,
-            s.frame_rate,
-        )
+        return render_stimulus(*what, recording.split, "flow")
     except UserError:
         return None
 

@@ -16,22 +16,28 @@ from flyjax.ground_truth.sampling import sample_parameters
 
 
 @lru_cache(maxsize=4)
-def _ground_truth(extent: int, parameters: str, seed: int) -> tuple[Connectome, Parameters]:
+def _ground_truth(extent: int, parameters: str, seed: int, cut_edges: float) -> tuple[Connectome, Parameters]:
     connectome = circuit.build_connectome(extent)
     if parameters == "sampled":
-        return connectome, sample_parameters(connectome, seed=seed)
-    return connectome, circuit.load_flyvis_parameters(connectome, checkpoint_file(parameters))
+        values = sample_parameters(connectome, seed=seed)
+    else:
+        values = circuit.load_flyvis_parameters(connectome, checkpoint_file(parameters))
+    if not cut_edges:
+        return connectome, values
+    remaining, values, _ = without_edges(connectome, values, cut_edges, seed)
+    return remaining, values._replace(weight=jnp.asarray(values.weight))
 
 
 def build_ground_truth(simulation: Simulation) -> tuple[Connectome, Parameters]:
     """The circuit and its parameters; the same objects for the same settings.
 
     `simulation.parameters` is 'sampled' (by `parameters_seed`), 'flow/0000/000' (looked for in FLYJAX_DATA and in
-    ~/.cache/flyjax/flyvis) or the path of a checkpoint.
+    ~/.cache/flyjax/flyvis) or the path of a checkpoint. A share `simulation.cut_edges` of the edges is left out.
 
     **Raises:** `UserError` if the checkpoint is not there, naming the command that fetches it.
     """
-    return _ground_truth(simulation.extent, simulation.parameters, simulation.parameters_seed)
+    s = simulation
+    return _ground_truth(s.extent, s.parameters, s.parameters_seed, s.cut_edges)
 
 
 def known_circuit(simulation: Simulation) -> tuple[Connectome, Parameters]:

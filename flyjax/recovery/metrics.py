@@ -27,6 +27,8 @@ from flyjax.utils.errors import UserError
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
 MAX_WEIGHT_ERROR = 5.0
+#: Errors beyond which connectome-gnn leaves neurons out of its R2 to the identity line: tau in s, V_rest.
+OUTLIERS = {"tau_R2": 0.1, "V_rest_R2": 0.2}
 #: Held-out frames on which one-step and input metrics are computed, evenly spread.
 N_EVALUATION_FRAMES = 200
 #: Up to so many neurons all eigenvalues are computed, beyond it the N_EIGENVALUES by magnitude.
@@ -146,6 +148,14 @@ def put_fit(metrics: Metrics, name: str, true, learned, max_error: float | None 
     return fit
 
 
+def put_without_outliers(metrics: Metrics, name: str, true, learned, max_error: float) -> None:
+    """`name`_inliers, R2 to the identity line of all that is at most `max_error` off, and `name`_outliers, the rest."""
+    true, learned = np.asarray(true), np.asarray(learned)
+    near = np.abs(learned - true) <= max_error  # False for NaN
+    metrics.put(f"{name}_outliers", 1 - near.mean())
+    metrics.put(f"{name}_inliers", *(explained(true[near], learned[near]) if near.any() else (None, "none is left")))
+
+
 def explained(true, predicted) -> tuple[float | None, str | None]:
     """1 - SSE/SST pooled over all entries (SST about their grand mean), or None and a reason."""
     true, predicted = np.asarray(true, np.float64), np.asarray(predicted, np.float64)
@@ -170,18 +180,28 @@ def circuit_metrics(
 ) -> Metrics:
     """connectivity_R2, tau_R2 and V_rest_R2 with slope and identity, names ending in `suffix`.
 
+    Over all neurons also tau_R2 and V_rest_R2 as connectome-gnn defines them, `put_without_outliers`.
+
     **Arguments:**
 
     - `suffix`: "_refit", "_identifiable", ...
     - `edges`, `neurons`: boolean masks of what is compared; by default everything.
     """
-    edges = slice(None) if edges is None else edges
-    neurons = slice(None) if neurons is None else neurons
     true, metrics = recording.parameters, Metrics()
-    weight = np.asarray(true.weight)
-    put_fit(metrics, f"connectivity_R2{suffix}", weight[edges], estimate.weight[edges], MAX_WEIGHT_ERROR)
-    put_fit(metrics, f"tau_R2{suffix}", true_tau(recording)[neurons], estimate.tau[neurons])
-    put_fit(metrics, f"V_rest_R2{suffix}", np.asarray(true.v_rest)[neurons], estimate.v_rest[neurons])
+    edges = slice(None) if edges is None else edges
+    put_fit(
+        metrics,
+        f"connectivity_R2{suffix}",
+        np.asarray(true.weight)[edges],
+        estimate.weight[edges],
+        MAX_WEIGHT_ERROR,
+    )
+    pairs = {"tau_R2": (true_tau(recording), estimate.tau), "V_rest_R2": (np.asarray(true.v_rest), estimate.v_rest)}
+    for name, (expected, found) in pairs.items():
+        compared = slice(None) if neurons is None else neurons
+        put_fit(metrics, f"{name}{suffix}", expected[compared], found[compared])
+        if neurons is None:
+            put_without_outliers(metrics, f"{name}{suffix}", expected, found, OUTLIERS[name])
     return metrics
 
 

@@ -164,9 +164,17 @@ def steady_state(
 
 
 def initial_state(
-    c: Connectome, p: Parameters, initial, luminance: Float32[Any, "T n_col"], dt: float, clamp_tau: bool = True
+    c: Connectome,
+    p: Parameters,
+    initial,
+    luminance: Float32[Any, "T n_col"],
+    dt: float,
+    clamp_tau: bool = True,
+    warm_up: float = 1.0,
 ) -> Float32[Array, " N"]:
     """State before the first frame of `luminance`, by the names that `simulate` knows or as given.
+
+    `warm_up` is the duration of 'grey', s.
 
     **Raises:** `UserError` for another name, or voltages of another shape.
     """
@@ -174,7 +182,7 @@ def initial_state(
         if initial == "rest":
             return p.v_rest
         if initial == "grey":
-            return steady_state(c, p, dt, clamp_tau=clamp_tau)
+            return steady_state(c, p, dt, duration=warm_up, clamp_tau=clamp_tau)
         if initial == "fade_in":
             ramp = jnp.linspace(0, 1, max(1, int(1 / dt)), dtype=jnp.float32)[:, None]
             frames = GREY + ramp * (luminance[..., :1, :] - GREY)

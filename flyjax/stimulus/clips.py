@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -14,6 +15,20 @@ from flyjax.utils.errors import UserError, reading
 #: Turns of 60 degrees in which a clip is shown, each as it is and mirrored.
 TURNS = (0, 1, 2, 3)
 N_ORIENTATIONS = 2 * len(TURNS)
+
+
+class Blank(NamedTuple):
+    """The first part of every clip, in which nothing is shown."""
+
+    fraction: float = 0.0  #: of the clip, in whole frames
+    luminance: float = 0.0  #: shown instead
+
+    def hide(self, frames: np.ndarray, n_frames: int, value: float) -> None:
+        """Set that part of a clip of `n_frames`, of which `frames` are the first ones, to a value."""
+        frames[: int(self.fraction * n_frames)] = value
+
+
+NO_BLANK = Blank()
 
 
 def data_root(data_path: str | Path | None) -> Path | None:
@@ -64,6 +79,7 @@ def play(
     columns: Int[np.ndarray, "n_col 2"],
     passes: Iterable[Iterable[int]],
     turns: Sequence[int] = TURNS,
+    blank: Blank = NO_BLANK,
 ) -> Float32[np.ndarray, "T n_col ..."]:
     """Join clips in several orientations, again and again.
 
@@ -72,6 +88,7 @@ def play(
     - `clips`: (frames, n_col) each, or (frames, n_col, 2) vectors, which turn with the picture.
     - `passes`: the order of each pass: numbers of a clip and an orientation, clip * `N_ORIENTATIONS` + orientation.
     - `turns`: the orientations are these turns of 60 degrees, then the same mirrored.
+    - `blank`: frames at the beginning of each clip that show nothing, and have no flow.
     """
     orientations = [(axis, turn) for axis in (0, 1) for turn in turns]
     permutations = [flip(columns, axis)[rotation(columns, turn)] for axis, turn in orientations]
@@ -83,6 +100,7 @@ def play(
         end = min(start + len(clips[clip]), n_frames)
         frames = clips[clip][: end - start, permutations[orientation]]
         out[start:end] = frames if frames.ndim == 2 else frames @ matrices[orientation].T
+        blank.hide(out[start:end], len(clips[clip]), blank.luminance if frames.ndim == 2 else 0.0)
         start = end
         if start == n_frames:
             break

@@ -3,10 +3,16 @@
 Luminance 0.299 R + 0.587 G + 0.114 B, 13 x 13 box means, no normalisation, each video in 2 flips x 4 rotations, videos
 split 80/20, looped to the number of frames asked for. By default one video frame is one step; `frame_rate='resampled'`
 repeats frames to play the video at its own speed. A single own video is split in time.
+
+That much is shared with flyvis-gnn. Its own way of showing videos, `video_pipeline='flyvis_gnn'`, differs: pictures are
+turned by 90 degrees clockwise and cropped to the central 60 % of their width; videos of fewer than 50 frames are left
+out; rotations are 0, 1, 3 and 4 times 60 degrees; the first 80 % of the videos by name are for training; one order of
+all clips is repeated in every pass.
 """
 
 import hashlib
 import os
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32
 
-from flyjax.stimulus.clips import DataSet
+from flyjax.stimulus.clips import N_ORIENTATIONS, DataSet
 from flyjax.stimulus.video import Film, files_of, is_video, videos, view_film
 from flyjax.utils.errors import UserError
 
@@ -36,6 +42,28 @@ def _split_in_time(path: Path, film: Film, split: str) -> Film:
     n_train = min(int((1 - _TEST_SHARE) * n), n - 1) or 1
     part = slice(n_train) if split == "train" else slice(n_train, None)
     return Film(film.luminance[part], None if film.durations is None else film.durations[part])
+
+
+#: As flyvis-gnn (2f8613e) shows videos: turns of 60 degrees, frames of the shortest video, width that is kept.
+PUBLISHED_TURNS = (0, 1, 3, 4)
+_MIN_FRAMES = 50
+_CENTRE = 0.6
+
+
+def quarter_turn(picture: Float32[np.ndarray, "H W"]) -> Float32[np.ndarray, "W C"]:
+    """The picture turned by 90 degrees clockwise, and the central 60 % of its new width."""
+    turned = np.rot90(picture, -1)
+    width = turned.shape[1]
+    kept = int(_CENTRE * width)
+    return turned[:, (width - kept) // 2 : (width + kept) // 2]
+
+
+def published_order(n_videos: int, split: str, seed: int) -> list[int]:
+    """The order of each pass over the clips of a split, numbered as in `play`, where all videos are its clips."""
+    order = list(range(N_ORIENTATIONS * n_videos))
+    random.Random(seed).shuffle(order)
+    n_train = int((1 - _TEST_SHARE) * n_videos)
+    return [k for k in order if (k // N_ORIENTATIONS < n_train) == (split == "train")]
 
 
 @dataclass(frozen=True)
@@ -61,13 +89,33 @@ class Videos(DataSet):
         return [file for video in self.videos(data_path) for file in files_of(video)]
 
     def clips(
-        self, quantity: str, columns, dt: float, split: str, data_path, resampled: bool, folder_rate: float
+        self,
+        quantity: str,
+        columns,
+        dt: float,
+        split: str,
+        data_path,
+        resampled: bool,
+        folder_rate: float,
+        pipeline: str,
     ) -> list[Float32[np.ndarray, "frames n_col"]]:
-        """Luminance in [0, 1] of each video. **Raises:** `UserError` where they cannot be read, and for their flow."""
+        """Luminance in [0, 1] of each video of the split; of all that are shown in the pipeline flyvis_gnn.
+
+        **Raises:** `UserError` where they cannot be read, and for their flow.
+        """
         if quantity == "flow":
             raise UserError(f"the flow of {self.what} is not known: use optical_flow or a built-in stimulus")
         found = self.videos(data_path)
-        if len(found) == 1:
+        if pipeline == "flyvis_gnn":
+            long = [path for path in found if path.is_file() or len(files_of(path)) >= _MIN_FRAMES]
+            films = [view_film(path, columns, quarter_turn) for path in long]
+            films = [film for film in films if len(film.luminance) >= _MIN_FRAMES]
+            if len(films) < 2:
+                raise UserError(
+                    f"{self.require(data_path)}: flyvis-gnn shows videos of at least {_MIN_FRAMES} frames, and fewer "
+                    "than 2 are as long: set simulation.video_pipeline=flyjax"
+                )
+        elif len(found) == 1:
             films = [_split_in_time(found[0], view_film(found[0], columns), split)]
         else:
             films = [view_film(path, columns) for path in split_videos(found, split)]

@@ -14,8 +14,10 @@ import numpy as np
 from jaxtyping import Int8
 from scipy.signal import max_len_seq
 
+from flyjax.stimulus.clips import NO_BLANK
 from flyjax.stimulus.scenes import Film, disc, film, square_wave
 from flyjax.stimulus.textures import generator
+from flyjax.utils.errors import UserError
 
 GREY = 0.5
 HOLD = 0.04  #: duration of a value of white noise or an m-sequence, s
@@ -100,9 +102,16 @@ _DIRECT = {"m_sequence": _tiles, "white_noise": _white, "blank": _blank}
 NAMES = (*_SHOTS, *_DIRECT)
 
 
-def lab_film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0) -> Film:
-    """A laboratory stimulus of `NAMES`, with the arguments of `scenes.film`; flow is 0 where nothing moves."""
+def lab_film(name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, blank=NO_BLANK) -> Film:
+    """A laboratory stimulus of `NAMES`, with the arguments of `scenes.film`; flow is 0 where nothing moves.
+
+    **Raises:** `UserError` for blank frames where there are no shots.
+    """
     if name in _SHOTS:
-        return film(name, columns, n_frames, dt, split, seed, _SHOTS[name])
+        return film(name, columns, n_frames, dt, split, seed, _SHOTS[name], blank=blank)
+    if blank.fraction:
+        raise UserError(
+            f"{name} is one long clip: set simulation.blank_prefix_fraction to 0, or mix it, as in {name}:0.5+blank:0.5"
+        )
     image, flow = _without_flow(_DIRECT[name](columns, n_frames, dt, split, seed))
     return Film(image.astype(np.float32), flow.astype(np.float32))

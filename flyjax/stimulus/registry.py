@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from flyjax.stimulus import lab_stimuli, scenes
-from flyjax.stimulus.clips import N_ORIENTATIONS, play
-from flyjax.stimulus.davis import DAVIS, OWN
+from flyjax.stimulus.clips import N_ORIENTATIONS, Blank, play
+from flyjax.stimulus.davis import DAVIS, OWN, PUBLISHED_TURNS, Videos, published_order
 from flyjax.stimulus.sintel import SINTEL
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import FOLDER_RATE
@@ -26,6 +26,7 @@ DATA_SETS = {data.name: data for data in (DAVIS, SINTEL, OWN)}
 NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
+PIPELINES = ("flyjax", "flyvis_gnn")
 #: Test stimulus by training stimulus; scenes_texture for the others.
 _TEST_STIMULUS = {
     "DAVIS": "optical_flow",
@@ -93,12 +94,15 @@ def schedule(parts: list[tuple[str, float]], n_frames: int, dt: float, split: st
 
 
 def _render(
-    quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate=FOLDER_RATE
+    quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate, pipeline, blank
 ) -> np.ndarray:
     """Luminance or flow of a stimulus, or of the parts of a mixture in turn, each continued where it stopped."""
     parts, columns = parts_of(name), np.asarray(columns)
     check_known("split", split, SPLITS)
     check_known("frame rate", frame_rate, FRAME_RATES)
+    check_known("video pipeline", pipeline, PIPELINES)
+    if not (0 <= blank.fraction < 1 and 0 <= blank.luminance <= 1):
+        raise UserError(f"blank frames need 0 <= blank_prefix_fraction < 1 and a luminance in [0, 1], got {blank}")
     if columns.ndim != 2 or columns.shape[1] != 2 or len(columns) == 0:
         raise UserError(f"columns must be (n_col, 2) integers (u, v), got shape {columns.shape}")
     if n_frames < 1 or not dt > 0:
@@ -107,12 +111,15 @@ def _render(
     def render(part: str, n: int) -> np.ndarray:
         if part not in DATA_SETS:
             make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
-            return getattr(make(part, columns, n, dt, split, seed), quantity)
+            return getattr(make(part, columns, n, dt, split, seed, blank=blank), quantity)
         data = DATA_SETS[part]
         resampled = data.resampled if frame_rate == "default" else frame_rate == "resampled"
-        clips = data.clips(quantity, columns, dt, split, data_path, resampled, folder_rate)
+        clips = data.clips(quantity, columns, dt, split, data_path, resampled, folder_rate, pipeline)
+        if pipeline == "flyvis_gnn" and isinstance(data, Videos):
+            passes = itertools.repeat(published_order(len(clips), split, seed))
+            return play(clips, n, columns, passes, PUBLISHED_TURNS, blank)
         shuffled = (generator(part, split, seed, k).permutation(N_ORIENTATIONS * len(clips)) for k in itertools.count())
-        return play(clips, n, columns, shuffled)
+        return play(clips, n, columns, shuffled, blank=blank)
 
     if len(parts) == 1:
         return render(parts[0][0], n_frames)
@@ -135,6 +142,9 @@ def luminance(
     data_path: str | Path | None = None,
     frame_rate: str = "default",
     folder_rate: float = FOLDER_RATE,
+    video_pipeline: str = "flyjax",
+    blank_prefix_fraction: float = 0.0,
+    blank_prefix_luminance: float = 0.0,
 ) -> Float32[np.ndarray, "T n_col"]:
     """A stimulus at the columns of an eye: luminance in [0, 1], the same for the same arguments.
 
@@ -150,10 +160,17 @@ def luminance(
     - `frame_rate`: of videos: 'native' shows one frame per step, 'resampled' plays them at their own speed, 'default'
         is native for DAVIS (as flyvis-gnn) and `video`, and resampled for optical_flow (as flyvis).
     - `folder_rate`: frames per second of videos that are folders of frames; films state their own.
+    - `video_pipeline`: of DAVIS and `video`: 'flyjax', or 'flyvis_gnn' (`flyjax.stimulus.davis` has the differences).
+    - `blank_prefix_fraction`: first part of every clip (video, Sintel window, shot of a scene) that shows nothing.
+    - `blank_prefix_luminance`: what is shown instead: 0, or 0.5 for grey.
 
-    **Raises:** `UserError` for an unknown name, split or frame rate, or an absent or damaged data set.
+    **Raises:** `UserError` for an unknown name, split, frame rate or pipeline, an absent or damaged data set, or blank
+    frames of a stimulus that has no clips.
     """
-    return _render("luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate)
+    blank = Blank(blank_prefix_fraction, blank_prefix_luminance)
+    return _render(
+        "luminance", name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate, video_pipeline, blank
+    )
 
 
 def flow(
@@ -165,12 +182,19 @@ def flow(
     seed: int = 0,
     data_path: str | Path | None = None,
     frame_rate: str = "default",
+    folder_rate: float = FOLDER_RATE,
+    video_pipeline: str = "flyjax",
+    blank_prefix_fraction: float = 0.0,
+    blank_prefix_luminance: float = 0.0,
 ) -> Float32[np.ndarray, "T n_col 2"]:
     """The true optic flow of the frames of `luminance`: velocity in columns/s (x right, y up), 0 where only flickering.
 
     **Raises:** `UserError` as `luminance`, and where no flow is known (DAVIS).
     """
-    return _render("flow", name, columns, n_frames, dt, split, seed, data_path, frame_rate)
+    blank = Blank(blank_prefix_fraction, blank_prefix_luminance)
+    return _render(
+        "flow", name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate, video_pipeline, blank
+    )
 
 
 def available(data_path: str | Path | None = None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flyjax.circuit.hexgrid import positions
+from flyjax.stimulus.clips import NO_BLANK
 from flyjax.stimulus.textures import TILE, generator, sample, texture
 
 NAMES = ("scenes_texture", "scenes_edges", "scenes_flow")
@@ -36,7 +37,15 @@ class Film(NamedTuple):
 
 
 def film(
-    name: str, columns, n_frames: int, dt: float, split: str = "train", seed: int = 0, shots=None, at=None
+    name: str,
+    columns,
+    n_frames: int,
+    dt: float,
+    split: str = "train",
+    seed: int = 0,
+    shots=None,
+    at=None,
+    blank=NO_BLANK,
 ) -> Film:
     """Render a built-in scene at the columns of an eye.
 
@@ -50,6 +59,7 @@ def film(
     - `shots`: function that renders one shot, (rng, x, y, t, duration, field, (split, seed)) -> luminance and flow
         (y down), where `field` is the radius of the field of view in columns; by default the one of `name`.
     - `at`: other positions x, y that see the film of these columns.
+    - `blank`: frames at the beginning of each shot that show nothing, and have no flow.
     """
     x, y = positions(columns)
     field = max(1.0, float(np.hypot(x, y).max()))
@@ -68,6 +78,8 @@ def film(
             image, motion = (shots or _SHOTS[name])(rng, x, y, frames, duration, field, (split, seed))
             end = min(stop, n_frames)
             luminance[start:end], flow[start:end] = np.clip(image[: end - start], 0, 1), motion[: end - start]
+            blank.hide(luminance[start:end], stop - start, blank.luminance)
+            blank.hide(flow[start:end], stop - start, 0.0)
         start = stop
     flow[..., 1] *= -1
     return Film(luminance, flow)

@@ -139,7 +139,15 @@ class Sintel(DataSet):
         return [*sum(pictures, []), *(file for scene in scenes(folder) for file in _flow_files(folder, scene))]
 
     def clips(
-        self, quantity: str, columns, dt: float, split: str, data_path, resampled: bool, folder_rate: float
+        self,
+        quantity: str,
+        columns,
+        dt: float,
+        split: str,
+        data_path,
+        resampled: bool,
+        folder_rate: float,
+        pipeline: str,
     ) -> list[Float32[np.ndarray, "frames n_col ..."]]:
         """Luminance in [0, 1], or flow in columns/s (x right, y up), of each window of each scene.
 

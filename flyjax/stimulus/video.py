@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -151,9 +151,9 @@ def frames(path: Path) -> Iterator[Float32[np.ndarray, "H W"]]:
 
 
 @lru_cache(maxsize=512)
-def _view(path: Path, stamp: tuple, columns: bytes) -> Film:
+def _view(path: Path, stamp: tuple, columns: bytes, prepare: Callable[[np.ndarray], np.ndarray] | None) -> Film:
     eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
-    views = [(eye(frame), duration) for frame, duration in _frames(path)]
+    views = [(eye(frame if prepare is None else prepare(frame)), duration) for frame, duration in _frames(path)]
     if not views:
         raise UserError(f"{path} has no frames: remove or replace it")
     luminance = np.clip(np.stack([view for view, _ in views]), 0, 1)
@@ -162,11 +162,13 @@ def _view(path: Path, stamp: tuple, columns: bytes) -> Film:
     return Film(luminance, np.array(durations) if len(durations) == len(views) else None)
 
 
-def view_film(path: Path, columns: Int[np.ndarray, "n_col 2"]) -> Film:
-    """A video through the 13-px box eye; small enough to stay in memory.
+def view_film(
+    path: Path, columns: Int[np.ndarray, "n_col 2"], prepare: Callable[[np.ndarray], np.ndarray] | None = None
+) -> Film:
+    """A video through the 13-px box eye, each picture `prepare`d before; small enough to stay in memory.
 
     Frames smaller than the eye are enlarged until it fits, as flyvis does.
 
     **Raises:** `UserError` naming a file that cannot be read.
     """
-    return _view(path, file_stamp(files_of(path)), np.ascontiguousarray(columns, np.int64).tobytes())
+    return _view(path, file_stamp(files_of(path)), np.ascontiguousarray(columns, np.int64).tobytes(), prepare)

@@ -61,7 +61,8 @@ def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
     large = exact and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
     sizes = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
-    edges = round(sizes.n_edges * (1 - simulation.removed_edges) + sizes.n_edges * simulation.null_edges)
+    true = sizes.n_edges * (1 - simulation.cut_edges)
+    edges = round(true * (1 - simulation.removed_edges + simulation.null_edges))
     return sizes._replace(n_edges=edges, n_params=sizes.n_params + edges - sizes.n_edges)
 
 

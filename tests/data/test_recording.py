@@ -82,6 +82,14 @@ def test_the_pair_convention_on_two_neurons():
     assert np.abs(np.diff(rec.luminance[:, 0])).max() > 0.05
 
 
+def test_the_grey_before_the_first_frame_lasts_as_long_as_asked():
+    c, p = two_neurons()
+    v = np.array([-0.3, 0.1])
+    for _ in range(5):
+        v = v + DT * by_hand(0.5, v)
+    np.testing.assert_allclose(record(sim(warm_up=0.1), 0.0, connectome=c, parameters=p).initial, v, atol=2e-6)
+
+
 def test_noise_moves_the_states_and_never_the_targets():
     c, p = two_neurons()
     rec = record(sim(n_frames=4000), 0.05, connectome=c, parameters=p)
@@ -341,6 +349,18 @@ def test_the_learner_is_given_null_edges_and_lacks_removed_ones(fly, tmp_path, k
     rec.save(tmp_path / "a")
     loaded = load_recording(tmp_path / "a")
     assert same(rec, loaded) and loaded.connectome is rec.connectome and loaded.ground_truth[0] is true
+
+
+def test_cut_edges_are_in_neither_circuit(tmp_path):
+    whole, cut = build_ground_truth(SMALL), build_ground_truth(sim(cut_edges=0.25, removed_edges=0.1))
+    assert cut[0].n_edges == whole[0].n_edges - round(0.25 * whole[0].n_edges)
+    weight_of = dict(zip(whole[0].node_pairs.tolist(), np.asarray(whole[1].weight).tolist(), strict=True))
+    assert all(weight_of[k] == w for k, w in zip(cut[0].node_pairs.tolist(), np.asarray(cut[1].weight).tolist()))
+    rec = cached_recording(sim(cut_edges=0.25, removed_edges=0.1), 0.05, cache_dir=tmp_path)
+    assert rec.ground_truth[0] == cut[0] and rec.connectome.n_edges == round(0.9 * cut[0].n_edges)
+    assert np.abs(rec.voltage - record(SMALL, 0.05).voltage).max() > 1e-3
+    again = cached_recording(sim(cut_edges=0.25, removed_edges=0.1), 0.05, cache_dir=tmp_path)
+    assert again.connectome == rec.connectome and again.origin == rec.origin
 
 
 def test_a_lesion_is_another_circuit(fly):

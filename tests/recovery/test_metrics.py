@@ -49,6 +49,24 @@ def test_a_message_offset_changes_v_rest_but_not_the_dynamics(both, perfect):
     assert m["V_rest_R2"] < perfect.metrics["V_rest_R2"] - 0.02
 
 
+def test_outliers_are_left_out_of_r2_to_the_identity_line_and_counted(both):
+    recording = both[0]
+    n = recording.connectome.n_neurons
+    estimate = recording.parameters._replace(v_rest=np.array(recording.parameters.v_rest) + 0.1)
+    estimate.v_rest[: n // 2] += 0.2  # a half is 0.3 off: more than 0.2
+    m = circuit_metrics(estimate, recording, "_refit").values
+    true = np.asarray(recording.parameters.v_rest, np.float64)[n // 2 :]
+    assert m["V_rest_R2_refit_outliers"] == pytest.approx((n // 2) / n) and m["tau_R2_refit_outliers"] == 0
+    assert m["V_rest_R2_refit_inliers"] == pytest.approx(1 - 0.01 / true.var(), abs=1e-4)
+    assert m["tau_R2_refit_inliers"] > 0.99
+    lost = circuit_metrics(estimate._replace(tau=np.full(n, np.nan, np.float32)), recording)
+    assert lost.values["tau_R2_outliers"] == 1 and lost.reasons["tau_R2_inliers"]
+    assert (
+        "tau_R2_identifiable_outliers"
+        not in circuit_metrics(estimate, recording, "_identifiable", neurons=np.arange(n) < 9).values
+    )
+
+
 def test_r2_is_squared_pearson_with_slope_and_identity_beside_it():
     rng = np.random.default_rng(0)
     x = rng.normal(size=200)
