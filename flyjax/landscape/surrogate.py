@@ -19,6 +19,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import KFold
+from threadpoolctl import threadpool_limits
 
 N_FOLDS = 5
 N_DRAWS = 500  # of the bootstrap of a score
@@ -162,6 +163,7 @@ class Surrogate:
     scale: float
 
     @classmethod
+    @threadpool_limits.wrap(limits=1)  # many small matrices: threads would cost more than they save
     def fit(cls, data: Targets, sizes: Sizes = FULL, kinds: Sequence[str] = KINDS, seed: int = 0) -> Surrogate:
         """Fit the kind of surrogate that predicts held-out configurations best."""
         best: tuple[float, str, Any, np.ndarray, np.ndarray, np.ndarray] | None = None
@@ -192,6 +194,7 @@ class Surrogate:
             kind, tuple(members), data, predicted, Estimate.of(score, draws), float(max(0.0, attainable)), floor, scale
         )
 
+    @threadpool_limits.wrap(limits=1)
     def draws(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "members n"]:
         """The prediction of every member."""
         return _evaluate(self.members, x, self.data.bounds)
