@@ -9,7 +9,7 @@ from flyjax.config.ranges import derive_seed
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
 from flyjax.search.policy.ucb import score
-from flyjax.search.proposals.types import ROOT, Context, Paused
+from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.run.user_files import pending_input
 
 
@@ -86,16 +86,6 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
         return 0, f"search.max_nodes={search.max_nodes} reached"
     rest = search.n_candidates if search.max_nodes is None else search.max_nodes - len(state.nodes)
     return min(search.n_candidates, rest), ""
-
-
-def check_spending(experiment: Experiment, state: State) -> None:
-    """**Raises:** `Paused` where a budget is spent, so that no paid call may be made any more."""
-    spent = state.spent
-    used = {"max_calls": spent.calls, "max_tokens": spent.input_tokens + spent.output_tokens, "max_usd": spent.usd}
-    for name, value in used.items():
-        limit = getattr(experiment.search, name)
-        if limit is not None and value >= limit:
-            raise Paused(f"search.{name}={limit:.12g} spent; raise it to go on, or go on free with --proposer rules")
 
 
 def next_context(

@@ -15,7 +15,6 @@ from flyjax.search.iteration import (
     EXHAUSTED,
     IterationPlan,
     at_block_end,
-    check_spending,
     next_context,
     next_nodes,
     pending_plan,
@@ -241,19 +240,19 @@ class Session:
         context = next_context(self.experiment, self.state, self.run_dir, self.available_stimuli, limit)
         # The first iteration with one candidate is the root: there is nothing to propose.
         is_trivial = not self.state.number and context.n_proposals == 0
-        if not is_trivial and getattr(self.proposer, "is_paid", False):
-            check_spending(self.experiment, self.state)
-        answer = request_step(context, self.proposer, lambda: self.state, self.record, silent=is_trivial)
-        n_next = len(answer.proposals) + context.next_opens_block
+        fields = request_step(context, self.proposer, lambda: self.state, self.record, silent=is_trivial)
+        n_next = len(fields["proposals"]) + context.next_opens_block
         self.repeat_step = False
         # An answer of the rules or of a sampler has not read the instruction: it stays pending.
-        was_read = self.reads_user_input and not is_trivial and answer.by != "rules"
+        was_read = self.reads_user_input and not is_trivial and fields["by"] != "rules"
         if context.user_input and not was_read and not is_trivial:
-            self.callbacks.warn(f"user_input.md stays pending: {answer.by} cannot read it, only a language model can")
+            self.callbacks.warn(
+                f"user_input.md stays pending: {fields['by']} cannot read it, only a language model can"
+            )
         instruction = context.user_input if was_read else ""
         why = EXHAUSTED if limit and not n_next else why
         more = {"iteration": self.state.number, "n_next": n_next, "why_none": why, "user_input": instruction}
-        self.record("proposal", **answer.fields(context), **more)
+        self.record("proposal", **fields, **more)
         if instruction:
             acknowledge(self.run_dir, self.state, just_read=instruction)
 

@@ -22,6 +22,7 @@ from flyjax.search.llm import proposer as llm_proposer
 from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import BadAnswer, Paused
 from flyjax.search.proposals.validation import check_step, next_simulation
+from flyjax.search.proposers.replay import accepted_step
 from flyjax.search.protocol import document
 
 pytestmark = pytest.mark.usefixtures("key")
@@ -106,14 +107,15 @@ def carry_out(ctx, body: bytes):
         lambda: ctx.state,
         lambda event, **fields: refused.append(clean(fields)) if event == "proposal_rejected" else None,
     )
-    check_lawful(ctx, accepted.step)
-    assert len(refused) <= 2 and len(accepted.step.proposals) == ctx.n_proposals
-    assert accepted.fallbacks or not refused or accepted.reversions, "what was refused and then replaced is recorded"
-    assert set(accepted.step.activity) == set(accepted.step.observation) == set(ctx.new_nodes)
-    event = json.dumps(
-        clean([accepted.proposals, accepted.raw, accepted.fallbacks, accepted.step.usage]), allow_nan=False
+    step = accepted_step(accepted, ctx)
+    check_lawful(ctx, step)
+    assert len(refused) <= 2 and len(accepted["proposals"]) == ctx.n_proposals
+    assert accepted["fallbacks"] or not refused or accepted["reversions"], (
+        "what was refused and then replaced is recorded"
     )
-    assert KEY not in event and KEY not in repr(accepted.step) and KEY not in json.dumps(refused)
+    assert set(accepted["activity"]) == set(accepted["observation"]) == set(ctx.new_nodes)
+    event = json.dumps(clean(accepted), allow_nan=False)
+    assert KEY not in event and KEY not in repr(step) and KEY not in json.dumps(refused)
 
 
 # --- generated ----------------------------------------------------------------------------------

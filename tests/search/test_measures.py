@@ -52,7 +52,7 @@ def test_improvement_plateau_and_successes():
     assert measures.plateau([0.2, 0.80, 0.85, 0.90]) == 3
     assert measures.plateau([0.2, 0.80, 0.85, 0.91]) == 2
     assert measures.plateau([0.5] * 4, 0.0) == 4 and measures.plateau([]) == 0
-    assert measures.successes([0.95, 0.1, 0.9, 0.95]) == 2
+    assert measures.consecutive([0.95, 0.1, 0.9, 0.95], lambda value: value >= 0.9) == 2
     found = measures.measure(chain_state(0.5, 0.6, 0.62, 0.63), 1)
     assert (found.branching, found.improvement, found.plateau, found.successes) == (0.0, 1.0, 3, 0)
     for number in (

@@ -7,7 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.search_events import chain_state
 
-from flyjax.config import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, load_experiment, parse_experiment
+from flyjax.config import (
+    PROTOCOL_RANGES,
+    PROTOCOL_SIMULATION_RANGES,
+    Range,
+    load_experiment,
+    parse_experiment,
+    read_yaml,
+)
 from flyjax.search.policy.measures import Measures, measure
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol import document
@@ -28,13 +35,29 @@ def edit(old, new, reason="because"):
     return ProtocolEdit(old, new, reason)
 
 
+def listed(text):
+    """Section -> name -> (value as written, range or None), as the locked listings state them."""
+    out = {}
+    for part in document.split(text)[::2]:
+        for section, lines in re.findall(r"^```yaml\n(\w+):\n(.*?)```", part, re.S | re.M):
+            for name, value, comment in re.findall(r"^  (\w+): *(\S+) *#(.*)$", lines, re.M):
+                span, ends = None, re.search(r"range: (\S+) to (\S+)(?: \((log|whole numbers)\))?$", comment)
+                if ends:
+                    scale = {None: "linear", "log": "log", "whole numbers": "int"}[ends[3]]
+                    span = Range(min=float(ends[1]), max=float(ends[2]), scale=scale)
+                elif values := re.search(r"values: (.+)$", comment):
+                    span = Range(scale="choice", values=tuple(read_yaml(f"[{values[1]}]")))
+                out.setdefault(section, {})[name] = (value.strip('"'), span)
+    return out
+
+
 # --- the document ---
 
 
 def test_the_template_states_the_values_and_ranges_of_full_scale(template, root):
     full = load_experiment(root / "experiments" / "full_scale.yaml")
     assert document.instantiate(template, full) == template
-    stated = document.parameters(template)
+    stated = listed(template)
     assert {k: span for k, (_, span) in stated["training"].items()} == PROTOCOL_RANGES == full.search.ranges
     assert {k: span for k, (_, span) in stated["simulation"].items()} == PROTOCOL_SIMULATION_RANGES
     assert full.search.simulation_ranges == PROTOCOL_SIMULATION_RANGES
@@ -131,7 +154,7 @@ def test_a_runs_copy_states_its_own_values(template):
         }
     )
     copy = document.instantiate(template, own)
-    stated = document.parameters(copy)
+    stated = listed(copy)
     assert {k: span for k, (_, span) in stated["training"].items()} == own.search.ranges
     assert stated["simulation"]["n_frames"] == ("1600", own.search.simulation_ranges["n_frames"])
     assert stated["simulation"]["visual_input_type"] == ("scenes_edges", None)
@@ -258,7 +281,7 @@ def test_whatever_an_edit_is_the_rest_stays_bit_for_bit(data, template):
     except EditRefused:
         return
     assert document.split(after)[::2] == document.split(template)[::2]
-    assert document.parameters(after) == document.parameters(template)
+    assert listed(after) == listed(template)
     assert any(r.is_default for r in document.rules(after).rows)
 
 
@@ -463,7 +486,7 @@ def test_ranges_are_those_of_the_locked_listings_alone(template, root):
     wide = template.replace("range: 0 to 0.2", "range: 0 to 0.5").replace(
         f"\n{document.END}\n", f"\n{forged}{document.END}\n"
     )
-    assert document.parameters(wide)["training"]["noise_model_level"][1].max == 0.5
+    assert listed(wide)["training"]["noise_model_level"][1].max == 0.5
     assert forged in document.instantiate(wide, full)
     with pytest.raises(UserError, match="noise_model_level is range: 0 to 0.5"):
         document.carry_over(wide, template, full)

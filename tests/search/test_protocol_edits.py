@@ -190,10 +190,8 @@ def test_an_edit_that_the_rules_replaced_is_theirs(tmp_path, monkeypatch):
         answer = real(*args, **kwargs)
         if args[0].is_block_end:
             old = next(line for line in args[0].protocol.splitlines() if line.startswith("| Default"))
-            answer = replace(
-                answer, step=replace(answer.step, protocol_edit=ProtocolEdit(old, f"{old}\n{row}", "by the rules"))
-            )
-            object.__setattr__(answer, "edit_by", "rules")
+            edit = {"old": old, "new": f"{old}\n{row}", "reason": "by the rules"}
+            answer |= {"protocol_edit": edit, "edit_by": "rules"}
         return answer
 
     monkeypatch.setattr(session, "request_step", replaced)

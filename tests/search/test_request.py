@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from support.search_contexts import context, experiment
@@ -39,7 +40,7 @@ def accepted(ctx, *answers, proposer=None):
     refused = []
     proposer = proposer or Scripted(*answers)
     got = request_step(ctx, proposer, lambda: ctx.state, lambda event, **fields: refused.append(fields["errors"]))
-    return got, refused
+    return SimpleNamespace(**got), refused
 
 
 def proposals(*values, parent=6):
@@ -75,7 +76,7 @@ def test_proposals_outlive_a_missing_log_line(tmp_path):
     ctx = context(tmp_path, iterations=2)
     got, refused = accepted(ctx, a_step(ctx, 11, 22, 33, activity={}, observation={4: "seen"}), UNREADABLE)
     assert values(got) == [11, 22, 33] and got.by == "llm" and {p["by"] for p in got.proposals} == {"llm"}
-    assert "log: node 4 has no activity" in refused[0] and got.step.observation[4] == "seen" and got.step.activity[4]
+    assert "log: node 4 has no activity" in refused[0] and got.observation[4] == "seen" and got.activity[4]
     assert "log: node 5 has no observation; replaced by the rules" in got.fallbacks
     assert got.fallbacks[0] == "answer: there was no tool call; the answer before it counts"
 
@@ -111,9 +112,9 @@ def test_an_edit_is_its_authors_and_none_stays_none(tmp_path, monkeypatch, edit,
     monkeypatch.setattr(revision, "CHANCE", 1.0)  # so that the rules edit after a short block
     ctx = context(tmp_path, iterations=3)
     got, _ = accepted(ctx, ending(ctx, protocol_edit=edit))
-    assert got.by == "llm" and got.edit_by == by and got.step.protocol_edit.is_edit == made
+    assert got.by == "llm" and got.edit_by == by and bool(got.protocol_edit["old"]) == made
     if not made and by == "rules":
-        reason = got.step.protocol_edit.reason
+        reason = got.protocol_edit["reason"]
         assert reason.startswith("No changes needed: 3 iterations")
         assert "branching rate 0%" in reason and "improvement" in reason
     got, _ = accepted(ctx, UNREADABLE)

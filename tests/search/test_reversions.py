@@ -130,5 +130,5 @@ def test_no_order_of_the_slots_makes_a_sibling_an_ancestor(tmp_path, order):
 
     refused = []
     got = request_step(ctx, Once(), lambda: ctx.state, lambda *args, **fields: refused.append(fields))
-    assert got.proposals[0]["parent"] == other and got.proposals[0]["changes"] == {"batch_size": 2}
-    assert got.reversions == ()
+    assert got["proposals"][0]["parent"] == other and got["proposals"][0]["changes"] == {"batch_size": 2}
+    assert got["reversions"] == ()

@@ -85,7 +85,7 @@ def killed_after(monkeypatch, events: int, torn: int = 0) -> None:
 class Scripted:
     """Answers from a list, then as the rules; keeps every context that it was given."""
 
-    name, is_paid = "scripted", True
+    name = "scripted"
 
     def __init__(self, *answers):
         self.answers, self.contexts = list(answers), []

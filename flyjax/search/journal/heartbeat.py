@@ -33,7 +33,6 @@ class Heartbeat:
         self.waited_s = 0.0  # paused, and not yet in an event
 
     def start(self) -> None:
-        """Start to write."""
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -54,7 +53,6 @@ class Heartbeat:
             self.discard()
 
     def discard(self) -> None:
-        """Remove the file."""
         self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:

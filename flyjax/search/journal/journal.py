@@ -139,7 +139,6 @@ def clean(value: Any) -> Any:
 
 
 def _to_line(event: dict[str, Any], number: int) -> bytes:
-    """An event as the line of this number."""
     return json.dumps({"schema": event["schema"], "seq": number} | event, allow_nan=False).encode("ascii") + b"\n"
 
 

@@ -132,7 +132,6 @@ def raise_for_status(response) -> None:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that a service asks to wait before the next attempt."""
     for name, unit in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
         with contextlib.suppress(KeyError, ValueError):
             seconds = float(headers[name]) * unit

@@ -170,19 +170,6 @@ def _repetitions(context: Context) -> str:
     return "; ".join(groups.values())
 
 
-def _slots_line(context: Context) -> str:
-    """The slots as the strategy table assigns them."""
-    assigned = assign_slots(
-        rules(context.protocol), context.state, context.block, context.n_proposals,
-        n_iter_block=context.n_iter_block, ucb_c=context.experiment.search.ucb_c, rng=generator(context),
-    )  # fmt: skip
-    count = Counter(
-        f"{s.strategy} {'of' if s.strategy == 'robustness-test' else 'from'} node {s.parent}" for s in assigned
-    )
-    slots = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in count.items())
-    return f"The slots that the table assigns: {slots}"
-
-
 def measures_text(context: Context) -> str:
     """The measures that the protocol's conditions use, computed."""
     if not context.new_nodes:
@@ -202,7 +189,14 @@ def measures_text(context: Context) -> str:
         *holding,
     ]
     if context.n_proposals and not context.next_opens_block and not context.drafts:
-        lines.append(_slots_line(context))
+        assigned = assign_slots(
+            known, state, block, context.n_proposals,
+            n_iter_block=context.n_iter_block, ucb_c=context.experiment.search.ucb_c, rng=generator(context),
+        )  # fmt: skip
+        links = {"robustness-test": "of"}
+        count = Counter(f"{s.strategy} {links.get(s.strategy, 'from')} node {s.parent}" for s in assigned)
+        slots = ", ".join(f"{n} x {name}" if n > 1 else name for name, n in count.items())
+        lines.append(f"The slots that the table assigns: {slots}")
     if known.problems:
         lines.append("Rows that code cannot read, for you to apply: " + "; ".join(known.problems))
     return "\n".join(lines)

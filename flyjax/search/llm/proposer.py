@@ -36,7 +36,6 @@ class LLMProposer:
     """
 
     name = "llm"
-    is_paid = True
 
     def __init__(self, experiment: Experiment, run_dir=None, client: Any = None):
         key = api_key()

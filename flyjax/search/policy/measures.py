@@ -53,11 +53,6 @@ def consecutive(values: Sequence[float], holds: Callable[[float], bool]) -> int:
     return sum(1 for _ in takewhile(holds, reversed(values)))
 
 
-def successes(values: Sequence[float], threshold: float = 0.9) -> int:
-    """How many values at the end are >= threshold."""
-    return consecutive(values, lambda value: value >= threshold)
-
-
 def plateau(values: Sequence[float], tolerance: float = 0.05) -> int:
     """How many values at the end fit into one band of +- tolerance."""
     # 1e-9: a band of exactly +- tolerance counts, whatever the rounding.
@@ -144,7 +139,7 @@ def measure(state: State, block: int) -> Measures:
         branching_rate(state, block, quarter(state.n_iter_block)),
         improvement_rate(values),
         stuck,
-        successes(values),
+        consecutive(values, lambda value: value >= 0.9),
         max((score(n) for n in state.block_nodes(block) if n.reward is not None), default=None),
         iterations=len(values),
         noise=noise,

@@ -102,7 +102,6 @@ def _combined(tried: list[Move], parent: Node, own: set[str], least: float) -> C
 
 
 def _lineage(state: State, node: Node | None) -> set[str]:
-    """Names that a node or one of its ancestors has changed."""
     return set() if node is None else {*node.changes, *_lineage(state, start(state, node))}
 
 

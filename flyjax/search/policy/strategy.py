@@ -57,11 +57,9 @@ def condition_holds(condition: Condition, state: State, block: int, n_iter_block
             measured = branching_rate(state, block, quarter(n_iter_block))
         case "improvement":
             measured = improvement_rate(values)
-        case "good_config" | "best":
+        case _:  # good_config, best
             best = best_node(state, block)
             measured = None if best is None else best.reward
-        case kind:
-            raise ValueError(f"unknown condition {kind!r}")
     return measured is not None and _OPERATORS[condition.op](measured, condition.value)
 
 

@@ -7,7 +7,7 @@ code makes is the parent that the reversion check names, after the proposer was 
 
 import contextlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from flyjax.search.journal.state import State
@@ -109,56 +109,15 @@ def _fill_slots(
 RETRIES = 2  # corrections a proposer may make
 
 
-@dataclass(frozen=True)
-class Accepted:
-    """A step that can be carried out, in the journal's form."""
-
-    step: Step
-    by: str
-    raw: Any
-    proposals: tuple[dict[str, Any], ...]  # parent, changes, config, strategy, hypothesis, by, parent_rule
-    simulation: dict[str, Any]  # of the next iteration
-    fallbacks: tuple[str, ...] = ()
-    reversions: tuple[str, ...] = ()
-    demoted: tuple[str, ...] = ()  # principles of too few nodes, moved to the open questions
-    edit_by: str = ""  # who worded the edit of the protocol: the rules, where the answer's own could not be used
-
-    def fields(self, context: Context) -> dict[str, Any]:
-        """What the journal keeps of it."""
-        step, edit = self.step, self.step.protocol_edit
-        usd = step.usage.get("usd") if step.usage else 0.0
-        return {
-            "block": context.block,
-            "iter_in_block": context.iter_in_block,
-            "by": self.by,
-            "edit_by": self.edit_by,
-            "raw": self.raw,
-            "chosen": step.chosen,
-            "reason": step.reason,
-            "activity": step.activity,
-            "observation": step.observation,
-            "proposals": self.proposals,
-            "simulation": self.simulation,
-            "opens_block": context.next_opens_block,
-            "notes": step.notes,
-            "block_summary": step.block_summary,
-            "protocol_edit": edit and vars(edit),
-            "fallbacks": self.fallbacks,
-            "reversions": self.reversions,
-            "demoted": self.demoted,
-            "usage": step.usage,
-            "cost": "not reported" if usd is None else usd,
-        }
-
-
 def request_step(
     context: Context,
     proposer: Proposer,
     state_now: Callable[[], State],
     record: Callable[..., None],
     silent: bool = False,
-) -> Accepted:
-    """A step that can be carried out: the proposer's, repaired where two corrections did not help.
+) -> dict[str, Any]:
+    """A step that can be carried out, as the fields of its event: the proposer's, repaired where two corrections did
+    not help.
 
     **Arguments:** `state_now` gives the journal's state, which grows by the refused answers; `record`
     journals; `silent` skips the proposer where there is nothing to decide.
@@ -215,38 +174,55 @@ def _accept(
     raw: Any,
     fallbacks: tuple[str, ...] = (),
     edit_by: str = "",
-) -> Accepted:
-    """The step with every text in its bounds, its candidates as the journal keeps them."""
-    notes, demoted = demote("\n".join(line[:MAX_TEXT] for line in step.notes.splitlines()), sorted(context.state.nodes))
-    edit = step.protocol_edit and replace(step.protocol_edit, reason=one_line(step.protocol_edit.reason, MAX_TEXT))
+) -> dict[str, Any]:
+    """What the journal keeps of a step: every text in its bounds, the candidates with their configurations.
+
+    `demoted` lists principles of too few nodes, moved to the open questions; `edit_by` wrote the edit of the protocol.
+    """
+
+    def short(text: str) -> str:
+        return one_line(text, MAX_TEXT)
 
     def log_lines(texts: Mapping[int, str]) -> dict[int, str]:
-        return {n: one_line(text, MAX_TEXT) for n, text in texts.items() if n in context.new_nodes}
+        return {n: short(text) for n, text in texts.items() if n in context.new_nodes}
 
-    tidy = replace(
-        step,
-        reason=one_line(step.reason, MAX_TEXT),
-        block_summary=one_line(step.block_summary, MAX_TEXT),
-        activity=log_lines(step.activity),
-        observation=log_lines(step.observation),
-        notes=notes,
-        protocol_edit=edit,
-    )
-    proposals = tuple(
+    notes, demoted = demote("\n".join(line[:MAX_TEXT] for line in step.notes.splitlines()), sorted(context.state.nodes))
+    edit, usd = step.protocol_edit, step.usage.get("usd") if step.usage else 0.0
+    proposals = [
         {
             "parent": c.parent,
             "changes": c.changes,
             "config": c.config,
             "strategy": c.strategy,
-            "hypothesis": one_line(c.hypothesis, MAX_TEXT),
+            "hypothesis": short(c.hypothesis),
             "by": c.by or by,
             "parent_rule": _parent_rule(context, c),
             **({"proposed_from": c.proposed_from} if c.reversion else {}),
         }
         for c in checked.candidates.values()
-    )
-    simulation = next_simulation(context, step)
-    return Accepted(tidy, by, raw, proposals, simulation, fallbacks, checked.reversions, demoted, edit_by or by)
+    ]
+    return {
+        "block": context.block,
+        "iter_in_block": context.iter_in_block,
+        "by": by,
+        "edit_by": edit_by or by,
+        "raw": raw,
+        "chosen": step.chosen,
+        "reason": short(step.reason),
+        "activity": log_lines(step.activity),
+        "observation": log_lines(step.observation),
+        "proposals": proposals,
+        "simulation": next_simulation(context, step),
+        "opens_block": context.next_opens_block,
+        "notes": notes,
+        "block_summary": short(step.block_summary),
+        "protocol_edit": edit and {"old": edit.old, "new": edit.new, "reason": short(edit.reason)},
+        "fallbacks": fallbacks,
+        "reversions": checked.reversions,
+        "demoted": demoted,
+        "usage": step.usage,
+        "cost": "not reported" if usd is None else usd,
+    }
 
 
 def _parent_rule(context: Context, candidate: Candidate) -> str:

@@ -134,10 +134,10 @@ class Context:
 class Proposer(Protocol):
     """Anything that turns a Context into a Step. Its randomness comes from (run seed, iteration).
 
-    Optional attributes: `is_paid` (False; a paid proposer is asked only while the budgets allow it),
-    `reads_instructions` (True; of people, in user_input.md), `corrects_answers` (True; where the reversion check
-    replaces a parent, the proposer is informed before the program does so) and a method `with_drafts(context)`,
-    which adds an optimiser's drafts to the context of every attempt at a step.
+    Optional attributes: `reads_instructions` (True; of people, in user_input.md), `corrects_answers` (True; where the
+    reversion check replaces a parent, the proposer is informed before the program does so) and a method
+    `with_drafts(context)`, which adds an optimiser's drafts to the context of every attempt at a step. A proposer that
+    costs money checks the budgets before each call (`flyjax.search.llm.budget.check_budget`).
     """
 
     name: str

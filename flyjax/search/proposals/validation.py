@@ -10,7 +10,7 @@ A candidate is a configuration inside the ranges with a lawful parent, by the re
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flyjax.config import SIMULATION_TUNABLE, Experiment, Simulation, Training
@@ -27,15 +27,10 @@ MAX_TEXT = 4_000  # characters of a reason, a hypothesis, a summary
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A lawful proposal: what its node will be, its parent by the reversion check."""
+class Candidate(Proposal):
+    """A lawful proposal: its changes in their own types, its parent by the reversion check."""
 
-    parent: int | str
-    changes: dict[str, Any]  # against the parent
-    config: dict[str, Any]  # the whole training section
-    strategy: str
-    hypothesis: str
-    by: str = ""
+    config: dict[str, Any] = field(default_factory=dict)  # the whole training section
     proposed_from: int | None = None  # the parent that the proposal named, where the reversion check sets another
     reversion: str = ""  # why it does
 
@@ -107,7 +102,7 @@ def make_candidate(context: Context, proposal: Proposal) -> Candidate:
     changes, config = child_config(context.experiment, _start(context, named), proposal.changes)
     if proposal.strategy == "robustness-test" and changes:
         raise ValueError("a robustness-test runs its parent's configuration again: changes have to be empty")
-    candidate = Candidate(named, changes, config, proposal.strategy, proposal.hypothesis, proposal.by)
+    candidate = Candidate(**vars(proposal) | {"changes": changes}, config=config)
     if len(changes) != 1 or context.next_opens_block:
         return candidate
     ((name, value),) = changes.items()

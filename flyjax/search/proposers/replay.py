@@ -138,10 +138,7 @@ def write_transcript(run: str | Path, path: str | Path) -> Path:
     events = EVENTS[1:] if started.get("proposer") == "hybrid" else EVENTS
     lines = [about, *(_transcript_line(e) for k in sorted(answers) for e in answers[k] if e["event"] in events)]
     lines += [_result_line(node, started) for node in state.nodes.values() if node.status != "running"]
-    try:
-        write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in lines))
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; name a file that can be written") from None
+    write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in lines))
     return Path(path)
 
 

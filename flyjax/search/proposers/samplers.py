@@ -186,7 +186,6 @@ class HybridProposer:
     share `search.llm.share` of them. It chooses, writes the log and edits the rules as `llm` does."""
 
     name = "hybrid"
-    is_paid = True
 
     def __init__(self, experiment, run_dir=None):
         from flyjax.search.llm.proposer import LLMProposer

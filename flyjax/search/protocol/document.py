@@ -14,9 +14,8 @@ import unicodedata
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
-from flyjax.config import Experiment, Range, Training, read_yaml
+from flyjax.config import Experiment, Range, Training
 from flyjax.search.proposals.types import ProtocolEdit
 from flyjax.search.protocol.rule_table import MAX_ROW, Hint, Rule, parse_hints, parse_rules
 from flyjax.search.sanitize import is_forbidden, is_invisible, visible
@@ -195,11 +194,7 @@ def diff(before: str, after: str, name: str = "protocol.md") -> str:
 
 _FENCE = re.compile(r"^```yaml\n(training|simulation|search):\n(.*?)```", re.S | re.M)
 _LINE = re.compile(r"^  (\w+):[ \t]*(\S+)[ \t]*#[ \t]*(.*)$", re.M)
-_SPAN = re.compile(
-    r",?\s*(?:range: (?P<low>\S+) to (?P<high>\S+)(?: \((?P<scale>log|whole numbers)\))?"
-    r"|values: (?P<values>.+)|(?P<fixed>fixed in this run))$"
-)
-_SCALES: dict[str | None, Literal["linear", "log", "int"]] = {None: "linear", "log": "log", "whole numbers": "int"}
+_SPAN = re.compile(r",?\s*(?:range: \S+ to \S+(?: \((?:log|whole numbers)\))?|values: .+|fixed in this run)$")
 
 
 def _number(value, span: Range | None = None) -> str:
@@ -255,22 +250,11 @@ def instantiate(template: str, experiment: Experiment) -> str:
     return _FENCE.sub(own, head) + inside + _FENCE.sub(own, tail)
 
 
-def parameters(text: str) -> dict[str, dict[str, tuple[str, Range | None]]]:
-    """What a protocol's locked listings state: section -> name -> (value as written, range or None)."""
-    out: dict[str, dict] = {}
-    for section, listing in (found for part in split(text)[::2] for found in _FENCE.findall(part)):
-        for name, value, comment in _LINE.findall(listing):
-            out.setdefault(section, {})[name] = (value.strip('"'), _read_span(comment))
-    return out
-
-
-def _read_span(comment: str) -> Range | None:
-    found = _SPAN.search(comment)
-    if not found or found["fixed"]:
-        return None
-    if found["values"]:
-        return Range(scale="choice", values=tuple(read_yaml(f"[{found['values']}]")))
-    return Range(min=float(found["low"]), max=float(found["high"]), scale=_SCALES[found["scale"]])
+def _stated_ranges(text: str) -> dict[str, str]:
+    """Name -> the range of a training parameter, as a protocol's locked listings state it."""
+    listings = [lines for part in split(text)[::2] for section, lines in _FENCE.findall(part) if section == "training"]
+    rows = (row for lines in listings for row in _LINE.findall(lines))
+    return {name: found[0].strip(", ") for name, _, comment in rows if (found := _SPAN.search(comment))}
 
 
 def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
@@ -288,10 +272,7 @@ def carry_over(earlier: str, template: str, experiment: Experiment) -> str:
                 f"--protocol: {theirs.strip()[:60]!r} differs from the template's {ours.strip()[:60]!r}; "
                 "only the rules between the markers carry over"
             )
-    here, there = (
-        {name: _span_text(span) for name, (_, span) in parameters(text).get("training", {}).items()}
-        for text in (own, earlier)
-    )
+    here, there = map(_stated_ranges, (own, earlier))
     for name in sorted(set(here) | set(there)):
         mine, other = here.get(name, "absent"), there.get(name, "absent")
         if mine != other:
