@@ -46,7 +46,6 @@ class SearchDriver:
         self.experiment, self.run_dir, self.console = experiment, run_dir, console
         self.logger = make_logger(viewers, run_dir, experiment.name)
         self.state: State | None = None
-        self.declined = False
         self.progress = console.progress()
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
@@ -125,7 +124,6 @@ class SearchDriver:
                 f"something else, write it into {self.run_dir / 'user_input.md'}; rules for later iterations go into "
                 f"{self.run_dir / 'protocol.md'}"
             )
-        self.declined = True
         return False
 
 
@@ -186,8 +184,6 @@ def run_search(
         driver.logger.close()
     report = write_report(run_dir)
     console.log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
-    if outcome.status == "paused" and not driver.declined:
-        raise UserError(outcome.reason)
     return outcome
 
 

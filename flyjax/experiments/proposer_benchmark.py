@@ -151,11 +151,6 @@ def transcript_of(folder: Path | None, landscape: str, seed: int, proposer: str)
     return path if path is not None and path.is_file() else None
 
 
-def _without_rules(reason: Any) -> str:
-    """A reason to pause without the advice to use another proposer, which a comparison cannot."""
-    return str(reason).removesuffix(f", or {FREE}")
-
-
 def one_row(
     landscape: str,
     seed: int,
@@ -181,13 +176,7 @@ def one_row(
         asked: Proposer = ReplayProposer(experiment, run_dir, transcript)
     else:
         asked = make_proposer(proposer, experiment, run_dir)
-    outcome = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template)
-    state = outcome.state
-    if outcome.status != "finished":
-        raise UserError(
-            f"{proposer} paused on {landscape}, seed {seed}: {_without_rules(outcome.reason)}; the same command "
-            f"continues in {run_dir}"
-        )
+    state = run_loop(experiment, run_dir, evaluate, asked, protocol_template=template).state
     row = {
         "landscape": landscape,
         "seed": seed,
@@ -251,9 +240,8 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                     log(f"out of time at {landscape}, seed {seed}, {proposer}; the same command continues")
                     return out
                 except Paused as error:
-                    raise UserError(
-                        f"{proposer} on {landscape}, seed {seed}: {_without_rules(error)}; nothing is lost"
-                    ) from None
+                    reason = str(error).removesuffix(f", or {FREE}")  # a comparison cannot use another proposer
+                    raise UserError(f"{proposer} on {landscape}, seed {seed}: {reason}; nothing is lost") from None
                 with open_lines(path) as file:
                     write_line(file, {"key": key, "row": known[key]}, sync=True)
             row = known[key]
