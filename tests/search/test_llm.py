@@ -263,7 +263,7 @@ def test_missing_log_entries_are_asked_for_together_with_all_else(ask, tmp_path)
     step, _ = ask(Player(spoil=spoil), ctx)
     problems = list(map(str, check_step(ctx, step).problems))
     assert "log: node 2 has no activity" in problems and any("outside its range" in e for e in problems)
-    assert step.activity == {1: "lively 1", 2: "rank 2", 3: "lively 3"} and step.observation[2].startswith("R2 0.520")
+    assert {n: line for n, line in step.activity.items() if line} == {1: "lively 1", 3: "lively 3"}
     _, requests = ask(Player(spoil=spoil), replace(ctx, feedback=tuple(problems)))
     assert "outside its range" in prompt_text(requests[0])
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from support.search_contexts import context, experiment
 
-from flyjax.search.llm.proposer import complete, merge
+from flyjax.search.llm.proposer import merge
 from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import BadAnswer, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.samplers import with_drafts
@@ -31,8 +31,7 @@ class Scripted:
         answer = self.answers[min(len(self.feedback), len(self.answers)) - 1]
         if isinstance(answer, BadAnswer):
             raise answer
-        step = complete(merge(answer, ctx, self.name), ctx)
-        return replace(step, raw=len(self.feedback))
+        return replace(merge(answer, ctx, self.name), raw=len(self.feedback))
 
 
 def accepted(ctx, *answers, proposer=None):

@@ -120,7 +120,8 @@ def test_no_order_of_the_slots_makes_a_sibling_an_ancestor(tmp_path, order):
     has, other = pair[order[0]], pair[order[1]]
     ctx.state.nodes[has] = replace(ctx.state.nodes[has], config={**ctx.state.nodes[has].config, "batch_size": 2})
     ctx = replace(ctx, n_proposals=1)
-    step = Step((Proposal(other, {"batch_size": 2}),), ctx.new_nodes[0])
+    lines = dict.fromkeys(ctx.new_nodes, "line")
+    step = Step((Proposal(other, {"batch_size": 2}),), ctx.new_nodes[0], activity=lines, observation=lines)
 
     class Once:
         name = "once"

@@ -98,10 +98,16 @@ def test_a_seed_cannot_be_proposed(tmp_path):
 # --- a step ---
 
 
+def logged(ctx):
+    """A line for each new node."""
+    return {name: dict.fromkeys(ctx.new_nodes, "line") for name in ("activity", "observation")}
+
+
 def problems(tmp_path, *proposals, iterations=2, **step):
     """What is wrong with these proposals after two iterations (nodes 1-6, block of three)."""
     ctx = context(tmp_path, iterations=iterations, n_proposals=len(proposals))
-    return list(map(str, check_step(ctx, Step(tuple(proposals), **{"chosen": ctx.new_nodes[-1], **step})).problems))
+    step = {"chosen": ctx.new_nodes[-1], **logged(ctx), **step}
+    return list(map(str, check_step(ctx, Step(tuple(proposals), **step)).problems))
 
 
 def test_good_proposals_pass(tmp_path):
@@ -149,9 +155,11 @@ def test_duplicates_within_a_step_and_across_parents(tmp_path):
 
 def test_counts_choices_and_places(tmp_path):
     ctx = context(tmp_path, iterations=2)
-    wrong = check_step(ctx, Step((Proposal(6, {"batch_size": 2}),), chosen=1)).problems
+    wrong = check_step(ctx, Step((Proposal(6, {"batch_size": 2}),), chosen=1, **logged(ctx))).problems
     assert [p.part for p in wrong] == ["proposals", "chosen"]
-    inside = Step((), chosen=6, next_simulation={"n_frames": 2000}, protocol_edit=ProtocolEdit("", "", "none"))
+    inside = Step(
+        (), chosen=6, **logged(ctx), next_simulation={"n_frames": 2000}, protocol_edit=ProtocolEdit("", "", "none")
+    )
     assert {p.part for p in check_step(ctx, inside).problems} == {"proposals", "next_simulation", "protocol_edit"}
 
 
@@ -165,7 +173,7 @@ def end(tmp_path, **fields):
         "block_summary": "fine",
         "protocol_edit": ProtocolEdit("", "", "No changes needed: it climbs"),
     }
-    return [str(p) for p in check_step(ctx, Step(**{**good, **fields})).problems]
+    return [str(p) for p in check_step(ctx, Step(**{**good, **logged(ctx), **fields})).problems]
 
 
 def test_block_ends(tmp_path):
@@ -298,7 +306,7 @@ LR, NOISE = "learning_rate_start", "noise_model_level"
 )
 def test_reversion_check(rows, proposal, parent):
     ctx = tree_of(*rows)
-    step = Step((Proposal(*proposal),), chosen=len(rows))
+    step = Step((Proposal(*proposal),), chosen=len(rows), **logged(ctx))
     assert check_step(ctx, step).problems == []
     (candidate,) = check_step(ctx, step).candidates.values()
     assert candidate.parent == parent

@@ -33,8 +33,10 @@ class Heartbeat:
         self.waited_s = 0.0  # paused, and not yet in an event
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-        self._thread.start()
+        thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        with suppress(RuntimeError):  # no more threads: a kill would lose the time since the last event
+            thread.start()
+            self._thread = thread
 
     @contextmanager
     def paused(self) -> Iterator[None]:

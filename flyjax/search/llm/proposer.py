@@ -9,18 +9,15 @@ by the caller, which returns errors through `Context.feedback`. It has no files,
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from flyjax.config import Experiment
-from flyjax.search.journal.state import Node
 from flyjax.search.llm.budget import at_most, check_budget, plus, usage_of
 from flyjax.search.llm.client import FREE, MAX_ANSWER_BYTES, RESUME, CallFailed, api_key, make_client, send
 from flyjax.search.llm.prompt import Prompt, build
 from flyjax.search.llm.schema import read
 from flyjax.search.proposals.types import BadAnswer, Context, Paused, Problem, Step
-from flyjax.search.proposers.rules import activity_line, observe
 from flyjax.search.sanitize import clean, clean_text
 from flyjax.utils.secrets import redact
 
@@ -68,7 +65,7 @@ class LLMProposer:
             raw["content"] = [b for b in raw["content"] if not (isinstance(b, dict) and b.get("type") in thoughts)]
         self._previous = (where, json.dumps(raw["content"], ensure_ascii=False, separators=(",", ":")))
         try:
-            step = complete(merge(read(data, context), context, self.name), context)
+            step = merge(read(data, context), context, self.name)
         except BadAnswer as unreadable:
             raise BadAnswer(unreadable.errors, raw, usage) from None
         return replace(step, usage=usage, raw=raw)
@@ -168,27 +165,3 @@ def merge(step: Step, context: Context, by: str) -> Step:
         if why:
             warnings.append(Problem("overrides", f"number {number}: {why}", remedy="the optimiser's draft stays"))
     return replace(step, proposals=tuple(slots), warnings=tuple(warnings))
-
-
-def complete(step: Step, context: Context) -> Step:
-    """The step with all that was asked for: a line on every new node, every field of the next simulation.
-
-    What is missing is filled in, by the rules' words and the present simulation, with a warning: it goes back
-    to the model before it is accepted.
-    """
-    state, warnings = context.state, [*step.warnings]
-
-    def filled(name: str, given: dict[int, str], words: Callable[[Node], str]) -> dict[int, str]:
-        missing = [n for n in context.new_nodes if not given.get(n)]
-        warnings.extend(Problem("log", f"node {n} has no {name}", remedy="replaced by the rules") for n in missing)
-        return given | {n: words(state.nodes[n]) for n in missing}
-
-    activity = filled("activity", step.activity, activity_line)
-    observation = filled("observation", step.observation, lambda node: observe(state, node))
-    if context.is_block_end and context.next_opens_block:
-        warnings += [
-            Problem("next_simulation", f"{name} is missing, every field is wanted", remedy="it keeps its value")
-            for name in context.experiment.search.simulation_ranges
-            if name not in step.next_simulation
-        ]
-    return replace(step, warnings=tuple(warnings), activity=activity, observation=observation)

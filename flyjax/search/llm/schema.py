@@ -14,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from flyjax.config import Experiment, Range
 from flyjax.config.ranges import coerce
-from flyjax.search.proposals.types import ROOT, STRATEGIES, BadAnswer, Context, Proposal, ProtocolEdit, Step
+from flyjax.search.proposals.types import ROOT, STRATEGIES, BadAnswer, Context, Problem, Proposal, ProtocolEdit, Step
 from flyjax.search.sanitize import one_line
 
 #: Why there is no complete tool call, by stop reason.
@@ -117,6 +117,10 @@ class Answer(BaseModel):
     def step(self, context: Context) -> Step:
         entries = [e for e in self.log if type(e.node) is int]
         edit = ProtocolEdit(self.edit_old, self.edit_new, self.edit_reason)
+        simulation = _simulation(self.next_simulation, context)
+        wanted = (
+            context.experiment.search.simulation_ranges if context.is_block_end and context.next_opens_block else ()
+        )
         return Step(
             tuple(p.proposal() for p in self.proposals),
             chosen=self.chosen,
@@ -125,8 +129,13 @@ class Answer(BaseModel):
             observation={e.node: e.observation for e in entries},
             notes=self.notes,
             block_summary=self.block_summary,
-            next_simulation=_simulation(self.next_simulation, context),
+            next_simulation=simulation,
             protocol_edit=edit if context.is_block_end else None,
+            warnings=tuple(
+                Problem("next_simulation", f"{name} is missing, every field is wanted", remedy="it keeps its value")
+                for name in wanted
+                if name not in simulation
+            ),
         )
 
 

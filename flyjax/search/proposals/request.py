@@ -64,8 +64,8 @@ def _replaced_parts(context: Context, step: Step, reference: Step, parts: set[st
         # No edit was wanted, and none is made: the measures are the reason.
         measures = measure(context.state, context.block).describe()
         out["protocol_edit"] = replace(edit, reason=f"No changes needed: {measures}")
-    for part in parts & {"activity", "observation"}:
-        good = {n: text for n, text in getattr(step, part).items() if len(text) <= MAX_TEXT}
+    for part in ("activity", "observation"):
+        good = {n: text for n, text in getattr(step, part).items() if 0 < len(text) <= MAX_TEXT}
         out[part] = {**getattr(reference, part), **good}
     return out
 

@@ -170,6 +170,12 @@ def check_step(context: Context, step: Step) -> Checked:
     if context.new_nodes and (isinstance(step.chosen, bool) or step.chosen not in context.new_nodes):
         listed = ", ".join(map(str, context.new_nodes))
         problems.append(Problem("chosen", f"{str(step.chosen)[:40]} is not one of the new nodes, {listed}"))
+    problems += [
+        Problem("log", f"node {n} has no {name}")
+        for name in ("activity", "observation")
+        for n in context.new_nodes
+        if not getattr(step, name).get(n)
+    ]
     problems += [*_check_block_end(context, step), *_check_texts(step), *step.warnings]
     return Checked(problems, candidates, noun(context))
 

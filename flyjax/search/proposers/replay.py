@@ -17,7 +17,6 @@ from flyjax.config import Experiment
 from flyjax.search.iteration import IterationPlan
 from flyjax.search.journal.journal import FILE_NAME, read_journal
 from flyjax.search.journal.state import Node, fold
-from flyjax.search.llm.proposer import complete
 from flyjax.search.llm.schema import objects, read
 from flyjax.search.proposals.types import BadAnswer, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.proposals.validation import check_step
@@ -211,7 +210,7 @@ class ReplayProposer:
         try:
             if not isinstance(raw, dict):
                 raise BadAnswer(["the transcript's answer is not a message"])
-            step = replace(complete(read(raw, context), context), raw=raw)
+            step = replace(read(raw, context), raw=raw)
             if event["event"] == "proposal_rejected" and not (checked := check_step(context, step)).problems:
                 # Earlier versions refused more; what follows in the transcript is the answer that was carried out.
                 raise BadAnswer(checked.reversions or ("the recorded run refused this answer",))
