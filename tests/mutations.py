@@ -182,7 +182,7 @@ MUTATIONS = (
     ),
     Mutation(
         "journaled nodes are journaled again",
-        "search/run/session.py",
+        "search/loop.py",
         "            if node.id in plan.done:",
         "            if node.id in ():",
         "search/test_interruptions.py::test_a_node_that_is_in_the_journal_is_not_trained_or_journaled_again",
@@ -197,17 +197,17 @@ MUTATIONS = (
     ),
     Mutation(
         "nodes share their seeds",
-        "search/run/session.py",
-        "derive_seed(self.experiment.search.seed, node, index)",
-        "derive_seed(self.experiment.search.seed, 0, index)",
+        "search/iteration.py",
+        "derive_seed(experiment.search.seed, node, index)",
+        "derive_seed(experiment.search.seed, 0, index)",
         "search/test_loop.py::test_every_block_begins_at_the_root_and_stays_in_its_simulation",
         fast=True,
     ),
     Mutation(
         "the seeds of a node are one",
-        "search/run/session.py",
-        "derive_seed(self.experiment.search.seed, node, index)",
-        "derive_seed(self.experiment.search.seed, node, 0)",
+        "search/iteration.py",
+        "derive_seed(experiment.search.seed, node, index)",
+        "derive_seed(experiment.search.seed, node, 0)",
         "search/test_loop.py::test_every_block_begins_at_the_root_and_stays_in_its_simulation",
     ),
     Mutation(
@@ -227,7 +227,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a failed node's event names another parent",
-        "search/run/session.py",
+        "search/loop.py",
         'place = {"node": node.id, "parent": node.parent,',
         'place = {"node": node.id, "parent": ROOT,',
         "search/test_loop.py::test_failed_nodes_do_not_stop_the_run",
@@ -273,8 +273,8 @@ MUTATIONS = (
     Mutation(
         "the journal holds keys",
         "search/journal/journal.py",
-        "        return redact(value)\n    if value is None",
-        "        return value\n    if value is None",
+        "return redact(json.loads(text, ",
+        "return (json.loads(text, ",
         "search/test_secrets.py::test_the_journal_lets_no_key_through",
     ),
     Mutation(
