@@ -10,7 +10,7 @@ from support.search_contexts import context, experiment
 
 from flyjax.search.llm.proposer import merge
 from flyjax.search.proposals.request import request_step
-from flyjax.search.proposals.types import BadAnswer, Proposal, ProtocolEdit, Step
+from flyjax.search.proposals.types import BadAnswer, Problem, Proposal, ProtocolEdit, Step
 from flyjax.search.proposers.samplers import with_drafts
 from flyjax.search.protocol import revision
 
@@ -122,7 +122,8 @@ def test_an_edit_is_its_authors_and_none_stays_none(tmp_path, monkeypatch, edit,
 
 def test_a_simulation_with_fields_missing_goes_back_and_then_keeps_its_values(tmp_path):
     ctx = context(tmp_path, iterations=3)
-    got, refused = accepted(ctx, ending(ctx, next_simulation={"n_frames": 3000}))
+    missing = Problem("next_simulation", "delta_t is missing, every field is wanted", remedy="it keeps its value")
+    got, refused = accepted(ctx, ending(ctx, next_simulation={"n_frames": 3000}, warnings=(missing,)))
     assert len(refused) == 2 and any("delta_t is missing" in line for line in refused[0])
     assert (
         got.simulation["n_frames"] == 3000
