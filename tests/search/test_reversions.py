@@ -55,7 +55,9 @@ def corrected(exp, events, run_dir):
             ctx = before(exp, events, entry["node"], run_dir)
             named = ctx.state.nodes[TRUE[entry["node"]][0]]
             changes = {k: v for k, v in entry["config"].items() if v != named.config[k]}
-            step = Step((Proposal(named.id, changes, hypothesis=entry["hypothesis"]),), ctx.new_nodes[0])
+            lines = dict.fromkeys(ctx.new_nodes, "line")
+            given = (Proposal(named.id, changes, hypothesis=entry["hypothesis"]),)
+            step = Step(given, ctx.new_nodes[0], activity=lines, observation=lines)
             checked = check_step(ctx, step)
             assert not checked.problems and not checked.reversions
             assert checked.candidates[0].config == entry["config"]
