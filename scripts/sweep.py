@@ -17,6 +17,7 @@ Examples:
   python scripts/sweep.py experiments/sweep_random.yaml --log tensorboard\n
   python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8\n
   python scripts/sweep.py --set "sweep.grid={batch_size: [1, 4]}"\n
+  python scripts/sweep.py experiments/landscape_published.yaml --set sweep.n_sobol=512\n
   python scripts/sweep.py experiments/full_scale.yaml --dry-run --memory 80
 
 The same command continues a sweep that was stopped; after its end it changes nothing. To train again, give another
@@ -50,13 +51,15 @@ def main(
 ):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
-    Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl.
+    Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl; with
+    sweep.output=trainings only trainings.csv, a row per training.
     """
     prepare_devices()
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
-    from flyjax.experiments.sweep import describe, run_sweep, sweep_candidates
+    from flyjax.experiments.sweep import describe, node_specs, run_sweep, sweep_candidates
+    from flyjax.experiments.trainings import run_trainings
     from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
@@ -65,7 +68,9 @@ def main(
     out, console = run_path(run_dir, experiment.name), Console()
     check(out, "sweep")
     console.log(describe(experiment, candidates, memory))
-    if not dry_run:
+    if experiment.sweep.output == "trainings" and not dry_run:
+        run_trainings(experiment, node_specs(experiment, candidates), out, console)
+    elif not dry_run:
         run_sweep(experiment, candidates, out, console, viewers or ())
 
 

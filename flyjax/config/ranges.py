@@ -88,6 +88,16 @@ def sample(span: Range, rng: np.random.Generator) -> Any:
     return at(span, float(rng.random()))
 
 
+def quantile(span: Range, u: float) -> Any:
+    """The value below which a share `u` in [0, 1) of a range lies, on its scale: uniform where `u` is."""
+    if span.scale == "choice":
+        return _values(span)[int(u * len(_values(span)))]
+    if span.scale == "int":
+        low, high = (math.ceil(_ends(span)[0]), math.floor(_ends(span)[1]))
+        return low + int(u * (high - low + 1))
+    return at(span, u)
+
+
 def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.15, direction: int = 0) -> Any:
     """Another value about `size` of the range away; up (+1), down (-1) or either (0).
 

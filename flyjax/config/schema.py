@@ -397,7 +397,7 @@ class Search(StrictModel):
 
 
 class Sweep(StrictModel):
-    """Configurations for scripts/sweep.py: a list, a grid and random draws from search.ranges, in this order."""
+    """Configurations for scripts/sweep.py: a list, a grid, random draws and a Sobol sequence, in this order."""
 
     candidates: tuple[dict[str, Any], ...] = Field(
         (), strict=False, description="training settings, each relative to the training section"
@@ -406,7 +406,15 @@ class Sweep(StrictModel):
         default_factory=dict, description="values per training parameter; every combination is trained"
     )
     n_random: int = Field(0, ge=0, le=10_000, description="draws from search.ranges")
-    seed: Seed = Field(0, description="seed of the draws")
+    n_sobol: int = Field(
+        0, ge=0, le=10_000, description="first points of a scrambled Sobol sequence that fills search.ranges evenly"
+    )
+    seed: Seed = Field(0, description="seed of the draws and of the sequence")
+    output: Literal["nodes", "trainings"] = Field(
+        "nodes",
+        description="nodes: a folder per configuration with every metric, figures and parameters; trainings: only "
+        "trainings.csv, a row per training with read-out and prediction, which a larger n_sobol continues",
+    )
     halving: float | None = Field(
         None,
         gt=1,
@@ -424,6 +432,8 @@ class Sweep(StrictModel):
         n = len(self.candidates) + (math.prod(map(len, self.grid.values())) if self.grid else 0)
         if n > MAX_CONFIGURATIONS:
             raise ValueError(f"{n:,} configurations in candidates and grid, more than {MAX_CONFIGURATIONS:,}")
+        if self.output == "trainings" and self.halving is not None:
+            raise ValueError("halving needs sweep.output=nodes: a table of trainings has only complete ones")
         return self
 
 

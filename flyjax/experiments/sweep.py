@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from scipy.stats.qmc import Sobol
 
-from flyjax.config import Experiment, Training, dump_yaml, parse_experiment
-from flyjax.config.ranges import derive_seed, sample
+from flyjax.config import Experiment, Range, Training, dump_yaml, parse_experiment
+from flyjax.config.ranges import derive_seed, quantile, sample
 from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.train_nodes import train_nodes
@@ -25,7 +28,7 @@ from flyjax.utils.run_directory import RunDirectory, remove_checkpoints
 
 
 def sweep_candidates(experiment: Experiment) -> list[Training]:
-    """The configurations of the sweep section: its list, then its grid, then its random draws.
+    """The configurations of the sweep section: its list, its grid, its random draws, its Sobol sequence.
 
     **Raises:** `UserError` where there is none, or a value is outside its range.
     """
@@ -35,9 +38,11 @@ def sweep_candidates(experiment: Experiment) -> list[Training]:
         changes += [dict(zip(sweep.grid, values)) for values in itertools.product(*sweep.grid.values())]
     rng = np.random.default_rng(sweep.seed)
     changes += [{name: sample(span, rng) for name, span in ranges.items()} for _ in range(sweep.n_random)]
+    changes += sobol_settings(ranges, sweep.n_sobol, sweep.seed)
     if not changes:
         raise UserError(
-            "nothing to sweep: give sweep.candidates, sweep.grid or sweep.n_random (python scripts/sweep.py --help)"
+            "nothing to sweep: give sweep.candidates, sweep.grid, sweep.n_random or sweep.n_sobol "
+            "(python scripts/sweep.py --help)"
         )
     base = experiment.model_dump(mode="json")
     return [
@@ -46,12 +51,21 @@ def sweep_candidates(experiment: Experiment) -> list[Training]:
     ]
 
 
+def sobol_settings(ranges: Mapping[str, Range], n: int, seed: int) -> list[dict[str, Any]]:
+    """The first `n` points of a scrambled Sobol sequence in the ranges, one dictionary each; the same for every larger
+    `n`."""
+    if not n or not ranges:
+        return []
+    points = Sobol(len(ranges), seed=seed).random_base2(math.ceil(math.log2(n)))[:n]
+    return [{name: quantile(span, u) for (name, span), u in zip(ranges.items(), point)} for point in points]
+
+
 def varied(candidates: list[Training]) -> list[str]:
     """Names whose values differ between candidates."""
     return [name for name in Training.model_fields if len({getattr(c, name) for c in candidates}) > 1]
 
 
-def _specs(experiment: Experiment, candidates: list[Training]) -> list[NodeSpec]:
+def node_specs(experiment: Experiment, candidates: list[Training]) -> list[NodeSpec]:
     n_seeds, seed = experiment.training.n_seeds, experiment.search.seed
     return [NodeSpec(k, c, tuple(derive_seed(seed, k, s) for s in range(n_seeds))) for k, c in enumerate(candidates, 1)]
 
@@ -61,7 +75,7 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
 
     **Arguments:** `memory_gb` plans for an accelerator of that size, GB, instead of this machine.
     """
-    seeds = [spec.seeds for spec in _specs(experiment, candidates)]
+    seeds = [spec.seeds for spec in node_specs(experiment, candidates)]
     plan = forecast(
         experiment.simulation,
         experiment.model,
@@ -126,7 +140,7 @@ def run_sweep(
 def _train_and_tabulate(
     experiment: Experiment, candidates: list[Training], run_dir: Path, console, logger: MetricLogger
 ) -> dict[int, dict]:
-    specs = _specs(experiment, candidates)
+    specs = node_specs(experiment, candidates)
     try:
         with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
             on_progress,
