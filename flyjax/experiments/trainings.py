@@ -75,9 +75,7 @@ def run_trainings(experiment: Experiment, specs: Sequence[NodeSpec], run_dir: Pa
         began, done = time.perf_counter(), 0
         for chunk in chunks(missing, experiment.simulation.n_frames, size):
             start = time.perf_counter()
-            # Programs of equal width compile once.
-            padded = [*chunk, *[chunk[-1]] * (size - len(chunk))]
-            trained = train_sweep(learner, [s.training for s in padded], [s.seeds for s in padded], recordings.train)
+            trained = train_sweep(learner, [s.training for s in chunk], [s.seeds for s in chunk], recordings.train)
             new = [
                 {
                     "node": spec.id,
@@ -86,7 +84,7 @@ def run_trainings(experiment: Experiment, specs: Sequence[NodeSpec], run_dir: Pa
                     **_evaluated(learner, spec.training, one, recordings),
                     "n_steps": one.n_steps,
                 }
-                for spec, own in zip(chunk, trained)
+                for spec, own in zip(chunk, trained, strict=True)
                 for one in own
             ]
             each = (time.perf_counter() - start) / len(new)
@@ -125,12 +123,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def chunks(specs: Sequence[NodeSpec], n_frames: int, size: int) -> Iterator[Sequence[NodeSpec]]:
-    """Configurations that share a program, those of like number of steps together: a program runs to its longest."""
+    """Configurations that share a program, those of like number of steps together: a program runs to its longest.
+
+    The longest first, so that what does not fill a program is short.
+    """
     same: dict[Static, list[NodeSpec]] = {}
     for spec in specs:
         same.setdefault(static_of(spec.training), []).append(spec)
     for group in same.values():
-        group.sort(key=lambda spec: n_steps(spec.training, n_frames))
+        group.sort(key=lambda spec: -n_steps(spec.training, n_frames))
         yield from (group[k : k + size] for k in range(0, len(group), size))
 
 
