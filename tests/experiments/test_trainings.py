@@ -5,11 +5,11 @@ import pytest
 
 from flyjax.cli.console import Console
 from flyjax.config import Range, parse_experiment
+from flyjax.config.ranges import unit
 from flyjax.experiments import trainings
 from flyjax.experiments.node import learner_for
 from flyjax.experiments.sweep import node_specs, sobol_settings, sweep_candidates
 from flyjax.recovery import evaluate
-from flyjax.config.ranges import unit
 from flyjax.utils.errors import UserError
 
 RANGES = {
