@@ -1,4 +1,4 @@
-"""Put the checkout on the path, so that the scripts run without an installation."""
+"""Put the checkout on the path, so that the scripts run without an installation; options that several have."""
 
 import sys
 
@@ -7,10 +7,27 @@ if sys.version_info < (3, 11):  # noqa: UP036  before anything that an older Pyt
     sys.exit(2)
 
 from pathlib import Path
+from typing import Annotated
+
+import typer
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flyjax.cli.app import commit, make_app, prepare_devices, run  # noqa: E402
 
-__all__ = ["ROOT", "commit", "make_app", "prepare_devices", "run"]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")]
+Viewers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")
+]
+Memory = Annotated[
+    float | None, typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")
+]
+
+__all__ = ["ROOT", "DryRun", "Memory", "Settings", "Viewers", "commit", "make_app", "prepare_devices", "run"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, commit, make_app, prepare_devices, run
+from _cli import ROOT, Memory, Viewers, commit, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
@@ -72,22 +72,14 @@ def main(
             "user_input.md of the run and run the same command again.",
         ),
     ] = False,
-    viewers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--log", help="Also log to tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
-        ),
-    ] = None,
+    viewers: Viewers = None,
     dry_run: Annotated[
         bool,
         typer.Option(
             "--dry-run", help="Print the plan, with --proposer llm also the cost and the next prompt; train nothing."
         ),
     ] = False,
-    memory: Annotated[
-        float | None,
-        typer.Option(help="With --dry-run: plan for an accelerator with this memory, GB, instead of this machine."),
-    ] = None,
+    memory: Memory = None,
     revert: Annotated[
         bool, typer.Option("--revert-protocol", help="Undo the newest edit of the run's protocol, then stop.")
     ] = False,
@@ -112,33 +104,20 @@ def main(
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
-    from flyjax.cli.search import open_run, run_search
-    from flyjax.search.proposers import make_proposer
+    from flyjax.cli.search import SearchRun
 
-    opened = open_run(experiment, run_dir, config, given, protocol, allow_fallback, dry_run)
+    search, template = (
+        SearchRun(experiment, run_dir, config, given, protocol, allow_fallback, dry_run),
+        ROOT / "protocol.md",
+    )
     if dry_run:
         from flyjax.experiments.forecast import forecast_search, given_memory
         from flyjax.search.run.status import preview
 
-        opened.console.log(forecast_search(opened.experiment, given_memory(memory)))
-        template = ROOT / "protocol.md"
-        opened.console.log(preview(opened.experiment, run_dir, template, opened.available, opened.proposer))
+        search.console.log(forecast_search(search.experiment, given_memory(memory)))
+        search.console.log(preview(search.experiment, run_dir, template, search.available, search.proposer))
         return
-    opened.announce(asked_for=experiment.search.proposer)
-    run_search(
-        opened.experiment,
-        run_dir,
-        make_proposer(opened.proposer, opened.experiment, run_dir),
-        opened.console,
-        approve=approve,
-        viewers=viewers or (),
-        commit=commit(),
-        fallbacks=opened.fallbacks,
-        config_overrides=opened.config_overrides,
-        protocol_template=ROOT / "protocol.md",
-        earlier_protocol=protocol,
-        available_stimuli=opened.available,
-    )
+    search.run(template, commit(), approve, viewers or ())
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, make_app, prepare_devices, run
+from _cli import ROOT, DryRun, Memory, Settings, Viewers, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
@@ -34,20 +34,10 @@ def main(
         ),
     ] = ROOT / "experiments" / "sweep_noise.yaml",
     run_dir: Annotated[Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="KEY=VALUE; repeatable.")] = None,
-    viewers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")
-    ] = False,
-    memory: Annotated[
-        float | None,
-        typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine."),
-    ] = None,
+    settings: Settings = None,
+    viewers: Viewers = None,
+    dry_run: DryRun = False,
+    memory: Memory = None,
 ):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 

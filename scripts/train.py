@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, make_app, prepare_devices, run
+from _cli import ROOT, DryRun, Memory, Settings, Viewers, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
@@ -35,22 +35,10 @@ def main(
     run_dir: Annotated[
         Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>-train.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, e.g. training.batch_size=4; repeatable.")
-    ] = None,
-    viewers: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--log", help="Also watch in tensorboard, wandb or trackio; repeatable. history.jsonl is always written."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan (programs, memory, recordings, time), train nothing.")
-    ] = False,
-    memory: Annotated[
-        float | None,
-        typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine."),
-    ] = None,
+    settings: Settings = None,
+    viewers: Viewers = None,
+    dry_run: DryRun = False,
+    memory: Memory = None,
 ):
     """Train the training section of a config with its n_seeds seeds; write metrics, figures and parameters."""
     prepare_devices()

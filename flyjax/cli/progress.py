@@ -13,6 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flyjax.report.tables import format_cell
+from flyjax.training import LaneProgress
 from flyjax.training import Progress as TrainingProgress
 from flyjax.utils.format import duration
 from flyjax.utils.signals import interruptible
@@ -22,40 +23,37 @@ MAX_ROWS = 16  # of the table of trainings
 
 
 class Pace:
-    """Seconds left at the pace since the first update.
+    """The time left at the pace since the first update.
 
     What was done before it, in an earlier session or while the program was compiled, does not count.
     """
 
-    def __init__(self, now: float, step: int):
-        self._began, self._first = now, step
-        self._now, self._step, self._n_steps = now, step, step
+    def __init__(self):
+        self._updates: list[tuple[float, int, int]] = []  # time, step and number of steps of the first and the newest
 
     def update(self, now: float, step: int, n_steps: int) -> None:
-        self._now, self._step, self._n_steps = now, step, n_steps
+        self._updates[1:] = [(now, step, n_steps)]
 
-    def seconds_left(self, now: float) -> float | None:
-        """None before there is a second update."""
-        done = self._step - self._first
-        if done <= 0:
-            return None
-        whole = (self._n_steps - self._step) * (self._now - self._began) / done
-        return max(0.0, whole - (now - self._now))
+    def left(self, now: float, form: str = "{}") -> str:
+        """The time left in words; empty before a second update that has moved on."""
+        if len(self._updates) < 2 or self._updates[1][1] <= self._updates[0][1]:
+            return ""
+        (began, first, _), (newest, step, n_steps) = self._updates
+        seconds = (n_steps - step) * (newest - began) / (step - first) - (now - newest)
+        return form.format(duration(max(0.0, seconds)))
 
 
 @dataclass
 class _Lane:
+    newest: LaneProgress
     pace: Pace
-    step: int = 0
-    n_steps: int = 0
-    status: str = ""
     loss: float | None = None
     r2: float | None = None
     r2_step: int = 0
 
     def r2_text(self) -> str:
         """The newest connectivity R2, with its step unless it is that of the trained network."""
-        final = self.status != "training" and self.r2_step == self.step
+        final = self.newest.status != "training" and self.r2_step == self.newest.step
         at = "" if self.r2 is None or final else f" at step {self.r2_step:,}"
         return format_cell("connectivity_R2", self.r2) + at
 
@@ -72,12 +70,10 @@ class LaneTable:
 
     def update(self, progress: TrainingProgress) -> None:
         """Take over the state after a segment of training."""
-        now = self._clock()
         for one in progress.lanes:
-            lane = self._lanes.setdefault((one.lane.candidate, one.lane.replicate), _Lane(Pace(now, one.step)))
-            lane.step, lane.n_steps, lane.status = one.step, one.n_steps, one.status
-            lane.pace.update(now, one.step, one.n_steps)
-            lane.loss = one.values.get("loss", lane.loss)
+            lane = self._lanes.setdefault((one.lane.candidate, one.lane.replicate), _Lane(one, Pace()))
+            lane.newest, lane.loss = one, one.values.get("loss", lane.loss)
+            lane.pace.update(self._clock(), one.step, one.n_steps)
             if "connectivity_R2" in one.values:
                 lane.r2, lane.r2_step = one.values["connectivity_R2"], one.step
 
@@ -88,23 +84,21 @@ class LaneTable:
 
     def rows(self) -> list[dict[str, str]]:
         """Rows of text: trainings in progress first, then by decreasing R2."""
-        order = sorted(
-            self._lanes.items(), key=lambda item: (item[1].status != "training", -(item[1].r2 or 0), item[0])
+        lanes = sorted(
+            self._lanes.items(), key=lambda item: (item[1].newest.status != "training", -(item[1].r2 or 0), item[0])
         )
-        out = []
-        for (candidate, replicate), lane in order[:MAX_ROWS]:
-            left = lane.pace.seconds_left(self._clock())
-            out.append(
-                {
-                    "node": str(self._ids[candidate] if candidate < len(self._ids) else candidate + 1),
-                    "seed": str(replicate + 1),
-                    "step": f"{lane.step:,}/{lane.n_steps:,}",
-                    "loss": format_cell("final_loss", lane.loss),
-                    "R2 of W": lane.r2_text(),
-                    "to go": lane.status if lane.status != "training" else "" if left is None else duration(left),
-                }
-            )
-        return out
+        now = self._clock()
+        return [
+            {
+                "node": str(self._ids[key[0]] if key[0] < len(self._ids) else key[0] + 1),
+                "seed": str(key[1] + 1),
+                "step": f"{lane.newest.step:,}/{lane.newest.n_steps:,}",
+                "loss": format_cell("final_loss", lane.loss),
+                "R2 of W": lane.r2_text(),
+                "to go": lane.newest.status if lane.newest.status != "training" else lane.pace.left(now),
+            }
+            for key, lane in lanes[:MAX_ROWS]
+        ]
 
     def __rich__(self) -> Table:
         table, rows = Table(box=None, padding=(0, 2, 0, 0), header_style="dim"), self.rows()
@@ -144,14 +138,11 @@ class RunProgress:
         self.is_live = console.is_terminal or console.is_jupyter
         self._log, self._clock, self._last_line = log, clock, clock()  # what takes less than the interval has no line
         self._title, self._stage, self._note = "", "", ""
-        self._lanes = LaneTable(clock=clock)
-        self._run_pace: Pace | None = None
-        self._pace: Pace | None = None
+        self._lanes, self._run_pace, self._pace = LaneTable(clock=clock), Pace(), Pace()
 
         def left(task: Task) -> str:
             pace = self._run_pace if task.fields["unit"] == "iterations" else self._pace
-            seconds = None if pace is None or task.finished else pace.seconds_left(clock())
-            return "" if seconds is None else f"{duration(seconds)} left"
+            return "" if task.finished else pace.left(clock(), "{} left")
 
         self._bar = Progress(
             SpinnerColumn(finished_text=" "),
@@ -199,10 +190,8 @@ class RunProgress:
 
         **Returns:** (on_progress, on_stage) for `flyjax.experiments.train_nodes.train_nodes`.
         """
-        now = self._clock()
         self._title, self._lanes = title, LaneTable(ids, self._clock)
-        self._run_pace = self._run_pace or Pace(now, done)
-        self._run_pace.update(now, done, total)
+        self._run_pace.update(self._clock(), done, total)
         self._bar.update(self._run_task, completed=done, total=total, visible=total > 1)
         with interruptible() as check:
 
@@ -222,7 +211,7 @@ class RunProgress:
 
     def _begin(self, stage: str) -> None:
         """Show a stage with a moving bar and its own clock."""
-        self._stage, self._note, self._pace = stage, "", None
+        self._stage, self._note, self._pace = stage, "", Pace()
         self._bar.remove_task(self._task)
         self._task = self._bar.add_task(f"{stage}, {self._title}", total=None, unit="steps")
 
@@ -230,23 +219,17 @@ class RunProgress:
         now, step, n_steps = self._clock(), progress.lane_steps, progress.total_lane_steps
         if self._stage != "training":
             self._begin("training")
-        self._pace = self._pace or Pace(now, step)
         self._pace.update(now, step, n_steps)
         self._lanes.update(progress)
         self._bar.update(self._task, completed=step, total=n_steps)
-        self._note = ", ".join(
-            filter(
-                None,
-                (
-                    "" if progress.loss is None else f"loss {progress.loss:.3g}",
-                    self._lanes.best_r2(),
-                    f"{progress.n_diverged} diverged" if progress.n_diverged else "",
-                    f"program {progress.group + 1}/{progress.n_groups}" if progress.n_groups > 1 else "",
-                ),
-            )
-        )
-        left = self._pace.seconds_left(now)
-        remaining = "" if left is None or step >= n_steps else f"about {duration(left)} left"
+        parts = [
+            "" if progress.loss is None else f"loss {progress.loss:.3g}",
+            self._lanes.best_r2(),
+            f"{progress.n_diverged} diverged" if progress.n_diverged else "",
+            f"program {progress.group + 1}/{progress.n_groups}" if progress.n_groups > 1 else "",
+        ]
+        self._note = ", ".join(filter(None, parts))
+        remaining = self._pace.left(now, "about {} left") if step < n_steps else ""
         self._line(", ".join(filter(None, (f"{step:,} of {n_steps:,} steps", self._note, remaining))))
 
     def _line(self, text: str) -> None:

@@ -2,13 +2,11 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flyjax.cli.console import Console
+from flyjax.cli.console import Console, node_table
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks
-from flyjax.cli.node_table import node_table
 from flyjax.config import Experiment, Training, read_config
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.train_nodes import train_nodes
@@ -17,8 +15,7 @@ from flyjax.search.iteration import IterationPlan, n_seeds
 from flyjax.search.journal.state import State
 from flyjax.search.llm.budget import announce
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
-from flyjax.search.proposals.types import Proposer
-from flyjax.search.proposers import resolve_name
+from flyjax.search.proposers import make_proposer, resolve_name
 from flyjax.search.run.opening import (
     changeable,
     changed_settings,
@@ -39,14 +36,113 @@ from flyjax.utils.system import devices
 UCB_LINES = 4  # printed after an iteration
 
 
-class SearchDriver:
-    """The callbacks of `run_loop` for a search at the terminal."""
+class SearchRun:
+    """A search at the terminal: the settings of a run, resumed where it has begun, and the callbacks of `run_loop`.
 
-    def __init__(self, experiment: Experiment, run_dir: Path, console: Console, viewers: Sequence[str] = ()):
-        self.experiment, self.run_dir, self.console = experiment, run_dir, console
-        self.logger = make_logger(viewers, run_dir, experiment.name)
+    **Arguments:**
+
+    - `config`, `settings`: the experiment file, and what the call sets besides.
+    - `protocol`: of an earlier run, to start from.
+    - `allow_fallback`: replace data sets that are missing on this machine.
+
+    **Raises:** `UserError` for a run directory, a change of the config, a protocol or a stimulus that cannot be used.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        run_dir: Path,
+        config: Path,
+        settings: Sequence[str] = (),
+        protocol: Path | None = None,
+        allow_fallback: bool = False,
+        dry_run: bool = False,
+    ):
+        self.console, self.run_dir, self.protocol = Console(), run_dir, protocol
+        self.asked_for = experiment.search.proposer
+        self.progress = self.console.progress()
         self.state: State | None = None
-        self.progress = console.progress()
+        log = self.console.log
+        check(run_dir, "search")
+        earlier, self.config_overrides = started_run(run_dir), changeable(read_config(config))
+        if earlier is None:
+            check_free(run_dir)
+        else:
+            experiment, self.config_overrides = resume_experiment(experiment, earlier, self.config_overrides, settings)
+        self.experiment, self.available, self.fallbacks = apply_stimulus_fallbacks(experiment, allow_fallback, dry_run)
+        for missing, used in self.fallbacks.items():
+            log(f"{missing} is not on this machine: replaced by {used} (--allow-fallback)")
+        changed = changed_settings(earlier, self.experiment, run_dir) if earlier is not None else {}
+        if changed:
+            log(f"{run_dir} has begun; this call {'would change' if dry_run else 'changes'}")
+        for name, values in changed.items():
+            log(f"  {name}: {' -> '.join(map(setting_text, values))}")
+        if protocol is not None and not protocol.is_file():
+            raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
+        if protocol is not None and has_begun(run_dir):
+            log(
+                f"--protocol has no effect: {run_dir} has begun and continues with its own; choose another --run to "
+                "start from it"
+            )
+        self.proposer = resolve_name(self.experiment.search.proposer, run_dir)
+
+    def run(self, template: Path, commit: str, approve: bool = False, viewers: Sequence[str] = ()) -> Outcome:
+        """Run the search, or continue it, with a progress bar, a table after each iteration and a report.
+
+        **Arguments:**
+
+        - `template`: the protocol of a new run.
+        - `commit`: of the code, for the journal.
+        - `approve`: ask before each iteration.
+        - `viewers`: names of further loggers, see `flyjax.training.loggers.make_logger`.
+
+        **Raises:** `UserError` where the run pauses because of a problem or a spent budget.
+        """
+        experiment, run_dir, log = self.experiment, self.run_dir, self.console.log
+        search = experiment.search
+        if self.asked_for == "auto" and self.proposer == "rules":
+            log(
+                f"{run_dir} continues with `rules`, as before; --proposer llm switches to the language model."
+                if environment.api_key()
+                else "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model"
+            )
+        if self.proposer in ("llm", "hybrid"):
+            log(announce(experiment))
+        proposer = make_proposer(self.proposer, experiment, run_dir)
+        log(
+            f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
+            f"candidates x {experiment.training.n_seeds} seeds (roots {n_seeds(experiment, True)}), "
+            f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; "
+            f"run directory {run_dir}"
+        )
+        self.logger = make_logger(viewers, run_dir, experiment.name)
+        try:
+            with self.progress:
+                outcome = run_loop(
+                    experiment,
+                    run_dir,
+                    self.evaluate,
+                    proposer,
+                    provenance=Provenance({**devices(), "commit": commit}, self.fallbacks, self.config_overrides),
+                    callbacks=SearchCallbacks(
+                        on_event=self.on_event,
+                        on_iteration=self.on_iteration,
+                        approve=self.approve if approve else None,
+                        warn=lambda line: log(f"warning: {line}"),
+                    ),
+                    protocol_template=template,
+                    earlier_protocol=self.protocol,
+                    available_stimuli=self.available,
+                )
+        except UserError:
+            if self.state is not None and self.state.started:
+                log(f"paused after {spent_text(experiment, self.state)}")
+            raise
+        finally:
+            self.logger.close()
+        report = write_report(run_dir)
+        log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
+        return outcome
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """Train the nodes of an iteration."""
@@ -114,137 +210,13 @@ class SearchDriver:
             with self.progress.hidden():
                 answer = self.console.rich.input(question, markup=False)
         except (EOFError, RuntimeError):  # no terminal
-            answer = None
             log("\nno answer: nothing is lost; --approve needs a terminal, the same command without it does not ask")
-        if answer is not None and answer.strip().lower() in ("y", "yes"):
-            return True
-        if answer is not None:
+            return False
+        is_approved = answer.strip().lower() in ("y", "yes")
+        if not is_approved:
             log(
                 "nothing is lost: the same command asks for this iteration again. To have a language model propose "
                 f"something else, write it into {self.run_dir / 'user_input.md'}; rules for later iterations go into "
                 f"{self.run_dir / 'protocol.md'}"
             )
-        return False
-
-
-def run_search(
-    experiment: Experiment,
-    run_dir: Path,
-    proposer: Proposer,
-    console: Console,
-    *,
-    approve: bool = False,
-    viewers: Sequence[str] = (),
-    commit: str = "unknown",
-    fallbacks: dict[str, str] | None = None,
-    config_overrides: dict[str, Any] | None = None,
-    **options,
-) -> Outcome:
-    """Run a search, or continue one, with a progress bar, a table after each iteration and a report.
-
-    **Arguments:**
-
-    - `approve`: ask before each iteration.
-    - `viewers`: names of further loggers, see `flyjax.training.loggers.make_logger`.
-    - `commit`, `fallbacks`, `config_overrides`: for the journal: of the code, the replaced data sets, and the config
-      file's changeable settings.
-    - `options`: of `run_loop`.
-
-    **Raises:** `UserError` where the run pauses because of a problem or a spent budget.
-    """
-    search, run_dir = experiment.search, Path(run_dir)
-    console.log(
-        f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-        f"candidates x {experiment.training.n_seeds} seeds (roots {n_seeds(experiment, True)}), "
-        f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; "
-        f"run directory {run_dir}"
-    )
-    driver = SearchDriver(experiment, run_dir, console, viewers)
-    try:
-        with driver.progress:
-            outcome = run_loop(
-                experiment,
-                run_dir,
-                driver.evaluate,
-                proposer,
-                provenance=Provenance({**devices(), "commit": commit}, fallbacks or {}, config_overrides),
-                callbacks=SearchCallbacks(
-                    on_event=driver.on_event,
-                    on_iteration=driver.on_iteration,
-                    approve=driver.approve if approve else None,
-                    warn=lambda line: console.log(f"warning: {line}"),
-                ),
-                **options,
-            )
-    except UserError:
-        if driver.state is not None and driver.state.started:
-            console.log(f"paused after {spent_text(experiment, driver.state)}")
-        raise
-    finally:
-        driver.logger.close()
-    report = write_report(run_dir)
-    console.log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
-    return outcome
-
-
-@dataclass(frozen=True)
-class OpenedRun:
-    """A run directory that a call starts or continues."""
-
-    experiment: Experiment
-    run_dir: Path
-    console: Console
-    proposer: str
-    available: tuple[str, ...]
-    fallbacks: dict[str, str]
-    config_overrides: dict[str, Any]
-
-    def announce(self, asked_for: str) -> None:
-        """Print why a proposer that was not `asked_for` by name is used, and what a language model costs."""
-        if asked_for == "auto" and self.proposer == "rules":
-            self.console.log(
-                f"{self.run_dir} continues with `rules`, as before; --proposer llm switches to the language model."
-                if environment.api_key()
-                else "No ANTHROPIC_API_KEY: the proposer is `rules`, which follows protocol.md without a language model"
-            )
-        if self.proposer in ("llm", "hybrid"):
-            self.console.log(announce(self.experiment))
-
-
-def open_run(
-    experiment: Experiment,
-    run_dir: Path,
-    config: Path,
-    settings: Sequence[str],
-    protocol: Path | None,
-    allow_fallback: bool,
-    dry_run: bool,
-) -> OpenedRun:
-    """Resume the settings of a run that has begun, and check that the search can start.
-
-    **Raises:** `UserError` for a run directory, a change of the config, a protocol or a stimulus that cannot be used.
-    """
-    console = Console()
-    check(run_dir, "search")
-    earlier, config_overrides = started_run(run_dir), changeable(read_config(config))
-    if earlier is None:
-        check_free(run_dir)
-    else:
-        experiment, config_overrides = resume_experiment(experiment, earlier, config_overrides, settings)
-    experiment, available, fallbacks = apply_stimulus_fallbacks(experiment, allow_fallback, dry_run)
-    for missing, used in fallbacks.items():
-        console.log(f"{missing} is not on this machine: replaced by {used} (--allow-fallback)")
-    changed = changed_settings(earlier, experiment, run_dir) if earlier is not None else {}
-    if changed:
-        console.log(f"{run_dir} has begun; this call {'would change' if dry_run else 'changes'}")
-        for name, values in changed.items():
-            console.log(f"  {name}: {' -> '.join(map(setting_text, values))}")
-    if protocol is not None and not protocol.is_file():
-        raise UserError(f"no protocol {protocol}; name the protocol.md of an earlier run")
-    if protocol is not None and has_begun(run_dir):
-        console.log(
-            f"--protocol has no effect: {run_dir} has begun and continues with its own; choose another --run to start "
-            "from it"
-        )
-    name = resolve_name(experiment.search.proposer, run_dir)
-    return OpenedRun(experiment, run_dir, console, name, available, fallbacks, config_overrides)
+        return is_approved

@@ -1,9 +1,12 @@
 """The speed of a training beside that of a matrix product measured in the same run."""
 
 import datetime
+import functools
 import os
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,17 +37,23 @@ def provenance() -> dict:
     }
 
 
+def best_times(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
+    """The shortest wall and CPU seconds of several runs after a first one, which compiles."""
+    jax.block_until_ready(call())
+    walls, cpus = [], []
+    for _ in range(repeats):
+        start, used = time.perf_counter(), time.process_time()
+        jax.block_until_ready(call())
+        walls.append(time.perf_counter() - start)
+        cpus.append(time.process_time() - used)
+    return min(walls), min(cpus)
+
+
 def matmul_gflops(size: int = 4096, repeats: int = 3) -> float:
     """The best rate of a float32 matrix product of that size, GFLOP/s."""
     a = jax.random.normal(jax.random.key(0), (size, size))
     product = jax.jit(lambda x: x @ x)
-    product(a).block_until_ready()
-    best = np.inf
-    for _ in range(repeats):
-        start = time.perf_counter()
-        product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e9
+    return 2 * size**3 / best_times(lambda: product(a), repeats)[0] / 1e9
 
 
 def _noise(connectome, n_frames: int):
@@ -72,7 +81,7 @@ def train_row(
     connectome = build_connectome(extent)
     model = Model(width=width)
     learner = make_learner(connectome, model)
-    training = Training(batch_size=batch_size, data_augmentation_loop=1e6)
+    training = Training(batch_size=batch_size, data_augmentation_loop=1e4)
     n_lanes = candidates * seeds
     n_devices = min(jax.local_device_count(), n_lanes)
     padded = -(-n_lanes // n_devices) * n_devices
@@ -82,15 +91,17 @@ def train_row(
     data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), program.replicated)
     start = time.perf_counter()
     keys = jax.device_put(lanes.keys_of(list(range(padded))), program.by_lane)
-    state = jax.block_until_ready(program.init(hparams, keys))
+    state, loss = jax.block_until_ready(program.init(hparams, keys)), None
     compiled = program.chunk.lower(hparams, data, state).compile()
     compile_s = time.perf_counter() - start
-    best = np.inf
-    for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
-        state, losses = jax.block_until_ready(compiled(hparams, data, state))
-        best = min(best, time.perf_counter() - start)
-    if not np.isfinite(np.asarray(losses)).any():
+
+    def chunk():  # donates the state
+        nonlocal state, loss
+        state, loss = compiled(hparams, data, state)
+        return loss
+
+    best, _ = best_times(chunk, repeats)
+    if not np.isfinite(np.asarray(loss)).any():
         raise RuntimeError("the benchmarked training diverged")
     rate = n_lanes * batch_size * CHUNK / best
     work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
@@ -163,12 +174,6 @@ def profile_rows(
     }
     rows = []
     for name, (function, argument) in parts.items():
-        compiled = jax.jit(function)
-        jax.block_until_ready(compiled(argument))
-        wall = cpu = np.inf
-        for _ in range(repeats):
-            start, used = time.perf_counter(), time.process_time()
-            jax.block_until_ready(compiled(argument))
-            wall, cpu = min(wall, time.perf_counter() - start), min(cpu, time.process_time() - used)
+        wall, cpu = best_times(functools.partial(jax.jit(function), argument), repeats)
         rows.append({"part": name, "ms": 1e3 * wall, "cpu_ms": 1e3 * cpu})
     return rows

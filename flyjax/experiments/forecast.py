@@ -94,11 +94,8 @@ def forecast(
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
     lane = resources.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
-    stored = 4 * sizes.n_frames * (sizes.n_neurons + sizes.n_columns)
-    if simulation.voltage_dtype == "float16":
-        stored -= 2 * sizes.n_frames * sizes.n_neurons
-    if simulation.store_derivative:
-        stored += 4 * sizes.n_frames * sizes.n_neurons
+    per_neuron = (2 if simulation.voltage_dtype == "float16" else 4) + (4 if simulation.store_derivative else 0)
+    stored = sizes.n_frames * (per_neuron * sizes.n_neurons + 4 * sizes.n_columns)
     lines = [
         f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, "
         f"{sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",

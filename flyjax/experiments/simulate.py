@@ -66,37 +66,34 @@ def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path
     folder, maps = Path(folder), hexmaps.VoltageMaps(recording)
     # 250 frames around the most eventful one.
     first = int(max(0, min(hexmaps.most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
+    film = films.film_frames(maps, first)
     paths: list[Path | None] = [
         hexmaps.maps_figure(folder / "maps.png", maps),
         hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
         hexmaps.kinograph_figure(folder / "kinograph.png", maps, first),
         traces.traces_figure(folder / "traces.png", recording, first),
-    ]
-    film = films.film_frames(maps, first)
-    paths += [
         films.write_gif(folder / "film.gif", film, recording.dt),
         films.write_mp4(folder / "film.mp4", film, recording.dt),
     ]
-    for path in filter(None, paths):
+    drawn = [path for path in paths if path is not None]
+    for path in drawn:
         log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
-    return [p for p in paths if p is not None]
+    return drawn
 
 
 def show(simulation: Simulation, noise: float, split: str, out: Path, pictures: bool, save: bool, console) -> Recording:
     """Simulate, print the summary, and write the recording and figures that are asked for into `out`."""
-    out = Path(out or ".")
     build_ground_truth(simulation)  # not part of what is timed
     with RunDirectory(out, "simulation") if save or pictures else contextlib.nullcontext():
-        begin = time.perf_counter()
-        recording = record(simulation, noise, split, store=out / "recording" if save else None)
+        begin, path = time.perf_counter(), out / "recording" if save else None
+        recording = record(simulation, noise, split, store=path)
         seconds = time.perf_counter() - begin
         cost = (
             f"{seconds:.1f} s with compilation, {recording.n_frames / seconds:,.0f} frames/s, "
             f"peak memory {peak_memory_gb():.2f} GB"
         )
         console.table([*summary(recording), {"quantity": "cost", "value": cost}], ["quantity", "value"])
-        if save:
-            path = out / "recording"
+        if path is not None:
             console.log(f"recording in {path} ({store_bytes(path) / 1e9:.2f} GB); flyjax.load_recording reads it")
         if pictures:
             draw(recording, out, console.log)

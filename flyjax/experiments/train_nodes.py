@@ -17,7 +17,7 @@ from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_
 from flyjax.recovery import Evaluation, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
-from flyjax.report.figures import node
+from flyjax.report.figures import node, traces
 from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic, write_json
@@ -30,7 +30,7 @@ def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: 
     if evaluation.rollout is None:  # the stimulus was learned
         node.stimulus_field_figure(folder / "light.png", evaluation)
     else:
-        node.activity_figure(folder / "activity.png", evaluation, test)
+        traces.activity_figure(folder / "activity.png", evaluation, test)
     node.recovery_figure(folder / "recovery.png", evaluation, train)
     if evaluation.embedding is not None:  # known_ode has none
         node.embedding_figure(folder / "embedding.png", evaluation, train)

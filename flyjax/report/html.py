@@ -144,21 +144,13 @@ def _pictures(run: RunView, node: Node, side: int) -> list[tuple[str, str]]:
     folder = run.folder / "nodes" / f"{node.id:04d}" / "figures"
     order = {"recovery": 0, "activity": 1}
     paths = sorted(folder.glob("*.png"), key=lambda p: (order.get(p.stem, 2), p.stem))
-    return [(p.stem, uri) for p in paths if (uri := _data_uri(p, side)) is not None]
-
-
-def _data_uri(path: Path, side: int) -> str | None:
-    """An image as a data URI, at most `side` pixels wide; None where it cannot be read."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return _encode(path, side, stat.st_mtime_ns, stat.st_size)
+    return [(p.stem, uri) for p in paths if (uri := _data_uri(p, side, p.stat().st_mtime_ns)) is not None]
 
 
 # The report is written after every iteration, and figures do not change.
 @functools.lru_cache(maxsize=2048)
-def _encode(path: Path, side: int, modified: int, size: int) -> str | None:
+def _data_uri(path: Path, side: int, modified: int) -> str | None:
+    """An image as a data URI, at most `side` pixels wide; None where it cannot be read."""
     try:
         data, kind = path.read_bytes(), "png"
         with Image.open(io.BytesIO(data)) as image:

@@ -42,10 +42,8 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
     n_columns = min(3, len(groups))
     n_rows = -(-len(groups) // n_columns)
     figure = Figure(figsize=(3.2 * n_columns, 2.5 * n_rows), dpi=100, layout="constrained")
-    axes = figure.subplots(n_rows, n_columns, squeeze=False)
-    panels = list(axes.flat)
-    lines = {}
-    for k, (ax, (name, group)) in enumerate(zip(panels, groups.items(), strict=False)):
+    axes, lines = figure.subplots(n_rows, n_columns, squeeze=False), {}
+    for k, (ax, (name, group)) in enumerate(zip(axes.flat, groups.items(), strict=False)):
         for proposer in dict.fromkeys(r["proposer"] for r in group):
             curves = np.array([r["regret"] for r in group if r["proposer"] == proposer])
             x = np.arange(1, curves.shape[1] + 1) * group[0]["nodes"] / curves.shape[1]
@@ -60,7 +58,7 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
             ax.set_xlabel("nodes trained")
     for ax in axes[:, 0]:
         ax.set_ylabel("normalised regret")
-    for ax in panels[len(groups) :]:
+    for ax in axes.flat[len(groups) :]:
         ax.set_axis_off()
     title = "line: mean over searches; band: its standard error"
     figure.legend(
@@ -156,13 +154,12 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> list
             line[measure] = float(np.mean(values))
             line[f"{measure}_sd"] = float(np.std(values, ddof=1)) if len(values) > 1 else None
         lines.append(line)
-    for measure in TESTED:
-        if measure in measures:
-            # A pair is one hypothesis, whichever of the two is the baseline.
-            pairs = {frozenset((a, b)): (a, b) for b in baselines if b in names for a in names if a != b}
-            tests = holm_correction({k: wilcoxon_p(paired_differences(rows, *v, measure)) for k, v in pairs.items()})
-            for line in lines:
-                line |= {TESTED[measure] + b: tests.get(frozenset((line["proposer"], b))) for b in baselines}
+    # A pair is one hypothesis, whichever of the two is the baseline.
+    pairs = {frozenset((a, b)): (a, b) for b in baselines if b in names for a in names if a != b}
+    for measure in TESTED.keys() & measures:
+        tests = holm_correction({k: wilcoxon_p(paired_differences(rows, *v, measure)) for k, v in pairs.items()})
+        for line in lines:
+            line |= {TESTED[measure] + b: tests.get(frozenset((line["proposer"], b))) for b in baselines}
     return sorted(lines, key=lambda line: line["mean_regret"])
 
 
@@ -185,26 +182,17 @@ def _format_mean(line: Row, measure: str) -> str:
 
 def proposer_table(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> str:
     """Markdown: a line per proposer, the lowest mean regret first."""
-    against = [f"p against {b}" for b in baselines]
+    against, measures = [f"p against {b}" for b in baselines], available_measures(rows)
     columns = ["proposer", "runs", "mean regret", "final regret", *against]
-    has_fresh = "fresh" in available_measures(rows)
     cells = []
     for line in summarise(rows, baselines):
-        row = [
-            line["proposer"],
-            str(line["runs"]),
-            _format_mean(line, "mean_regret"),
-            _format_mean(line, "final_regret"),
-        ]
+        row = [line["proposer"], str(line["runs"])]
+        row += [_format_mean(line, measure) for measure in ("mean_regret", "final_regret")]
         row += [_format_p(line[f"p_{b}"]) for b in baselines]
-        if has_fresh:
+        if "fresh" in measures:
             row += [_format_mean(line, "fresh"), *(_format_p(line[f"p_fresh_{b}"]) for b in baselines)]
         cells.append(row)
-    return markdown_table([*columns, *(["on fresh seeds", *against] if has_fresh else [])], cells)
-
-
-def _join_numbers(values: Sequence[float]) -> str:
-    return " ".join(f"{x:.4f}" for x in values)
+    return markdown_table([*columns, *(["on fresh seeds", *against] if "fresh" in measures else [])], cells)
 
 
 def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Path:
@@ -217,12 +205,12 @@ def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Pat
     rows, folder = add_regret(rows), Path(folder)
     groups = group_rows(rows)
     regret_figure(folder / "proposers.png", groups)
+    curves = {"regret": "regret", "fresh_seeds": "fresh"}
     lines = [
         {
             **r,
             **{m: MEASURES[m](r) for m in available_measures([r])},
-            "regret": _join_numbers(r["regret"]),
-            "fresh_seeds": _join_numbers(r.get("fresh", ())),
+            **{column: " ".join(f"{x:.4f}" for x in r.get(key, ())) for column, key in curves.items()},
         }
         for r in rows
     ]

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from flyjax.experiments.benchmark import train_row
 from flyjax.utils import system
 
 
@@ -44,3 +45,9 @@ def test_memory_is_not_a_number_where_the_system_does_not_report_it(monkeypatch)
     assert 0.01 < system.peak_memory_gb() < 1000
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
     assert math.isnan(system.peak_memory_gb())
+
+
+def test_a_training_is_timed():
+    row = train_row(0, 1, 1, batch_size=1, width=8, n_frames=16, repeats=1, peak=100.0)
+    assert row["frames_per_s"] == pytest.approx(1e3 / row["ms_per_step"])
+    assert row["share_of_peak"] == pytest.approx(row["frames_per_s"] * row["gflop_per_frame"] / 100)

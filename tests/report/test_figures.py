@@ -14,13 +14,13 @@ from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
-from flyjax.report.figures import node, run, sweep
+from flyjax.report.figures import node, run, sweep, traces
 from flyjax.report.figures.style import GROUPS, group_of
 from flyjax.report.html import environment
 from flyjax.search.proposals.types import STRATEGIES
 
 FIGURES = {
-    "activity": (node.activity_figure, 1),
+    "activity": (traces.activity_figure, 1),
     "recovery": (node.recovery_figure, 0),
     "functions": (node.functions_figure, 0),
     "embedding": (node.embedding_figure, 0),
@@ -56,9 +56,9 @@ def test_figures_are_small_and_not_blank(name, good, both, tmp_path):
 def test_truth_and_rollout_are_both_drawn(good, both, tmp_path):
     """A rollout that leaves the truth changes the picture; the truth alone would not."""
     moved = dataclasses.replace(good.rollout, voltage=good.rollout.voltage + np.float32(0.1))
-    same = np.asarray(Image.open(node.activity_figure(tmp_path / "a.png", good, both[1])).convert("RGB"))
+    same = np.asarray(Image.open(traces.activity_figure(tmp_path / "a.png", good, both[1])).convert("RGB"))
     other = dataclasses.replace(good, rollout=moved)
-    shifted = np.asarray(Image.open(node.activity_figure(tmp_path / "b.png", other, both[1])).convert("RGB"))
+    shifted = np.asarray(Image.open(traces.activity_figure(tmp_path / "b.png", other, both[1])).convert("RGB"))
     assert (same != shifted).any(axis=2).mean() > 0.01
 
 
@@ -99,7 +99,7 @@ def figures(monkeypatch):
         drawn.append(figure)
         return path
 
-    for module in (node, sweep, run):
+    for module in (node, sweep, run, traces):
         monkeypatch.setattr(module, "save_png", keep)
     return drawn
 
@@ -108,14 +108,14 @@ def test_an_error_of_the_rollout_looks_the_same_in_every_row(good, both, tmp_pat
     """A quiet type's error is not magnified: R2 pools all neurons."""
     true = both[1].voltage[: len(good.rollout.voltage)]
     shifted = dataclasses.replace(good.rollout, voltage=true + np.float32(0.02))
-    node.activity_figure(tmp_path / "a.png", dataclasses.replace(good, rollout=shifted), both[1])
+    traces.activity_figure(tmp_path / "a.png", dataclasses.replace(good, rollout=shifted), both[1])
     distances = []
     for axes in figures[0].axes:
         lines = [line for line in axes.lines if len(line.get_ydata()) > 2]
         distances += [np.median(b.get_ydata() - a.get_ydata()) for a, b in zip(lines[::2], lines[1::2])]
     assert len(distances) == both[0].connectome.n_types
     np.testing.assert_allclose(distances, distances[0], rtol=1e-3)
-    largest = np.ptp(true[: node.N_FRAMES, both[1].connectome.central], axis=0).max()
+    largest = np.ptp(true[: traces.N_FRAMES, both[1].connectome.central], axis=0).max()
     assert distances[0] == pytest.approx(0.02 / largest, rel=1e-3)
 
 

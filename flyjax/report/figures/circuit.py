@@ -21,10 +21,13 @@ from flyjax.report.figures.style import (
     LEARNED,
     MUTED,
     TRUE,
+    bulk,
+    cell,
     colour_types,
     house_style,
     limits,
     new_figure,
+    panels,
     save_png,
     type_colour,
     type_order,
@@ -32,6 +35,7 @@ from flyjax.report.figures.style import (
 
 #: The estimates that are drawn: name and colour.
 READ_OUTS = (("published read-out", LEARNED), ("refit", ACCENT))
+PER_ROW = 13  # panels of the functions
 
 Eigenvalues = Complex[np.ndarray, " n"]
 
@@ -75,9 +79,8 @@ def spectrum_figure(
     - `true`: eigenvalues of the true W, in order of falling magnitude.
     - `learned`: those of the published read-out and of the refit; None where there are none.
     """
-    figure = new_figure(9.6, 3.3)
-    place = {"left": 0.06, "right": 0.985, "bottom": 0.145, "top": 0.86, "wspace": 0.27}
-    *planes, magnitudes = figure.subplots(1, 3, gridspec_kw=place)
+    figure, axes = panels(9.6, 3.3, 1, 3, left=0.06, right=0.985, bottom=0.145, top=0.86, wspace=0.27)
+    *planes, magnitudes = axes
     curves = [(true, TRUE, "true", 1.8), *((z, c, n, 1.1) for z, (n, c) in zip(learned, READ_OUTS, strict=True))]
     given = [z for z, *_ in curves if z is not None]
     reach = 1.08 * max([float(np.abs(z).max()) for z in given] + [1e-9])
@@ -122,23 +125,19 @@ def _draw_types(
     else:
         axes.hlines(true, x - 0.42, x + 0.42, color=TRUE, lw=1.6, label="true")
     # Nine types in ten set the scale: a few estimates far off do not flatten the others.
-    scale = [np.zeros(1) if true is None else true]
-    drawn = []
-    for (name, colour), side, estimate in zip(READ_OUTS, (-0.17, 0.17), estimates, strict=True):
+    scale, given = [np.zeros(1) if true is None else true], [e for e in estimates if e is not None]
+    scale += [bulk(median, 0.05) for _, median, _ in given]
+    if true is not None and given:
+        scale += [given[-1][0], given[-1][2]]
+    bottom, top = limits(*scale, pad=0.12)
+    for (name, colour), side, estimate in zip(READ_OUTS, (x - 0.17, x + 0.17), estimates, strict=True):
         if estimate is None:
             continue
         low, median, high = estimate
-        axes.vlines(x + side, low, high, color=colour, lw=1.5, alpha=0.55)
-        axes.scatter(x + side, median, s=13, lw=0.3, ec="white", color=colour, zorder=3, label=name)
-        finite = median[np.isfinite(median)]
-        scale += [np.quantile(finite, [0.05, 0.95])] if len(finite) else []
-        drawn.append((x + side, estimate, colour))
-    if true is not None and drawn:
-        scale += [drawn[-1][1][0], drawn[-1][1][2]]
-    bottom, top = limits(*scale, pad=0.12)
-    for at, (_, median, _), colour in drawn:
+        axes.vlines(side, low, high, color=colour, lw=1.5, alpha=0.55)
+        axes.scatter(side, median, s=13, lw=0.3, ec="white", color=colour, zorder=3, label=name)
         for mask, edge, marker in ((median > top, top, "^"), (median < bottom, bottom, "v")):
-            axes.scatter(at[mask], np.full(mask.sum(), edge), marker=marker, s=16, lw=0, color=colour, clip_on=False)
+            axes.scatter(side[mask], np.full(mask.sum(), edge), marker=marker, s=16, lw=0, color=colour, clip_on=False)
     axes.set(ylim=(bottom, top), xlim=(-0.7, len(x) - 0.3))
     axes.grid(axis="x", color="#eeeeee", lw=0.5)
     axes.set_axisbelow(True)
@@ -156,15 +155,13 @@ def types_figure(path: str | Path, evaluation: Evaluation, train_recording: Reco
         count = np.bincount(receiving, minlength=c.n_types)
         rms = np.sqrt(np.bincount(receiving, weight**2, c.n_types) / count)
     error = [e and (e.weight - weight) / rms[receiving] for e in estimates]
-    panels = (
+    quantities = (
         ("Time constant (s)", true_tau(train_recording), [e and e.tau for e in estimates], c.cell_type),
         ("Resting potential (a.u.)", np.asarray(p.v_rest), [e and e.v_rest for e in estimates], c.cell_type),
         ("Incoming W: (learned - true) / rms", None, error, receiving),
     )
-    figure = new_figure(9.6, 6.6)
-    place = {"left": 0.06, "right": 0.99, "bottom": 0.085, "top": 0.93, "hspace": 0.2}
-    axes = figure.subplots(3, 1, sharex=True, gridspec_kw=place)
-    for ax, (title, true, learned, labels) in zip(axes, panels, strict=True):
+    figure, axes = panels(9.6, 6.6, 3, 1, sharex=True, left=0.06, right=0.99, bottom=0.085, top=0.93, hspace=0.2)
+    for ax, (title, true, learned, labels) in zip(axes, quantities, strict=True):
         quartiles = [None if v is None else _quartiles(np.asarray(v, np.float64), labels, order) for v in learned]
         _draw_types(ax, None if true is None else _quartiles(true, labels, order)[1], quartiles)
         ax.set_title(title)
@@ -187,12 +184,9 @@ def _draw_functions(
     smallest_span: float,
 ) -> None:
     """One small panel per cell type below `top`, and the median error above them."""
-    n_columns = 13
-    height, width = 0.46 / -(-len(names) // n_columns), 0.982 / n_columns
+    size = 0.982 / PER_ROW, 0.46 / -(-len(names) // PER_ROW)
     for k, name in enumerate(names):
-        row, column = divmod(k, n_columns)
-        place = (0.012 + column * width, top - 0.013 - (row + 1) * height, width * 0.9, height * 0.74)
-        axes = figure.add_axes(place)
+        axes = cell(figure, *divmod(k, PER_ROW), (0.012, top - 0.013), size, share=(0.9, 0.74))
         axes.plot(voltage[k], learned[k], color=type_colour(name), lw=1.5)
         axes.plot(voltage[k], true[k], color=TRUE, lw=0.8, ls=(0, (3, 2)))
         # The truth sets the scale: a learned function far from it leaves the panel.
@@ -216,7 +210,7 @@ def type_functions_figure(path: str | Path, evaluation: Evaluation, train_record
     c, curves = train_recording.connectome, evaluation.curves
     order = type_order(c.cell_types)  # the curves are those of one neuron per type
     names = [c.cell_types[t] for t in order]
-    figure = new_figure(9.6, 2 * (-(-len(names) // 13) * 0.78 + 0.42))
+    figure = new_figure(9.6, 2 * (-(-len(names) // PER_ROW) * 0.78 + 0.42))
     halves = (
         ("Messages g / slope (dashed: relu)", curves.message, np.maximum(curves.voltage, 0), 0.5),
         ("Updates f(v, a, 0, 0) in 1/s (dashed: (V_rest - v) / tau)", curves.update, curves.true_update, 0.0),

@@ -11,11 +11,11 @@ from scipy.spatial import KDTree
 
 from flyjax.report.figures.hexmaps import (
     DEVIATION_COLOURS,
+    PATHWAY,
     Layer,
     VoltageMaps,
     draw_hexagons,
     hexagon_centres,
-    pathway_layers,
 )
 from flyjax.report.figures.style import MUTED, TRUE, house_style, new_figure, save_png
 from flyjax.stimulus import scenes, video
@@ -56,7 +56,7 @@ def _draw_tiles(columns: Int[np.ndarray, "n_col 2"], layer: Layer) -> Film:
 def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) -> Film:
     """The stimulus and one cell type per stage, frame by frame, above the scale of colours, a clock and a time bar."""
     frames = np.arange(first_frame, min(first_frame + n_frames, maps.recording.n_frames - 1))
-    layers = pathway_layers(maps, frames, frames + 1)
+    layers = maps.layers(PATHWAY, frames, frames + 1)
     tiles = [_draw_tiles(maps.connectome.columns, layer) for layer in layers]
     width = tiles[0].shape[2]
     bottom = -(-len(layers) // N_COLUMNS) * (TILE + LABEL + 6) + 4  # of the maps
@@ -111,14 +111,8 @@ def write_mp4(path: str | Path, film: Film, dt: float, slow: float = 2.0) -> Pat
         return None
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writer = ffmpeg.write_frames(
-        str(path),
-        (film.shape[2], film.shape[1]),
-        fps=1 / (dt * slow),
-        quality=7,
-        macro_block_size=2,
-        ffmpeg_log_level="error",
-    )
+    options = {"fps": 1 / (dt * slow), "quality": 7, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+    writer = ffmpeg.write_frames(str(path), (film.shape[2], film.shape[1]), **options)
     writer.send(None)
     for frame in film:
         writer.send(np.ascontiguousarray(frame))

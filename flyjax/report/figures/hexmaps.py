@@ -1,5 +1,6 @@
 """The fly's view as hexagonal maps: all types at one frame, successive frames, and kinographs (space against time)."""
 
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,7 @@ from flyjax.report.figures.style import (
     LEARNED,
     MUTED,
     TRUE,
+    cell,
     groups_of,
     heading,
     house_style,
@@ -80,6 +82,17 @@ def draw_hexagons(
     axes.axis("off")
 
 
+class Layer(NamedTuple):
+    """The stimulus or a cell type over some frames, ready to be drawn."""
+
+    name: str
+    values: Float[np.ndarray, "frames n_col"]
+    colours: str
+    low: float  # value at the lower end of the colours; the upper end is 1
+    name_colour: str
+    scale: str  # printed beside the map
+
+
 class VoltageMaps:
     """Voltages of a recording as deviations from each neuron's mean, in units of a scale per cell type."""
 
@@ -95,10 +108,6 @@ class VoltageMaps:
         sample = np.abs(voltage[:: max(1, len(voltage) // 400)] - mean)
         return neurons, mean, max(float(np.quantile(sample, SCALE_QUANTILE)), SMALLEST_SCALE)
 
-    def scale(self, cell_type: int) -> float:
-        """Deviation at the end of the type's colour scale."""
-        return self._statistics(cell_type)[2]
-
     def deviations(self, cell_type: int, frames: Frames) -> Float[np.ndarray, "frames n"]:
         """Deviations of a type's neurons in units of the type's scale."""
         neurons, mean, scale = self._statistics(cell_type)
@@ -110,27 +119,14 @@ class VoltageMaps:
         out[:, self.connectome.column[self._statistics(cell_type)[0]]] = self.deviations(cell_type, frames)
         return out
 
-
-class Layer(NamedTuple):
-    """The stimulus or a cell type over some frames, ready to be drawn."""
-
-    name: str
-    values: Float[np.ndarray, "frames n_col"]
-    colours: str
-    low: float  # value at the lower end of the colours; the upper end is 1
-    name_colour: str
-    scale: str  # printed beside the map
-
-
-def pathway_layers(maps: VoltageMaps, stimulus_frames: Frames, voltage_frames: Frames) -> list[Layer]:
-    """The stimulus and one cell type per stage of the visual system."""
-    layers = [Layer("stimulus", maps.recording.luminance[np.asarray(stimulus_frames)], "gray", 0.0, TRUE, "")]
-    for name in PATHWAY:
-        if name in maps.connectome.cell_types:
-            t = maps.connectome.cell_types.index(name)
-            values = maps.maps(t, voltage_frames)
-            layers.append(Layer(name, values, DEVIATION_COLOURS, -1.0, type_colour(name), f"±{maps.scale(t):.2g}"))
-    return layers
+    def layers(self, cell_types: Iterable[str], stimulus_frames: Frames, voltage_frames: Frames) -> list[Layer]:
+        """The stimulus and those of the cell types that the circuit has."""
+        layers = [Layer("stimulus", self.recording.luminance[np.asarray(stimulus_frames)], "gray", 0.0, TRUE, "")]
+        known = self.connectome.cell_types
+        for name, t in [(name, known.index(name)) for name in cell_types if name in known]:
+            scale = f"±{self._statistics(t)[2]:.2g}"
+            layers.append(Layer(name, self.maps(t, voltage_frames), DEVIATION_COLOURS, -1.0, type_colour(name), scale))
+        return layers
 
 
 def most_eventful_frame(luminance: Float[np.ndarray, "T n_col"]) -> int:
@@ -143,6 +139,9 @@ def most_eventful_frame(luminance: Float[np.ndarray, "T n_col"]) -> int:
     return min(int(np.argmax(motion)) + window // 2, len(luminance) - 1)
 
 
+ARROWS: dict[str, Any] = {
+    "angles": "xy", "scale_units": "xy", "scale": 1, "width": 0.016, "headwidth": 3.5, "minlength": 0.5
+}  # fmt: skip
 SMALL_TITLE: dict[str, Any] = {"fontweight": "normal", "loc": "center", "pad": 2}
 
 
@@ -164,54 +163,19 @@ def maps_figure(path: str | Path, maps: VoltageMaps, frame: int | None = None) -
     after = min(frame + 1, recording.n_frames - 1)  # the voltage of frame t is the state before it
     n_columns = 11
     figure = new_figure(9.6, 6.6)
-    panels = [None, *type_order(c.cell_types)]
-    width, height = 0.985 / n_columns, 0.9 / -(-len(panels) // n_columns)
-    for k, t in enumerate(panels):
-        row, column = divmod(k, n_columns)
-        place = (0.0075 + column * width, 0.905 - (row + 1) * height, width * 0.94, height * 0.8)
-        axes = figure.add_axes(place)
-        if t is None:
-            draw_hexagons(axes, c.columns, recording.luminance[frame], colours="gray", low=0)
-            title, colour = "stimulus", TRUE
-        else:
-            draw_hexagons(axes, c.columns, maps.maps(t, [after])[0], colours=DEVIATION_COLOURS, low=-1)
-            title, colour = c.cell_types[t], type_colour(c.cell_types[t])
-            axes.text(
-                0.98,
-                -0.06,
-                f"±{maps.scale(t):.2g}",
-                transform=axes.transAxes,
-                fontsize=5.5,
-                color=MUTED,
-                ha="right",
-                va="bottom",
-            )
-        axes.set_title(title, fontsize=7, color=colour, loc="center", pad=1.5)
-    heading(
-        figure,
-        f"Voltage of every cell type {frame * recording.dt:.2f} s into {recording.visual_input_type}",
-        y=0.955,
-    )
+    layers = maps.layers([c.cell_types[t] for t in type_order(c.cell_types)], [frame], [after])
+    size = 0.985 / n_columns, 0.9 / -(-len(layers) // n_columns)
+    for k, layer in enumerate(layers):
+        axes = cell(figure, *divmod(k, n_columns), (0.0075, 0.905), size, share=(0.94, 0.8))
+        draw_hexagons(axes, c.columns, layer.values[0], colours=layer.colours, low=layer.low)
+        axes.text(
+            0.98, -0.06, layer.scale, transform=axes.transAxes, fontsize=5.5, color=MUTED, ha="right", va="bottom"
+        )
+        axes.set_title(layer.name, fontsize=7, color=layer.name_colour, loc="center", pad=1.5)
+    title = f"Voltage of every cell type {frame * recording.dt:.2f} s into {recording.visual_input_type}"
+    heading(figure, title, y=0.955)
     _draw_colour_bar(figure.add_axes((0.83, 0.95, 0.13, 0.013)))
     return save_png(figure, path, "RGB")
-
-
-def _draw_flow(axes: Axes, columns: np.ndarray, flow: Float[np.ndarray, "n_col 2"]) -> None:
-    """Arrows of velocities (x right, y up) on a map."""
-    x, y = hexagon_centres(columns).T
-    axes.quiver(
-        x,
-        y,
-        SQUEEZE * flow[:, 0],
-        -flow[:, 1],
-        angles="xy",
-        scale_units="xy",
-        scale=1,
-        color=LEARNED,
-        width=0.016,
-        headwidth=3.5,
-        minlength=0.5,
-    )
 
 
 @house_style
@@ -236,29 +200,25 @@ def strip_figure(
     span = (n_shown - 1) * every
     first = most_eventful_frame(recording.luminance) - span // 2 if first_frame is None else first_frame
     frames = int(np.clip(first, 0, recording.n_frames - 2 - span)) + every * np.arange(n_shown)
-    layers = pathway_layers(maps, frames, frames + 1)
+    layers = maps.layers(PATHWAY, frames, frames + 1)
     figure = new_figure(9.6, 0.5 + 0.77 * len(layers))
     left, top = 0.075, 1 - 0.45 / figure.get_figheight()
-    width, height = (0.995 - left) / n_shown, (top - 0.005) / len(layers)
-    arrows, fastest = None, 0.0
-    if flow is not None:
-        shown = flow[frames]
-        fastest = max(float(np.hypot(shown[..., 0], shown[..., 1]).max()), 1e-6)
-        arrows = 1.5 * shown / fastest
+    size = width, height = (0.995 - left) / n_shown, (top - 0.005) / len(layers)
+    fastest = 1e-6 if flow is None else max(float(np.hypot(*flow[frames].T).max()), 1e-6)
+    right: dict[str, Any] = {"ha": "right", "va": "center"}
     for row, layer in enumerate(layers):
         y = top - (row + 1) * height
-        figure.text(
-            left - 0.012, y + 0.56 * height, layer.name, color=layer.name_colour, fontsize=8, ha="right", va="center"
-        )
-        figure.text(left - 0.012, y + 0.28 * height, layer.scale, color=MUTED, fontsize=6, ha="right", va="center")
+        figure.text(left - 0.012, y + 0.56 * height, layer.name, color=layer.name_colour, fontsize=8, **right)
+        figure.text(left - 0.012, y + 0.28 * height, layer.scale, color=MUTED, fontsize=6, **right)
         for k, values in enumerate(layer.values):
-            axes = figure.add_axes((left + k * width, y + 0.03 * height, width * 0.97, height * 0.94))
+            axes = cell(figure, row, k, (left, top), size, share=(0.97, 0.94), lift=0.03)
             draw_hexagons(axes, c.columns, values, colours=layer.colours, low=layer.low)
             if row == 0:
                 milliseconds = 1000 * (frames[k] - frames[0]) * recording.dt
                 axes.set_title(f"{milliseconds:.0f} ms", fontsize=6.5, color=MUTED, **SMALL_TITLE)
-                if arrows is not None and np.abs(arrows[k]).max() > 0:
-                    _draw_flow(axes, c.columns, arrows[k])
+            if row == 0 and flow is not None and flow[frames[k]].any():
+                arrows = 1.5 * flow[frames[k]] * [SQUEEZE, -1] / fastest  # y is down on the map
+                axes.quiver(*hexagon_centres(c.columns).T, *arrows.T, color=LEARNED, **ARROWS)
     y = 1 - 0.2 / figure.get_figheight()
     step = every * recording.dt * 1000
     heading(figure, f"{recording.visual_input_type} and the response, in steps of {step:.0f} ms", y=y, va="center")
@@ -282,13 +242,13 @@ def midline_columns(connectome: Connectome) -> Int[np.ndarray, " n"]:
 def _draw_midlines(figure: Figure, maps: VoltageMaps, frames: np.ndarray, seconds: float) -> None:
     """The stimulus and one cell type per stage, a panel each, six in a row."""
     c = maps.connectome
-    extent = (0, seconds, c.extent + 0.5, -c.extent - 0.5)
     gap = 0.022
-    width = (RIGHT - LEFT - gap * (KINOGRAPHS_PER_ROW - 1)) / KINOGRAPHS_PER_ROW
-    for k, layer in enumerate(pathway_layers(maps, frames, frames)):
+    size = (RIGHT - LEFT + gap) / KINOGRAPHS_PER_ROW, 0.18
+    for k, layer in enumerate(maps.layers(PATHWAY, frames, frames)):
         row, column = divmod(k, KINOGRAPHS_PER_ROW)
-        ax = figure.add_axes((LEFT + column * (width + gap), 0.795 - 0.18 * row, width, 0.125))
+        ax = cell(figure, row, column, (LEFT, 0.975), size, share=(1 - gap / size[0], 0.125 / 0.18))
         image = layer.values[:, midline_columns(c)].T
+        extent = (0, seconds, c.extent + 0.5, -c.extent - 0.5)
         ax.imshow(
             image, cmap=layer.colours, vmin=layer.low, vmax=1, aspect="auto", interpolation="nearest", extent=extent
         )

@@ -1,10 +1,9 @@
-"""Figures of a trained node: held-out activity, recovered parameters, embedding, functions, learned stimulus."""
+"""Figures of a trained node: recovered parameters, embedding, functions, learned stimulus."""
 
 import itertools
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
@@ -19,60 +18,21 @@ from flyjax.report.figures.style import (
     LEARNED,
     MUTED,
     TRUE,
-    density,
+    bulk,
+    cell,
+    density_scatter,
     diagonal,
     groups_of,
     heading,
     house_style,
     limits,
     new_figure,
+    panels,
     save_png,
-    type_order,
 )
-from flyjax.report.figures.traces import LEFT, RIGHT, TITLE_Y, Trace, draw_traces
-from flyjax.utils.format import MISSING
+from flyjax.report.tables import format_score
 
-#: Frames of activity.png.
-N_FRAMES = 200
-#: Points of a scatter plot above which hidden ones are thinned out.
-MAX_POINTS = 60_000
 DASHED_TRUTH = {"color": TRUE, "ls": (0, (4, 2))}
-
-
-@house_style
-def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Recording, first_frame: int = 0) -> Path:
-    """True voltage and free rollout of one neuron per cell type over the same held-out frames, under the stimulus.
-
-    All rows share a scale, so that an error is as large in the figure as it is in the score.
-    """
-    c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
-    assert rollout is not None, "the held-out stimulus is not known"
-    frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
-    seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
-    order = type_order(c.cell_types)
-    shown = c.central[order]
-    true = np.asarray(test_recording.voltage[frames][:, shown], np.float64)
-    learned = np.asarray(rollout.voltage[frames][:, shown], np.float64)
-    scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
-    luminance = np.asarray(test_recording.luminance[frames]).T
-
-    def draw_stimulus(axes: Axes) -> None:
-        extent = (0, seconds[-1], 0, 1)
-        axes.imshow(luminance, aspect="auto", cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
-
-    figure = new_figure(9.6, 8.6)
-    traces = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)]
-    draw_traces(figure, seconds, [c.cell_types[t] for t in order], traces, draw_stimulus, smallest=scale)
-    r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
-    if r2 is not None and r is not None:
-        score = f"rollout R² {r2:.3f}, mean r {r:.3f}; a row is {scale:.2g} high"
-    else:
-        score = metrics["reasons"].get("test_R2", "no rollout")
-    heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
-    figure.text(0.398, TITLE_Y, "true", color=TRUE, fontweight="bold")
-    figure.text(0.445, TITLE_Y, "free rollout", color=LEARNED, fontweight="bold")
-    figure.text(RIGHT, TITLE_Y, score, ha="right")
-    return save_png(figure, path)
 
 
 def _write_fit(axes: Axes, title: str, fit: Fit, note: str = "") -> None:
@@ -84,20 +44,12 @@ def _write_fit(axes: Axes, title: str, fit: Fit, note: str = "") -> None:
 
 def _weight_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray, title: str, max_error: float = np.inf) -> None:
     """Learned against true weights, coloured by the density of points; errors above `max_error` are left out."""
-    true, learned = np.asarray(true, np.float64), np.asarray(learned, np.float64)
-    finite = np.isfinite(learned)
-    close = finite & (np.abs(learned - true) <= max_error)
-    x, y = true[close], learned[close]
-    if len(x):
-        colour = np.log10(density(x, y))
-        order = np.argsort(colour, kind="stable")
-        if len(order) > MAX_POINTS:  # dense points hide each other; the rare ones are all drawn
-            half = MAX_POINTS // 2
-            order = np.concatenate([order[:half], order[half :: max(1, (len(order) - half) // half)]])
-        axes.scatter(x[order], y[order], c=colour[order], s=5, lw=0, cmap="viridis", rasterized=True)
-    dropped = finite & ~close
-    note = f"{dropped.sum()} left out" if dropped.any() else ""
-    _write_fit(axes, title, compare(true[~dropped], learned[~dropped]), note)
+    close = np.abs(learned - true) <= max_error
+    if close.any():
+        density_scatter(axes, true[close], learned[close], size=5)
+    dropped = np.isfinite(learned) & ~close
+    fit = compare(true[~dropped], learned[~dropped])
+    _write_fit(axes, title, fit, f"{dropped.sum()} left out" if dropped.any() else "")
     axes.set(xlabel="true W", ylabel="learned W")
 
 
@@ -107,13 +59,10 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
     means = [[x[connectome.cell_type == t].mean() for t in range(connectome.n_types)] for x in (true, learned)]
     colours = [GROUPS[k].colour for k in groups_of(connectome.cell_types)]
     axes.scatter(means[0], means[1], s=16, lw=0.4, ec="white", color=colours, zorder=3)
-    low, high = limits(true, pad=0.12)
-    diagonal(axes, low, high)
-    # A few outliers do not set the scale.
-    finite = learned[np.isfinite(learned)]
-    bulk = np.quantile(finite, [0.01, 0.99]) if len(finite) else (low, high)
-    lower, upper = limits(np.array([low, high, *bulk]), pad=0.03)
-    axes.set(xlim=(low, high), ylim=(lower, upper))
+    ends = limits(true, pad=0.12)
+    diagonal(axes, *ends)
+    lower, upper = limits(ends, bulk(learned, 0.01), pad=0.03)
+    axes.set_ylim(lower, upper)
     outside = int(np.sum(~((learned >= lower) & (learned <= upper))))
     _write_fit(axes, title, compare(true, learned), f"{outside} outside" if outside else "")
 
@@ -122,15 +71,11 @@ def _parameter_scatter(axes: Axes, connectome, true: np.ndarray, learned: np.nda
 def recovery_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
     """Learned against true parameters: W corrected and as trained, tau and V_rest of neurons and cell types."""
     c, p, found = train_recording.connectome, train_recording.parameters, evaluation.estimate
-    true = np.asarray(p.weight)
-    figure = new_figure(9.6, 3.0)
-    place = {"left": 0.065, "right": 0.99, "bottom": 0.18, "top": 0.83, "wspace": 0.42}
-    axes = figure.subplots(1, 4, gridspec_kw=place)
-    _weight_scatter(axes[0], true, np.asarray(found.weight), "W, corrected", MAX_WEIGHT_ERROR)
-    low, high = limits(true, pad=0.12)
-    diagonal(axes[0], low, high)
-    axes[0].set(xlim=(low, high), ylim=(low, high))
-    _weight_scatter(axes[1], true, evaluation.raw_weight, "W, as trained")
+    true = np.asarray(p.weight, np.float64)
+    figure, axes = panels(9.6, 3.0, 1, 4, left=0.065, right=0.99, bottom=0.18, top=0.83, wspace=0.42)
+    _weight_scatter(axes[0], true, np.asarray(found.weight, np.float64), "W, corrected", MAX_WEIGHT_ERROR)
+    diagonal(axes[0], *limits(true, pad=0.12))
+    _weight_scatter(axes[1], true, np.asarray(evaluation.raw_weight, np.float64), "W, as trained")
     parameters = (
         (axes[2], true_tau(train_recording), np.asarray(found.tau), "Time constant", r"$\tau$ (s)"),
         (axes[3], np.asarray(p.v_rest), np.asarray(found.v_rest), "Resting potential", r"$V_\mathrm{rest}$ (a.u.)"),
@@ -198,19 +143,15 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     axes.autoscale(False)
     _name_points(axes, x, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
     axes.set(xlabel=labels[0], ylabel=labels[1], title="Embedding of the neurons")
-    handles = [
-        matplotlib.lines.Line2D([], [], color=group.colour, label=group.name, marker="o", ls="", ms=5)
-        for group in GROUPS
-    ]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)
+    keys = [axes.plot([], [], "o", color=group.colour, label=group.name, ms=5)[0] for group in GROUPS]
+    axes.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)
     scores = {
         "clusters, 100": "cluster_accuracy",
         "clusters, 65": "cluster_accuracy_65",
         "embedding only": "cluster_accuracy_embedding",
         "ARI": "ARI",
     }
-    values = {name: evaluation.metrics.get(key) for name, key in scores.items()}
-    lines = [f"{name}  {MISSING if value is None else f'{value:.3f}'}" for name, value in values.items()]
+    lines = [f"{name}  {format_score(evaluation.metrics.get(key))}" for name, key in scores.items()]
     figure.text(0.8, 0.2, "\n".join(lines), fontsize=7, linespacing=1.5)
     return save_png(figure, path)
 
@@ -219,11 +160,9 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
 def functions_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
     """Learned message and update functions of one neuron per type over the voltages it visits, beside the true ones."""
     curves, c = evaluation.curves, train_recording.connectome
-    figure = new_figure(9.6, 3.1)
-    place = {"left": 0.055, "right": 0.99, "bottom": 0.15, "top": 0.89, "wspace": 0.26}
-    message, update, comparison = figure.subplots(1, 3, gridspec_kw=place)
-    groups = groups_of(c.cell_types)[c.cell_type[c.central]]
-    for k, group in enumerate(groups):
+    figure, axes = panels(9.6, 3.1, 1, 3, left=0.055, right=0.99, bottom=0.15, top=0.89, wspace=0.26)
+    message, update, comparison = axes
+    for k, group in enumerate(groups_of(c.cell_types)[c.cell_type[c.central]]):
         style = {"color": GROUPS[group].colour, "alpha": 0.7, "lw": 0.8}
         message.plot(curves.voltage[k], curves.message[k], **style)
         update.plot(curves.voltage[k], curves.update[k], **style)
@@ -232,24 +171,14 @@ def functions_figure(path: str | Path, evaluation: Evaluation, train_recording: 
     grid = np.linspace(curves.voltage.min(), curves.voltage.max(), 200)
     relu = np.maximum(grid, 0)
     message.plot(grid, relu, lw=1.4, label="relu(v)", **DASHED_TRUTH)
-    message.set_title("Message g / slope")
-    finite = curves.message[np.isfinite(curves.message)]
-    message.set_ylim(*limits(relu, np.quantile(finite, [0.02, 0.98]) if len(finite) else relu))
+    message.set(title="Message g / slope", xlabel="voltage (a.u.)")
+    message.set_ylim(*limits(relu, bulk(curves.message, 0.02)))
     message.legend(loc="upper left")
     update.plot([], [], lw=1.4, label="(V_rest - v) / tau", **DASHED_TRUTH)
-    update.set(title="Update f(v, a, 0, 0)", ylabel="dv/dt (1/s)")
+    update.set(title="Update f(v, a, 0, 0)", xlabel="voltage (a.u.)", ylabel="dv/dt (1/s)")
     update.legend(loc="upper right")
-    for axes in (message, update):
-        axes.set_xlabel("voltage (a.u.)")
-    low, high = limits(curves.true_update)
-    diagonal(comparison, low, high)
-    comparison.set(
-        title="Learned against true update",
-        xlabel="true f (1/s)",
-        ylabel="learned f (1/s)",
-        xlim=(low, high),
-        ylim=(low, high),
-    )
+    diagonal(comparison, *limits(curves.true_update))
+    comparison.set(title="Learned against true update", xlabel="true f (1/s)", ylabel="learned f (1/s)")
     return save_png(figure, path)
 
 
@@ -274,18 +203,6 @@ def columns_shown(columns: Int[np.ndarray, "n_col 2"], n: int = FIELD_COLUMNS) -
     return order[np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))]
 
 
-def _luminance_scatter(axes: Axes, true: np.ndarray, learned: np.ndarray) -> None:
-    """Held-out values, learned against true."""
-    sample = np.unique(np.linspace(0, true.size - 1, FIELD_POINTS).round().astype(int))
-    x, y = true.ravel()[sample], learned.ravel()[sample]
-    colour = density(x, y)
-    order = np.argsort(colour)
-    axes.scatter(x[order], y[order], c=np.log(colour[order]), s=2, lw=0)
-    diagonal(axes, 0.0, 1.0)
-    axes.set(xlim=(0, 1), ylim=(-0.05, 1.05), xlabel="true luminance, held-out frames")
-    axes.set_ylabel("learned luminance, rescaled", labelpad=2)
-
-
 @house_style
 def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame: int = 0) -> Path:
     """True and learned luminance of a few columns over time, held-out frames marked, and all held-out values.
@@ -301,23 +218,20 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
     marked = np.intersect1d(frames, held_out)
     dt, c = recording.dt, recording.connectome
     columns = columns_shown(c.columns)
-
     figure = new_figure(9.6, 1.15 * len(columns) + 1.0)
     height = figure.get_figheight()
     top, bottom = 1 - 0.45 / height, 0.45 / height
     each = (top - bottom) / len(columns)
     for k, column in enumerate(columns):
-        axes = figure.add_axes((0.06, top - (k + 1) * each + 0.12 * each, 0.56, 0.82 * each))
+        axes = cell(figure, k, 0, (0.06, top), (0.56, each), share=(1, 0.82), lift=0.12)
         axes.plot(frames * dt, true[frames, column], color=TRUE, lw=1.1)
         axes.plot(frames * dt, learned[frames, column], color=LEARNED, lw=0.8)
         axes.plot(marked * dt, learned[marked, column], ".", color=ACCENT, ms=3.5)
         axes.set(xlim=(frames[0] * dt, frames[-1] * dt), ylim=(-0.05, 1.05))
         u, v = c.columns[column]
         axes.text(1.008, 0.5, f"({u}, {v})", transform=axes.transAxes, fontsize=6, color=MUTED, va="center")
-        if k < len(columns) - 1:
-            axes.set_xticklabels([])
-        else:
-            axes.set_xlabel("time (s)")
+        axes.tick_params(labelbottom=k == len(columns) - 1)
+    axes.set_xlabel("time (s)")
     y = 1 - 0.25 / height
     heading(figure, "Luminance per column", 0.06, y)
     for x, text, colour in ((0.25, "true", TRUE), (0.29, "learned field", LEARNED), (0.39, "held-out frames", ACCENT)):
@@ -325,9 +239,12 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
 
     side = 0.9 * min(0.29 * 9.6, (top - bottom) * height)
     axes = figure.add_axes((0.715, bottom + 0.12 * each, side / 9.6, side / height))
-    _luminance_scatter(axes, true[held_out], learned[held_out])
-    metrics = evaluation.metrics
-    if metrics["external_input_R2"] is not None:
-        held_out_r2, training_r2 = metrics["external_input_R2"], metrics["external_input_R2_training"]
-        axes.set_title(f"R² {held_out_r2:.3f} (training frames {training_r2:.3f})", fontsize=8)
+    sample = np.unique(np.linspace(0, true[held_out].size - 1, FIELD_POINTS).round().astype(int))
+    density_scatter(axes, true[held_out].ravel()[sample], learned[held_out].ravel()[sample], size=2)
+    diagonal(axes, 0.0, 1.0)
+    axes.set(ylim=(-0.05, 1.05), xlabel="true luminance, held-out frames")
+    axes.set_ylabel("learned luminance, rescaled", labelpad=2)
+    if (r2 := evaluation.metrics["external_input_R2"]) is not None:
+        on_training_frames = evaluation.metrics["external_input_R2_training"]
+        axes.set_title(f"R² {r2:.3f} (training frames {on_training_frames:.3f})", fontsize=8)
     return save_png(figure, path)

@@ -58,10 +58,9 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
         (x0, y0), (x1, y1) = place[layout.parent[node.id]], place[node.id]
         ax.plot([x0, x0 + 0.35, x1], [y0, y1, y1], color="0.65", lw=1, zorder=1, solid_joinstyle="round")
     for node in nodes:
-        is_chosen = node.id in run.chosen
-        if is_chosen:
+        weight = "bold" if node.id in run.chosen else "normal"
+        if node.id in run.chosen:
             ax.plot(*place[node.id], "o", ms=15, mfc="white", mec="black", mew=1.2, zorder=2)
-        weight = "bold" if is_chosen else "normal"
         ax.plot(*place[node.id], **mark(node.strategy, 9), zorder=3)
         label = f"{node.id}: " + (f"{node.reward:.3f}" if node.reward is not None else "failed")
         ax.annotate(

@@ -7,7 +7,7 @@ colour vision. The truth is black, what was learned is in colour.
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -102,6 +102,32 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI)
 
 
+def panels(
+    width: float, height: float, n_rows: int, n_columns: int, sharex: bool = False, **place: float
+) -> tuple[Figure, Any]:
+    """A figure of a size in inches with a grid of axes; `place` has its edges and gaps in fractions."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots(n_rows, n_columns, sharex=sharex, gridspec_kw=place)
+
+
+def cell(
+    figure: Figure,
+    row: int,
+    column: int,
+    corner: tuple[float, float],
+    size: tuple[float, float],
+    share: tuple[float, float],
+    lift: float = 0.0,
+) -> Axes:
+    """Axes in a grid of cells below its upper left `corner`, on a `share` of the cell's `size`, all in fractions.
+
+    **Arguments:** `lift` is the free space below the axes, as a share of the cell.
+    """
+    (left, top), (width, height) = corner, size
+    place = left + column * width, top - (row + 1 - lift) * height
+    return figure.add_axes((*place, width * share[0], height * share[1]))
+
+
 def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
     """Write a small PNG file.
 
@@ -144,14 +170,27 @@ def limits(*arrays, pad: float = 0.06) -> tuple[float, float]:
     return low - margin, high + margin
 
 
+def bulk(values: Float[np.ndarray, " n"], outside: float) -> Float[np.ndarray, " n"]:
+    """The ends of the finite values without the share `outside` at each: a few outliers do not set a scale."""
+    finite = values[np.isfinite(values)]
+    return np.quantile(finite, [outside, 1 - outside]) if len(finite) else finite
+
+
 def diagonal(axes: Axes, low: float, high: float) -> None:
-    """The dashed line of identity."""
+    """The dashed line of identity, and limits from `low` to `high` on both axes."""
     axes.plot([low, high], [low, high], color=MUTED, lw=0.7, ls=DASHED, zorder=0)
+    axes.set(xlim=(low, high), ylim=(low, high))
 
 
-def density(x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], bins: int = 80) -> Float[np.ndarray, " n"]:
-    """Number of points in each point's cell of a grid, for colouring a scatter plot."""
-    counts, x_edges, y_edges = np.histogram2d(x, y, bins=bins)
-    i = np.clip(np.searchsorted(x_edges, x, side="right") - 1, 0, bins - 1)
-    j = np.clip(np.searchsorted(y_edges, y, side="right") - 1, 0, bins - 1)
-    return counts[i, j]
+def density_scatter(
+    axes: Axes, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], size: float, max_points: int = 60_000
+) -> None:
+    """Points coloured by the logarithm of their density, the densest on top; hidden ones are thinned out."""
+    counts, x_edges, y_edges = np.histogram2d(x, y, bins=80)
+    i, j = (np.clip(np.searchsorted(e, v, side="right") - 1, 0, 79) for e, v in ((x_edges, x), (y_edges, y)))
+    colour = np.log10(counts[i, j])
+    order = np.argsort(colour, kind="stable")
+    if len(order) > max_points:  # the rare ones are all drawn
+        half = max_points // 2
+        order = np.concatenate([order[:half], order[half :: max(1, (len(order) - half) // half)]])
+    axes.scatter(x[order], y[order], c=colour[order], s=size, lw=0, rasterized=True)

@@ -1,16 +1,17 @@
-"""Voltage over time, one line per cell type, in three columns under the stimulus."""
+"""Voltage over time, one line per cell type, in three columns under the stimulus: as recorded, and as predicted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flyjax.data.recording import Recording
+from flyjax.recovery import Evaluation
 from flyjax.report.figures.style import (
+    LEARNED,
     MUTED,
     TRUE,
     colour_types,
@@ -27,6 +28,8 @@ N_COLUMNS = 3
 SPACING = 1.45
 LEFT, RIGHT, GAP = 0.066, 0.958, 0.1
 TITLE_Y = 0.968
+#: Frames of activity.png.
+N_FRAMES = 200
 
 
 class Trace(NamedTuple):
@@ -38,35 +41,39 @@ class Trace(NamedTuple):
 
 
 def draw_traces(
-    figure: Figure,
     seconds: Float[np.ndarray, " T"],
     cell_types: Sequence[str],
     traces: Sequence[Trace],
-    draw_stimulus: Callable[[Axes], None],
+    stimulus: Float[np.ndarray, "T *n_col"],
     smallest: float,
     zero_line: bool = False,
-) -> None:
-    """Fill a figure with traces, each in units of the range of the first one; the range is printed beside it.
+) -> Figure:
+    """A figure of traces, each in units of the range of the first one; the range is printed beside it.
 
     **Arguments:**
 
     - `traces`: drawn over each other; later ones are cut off shortly outside the range of the first.
-    - `draw_stimulus`: draws into the axes above each column.
+    - `stimulus`: above each column, as a curve or, with several columns of the eye, as an image.
     - `smallest`: neurons of a smaller range are drawn on this scale, which all can share.
     - `zero_line`: mark v = 0, above which a neuron sends messages.
     """
-    first = traces[0].voltage
+    figure, first, end = new_figure(9.6, 8.6), traces[0].voltage, seconds[-1]
     low, span = first.min(axis=0), np.maximum(np.ptp(first, axis=0), smallest)
     scaled = [(first - low) / span]
     with np.errstate(invalid="ignore"):
         scaled += [np.clip((t.voltage - low) / span, -0.2, 1.2) for t in traces[1:]]
     n_rows = -(-len(cell_types) // N_COLUMNS)
     width = (RIGHT - LEFT - GAP * (N_COLUMNS - 1)) / N_COLUMNS
-    end = seconds[-1]
     for k in range(N_COLUMNS):
         x = LEFT + k * (width + GAP)
         top = figure.add_axes((x, 0.895, width, 0.055))
-        draw_stimulus(top)
+        if stimulus.ndim > 1:
+            extent = (0, end, 0, 1)
+            top.imshow(stimulus.T, "gray", aspect="auto", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+        else:
+            top.fill_between(seconds, stimulus, color="#bbbbbb", lw=0)
+            top.plot(seconds, stimulus, color=TRUE, lw=0.8)
+            top.set_ylim(0, 1)
         top.set(xlim=(0, end), xticks=[], yticks=[])
         top.text(1.012, -0.35, "range", transform=top.transAxes, fontsize=6, color=MUTED, clip_on=False)
         if k == 0:
@@ -79,8 +86,7 @@ def draw_traces(
             if zero_line and low[i] < 0 < low[i] + span[i]:
                 axes.plot([0, end], [y - low[i] / span[i]] * 2, color="#cccccc", lw=0.6, zorder=0)
             for trace, values in zip(traces, scaled, strict=True):
-                colour = trace.colour or type_colour(cell_types[i])
-                axes.plot(seconds, values[:, i] + y, color=colour, lw=trace.width)
+                axes.plot(seconds, values[:, i] + y, color=trace.colour or type_colour(cell_types[i]), lw=trace.width)
             own = float(np.ptp(first[:, i]))
             text = f"{own:.2g}" if own >= 1e-3 else "< 0.001"
             axes.text(end * 1.012, y + 0.5, text, fontsize=6, color=MUTED, va="center", clip_on=False)
@@ -90,28 +96,47 @@ def draw_traces(
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("time (s)")
+    return figure
 
 
 @house_style
 def traces_figure(path: str | Path, recording: Recording, first_frame: int = 0, n_frames: int = 250) -> Path:
     """The central neuron of every cell type over time, under the luminance of the central column."""
-    c = recording.connectome
+    c, order = recording.connectome, type_order(recording.connectome.cell_types)
     frames = np.arange(first_frame, min(first_frame + n_frames, recording.n_frames))
-    seconds = (frames - first_frame) * recording.dt
-    order = type_order(c.cell_types)
-    voltage = np.asarray(recording.voltage[frames][:, c.central[order]], np.float64)
+    voltage = Trace(np.asarray(recording.voltage[frames][:, c.central[order]], np.float64), 0.9)
     luminance = recording.luminance[frames, int(np.flatnonzero((c.columns == 0).all(axis=1))[0])]
-
-    def draw_stimulus(axes: Axes) -> None:
-        axes.fill_between(seconds, luminance, color="#bbbbbb", lw=0)
-        axes.plot(seconds, luminance, color=TRUE, lw=0.8)
-        axes.set_ylim(0, 1)
-
-    figure = new_figure(9.6, 8.6)
-    names = [c.cell_types[t] for t in order]
-    draw_traces(figure, seconds, names, [Trace(voltage, 0.9)], draw_stimulus, smallest=1e-4, zero_line=True)
+    names, seconds = [c.cell_types[t] for t in order], (frames - first_frame) * recording.dt
+    figure = draw_traces(seconds, names, [voltage], luminance, smallest=1e-4, zero_line=True)
     text = f"Voltage of the central neuron of every cell type, {recording.visual_input_type}"
     heading(figure, text, LEFT, TITLE_Y)
     note = "grey line: v = 0, above which a neuron sends messages"
     figure.text(RIGHT, TITLE_Y, note, ha="right", color=MUTED, fontsize=7)
     return save_png(figure, path, "RGB")
+
+
+@house_style
+def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Recording, first_frame: int = 0) -> Path:
+    """True voltage and free rollout of one neuron per cell type over the same held-out frames, under the stimulus.
+
+    All rows share a scale, so that an error is as large in the figure as it is in the score.
+    """
+    c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
+    assert rollout is not None, "the held-out stimulus is not known"
+    frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
+    seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
+    order = type_order(c.cell_types)
+    true, learned = (np.asarray(x.voltage[frames][:, c.central[order]], np.float64) for x in (test_recording, rollout))
+    scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
+    traces, luminance = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)], test_recording.luminance[frames]
+    figure = draw_traces(seconds, [c.cell_types[t] for t in order], traces, np.asarray(luminance), smallest=scale)
+    r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
+    if r2 is not None and r is not None:
+        score = f"rollout R² {r2:.3f}, mean r {r:.3f}; a row is {scale:.2g} high"
+    else:
+        score = metrics["reasons"].get("test_R2", "no rollout")
+    heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
+    figure.text(0.398, TITLE_Y, "true", color=TRUE, fontweight="bold")
+    figure.text(0.445, TITLE_Y, "free rollout", color=LEARNED, fontweight="bold")
+    figure.text(RIGHT, TITLE_Y, score, ha="right")
+    return save_png(figure, path)

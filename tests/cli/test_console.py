@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 from support.made_up_run import Maker, metrics, two_blocks
 
-from flyjax.cli.node_table import node_table
+from flyjax.cli.console import node_table
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 
