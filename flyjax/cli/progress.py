@@ -73,7 +73,7 @@ class LaneTable:
         for one in progress.lanes:
             lane = self._lanes.setdefault((one.lane.candidate, one.lane.replicate), _Lane(one, Pace()))
             lane.newest, lane.loss = one, one.values.get("loss", lane.loss)
-            lane.pace.update(self._clock(), one.step, one.n_steps)
+            lane.pace.update(self._clock(), one.step, one.lane.n_steps)
             if "connectivity_R2" in one.values:
                 lane.r2, lane.r2_step = one.values["connectivity_R2"], one.step
 
@@ -92,7 +92,7 @@ class LaneTable:
             {
                 "node": str(self._ids[key[0]] if key[0] < len(self._ids) else key[0] + 1),
                 "seed": str(key[1] + 1),
-                "step": f"{lane.newest.step:,}/{lane.newest.n_steps:,}",
+                "step": f"{lane.newest.step:,}/{lane.newest.lane.n_steps:,}",
                 "loss": format_cell("final_loss", lane.loss),
                 "R2 of W": lane.r2_text(),
                 "to go": lane.newest.status if lane.newest.status != "training" else lane.pace.left(now),

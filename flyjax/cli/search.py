@@ -27,7 +27,7 @@ from flyjax.search.run.opening import (
 )
 from flyjax.search.run.status import limits_text, remaining, remaining_text, spent_text
 from flyjax.training import Progress
-from flyjax.training.loggers import make_logger
+from flyjax.training.loggers import MetricLogger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
 from flyjax.utils.run_directory import check, remove_checkpoints
@@ -94,7 +94,7 @@ class SearchRun:
         - `template`: the protocol of a new run.
         - `commit`: of the code, for the journal.
         - `approve`: ask before each iteration.
-        - `viewers`: names of further loggers, see `flyjax.training.loggers.make_logger`.
+        - `viewers`: names of further loggers, see `flyjax.training.loggers.MetricLogger`.
 
         **Raises:** `UserError` where the run pauses because of a problem or a spent budget.
         """
@@ -115,7 +115,7 @@ class SearchRun:
             f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; "
             f"run directory {run_dir}"
         )
-        self.logger = make_logger(viewers, run_dir, experiment.name)
+        self.logger = MetricLogger(viewers, run_dir, experiment.name)
         try:
             with self.progress:
                 outcome = run_loop(

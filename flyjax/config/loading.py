@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flyjax.config.schema import Experiment
+from flyjax.config.experiment import Experiment
 from flyjax.config.search_space import PROTOCOL_SIMULATION_RANGES
 from flyjax.config.strict import SectionError
 from flyjax.config.strict_yaml import read_yaml, read_yaml_file

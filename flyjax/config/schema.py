@@ -1,10 +1,9 @@
-"""The sections of a config file and their defaults, validated strictly."""
+"""The sections of a config file and their defaults, validated strictly; `experiment` has what relates them."""
 
 import math
-from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from flyjax.config.search_space import (
     PROTOCOL_RANGES,
@@ -14,7 +13,8 @@ from flyjax.config.search_space import (
     Range,
     Values,
 )
-from flyjax.config.strict import SectionError, StrictModel, check_names
+from flyjax.config.strict import StrictModel, updated
+from flyjax.utils.errors import nearest
 
 #: Seeds of NumPy and JAX, and rates and penalties that are finite in single precision.
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
@@ -22,8 +22,19 @@ Rate = Annotated[float, Field(ge=1e-30, le=1e30)]
 Penalty = Annotated[float, Field(ge=0, le=1e30)]
 
 
-#: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
-GAP = 50
+def _known(names: tuple[str, ...]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in names:
+            raise ValueError(f"unknown name {name[:60]!r}.{nearest(name, names)}")
+        return name
+
+    return AfterValidator(check)
+
+
+#: Names of parameters that a search may vary.
+Tunable = Annotated[str, _known(TUNABLE)]
+SimulationTunable = Annotated[str, _known(SIMULATION_TUNABLE)]
+
 MAX_CONFIGURATIONS = 10_000  # of a sweep
 
 
@@ -237,77 +248,6 @@ class Training(StrictModel):
         return self
 
 
-def split_sizes(training: Training, n_frames: int) -> tuple[int, int]:
-    """(number of training frames, number of held-out frames, the last ones)."""
-    n_held_out = int(n_frames * training.validation_fraction)
-    return n_frames - n_held_out - min(GAP, n_held_out // 4), n_held_out
-
-
-def frames_problem(training: Training, n_frames: int, n_recordings: int = 1) -> str | None:
-    """Why a recording is too short for a training, with the remedy; None if it is not."""
-    n_training, n_held_out = split_sizes(training, n_frames)
-    if n_training < training.rollout_steps or (training.validation_fraction and not n_held_out):
-        return (
-            f"validation_fraction={training.validation_fraction} and rollout_steps={training.rollout_steps} leave "
-            f"{n_training} frames for training and {n_held_out} for validation, of n_frames={n_frames}: "
-            "lower them or record more frames"
-        )
-    if n_frames // n_recordings < training.rollout_steps:
-        return (
-            f"rollout_steps={training.rollout_steps}, but a part of the recording has {n_frames // n_recordings} "
-            "frames: lower rollout_steps or n_recordings"
-        )
-    return None
-
-
-def field_problem(model: Model, training: Training, n_frames: int) -> str | None:
-    """Why a stimulus cannot be learned as a field with these settings, with the remedy; None if it can or is given."""
-    if model.stimulus == "given":
-        return None
-    if training.rollout_steps > 1:
-        return (
-            f"model.stimulus: field does not work with rollout_steps={training.rollout_steps}: set rollout_steps to 1"
-        )
-    if not training.validation_fraction:
-        return (
-            "model.stimulus: field is evaluated on frames that were held out from training: set "
-            "training.validation_fraction, for example to 0.1"
-        )
-    if n_frames > model.field_frames:
-        return (
-            f"model.field_frames={model.field_frames} is less than the recording's {n_frames} frames: set it to at "
-            f"least {n_frames}"
-        )
-    return None
-
-
-def _checked_range(key: str, name: str, span: Range, section: type[StrictModel], known: tuple[str, ...]) -> Range:
-    """A range all of whose values its parameter can take; those of a choice in the parameter's own type."""
-    check_names([name], known)
-
-    def valid(value: Any) -> Any:
-        try:
-            return getattr(section.model_validate({name: value}), name)
-        except SectionError as error:
-            raise ValueError(f"search.{key}.{error.problem}") from None
-
-    if span.scale == "choice":
-        return span.model_copy(update={"values": tuple(map(valid, span.values or ()))})
-    if section.model_fields[name].annotation is int and span.scale != "int":
-        raise ValueError(f"search.{key}.{name}: takes whole numbers: set scale to int, or to choice with 'values'")
-    for end in (span.min, span.max):
-        valid(end)
-    return span
-
-
-def _updated(section: StrictModel, changes: Mapping[str, Any], where: str) -> Any:
-    """A section with changes. **Raises:** `ValueError` that names where they stand."""
-    try:
-        return type(section).model_validate({**dict(section), **changes})
-    except SectionError as error:
-        raise ValueError(f"{where}{'.' if error.key else ': '}{error.problem}") from None
-
-
 class TokenPrices(StrictModel):
     """Prices of a model that flyjax.search.llm.budget does not list, dollars per million tokens."""
 
@@ -348,13 +288,13 @@ class Search(StrictModel):
     )
     ucb_c: float = Field(1.414, ge=0, description="weight of exploration in the UCB score")
     seed: Seed = Field(0, description="run seed; every training seed derives from it")
-    simulations: tuple[dict[str, Any], ...] = Field(
+    simulations: tuple[dict[SimulationTunable, Any], ...] = Field(
         (), strict=False, description="the simulation of each block, for proposers that do not choose it"
     )
-    ranges: dict[str, Range] = Field(
+    ranges: dict[Tunable, Range] = Field(
         default_factory=lambda: dict(PROTOCOL_RANGES), description="training parameters that the search varies"
     )
-    simulation_ranges: dict[str, Range] = Field(
+    simulation_ranges: dict[SimulationTunable, Range] = Field(
         default_factory=lambda: dict(PROTOCOL_SIMULATION_RANGES),
         description="simulation parameters that the search varies between blocks",
     )
@@ -375,34 +315,29 @@ class Search(StrictModel):
     )
     llm: LLM = Field(LLM(), description="the language model")
 
-    @field_validator("ranges")
+    @field_validator("ranges", "simulation_ranges")
     @classmethod
-    def _check_ranges(cls, ranges):
-        return {name: _checked_range("ranges", name, span, Training, TUNABLE) for name, span in ranges.items()}
+    def _values_are_possible(cls, ranges: dict[str, Range], info: ValidationInfo) -> dict[str, Range]:
+        """Ranges all of whose values their parameters can take; those of a choice in the parameter's own type."""
+        section = Training if info.field_name == "ranges" else Simulation
 
-    @field_validator("simulation_ranges")
-    @classmethod
-    def _check_simulation_ranges(cls, ranges):
-        return {
-            name: _checked_range("simulation_ranges", name, span, Simulation, SIMULATION_TUNABLE)
-            for name, span in ranges.items()
-        }
+        def checked(name: str, span: Range) -> Range:
+            where = f"search.{info.field_name}"
+            if span.scale not in ("int", "choice") and section.model_fields[name].annotation is int:
+                raise ValueError(f"{where}.{name}: takes whole numbers: set scale to int, or to choice with 'values'")
+            values = tuple(getattr(updated(section, {name: value}, where), name) for value in span.ends)
+            return span.model_copy(update={"values": values}) if span.scale == "choice" else span
 
-    @field_validator("simulations")
-    @classmethod
-    def _check_simulations(cls, simulations):
-        for entry in simulations:
-            check_names(entry, SIMULATION_TUNABLE)
-        return simulations
+        return {name: checked(name, span) for name, span in ranges.items()}
 
 
 class Sweep(StrictModel):
     """Configurations for scripts/sweep.py: a list, a grid, random draws and a Sobol sequence, in this order."""
 
-    candidates: tuple[dict[str, Any], ...] = Field(
+    candidates: tuple[dict[Tunable, Any], ...] = Field(
         (), strict=False, description="training settings, each relative to the training section"
     )
-    grid: dict[str, Values] = Field(
+    grid: dict[Tunable, Values] = Field(
         default_factory=dict, description="values per training parameter; every combination is trained"
     )
     n_random: int = Field(0, ge=0, le=10_000, description="draws from search.ranges")
@@ -426,91 +361,10 @@ class Sweep(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _check_parameters(self):
-        for entry in (self.grid, *self.candidates):
-            check_names(entry, TUNABLE)
+    def _not_too_many(self):
         n = len(self.candidates) + (math.prod(map(len, self.grid.values())) if self.grid else 0)
         if n > MAX_CONFIGURATIONS:
             raise ValueError(f"{n:,} configurations in candidates and grid, more than {MAX_CONFIGURATIONS:,}")
         if self.output == "trainings" and self.halving is not None:
             raise ValueError("halving needs sweep.output=nodes: a table of trainings has only complete ones")
-        return self
-
-
-class Experiment(StrictModel):
-    """One config file."""
-
-    name: str = Field(
-        "experiment",
-        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
-        max_length=100,
-        description="by default the name of the file; runs/<name> is the default run directory",
-    )
-    description: str = Field("", description="free text")
-    simulation: Simulation = Field(Simulation(), description="the ground truth and its recordings")
-    model: Model = Field(Model(), description="the learner")
-    training: Training = Field(Training(), description="the root candidate")
-    search: Search = Field(Search(), description="the outer loop")
-    sweep: Sweep = Field(Sweep(), description="configurations of a sweep")
-
-    def _simulations(self) -> Iterator[Simulation]:
-        """The simulations of the blocks, as far as they are given, and those at the ends of the range of n_frames."""
-        search, span = self.search, self.search.simulation_ranges.get("n_frames")
-        yield self.simulation
-        for k, entry in enumerate(search.simulations):
-            yield _updated(self.simulation, entry, f"search.simulations.{k}")
-        for n_frames in (span.values or (int(span.min or 0), int(span.max or 0))) if span is not None else ():
-            yield _updated(self.simulation, {"n_frames": n_frames}, "search.simulation_ranges")
-
-    def _trainings(self) -> Iterator[Training]:
-        """The root, and what the sweep section makes of it."""
-        yield self.training
-        for k, entry in enumerate(self.sweep.candidates):
-            yield _updated(self.training, entry, f"sweep.candidates.{k}")
-        for name, values in self.sweep.grid.items():
-            for value in values:
-                yield _updated(self.training, {name: value}, "sweep.grid")
-
-    @model_validator(mode="after")
-    def _can_be_trained(self):
-        """What would fail after hours is an error now."""
-        trainings = list(self._trainings())
-        for simulation in self._simulations():
-            for training in trainings:
-                problem = field_problem(self.model, training, simulation.n_frames) or frames_problem(
-                    training, simulation.n_frames, simulation.n_recordings
-                )
-                if problem:
-                    raise ValueError(problem)
-        noise = self.search.ranges.get("noise_model_level")
-        levels = [t.noise_model_level for t in trainings] + (
-            [] if noise is None else list(noise.values or (noise.max,))
-        )
-        if self.simulation.solver != "euler" and any(levels):
-            raise ValueError(
-                f"simulation.solver={self.simulation.solver} is noise-free, and noise_model_level is up to "
-                f"{max(levels):g}: use solver euler, or set training.noise_model_level to 0 and remove its range"
-            )
-        if self.model.stimulus == "field" and self.search.objective == "blind":
-            raise ValueError(
-                "search.objective: blind needs predictions of a held-out movie, whose luminance a field cannot give: "
-                "choose another objective"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _root_in_ranges(self):
-        search = self.search
-        checks = [
-            ("training", "ranges", dict(self.training)),
-            ("simulation", "simulation_ranges", dict(self.simulation)),
-        ]
-        checks += [(f"search.simulations.{k}", "simulation_ranges", e) for k, e in enumerate(search.simulations)]
-        for section, key, values in checks:
-            for name, span in getattr(search, key).items():
-                if name in values and not span.contains(values[name]):
-                    raise ValueError(
-                        f"{section}.{name}={values[name]!r} is outside search.{key}.{name}, {span.describe()}: change "
-                        "one of them"
-                    )
         return self

@@ -35,10 +35,15 @@ class Range(StrictModel):
             raise ValueError("a log range needs min > 0")
         return self
 
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The values of a choice, or both bounds."""
+        return self.values or (self.min, self.max)
+
     def contains(self, value: Any) -> bool:
         """Whether `value` is of the right type and inside the range."""
         if self.scale == "choice":
-            return any(isinstance(value, bool) == isinstance(v, bool) and value == v for v in self.values or ())
+            return any(isinstance(value, bool) == isinstance(v, bool) and value == v for v in self.ends)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
         assert self.min is not None and self.max is not None  # checked above
@@ -48,7 +53,7 @@ class Range(StrictModel):
     def describe(self) -> str:
         """The range in words."""
         if self.scale == "choice":
-            return "one of " + ", ".join(str(v) for v in self.values or ())
+            return "one of " + ", ".join(map(str, self.ends))
         return f"{self.min:g} to {self.max:g}" + (" (log)" if self.scale == "log" else "")
 
 

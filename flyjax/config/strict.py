@@ -1,6 +1,6 @@
 """Sections that take what they declare and nothing else, and one line for what they refuse."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self, get_args, get_origin
 
 import numpy as np
@@ -12,17 +12,6 @@ from flyjax.utils.format import printable
 from flyjax.utils.secrets import redact
 
 MAX_SHOWN = 60  # characters of a value in a message
-
-
-def check_names(names: Iterable[Any], known: Collection[str]) -> None:
-    """**Raises:** `ValueError` for a name that is not known, with the nearest one."""
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown name {str(name)[:MAX_SHOWN]!r}.{nearest(name, known)}")
-
-
-def _is_whole(field: FieldInfo | None) -> bool:
-    return field is not None and int in (field.annotation, *get_args(field.annotation))
 
 
 class SectionError(UserError):
@@ -62,9 +51,23 @@ class StrictModel(BaseModel):
             return data
         out = {k: v.item() if isinstance(v, np.generic) else v for k, v in data.items()}
         for name, value in out.items():
-            if isinstance(value, float) and value.is_integer() and _is_whole(cls.model_fields.get(name)):
+            field = cls.model_fields.get(name)
+            takes_int = field is not None and int in (field.annotation, *get_args(field.annotation))
+            if takes_int and isinstance(value, float) and value.is_integer():
                 out[name] = int(value)
         return out
+
+
+def updated(section: StrictModel | type[StrictModel], changes: Mapping[str, Any], where: str) -> Any:
+    """A section with changes, or one of its defaults and them.
+
+    **Raises:** `ValueError` that names where they stand.
+    """
+    kind, values = (section, {}) if isinstance(section, type) else (type(section), dict(section))
+    try:
+        return kind.model_validate(values | dict(changes))
+    except SectionError as error:
+        raise ValueError(f"{where}{'.' if error.key else ': '}{error.problem}") from None
 
 
 def _model_of(annotation: Any) -> type[BaseModel] | None:
@@ -108,7 +111,7 @@ def one_line(model: type[BaseModel], error: ValidationError) -> tuple[str, str]:
         if part in known:  # otherwise a place in a list, or a name
             field = known[str(part)]
             section = _model_of(field.annotation)
-    where, kind = ".".join(map(str, first["loc"])), first["type"]
+    where, kind = ".".join(map(str, first["loc"])).removesuffix(".[key]"), first["type"]
     message = first["msg"].removeprefix("Value error, ")
     if kind == "extra_forbidden":
         name = str(first["loc"][-1])

@@ -86,12 +86,12 @@ def train_row(
     n_devices = min(jax.local_device_count(), n_lanes)
     padded = -(-n_lanes // n_devices) * n_devices
     program = lanes.compiled(learner, static_of(training), n_devices)
-    hparams = lanes.stack_hparams([traced_hparams(training, n_frames, 0)] * padded)
-    hparams = jax.device_put(hparams, program.by_lane)
+    own = traced_hparams(training, n_frames, 0)
+    hparams = jax.device_put(lanes.stack_hparams([own] * padded), program.by_lane)
     data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), program.replicated)
     start = time.perf_counter()
-    keys = jax.device_put(lanes.keys_of(list(range(padded))), program.by_lane)
-    state, loss = jax.block_until_ready(program.init(hparams, keys)), None
+    states = [lanes.start(learner, static_of(training), own, jax.random.key(seed)) for seed in range(padded)]
+    state, loss = jax.block_until_ready(jax.device_put(lanes.stack_states(states), program.by_lane)), None
     compiled = program.chunk.lower(hparams, data, state).compile()
     compile_s = time.perf_counter() - start
 
@@ -104,7 +104,7 @@ def train_row(
     if not np.isfinite(np.asarray(loss)).any():
         raise RuntimeError("the benchmarked training diverged")
     rate = n_lanes * batch_size * CHUNK / best
-    work = gflop_per_frame(connectome.n_neurons, model, batch_size, True)
+    work = gflop_per_frame(model, batch_size, connectome.n_neurons, connectome.n_edges)
     peak, stats = peak or matmul_gflops(), jax.local_devices()[0].memory_stats() or {}
     return {
         "extent": extent,

@@ -69,27 +69,17 @@ def forecast(
     n_devices, too_large = jax.local_device_count() if memory is None else 1, []
     memory = memory or resources.device_memory()
 
+    budget = grouping.Budget(sizes, model, memory, n_devices)
+
     def limits_of(static, n_lanes, n_levels):
         try:
-            return grouping.limits(sizes, model, static.batch_size, n_lanes, n_levels, memory, n_devices)
+            return budget.limits(static, n_lanes, n_levels)
         except UserError as error:
             too_large.append(str(error))
             return grouping.Limits(1, 1, 1)
 
     groups = grouping.plan(candidates, seeds, sizes.n_frames, limits_of)
-    gflops = [
-        max(group.n_steps)
-        * group.width
-        * group.static.batch_size
-        * resources.gflop_per_frame(
-            sizes.n_neurons,
-            model,
-            group.static.batch_size,
-            n_edges=sizes.n_edges,
-            with_curvature=group.static.with_curvature,
-        )
-        for group in groups
-    ]
+    gflops = [max(lane.n_steps for lane in group.lanes) * group.width * budget.gflop(group.static) for group in groups]
     seconds = None if rate is None else [gflop / rate.gflops for gflop in gflops]
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
@@ -99,7 +89,7 @@ def forecast(
     lines = [
         f"{plural(lanes, 'training')} in {plural(len(groups), 'program')}; {sizes.n_neurons:,} neurons, "
         f"{sizes.n_edges:,} edges, {sizes.n_params:,} parameters, {sizes.n_frames:,} frames",
-        aligned_table(grouping.program_table(groups, sizes, model, memory, seconds)),
+        aligned_table(budget.table(groups, seconds)),
         f"memory: {format_bytes(memory.free)} {memory.source}, {grouping.SHARE:.0%} of it planned for; per lane: "
         f"parameters {format_bytes(lane['params'])}, Adam {format_bytes(lane['adam'])}, a step "
         f"{format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",

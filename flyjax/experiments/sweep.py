@@ -19,7 +19,7 @@ from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.training import Halving
-from flyjax.training.loggers import HISTORY, MetricLogger, make_logger
+from flyjax.training.loggers import HISTORY, MetricLogger
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
@@ -120,7 +120,7 @@ def run_sweep(
 
     **Returns:** the results by node; empty where nothing was left to do.
     """
-    logger = make_logger(viewers, run_dir, experiment.name)
+    logger = MetricLogger(viewers, run_dir, experiment.name)
     with RunDirectory(run_dir, kind) as run:
         own, text = run.path / "config.yaml", dump_yaml(experiment)
         if own.is_file() and own.read_text("utf-8") != text:

@@ -35,15 +35,11 @@ def rungs(n_chunks: int, halving: Halving | None) -> list[int]:
     return [*sorted(c for c in early if 1 <= c < n_chunks), n_chunks]
 
 
-def spread(target: np.ndarray) -> float:
-    """Root mean square error of the best constant prediction per neuron; `target` (T, N) in 1/s."""
-    return float(np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64))))
-
-
 def target_spread(recording) -> float:
-    """`spread` of a recording's targets."""
+    """Root mean square error of the best constant prediction of a recording's targets per neuron, 1/s."""
     frames = np.linspace(0, len(recording.voltage) - 1, SPREAD_FRAMES).round().astype(int)
-    return spread(recording.pairs(frames)[2])
+    target = recording.pairs(frames)[2]
+    return float(np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64))))
 
 
 def relative_error(loss: float, training: Training, n_neurons: int, spread: float) -> float:

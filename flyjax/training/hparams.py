@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from flyjax.config import Training, field_problem
-from flyjax.config.schema import frames_problem, split_sizes
+from flyjax.config import Training, split_sizes, training_problem
 from flyjax.data.recording import Recording
 from flyjax.models import Learner
 from flyjax.models.losses import COEFFICIENTS, CURVATURE_COEFFICIENTS, FIELD_COEFFICIENTS
@@ -59,28 +58,10 @@ def n_steps(training: Training, n_frames: int) -> int:
     return max(1, round(n_frames * training.data_augmentation_loop / training.batch_size * 0.2))
 
 
-def holdout_stride(training: Training) -> int:
-    """k, where every k-th frame is held out of the training of a field: k - 1, 2 k - 1, …"""
-    return round(1 / training.validation_fraction)
-
-
 def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:
-    """The frames on which a field was not trained."""
-    stride = holdout_stride(training)
+    """The frames on which a field was not trained: every k-th."""
+    stride = round(1 / training.validation_fraction)
     return np.arange(stride - 1, n_frames, stride)
-
-
-def split_frames(training: Training, n_frames: int, field: bool = False) -> tuple[int, int]:
-    """(number of training frames, number of held-out frames: the last, with a field every k-th).
-
-    **Raises:** `UserError` where there are too few of either.
-    """
-    if field:
-        n_held_out = len(held_out_of_field(training, n_frames))
-        return n_frames - n_held_out, n_held_out
-    if problem := frames_problem(training, n_frames):
-        raise UserError(problem)
-    return split_sizes(training, n_frames)
 
 
 def traced_hparams(
@@ -97,9 +78,11 @@ def traced_hparams(
     rates = [name for group, name in RATES.items() if field or group != "field"]
     names = (*rates, *COEFFICIENTS, *(FIELD_COEFFICIENTS if field else ()), "warmup_fraction", "average_decay")
     hparams: dict[str, Any] = {name: np.float32(getattr(training, name)) for name in names}
-    n_training, n_held_out = split_frames(training, n_frames, field)
+    n_training, n_held_out = split_sizes(training, n_frames)
     if field:
-        hparams["holdout_stride"] = np.int32(holdout_stride(training))
+        held_out = held_out_of_field(training, n_frames)
+        n_training, n_held_out = n_frames - len(held_out), len(held_out)
+        hparams["holdout_stride"] = np.int32(held_out[0] + 1)
     return hparams | {
         "n_starts": np.int32(n_training - training.rollout_steps + 1),
         "n_held_out": np.int32(n_held_out),
@@ -118,15 +101,10 @@ def units_of(recording: Recording, n_frames: int = 1000) -> tuple[float, float]:
 
 
 def check_trainable(learner: Learner, candidates: Sequence[Training], recording: Recording) -> None:
-    """**Raises:** `UserError` where a candidate cannot be trained on the recording: a part is shorter than a rollout,
+    """**Raises:** `UserError` where a candidate cannot be trained on the recording: it, or a part of it, is too short,
     or the stimulus is unknown and the settings do not allow for it."""
-    steps = max(c.rollout_steps for c in candidates)
-    shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, len(recording.voltage)),)))
-    if steps > shortest:
-        raise UserError(
-            f"rollout_steps={steps}, but a part of the recording has {shortest} frames: "
-            "lower rollout_steps or n_recordings"
-        )
+    n_frames = len(recording.voltage)
+    shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, n_frames),)))
     for training in candidates:
-        if problem := field_problem(learner.config, training, len(recording.voltage)):
+        if problem := training_problem(learner.config, training, n_frames, shortest):
             raise UserError(problem)

@@ -7,6 +7,7 @@ devices; between programs each is a `LaneState` of its own, so that the next pro
 import functools
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,12 +27,11 @@ from flyjax.utils.errors import UserError
 from flyjax.utils.signals import deferred
 
 
-@dataclass
+@dataclass(eq=False)
 class LaneState:
     """A lane between programs."""
 
     lane: Lane
-    n_steps: int
     state: Any = None  # TrainState, once it has started
     step: int = 0
     is_finite: bool = True
@@ -42,30 +42,24 @@ class LaneState:
 
     @property
     def done(self) -> bool:
-        return self.stopped_at is not None or not self.is_finite or self.step >= self.n_steps
+        return self.stopped_at is not None or not self.is_finite or self.step >= self.lane.n_steps
 
 
 class Program(NamedTuple):
-    """Functions over stacked lanes, and where their arguments lie."""
+    """A function over stacked lanes, and where its arguments lie."""
 
-    init: Callable  #: (hparams, keys) -> states
     chunk: Any  #: (hparams, data, states) -> states, losses; compiled once per number of lanes
     by_lane: NamedSharding
     replicated: NamedSharding
 
 
-# Programs are found by the value of learner and signature. The caches are bounded: each entry holds a circuit.
-@functools.lru_cache(maxsize=16)
-def _init(learner: Learner, static: Static):
-    """One lane's start, compiled once whatever the number of lanes."""
-    return jax.jit(functools.partial(init_state, learner, static))
+#: One lane's state before its first step, of (learner, signature, hparams, key).
+start = jax.jit(init_state, static_argnums=(0, 1))
+#: The parameters of one lane by name, of (learner, packed parameters).
+unpacked = jax.jit(unpack, static_argnums=0)
 
 
-@functools.lru_cache(maxsize=16)
-def unpacked(learner: Learner):
-    return jax.jit(functools.partial(unpack, learner))
-
-
+# Programs are found by the value of learner and signature. The cache is bounded: each entry holds a circuit.
 @functools.lru_cache(maxsize=16)
 def compiled(learner: Learner, static: Static, n_devices: int) -> Program:
     """The program of a static signature."""
@@ -75,16 +69,7 @@ def compiled(learner: Learner, static: Static, n_devices: int) -> Program:
         functools.partial(train_lanes, learner, static, CHUNK),
         mesh=mesh, in_specs=(lane, everywhere, lane), out_specs=lane, check_vma=False,
     )  # fmt: skip
-    # The start does not depend on the batch size: one program for all.
-    start = _init(learner, static._replace(batch_size=1))
-    by_lane = NamedSharding(mesh, lane)
-
-    def init(hparams, keys) -> TrainState:
-        hparams = jax.device_get(hparams)
-        lanes = [start({k: v[i] for k, v in hparams.items()}, keys[i]) for i in range(len(keys))]
-        return jax.device_put(stack_states(lanes), by_lane)
-
-    return Program(init, jax.jit(chunk, donate_argnums=2), by_lane, NamedSharding(mesh, everywhere))
+    return Program(jax.jit(chunk, donate_argnums=2), NamedSharding(mesh, lane), NamedSharding(mesh, everywhere))
 
 
 def stack_hparams(items):
@@ -94,10 +79,6 @@ def stack_hparams(items):
 def stack_states(states: Sequence[TrainState]) -> TrainState:
     """States of lanes as one, on one device."""
     return jax.tree.map(lambda *x: jnp.stack(x), *jax.device_put(list(states), jax.local_devices()[0]))
-
-
-def keys_of(seeds):
-    return jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
 
 
 class Segment:
@@ -113,12 +94,14 @@ class Segment:
         # Lanes that only pad a device take no step and affect no other.
         padded = [*hparams, *[hparams[-1] | {"n_steps": np.int32(0)}] * padding]
         self.stacked_hparams = jax.device_put(stack_hparams(padded), self.program.by_lane)
-        if lanes[0].state is None:
-            self.state = self.program.init(
-                self.stacked_hparams, keys_of([lane.lane.seed for lane in lanes] + [0] * padding)
-            )
-        else:
-            self._take_up(stack_states([lane.state for lane in lanes]))
+        any_batch = group.static._replace(batch_size=1)  # a start does not depend on it
+        states = [
+            start(learner, any_batch, own, jax.random.key(np.uint32(lane.lane.seed)))
+            if lane.state is None
+            else lane.state
+            for lane, own in zip(lanes, hparams, strict=True)
+        ]
+        self._take_up(stack_states(states))
 
     def _take_up(self, state: TrainState) -> None:
         """Continue from stacked states of the lanes."""
@@ -135,19 +118,17 @@ class Segment:
 
         **Arguments:** `report(segment, chunks done, losses (chunk, lanes, 3), steps, is_finite)` after every chunk.
         """
-        start, n_lanes = time.perf_counter(), len(self.lanes)
+        began, n_lanes, done = time.perf_counter(), len(self.lanes), first
         losses = np.full(((last - first) * CHUNK, n_lanes, 3), np.nan, np.float32)
-        done, spent = first, 0.0
-        store = checkpoint.Store(self.folder) if self.folder is not None else None
         every = max(1, checkpoint_every // CHUNK)
-        try:
+        with nullcontext() if self.folder is None else closing(checkpoint.Store(self.folder)) as store:
             if store is not None:
                 # Of the lanes alone: how they are padded depends on the number of devices.
                 like = {"state": self._own_state(), "losses": losses, "spent": np.float64(0.0)}
                 if (found := store.restore_latest(like)) is not None:
                     done, tree = found
                     self._take_up(tree["state"])
-                    losses, spent = np.array(tree["losses"]), float(tree["spent"])
+                    losses, began = np.array(tree["losses"]), began - float(tree["spent"])
             data = self._data_at(self.group.levels, self.group.width, self.program.replicated) if done < last else None
             while done < last:
                 with deferred() as is_interrupted:
@@ -165,12 +146,9 @@ class Segment:
                         raise
                     finally:
                         if store is not None and due:
-                            total = spent + time.perf_counter() - start
-                            store.save(done, {"state": self._own_state(), "losses": losses, "spent": np.float64(total)})
-        finally:
-            if store is not None:
-                store.close()
-        self._hand_back(losses, spent + time.perf_counter() - start)
+                            spent = np.float64(time.perf_counter() - began)
+                            store.save(done, {"state": self._own_state(), "losses": losses, "spent": spent})
+        self._hand_back(losses, time.perf_counter() - began)
 
     def _hand_back(self, losses: np.ndarray, wall_s: float) -> None:
         state = self._own_state()
@@ -186,7 +164,7 @@ class Segment:
     def params(self, i: int, is_trained: bool = False):
         """Current parameters of a lane, or those that its training results in."""
         params = result_params(self.state) if is_trained else self.state.params
-        return unpacked(self.learner)({k: v[i] for k, v in params.items()})
+        return unpacked(self.learner, {k: v[i] for k, v in params.items()})
 
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""

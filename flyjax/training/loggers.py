@@ -1,6 +1,6 @@
 """Loggers of training metrics: a JSON Lines history always, other viewers on request.
 
-    logger = make_logger(("tensorboard",), run_dir, "quickstart")
+    logger = MetricLogger(("tensorboard",), run_dir, "quickstart")
     logger.start({"node_0001/seed_7": {"batch_size": 4}})
     logger.log(250, "node_0001/seed_7", {"loss": 3.2, "connectivity_R2": 0.61})
     logger.close()
@@ -12,48 +12,15 @@ resumes from its checkpoint and logs the steps since then again; the last entry 
 import importlib
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any
 
 from flyjax.utils.errors import UserError, nearest
 from flyjax.utils.jsonl import open_lines, write_line
 
-HISTORY = "history.jsonl"
-
-
-class MetricLogger(Protocol):
-    """Receives the metrics of trainings while they run; only finite values."""
-
-    def start(self, lanes: Mapping[str, Mapping[str, Any]]) -> None:
-        """Settings of trainings that start, by name. May be called again with others."""
-
-    def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        """Metrics of a training after so many steps."""
-
-    def close(self) -> None:
-        """Write what is buffered."""
-
-
-class History:
-    """One JSON object per line: "lane", "step" and the values by name."""
-
-    def __init__(self, path: Path):
-        self.path = Path(path)
-        self._file: IO[bytes] | None = None
-
-    def start(self, lanes) -> None:
-        if self._file is None:
-            self._file = open_lines(self.path)
-
-    def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
-        assert self._file is not None
-        write_line(self._file, {"lane": lane, "step": step, **values})
-
-    def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+HISTORY = "history.jsonl"  # one object per line: "lane", "step" and the values by name
+VIEWERS = ("tensorboard", "wandb", "trackio")
 
 
 def read_history(path: Path) -> dict[str, list[dict[str, float]]]:
@@ -79,14 +46,12 @@ class TensorBoard:
     """Event files, a folder per training: `tensorboard --logdir runs/<name>/tensorboard`."""
 
     def __init__(self, folder: Path):
-        self._new_writer = _package("tensorboard", "tensorboardX").SummaryWriter
-        self._folder = Path(folder)
+        self._tensorboard, self._folder = _package("tensorboard", "tensorboardX"), folder
         self._writers: dict[str, Any] = {}
 
     def start(self, lanes) -> None:
-        for lane in lanes:
-            if lane not in self._writers:
-                self._writers[lane] = self._new_writer(logdir=str(self._folder / lane), flush_secs=30)
+        for lane in lanes.keys() - self._writers.keys():
+            self._writers[lane] = self._tensorboard.SummaryWriter(logdir=str(self._folder / lane), flush_secs=30)
 
     def log(self, step: int, lane: str, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -95,7 +60,6 @@ class TensorBoard:
     def close(self) -> None:
         for writer in self._writers.values():
             writer.close()
-        self._writers = {}
 
 
 class Tracker:
@@ -129,40 +93,36 @@ class Tracker:
     def close(self) -> None:
         if self._run is not None:
             self._tracker.finish()
-            self._run = None
 
 
-class MultiLogger:
-    """Several loggers as one; values that are not finite are left out."""
-
-    def __init__(self, loggers: Iterable[MetricLogger]):
-        self._loggers = tuple(loggers)
-
-    def start(self, lanes) -> None:
-        for logger in self._loggers:
-            logger.start(lanes)
-
-    def log(self, step: int, lane: str, values: Mapping[str, float | None]) -> None:
-        finite = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
-        for logger in self._loggers:
-            logger.log(step, lane, finite)
-
-    def close(self) -> None:
-        for logger in self._loggers:
-            logger.close()
-
-
-VIEWERS = ("tensorboard", "wandb", "trackio")
-
-
-def make_logger(viewers: Sequence[str], run_dir: Path, project: str) -> MultiLogger:
-    """The history of a run, and the viewers asked for.
+class MetricLogger:
+    """Receives the metrics of trainings while they run: into the history of a run, and the viewers asked for.
 
     **Raises:** `UserError` for an unknown viewer, or one whose package is not installed (with the remedy).
     """
-    loggers: list[MetricLogger] = [History(Path(run_dir) / HISTORY)]
-    for name in dict.fromkeys(viewers or ()):
-        if name not in VIEWERS:
-            raise UserError(f"--log {name}: unknown.{nearest(name, VIEWERS)} Known: {', '.join(VIEWERS)}.")
-        loggers.append(TensorBoard(Path(run_dir) / "tensorboard") if name == "tensorboard" else Tracker(name, project))
-    return MultiLogger(loggers)
+
+    def __init__(self, viewers: Sequence[str], run_dir: Path, project: str):
+        self._history, self._viewers = Path(run_dir) / HISTORY, []
+        for name in dict.fromkeys(viewers):
+            if name not in VIEWERS:
+                raise UserError(f"--log {name}: unknown.{nearest(name, VIEWERS)} Known: {', '.join(VIEWERS)}.")
+            tensorboard = name == "tensorboard"
+            self._viewers.append(TensorBoard(Path(run_dir) / name) if tensorboard else Tracker(name, project))
+
+    def start(self, lanes: Mapping[str, Mapping[str, Any]]) -> None:
+        """Settings of trainings that start, by name. May be called again with others."""
+        for viewer in self._viewers:
+            viewer.start(lanes)
+
+    def log(self, step: int, lane: str, values: Mapping[str, float | None]) -> None:
+        """Metrics of a training after so many steps; values that are not finite are left out."""
+        finite = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
+        with open_lines(self._history) as file:
+            write_line(file, {"lane": lane, "step": step, **finite})
+        for viewer in self._viewers:
+            viewer.log(step, lane, finite)
+
+    def close(self) -> None:
+        """Write what is buffered."""
+        for viewer in self._viewers:
+            viewer.close()

@@ -1,13 +1,14 @@
 """The state of the trainings, reported after every chunk."""
 
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
 
 from flyjax.training.grouping import CHUNK, Lane
 from flyjax.training.hparams import Static
-from flyjax.training.lanes import Segment
+from flyjax.training.lanes import LaneState, Segment
 
 #: Of the training time, what `monitor` may take.
 MONITOR_SHARE = 0.05
@@ -26,7 +27,6 @@ class LaneProgress:
 
     lane: Lane
     step: int
-    n_steps: int
     values: dict[str, float]
     status: str
 
@@ -51,9 +51,9 @@ class Reporter:
     the last of a lane do not count.
     """
 
-    def __init__(self, on_progress, monitor, total: int, clock=time.perf_counter):
-        self.on_progress, self.monitor, self.total, self.before = on_progress, monitor, total, 0
-        self.clock, self.started_at, self.monitored_s = clock, clock(), 0.0
+    def __init__(self, on_progress, monitor, lanes: Collection[LaneState], clock=time.perf_counter):
+        self.on_progress, self.monitor, self.lanes, self.clock = on_progress, monitor, lanes, clock
+        self.started_at, self.monitored_s = clock(), 0.0
         self.group = self.n_groups = 0
         self.compiled: set[Static] = set()  # programs whose parameters were read before
         self.trained: set[Lane] = set()  # lanes that were read when trained
@@ -68,8 +68,8 @@ class Reporter:
         counts = finite[..., :2].all(axis=2).sum(axis=0)
         means = np.nansum(newest, axis=0, dtype=np.float64) / np.maximum(counts, 1)[:, None]
         n_chunks = segment.group.n_chunks
-        budget_s = MONITOR_SHARE * (self.clock() - self.started_at)
-        due = done % max(1, n_chunks // 10) == 0 and self.monitored_s <= budget_s
+        is_in_budget = self.monitored_s <= MONITOR_SHARE * (self.clock() - self.started_at)
+        due = is_in_budget and done % max(1, n_chunks // 10) == 0
         lanes = []
         for i, lane in enumerate(segment.lanes):
             values = {}
@@ -78,7 +78,7 @@ class Reporter:
                 values |= {f"rate_{group}": rate for group, rate in segment.rates(i, int(steps[i])).items()}
             if finite[:, i, 2].any():  # one value in a chunk
                 values["validation"] = float(np.nansum(newest[:, i, 2]))
-            status = "diverged" if not is_finite[i] else "finished" if steps[i] >= lane.n_steps else "training"
+            status = "diverged" if not is_finite[i] else "finished" if steps[i] >= lane.lane.n_steps else "training"
             last = status == "finished" and lane.lane not in self.trained
             if self.monitor is not None and (last or due and counts[i]):
                 start = self.clock()
@@ -88,14 +88,15 @@ class Reporter:
                 elif segment.group.static in self.compiled:
                     self.monitored_s += self.clock() - start
                 self.compiled.add(segment.group.static)
-            lanes.append(LaneProgress(lane.lane, int(steps[i]), lane.n_steps, values, status))
+            lanes.append(LaneProgress(lane.lane, int(steps[i]), values, status))
         losses = [lane.values["loss"] for lane in lanes if "loss" in lane.values]
         self.on_progress(
             Progress(
                 group=self.group,
                 n_groups=self.n_groups,
-                lane_steps=self.before + sum(min(done * CHUNK, lane.n_steps) for lane in segment.lanes),
-                total_lane_steps=self.total,
+                lane_steps=sum(each.step for each in self.lanes if each not in segment.lanes)
+                + sum(min(done * CHUNK, lane.n_steps) for lane in segment.group.lanes),
+                total_lane_steps=sum(each.step if each.done else each.lane.n_steps for each in self.lanes),
                 loss=float(np.mean(losses)) if losses else None,
                 n_diverged=int((~is_finite).sum()),
                 lanes=tuple(lanes),

@@ -100,14 +100,7 @@ def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False
     }
 
 
-def gflop_per_frame(
-    n_neurons: int,
-    model: Model,
-    batch_size: int,
-    regularisers: bool = True,
-    n_edges: int = 0,
-    with_curvature: bool = False,
-) -> float:
+def gflop_per_frame(model: Model, batch_size: int, n_neurons: int, n_edges: int, with_curvature: bool = False) -> float:
     """Multiply-adds of both networks, forward and backward, 2 operations each, per training frame in 1e9.
 
     In variant B the message network is evaluated on each of `n_edges`, not of the neurons. The message sum is
@@ -121,11 +114,10 @@ def gflop_per_frame(
 
     if not has_networks(model):
         return OPERATIONS_PER_EDGE * n_edges / 1e9
-    message = multiply_adds(2, 2) if model.variant == "B" else multiply_adds(1)
-    senders = n_edges if model.variant == "B" else n_neurons
-    total = float(n_neurons * multiply_adds(3) + senders * message)
-    if regularisers:  # three voltages of one frame of the batch
-        total += 3 * n_neurons * message / batch_size
+    update, message, senders = multiply_adds(3), multiply_adds(1), n_neurons
+    if model.variant == "B":
+        message, senders = multiply_adds(2, 2), n_edges
+    regularisers = 3.0 * n_neurons * message  # three voltages of one frame of the batch
     if with_curvature:  # two more of g, three of f, and the message sum, forward alone
-        total += (2 * n_neurons * message + 3 * n_neurons * multiply_adds(3) + senders * message / 3) / batch_size
-    return 6 * total / 1e9
+        regularisers += 2 * n_neurons * message + 3 * n_neurons * update + senders * message / 3
+    return 6e-9 * (n_neurons * update + senders * message + regularisers / batch_size)

@@ -6,6 +6,7 @@ local devices (`lanes`). Between chunks the host reports progress, writes checkp
 """
 
 import functools
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from flyjax.data.recording import Recording
 from flyjax.models import Learner
 from flyjax.training import grouping, resources
 from flyjax.training.data import DeviceRecordings, computes_target
-from flyjax.training.grouping import CHUNK, Group, Lane
+from flyjax.training.grouping import CHUNK, Budget, Group, Lane
 from flyjax.training.halving import (
     Halving,
     candidates_to_stop,
@@ -34,7 +35,10 @@ from flyjax.training.progress import Progress, Reporter
 from flyjax.training.resources import Memory
 from flyjax.training.step import result_params
 from flyjax.utils.errors import as_user_errors
+from flyjax.utils.format import format_bytes
 from flyjax.utils.run_directory import own
+
+log = logging.getLogger(__name__)
 
 #: GFLOP that a narrower program must save to be compiled, by platform: about ten seconds.
 MIN_SAVING = {"cpu": 300.0}
@@ -85,15 +89,15 @@ class Trained:
 
 @dataclass
 class _Sweep:
-    """What the steps of a sweep share."""
+    """What the segments of a sweep share."""
 
     learner: Learner
     candidates: Sequence[Training]
     recording_of: Callable[[float], Recording]
-    n_frames: int
     lanes: dict[Lane, LaneState]
     checkpoint_dir: Path | None
-    on_devices: Callable[[Group], Group]
+    budget: Budget
+    n_devices: int
 
     def __post_init__(self):
         self.data = DeviceRecordings(self.recording_of, self.learner.learns_stimulus)
@@ -104,24 +108,28 @@ class _Sweep:
     def segment(self, group: Group, first: int, last: int) -> Segment:
         """A program from chunk `first` to `last`."""
         candidates = [self.candidates[lane.candidate] for lane in group.lanes]
-        hparams = []
-        for training in candidates:
-            level = training.noise_model_level
-            index, field = group.levels.index(level), self.learner.learns_stimulus
-            hparams.append(traced_hparams(training, self.n_frames, index, self.units(level), field))
+        hparams = [
+            traced_hparams(
+                training,
+                self.budget.sizes.n_frames,
+                group.levels.index(lane.level),
+                self.units(lane.level),
+                self.learner.learns_stimulus,
+            )
+            for training, lane in zip(candidates, group.lanes, strict=True)
+        ]
         folder = None
         if self.checkpoint_dir is not None:
-            folder = own(
-                Path(self.checkpoint_dir)
-                / content_hash(
-                    [c.model_dump() | {"seed": lane.seed} for c, lane in zip(candidates, group.lanes, strict=True)],
-                    [self.recording_of(level).fingerprint for level in group.levels],
-                    self.learner.config.model_dump(),
-                    [first, last],
-                )
+            key = content_hash(
+                [c.model_dump() | {"seed": lane.seed} for c, lane in zip(candidates, group.lanes, strict=True)],
+                [self.recording_of(level).fingerprint for level in group.levels],
+                self.learner.config.model_dump(),
+                [first, last],
             )
+            folder = own(Path(self.checkpoint_dir) / key)
         states = [self.lanes[lane] for lane in group.lanes]
-        return Segment(self.learner, self.on_devices(group), states, hparams, self.data.at, folder)
+        group = self.budget.on_devices(group, self.n_devices)
+        return Segment(self.learner, group, states, hparams, self.data.at, folder)
 
     def stop_behind(self, halving: Halving) -> None:
         """Stop lanes at a rung."""
@@ -186,20 +194,15 @@ def train_sweep(
     **Raises:** `UserError` if not even one training fits into memory, memory or disk run out, or a candidate cannot be
     trained with an unknown stimulus.
     """
-    levels = sorted({c.noise_model_level for c in candidates})
-    if not callable(recordings):
-        missing = [level for level in levels if level not in recordings]
-        if missing:
-            raise ValueError(f"no recording for noise_model_level {missing}")
-        recordings = recordings.__getitem__
-    first_recording, config = recordings(levels[0]), learner.config
-    n_frames = len(first_recording.voltage)
+    first_level = min(c.noise_model_level for c in candidates)
+    recording_of = recordings if callable(recordings) else recordings.__getitem__
+    first_recording, config = recording_of(first_level), learner.config
     if halving is not None:
         check_comparable(candidates)
     check_trainable(learner, candidates, first_recording)
     memory, n_devices = memory or resources.device_memory(), n_devices or jax.local_device_count()
     stores_target = learner.learns_stimulus or not computes_target(first_recording)
-    sizes = resources.sizes_of(learner, n_frames, stores_target)
+    sizes = resources.sizes_of(learner, len(first_recording.voltage), stores_target)
 
     # Recordings of other levels are not read here: reading them only to name the work would take minutes.
     work = content_hash(
@@ -208,41 +211,33 @@ def train_sweep(
         first_recording.fingerprint,
         config.model_dump(),
     )
-    planned, planned_devices = grouping.planned_for(checkpoint_dir, work, memory, n_devices)
-
-    def limits_of(static, n_lanes, n_levels):
-        return grouping.limits(sizes, config, static.batch_size, n_lanes, n_levels, planned, planned_devices)
-
-    def on_devices(group):
-        return grouping.on_devices(group, n_devices, sizes, config, planned)
-
-    groups = grouping.plan(candidates, seeds, n_frames, limits_of)
-    if planned is not memory:
-        grouping.warn_if_too_large(
-            [on_devices(group) for group in groups], sizes, config, planned, memory, checkpoint_dir
-        )
-    lanes = {lane: LaneState(lane, n) for group in groups for lane, n in zip(group.lanes, group.n_steps, strict=True)}
-    sweep = _Sweep(learner, candidates, recordings, n_frames, lanes, checkpoint_dir, on_devices)
+    budget = Budget(sizes, config, *grouping.planned_for(checkpoint_dir, work, memory, n_devices))
+    groups = grouping.plan(candidates, seeds, sizes.n_frames, budget.limits)
+    needed = max(budget.group_bytes(budget.on_devices(group, n_devices)) for group in groups)
+    if needed > memory.free:
+        log.warning(
+            "resuming the programs of %s takes about %s, but %s are %s: "
+            "free memory, or remove that folder to start again with smaller programs",
+            checkpoint_dir, format_bytes(needed), format_bytes(memory.free), memory.source,
+        )  # fmt: skip
+    lanes = {lane: LaneState(lane) for group in groups for lane in group.lanes}
+    sweep = _Sweep(learner, candidates, recording_of, lanes, checkpoint_dir, budget, n_devices)
     min_saving = MIN_SAVING.get(jax.local_devices()[0].platform, MIN_SAVING_ELSEWHERE)
-    reporter = Reporter(on_progress, monitor, sum(lane.n_steps for lane in lanes.values()))
+    reporter = Reporter(on_progress, monitor, lanes.values())
     begin, ends = 0, rungs(max(group.n_chunks for group in groups), halving)
     for end in ends:
         reporter.n_groups = len(groups)
         for reporter.group, group in enumerate(groups):
-            static = group.static
-            gflop = static.batch_size * resources.gflop_per_frame(
-                sizes.n_neurons, config, static.batch_size, True, sizes.n_edges, static.with_curvature
-            )
-            for part, first, last in grouping.split_at_finished(group, begin, end, gflop, min_saving):
-                reporter.before = sum(s.step for lane, s in lanes.items() if lane not in part.lanes)
+            for part, first, last in grouping.split_at_finished(
+                group, begin, end, budget.gflop(group.static), min_saving
+            ):
                 sweep.segment(part, first, last).train(first, last, checkpoint_every, reporter)
         if halving is not None and end != ends[-1]:
             sweep.stop_behind(halving)
-            reporter.total = sum(lane.step if lane.done else lane.n_steps for lane in lanes.values())
-            running = (group.only(lambda lane, n_steps: not lanes[lane].done) for group in groups)
-            groups = [group for group in running if group is not None]
+            groups = list(filter(None, (group.only(lambda lane: not lanes[lane].done) for group in groups)))
         begin = end
-    return [[_result(learner, lanes[Lane(k, s, seed)]) for s, seed in enumerate(own)] for k, own in enumerate(seeds)]
+    results = {(lane.candidate, lane.replicate): _result(learner, state) for lane, state in lanes.items()}
+    return [[results[k, s] for s in range(len(own))] for k, own in enumerate(seeds)]
 
 
 def _result(learner: Learner, state: LaneState) -> Trained:
@@ -250,7 +245,7 @@ def _result(learner: Learner, state: LaneState) -> Trained:
     validated = np.flatnonzero(np.isfinite(losses[:, 2]))
     return Trained(
         seed=state.lane.seed,
-        params=jax.tree.map(np.asarray, unpacked(learner)(result_params(state.state))),
+        params=jax.tree.map(np.asarray, unpacked(learner, result_params(state.state))),
         losses=losses[:, :2].copy(),
         n_steps=state.step,
         diverged_at=None if state.is_finite else state.step,

@@ -420,7 +420,7 @@ def test_without_a_terminal_a_line_is_printed_now_and_then():
 def trainings(step, r2, n_steps=4_000):
     status = "finished" if step == n_steps else "training"
     values = {"loss": 0.1} | ({} if r2 is None else {"connectivity_R2": r2})
-    return tuple(LaneProgress(Lane(k, 0, 1), step, n_steps, values, status) for k in range(2))
+    return tuple(LaneProgress(Lane(k, 0, 1, n_steps, 0.05), step, values, status) for k in range(2))
 
 
 class Screen:

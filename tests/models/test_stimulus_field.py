@@ -22,7 +22,7 @@ from flyjax.recovery import evaluate
 from flyjax.recovery.learned_stimulus import RecordingWithLearnedStimulus, with_learned_stimulus
 from flyjax.training import load_params, train_sweep
 from flyjax.training.data import batch_of, stack_recordings, with_luminance
-from flyjax.training.hparams import held_out_of_field, split_frames, static_of, traced_hparams
+from flyjax.training.hparams import held_out_of_field, static_of, traced_hparams
 from flyjax.training.optimizer import group_of
 from flyjax.training.resources import sizes_without_data
 from flyjax.training.step import draw_frames, init_state
@@ -201,7 +201,9 @@ def test_the_true_stimulus_is_never_read(learner, fly):
 
 def test_frames_held_out_enter_no_loss(learner, fly):
     held_out = held_out_of_field(TRAINING, 64)
-    assert held_out.tolist() == list(range(4, 64, 5)) and split_frames(TRAINING, 64, field=True) == (52, 12)
+    assert held_out.tolist() == list(range(4, 64, 5))
+    hparams = traced_hparams(TRAINING, 64, 0, field=True)
+    assert [int(hparams[k]) for k in ("n_starts", "n_held_out", "holdout_stride")] == [52, 12, 5]
     one, other = Noise(fly, 0), Noise(fly, 0)
     other.voltage[held_out] = other.voltage[
         held_out[::-1]

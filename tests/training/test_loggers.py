@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from flyjax.training.loggers import History, MultiLogger, make_logger, read_history
+from flyjax.training.loggers import MetricLogger, read_history
 from flyjax.utils.errors import UserError
 from flyjax.utils.jsonl import open_lines, write_line
 
@@ -23,7 +23,7 @@ def log_two_trainings(logger):
 
 
 def test_the_history_has_every_logged_value(tmp_path):
-    log_two_trainings(make_logger((), tmp_path, "test"))
+    log_two_trainings(MetricLogger((), tmp_path, "test"))
     assert read_history(tmp_path / "history.jsonl") == {
         "node_0001/seed_7": [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 2.0, "connectivity_R2": 0.5}],
         "node_0002/seed_8": [{"step": 250, "total": 3.0}],
@@ -33,9 +33,9 @@ def test_the_history_has_every_logged_value(tmp_path):
 
 def test_history_outlives_a_kill(tmp_path):
     path = tmp_path / "history.jsonl"
-    log_two_trainings(MultiLogger([History(path)]))
+    log_two_trainings(MetricLogger((), tmp_path, "test"))
     path.write_text(path.read_text() + '{"lane": "node_0001/seed_7", "st')  # killed in the middle of a line
-    again = History(path)
+    again = MetricLogger((), tmp_path, "test")
     again.start(LANES)
     again.log(500, "node_0001/seed_7", {"loss": 1.5})  # gone back to a checkpoint
     again.close()
@@ -75,7 +75,7 @@ def test_a_torn_line_longer_than_a_read_is_cut_whole(tmp_path):
 
 def test_tensorboard_files_hold_the_same(tmp_path):
     event_pb2 = pytest.importorskip("tensorboardX.proto.event_pb2")
-    log_two_trainings(make_logger(["tensorboard"], tmp_path, "test"))
+    log_two_trainings(MetricLogger(["tensorboard"], tmp_path, "test"))
     read = {}
     for path in (tmp_path / "tensorboard").rglob("events.out.tfevents.*"):
         data, at = path.read_bytes(), 0
@@ -100,13 +100,13 @@ def test_tensorboard_files_hold_the_same(tmp_path):
 def test_a_missing_viewer_names_its_remedy(tmp_path, monkeypatch, viewer, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=f"pip install {package}") as error:
-        make_logger([viewer], tmp_path, "test")
+        MetricLogger([viewer], tmp_path, "test")
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_an_unknown_viewer_names_the_nearest(tmp_path):
     with pytest.raises(UserError, match="Did you mean 'tensorboard'"):
-        make_logger(["tensorbord"], tmp_path, "test")
+        MetricLogger(["tensorbord"], tmp_path, "test")
 
 
 class Settings:
@@ -128,7 +128,7 @@ def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
         finish=lambda: calls.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, viewer, fake)
-    log_two_trainings(make_logger([viewer], tmp_path, "test"))
+    log_two_trainings(MetricLogger([viewer], tmp_path, "test"))
     assert calls[0] == ("init", {"project": "test", "config": LANES}) and calls[-1] == ("finish",)
     assert (
         "log",
@@ -148,7 +148,7 @@ def test_a_tracker_learns_the_settings_of_every_iteration(tmp_path, monkeypatch,
         init=init, log=logged.append, finish=lambda: None, define_metric=lambda name, step_metric: steps.append(name)
     )
     monkeypatch.setitem(sys.modules, viewer, fake)
-    logger = make_logger([viewer], tmp_path, "test")
+    logger = MetricLogger([viewer], tmp_path, "test")
     later = {"node_0003/seed_9": {"batch_size": 2, "schedule": "constant"}}
     logger.start(LANES)
     logger.start({**later, "node_0002/seed_8": LANES["node_0002/seed_8"]})

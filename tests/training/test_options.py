@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from flyjax.circuit import build_connectome
-from flyjax.config import Model, Simulation, Training, parse_experiment
+from flyjax.config import Model, Simulation, Training, parse_experiment, split_sizes
 from flyjax.data import record
 from flyjax.models import losses, make_learner, rollout_loss
 from flyjax.recovery import extract
 from flyjax.training import data as training_data
 from flyjax.training import train_sweep
 from flyjax.training.data import batch_of, stack_recordings
-from flyjax.training.hparams import check_trainable, split_frames, static_of, traced_hparams
+from flyjax.training.hparams import check_trainable, static_of, traced_hparams
 from flyjax.training.step import draw_frames, init_state, result_params, train_chunk, train_step
 from flyjax.utils.errors import UserError
 
@@ -50,11 +50,14 @@ def close(a, b, **tolerance):
 
 
 def test_held_out_frames_are_the_last_and_have_a_gap():
-    assert split_frames(Training(validation_fraction=0.1), 1_000) == (875, 100)
-    assert split_frames(Training(validation_fraction=0.5), 64_000) == (31_950, 32_000)
-    assert split_frames(Training(), 100) == (100, 0)
+    assert split_sizes(Training(validation_fraction=0.1), 1_000) == (875, 100)
+    assert split_sizes(Training(validation_fraction=0.5), 64_000) == (31_950, 32_000)
+    assert split_sizes(Training(), 100) == (100, 0)
+
+
+def test_too_few_frames_for_validation_are_refused(learner, recording):
     with pytest.raises(UserError, match="record more frames"):
-        split_frames(Training(validation_fraction=0.1), 9)
+        check_trainable(learner, [Training(validation_fraction=0.005)], recording)
 
 
 def test_held_out_frames_are_never_drawn(learner):

@@ -387,7 +387,7 @@ def test_the_live_table_counts_down():
     table = LaneTable([7], clock=lambda: now[0])
 
     def chunk(step, **values):
-        lanes = (LaneProgress(Lane(0, 0, 1), step, 1000, values, "training" if step < 1000 else "finished"),)
+        lanes = (LaneProgress(Lane(0, 0, 1, 1000, 0.05), step, values, "training" if step < 1000 else "finished"),)
         table.update(Progress(0, 1, step, 1000, 1.0, 0, lanes))
         return table.rows()[0]
 

@@ -13,6 +13,7 @@ from flyjax.config import Model, Training
 from flyjax.models import losses, make_learner
 from flyjax.training import lanes, load_params, n_steps, plan, save_params, train_sweep
 from flyjax.training.data import stack_recordings
+from flyjax.training.grouping import Limits
 from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, pack, unpack
 from flyjax.training.step import draw_frames, init_state, train_chunk, train_step
@@ -317,9 +318,7 @@ def test_every_frame_is_drawn_as_often_as_any_other(one_lane):
 
 def test_every_seed_starts_from_weights_and_frames_of_its_own(learner, one_lane):
     static, hparams, *_ = one_lane
-    program = lanes.compiled(learner, static, 1)
-    stacked = lanes.stack_hparams([jax.device_get(hparams)] * 3)
-    states = program.init(jax.device_put(stacked, program.by_lane), lanes.keys_of([1, 2, 1]))
+    states = lanes.stack_states([lanes.start(learner, static, hparams, jax.random.key(seed)) for seed in (1, 2, 1)])
     for group in ("W", "networks"):
         values = np.asarray(states.params[group])
         np.testing.assert_array_equal(values[0], values[2])
@@ -370,10 +369,10 @@ def together(learner, recordings):
 
 
 def test_groups_share_a_signature():
-    groups = plan(CANDIDATES, SEEDS, 64)
-    assert [(g.static.batch_size, len(g.lanes), g.n_steps) for g in groups] == [
-        (1, 3, (256, 256, 320)),
-        (2, 2, (160, 160)),
+    groups = plan(CANDIDATES, SEEDS, 64, lambda *_: Limits(9, 9, 1))
+    assert [(g.static.batch_size, [lane.n_steps for lane in g.lanes]) for g in groups] == [
+        (1, [256, 256, 320]),
+        (2, [160, 160]),
     ]
 
 
@@ -401,7 +400,7 @@ def test_loss_falls_and_seeds_differ(together):
 
 
 def test_one_program_per_signature(learner, recordings, together):
-    compiled = lanes.compiled(learner, plan(CANDIDATES, SEEDS, 64)[0].static, 1).chunk
+    compiled = lanes.compiled(learner, static_of(CANDIDATES[0]), 1).chunk
     before = compiled._cache_size()
     others = [c.model_copy(update={"learning_rate_W_start": 3e-3, "coeff_edge_norm": 2.0}) for c in CANDIDATES]
     train_sweep(learner, others, SEEDS, recordings, n_devices=1)

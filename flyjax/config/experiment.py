@@ -1,0 +1,107 @@
+"""One config file: its sections, and the relations between them that are checked before anything runs."""
+
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from flyjax.config.schema import Model, Search, Simulation, Sweep, Training
+from flyjax.config.strict import StrictModel, updated
+
+#: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
+GAP = 50
+
+
+def split_sizes(training: Training, n_frames: int) -> tuple[int, int]:
+    """(number of training frames, number of held-out frames, the last ones)."""
+    n_held_out = int(n_frames * training.validation_fraction)
+    return n_frames - n_held_out - min(GAP, n_held_out // 4), n_held_out
+
+
+def training_problem(model: Model, training: Training, n_frames: int, part_frames: int) -> str | None:
+    """Why a model cannot be trained on a recording of so many frames, with the remedy; None if it can.
+
+    **Arguments:** `part_frames`: frames of the recording's shortest part.
+    """
+    n_training, n_held_out = split_sizes(training, n_frames)
+    is_field, steps, fraction = model.stimulus == "field", training.rollout_steps, training.validation_fraction
+    problems = {
+        f"model.stimulus: field does not work with rollout_steps={steps}: set rollout_steps to 1": is_field
+        and steps > 1,
+        "model.stimulus: field is evaluated on frames that were held out from training: set "
+        "training.validation_fraction, for example to 0.1": is_field and not fraction,
+        f"model.field_frames={model.field_frames} is less than the recording's {n_frames} frames: set it to at least "
+        f"{n_frames}": is_field and n_frames > model.field_frames,
+        f"validation_fraction={fraction} and rollout_steps={steps} leave {n_training} frames for training and "
+        f"{n_held_out} for validation, of n_frames={n_frames}: lower them or record more frames": n_training < steps
+        or (fraction > 0 and not n_held_out),
+        f"rollout_steps={steps}, but a part of the recording has {part_frames} frames: lower rollout_steps or "
+        "n_recordings": part_frames < steps,
+    }
+    return next((line for line, applies in problems.items() if applies), None)
+
+
+class Experiment(StrictModel):
+    """One config file."""
+
+    name: str = Field(
+        "experiment",
+        pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$",
+        max_length=100,
+        description="by default the name of the file; runs/<name> is the default run directory",
+    )
+    description: str = Field("", description="free text")
+    simulation: Simulation = Field(Simulation(), description="the ground truth and its recordings")
+    model: Model = Field(Model(), description="the learner")
+    training: Training = Field(Training(), description="the root candidate")
+    search: Search = Field(Search(), description="the outer loop")
+    sweep: Sweep = Field(Sweep(), description="configurations of a sweep")
+
+    @model_validator(mode="after")
+    def _can_run(self):
+        """What would fail after hours is an error now."""
+        if problem := next(_problems(self), None):
+            raise ValueError(problem)
+        return self
+
+
+def _problems(experiment: Experiment) -> Iterator[str]:
+    search, simulation, training = experiment.search, experiment.simulation, experiment.training
+    # What the search and the sweep section make of the root.
+    blocks = [updated(simulation, entry, f"search.simulations.{k}") for k, entry in enumerate(search.simulations)]
+    lengths = search.simulation_ranges.get("n_frames")
+    for n_frames in lengths.ends if lengths else ():
+        blocks.append(updated(simulation, {"n_frames": int(n_frames)}, "search.simulation_ranges"))
+    listed = enumerate(experiment.sweep.candidates)
+    trainings = [training, *(updated(training, entry, f"sweep.candidates.{k}") for k, entry in listed)]
+    for name, values in experiment.sweep.grid.items():
+        trainings += [updated(training, {name: value}, "sweep.grid") for value in values]
+    for one, candidate in itertools.product([simulation, *blocks], trainings):
+        problem = training_problem(experiment.model, candidate, one.n_frames, one.n_frames // one.n_recordings)
+        if problem:
+            yield problem
+    noise = search.ranges.get("noise_model_level")
+    level = max([t.noise_model_level for t in trainings] + list(noise.ends if noise else ()))
+    if simulation.solver != "euler" and level:
+        yield (
+            f"simulation.solver={simulation.solver} is noise-free, and noise_model_level is up to {level:g}: use "
+            "solver euler, or set training.noise_model_level to 0 and remove its range"
+        )
+    if experiment.model.stimulus == "field" and search.objective == "blind":
+        yield (
+            "search.objective: blind needs predictions of a held-out movie, whose luminance a field cannot give: "
+            "choose another objective"
+        )
+    ranged: list[tuple[str, str, dict[str, Any]]] = [
+        ("training", "ranges", dict(training)),
+        ("simulation", "simulation_ranges", dict(simulation)),
+        *((f"search.simulations.{k}", "simulation_ranges", entry) for k, entry in enumerate(search.simulations)),
+    ]
+    for section, key, chosen in ranged:
+        for name, span in getattr(search, key).items():
+            if name in chosen and not span.contains(chosen[name]):
+                yield (
+                    f"{section}.{name}={chosen[name]!r} is outside search.{key}.{name}, {span.describe()}: change one "
+                    "of them"
+                )
