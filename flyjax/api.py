@@ -11,6 +11,7 @@ from flyjax.data.recorder import held_out
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
+from flyjax.stimulus.registry import fingerprint
 from flyjax.training import Progress, Trained, train_sweep
 from flyjax.utils.errors import UserError
 
@@ -103,6 +104,8 @@ def train_candidates(
     else:
         learner = learner_for(simulation_or_recording, model)
         recordings = Recordings(simulation_or_recording)
+        # An absent data set is an error before anything is rendered, and the training stimulus comes first.
+        fingerprint(simulation_or_recording.visual_input_type, simulation_or_recording.data_path)
     _ = recordings.test  # a stimulus that is missing is an error before the training
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flyjax
-from flyjax.circuit.connectome_file import CONNECTOME_FILE
+from flyjax.circuit.connectome import CONNECTOME_FILE
 from flyjax.data import held_out
 from flyjax.utils.errors import UserError
 
@@ -201,3 +201,11 @@ def test_stopping_at_nan_is_refused_before_the_training(jax_flag, recordings, fl
     jax_flag(flag, True)
     with pytest.raises(UserError, match=flag.upper()):
         flyjax.train_candidates(recordings[0], [CANDIDATE], seeds=[0], model=MODEL)
+
+
+def test_the_default_stimulus_without_its_data_is_one_line_with_the_remedy(monkeypatch):
+    monkeypatch.delenv("FLYJAX_DATA", raising=False)
+    for use in (flyjax.record, lambda simulation: flyjax.train_candidates(simulation, [{}])):
+        with pytest.raises(UserError, match="DAVIS.*FLYJAX_DATA.*scenes_texture") as error:
+            use(flyjax.Simulation(extent=0))
+        assert "\n" not in str(error.value)

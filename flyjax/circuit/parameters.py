@@ -35,7 +35,6 @@ def expand(
     bias: Float32[Any, " n_types"],
     tau: Float32[Any, " n_types"],
     syn_strength: Float32[Any, " P"],
-    log_n_syn: Float32[Any, " K"] | None = None,
     n_syn: Float32[Any, " K"] | None = None,
 ) -> Parameters:
     """Parameters per neuron and edge from those shared per type, type pair and offset. Differentiable.
@@ -47,8 +46,7 @@ def expand(
     - `bias`: resting potential per cell type.
     - `tau`: time constant per cell type, s.
     - `syn_strength`: per row of `c.pairs`.
-    - `log_n_syn`: natural log of the synapse count per row of `c.keys`.
-    - `n_syn`: the count itself; by default the connectome's own counts.
+    - `n_syn`: synapse count per row of `c.keys`; by default the connectome's own counts.
 
     **Raises:** `UserError` for a wrong shape.
     """
@@ -61,8 +59,6 @@ def expand(
 
     bias, tau = checked("bias", bias, c.n_types), checked("tau", tau, c.n_types)
     syn_strength = checked("syn_strength", syn_strength, len(c.pairs))
-    if log_n_syn is not None:
-        n_syn = jnp.exp(checked("log_n_syn", log_n_syn, len(c.keys)))
     counts = c.key_n_syn if n_syn is None else checked("n_syn", n_syn, len(c.keys))
     # Multiplied per key first: 2,355 products, then one gather.
     per_key = (c.pair_sign[c.key_pair] * counts) * syn_strength[c.key_pair]

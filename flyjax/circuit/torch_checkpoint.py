@@ -5,6 +5,7 @@ pickle can name any importable function; here only a handful of names resolve, a
 classes and functions of this module, and every other name is refused.
 """
 
+import functools
 import io
 import math
 import pickle
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import reading
 
 #: Storage classes and what their raw bytes are.
 _STORAGES = {
@@ -43,10 +44,6 @@ def unpacked_sizes(archive: zipfile.ZipFile) -> dict[str, int]:
     return sizes
 
 
-class _Refused(Exception):
-    """A part of the file that a flyvis checkpoint has no use for."""
-
-
 class _Storage:
     """The class a tensor header names, reduced to its item type."""
 
@@ -62,24 +59,16 @@ def _tensor(storage, offset, size, stride, *_ignored) -> np.ndarray:
         and all(type(n) is int and n >= 0 for n in (offset, *size, *stride))
     )
     if not isinstance(storage, np.ndarray) or not integers or len(size) != len(stride):
-        raise _Refused("a malformed tensor header")
+        raise ValueError("a malformed tensor header")
     last = offset + sum((n - 1) * s for n, s in zip(size, stride)) if math.prod(size) else -1
     if last >= storage.size or math.prod(size) > max(storage.size, 1):
-        raise _Refused("a tensor that reaches beyond its storage")
+        raise ValueError("a tensor reaches beyond its storage")
     steps = [s * storage.itemsize for s in stride]
     return np.lib.stride_tricks.as_strided(storage[offset:], size, steps).copy()
 
 
-def _parameter(tensor, *_ignored):
-    return tensor
-
-
-def _opaque(*_ignored) -> None:
-    """Numbers that numpy pickled (the validation loss): not needed, not built."""
-
-
-class _OpaqueType:
-    """Takes the place of `numpy.dtype` in such numbers; keeps nothing."""
+class _Ignored:
+    """Takes the place of numbers that numpy pickled (the validation loss) and their type; keeps nothing."""
 
     def __init__(self, *_ignored):
         pass
@@ -91,11 +80,11 @@ class _OpaqueType:
 _ALLOWED: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("numpy", "dtype"): _OpaqueType,
-    ("_codecs", "encode"): _opaque,
-    ("numpy.core.multiarray", "scalar"): _opaque,
-    ("numpy._core.multiarray", "scalar"): _opaque,
+    ("torch._utils", "_rebuild_parameter"): lambda tensor, *_ignored: tensor,
+    ("numpy", "dtype"): _Ignored,
+    ("_codecs", "encode"): _Ignored,
+    ("numpy.core.multiarray", "scalar"): _Ignored,
+    ("numpy._core.multiarray", "scalar"): _Ignored,
     **{("torch", name): _Storage(dtype) for name, dtype in _STORAGES.items()},
 }
 
@@ -106,16 +95,15 @@ class _Unpickler(pickle.Unpickler):
         self._read_storage = storage
 
     def find_class(self, module, name):
-        try:
-            return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(f"the global {module}.{name}") from None
+        if (module, name) not in _ALLOWED:
+            raise ValueError(f"it names {module}.{name}, which no flyvis checkpoint needs")
+        return _ALLOWED[module, name]
 
     def persistent_load(self, pid):
         match pid:
             case ("storage", _Storage() as kind, str(key), str(), int(n)) if n >= 0:
                 return self._read_storage(kind.dtype, key, n)
-        raise _Refused("a reference that is not a tensor storage")
+        raise ValueError("a reference that is not a tensor storage")
 
 
 def read_torch_checkpoint(path: str | Path) -> dict:
@@ -124,36 +112,24 @@ def read_torch_checkpoint(path: str | Path) -> dict:
     **Raises:** `UserError` if the file is missing, torn, not a torch zip, or its pickle names
     anything but tensors, dictionaries and numbers (the refused name is in the message).
     """
-    path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            sizes = unpacked_sizes(archive)
-            pickles = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
-            if len(pickles) != 1:
-                raise UserError(f"{path} is not a torch checkpoint: {len(pickles)} data.pkl in it, expected one")
-            prefix = pickles[0].removesuffix("data.pkl")
-            if prefix + "byteorder" in sizes and archive.read(prefix + "byteorder") != b"little":
-                raise _Refused("big-endian storages")
-            storages: dict[str, np.ndarray] = {}
+    # A pickle stream that was tampered with can fail in any way.
+    with reading(path, "take an official one, see scripts/fetch_flyvis.py"), zipfile.ZipFile(path) as archive:
+        sizes = unpacked_sizes(archive)
+        pickles = [name for name in sizes if name.endswith("data.pkl") and name.count("/") <= 1]
+        if len(pickles) != 1:
+            raise ValueError(f"not a torch checkpoint: {len(pickles)} data.pkl in it, expected one")
+        prefix = pickles[0].removesuffix("data.pkl")
+        if prefix + "byteorder" in sizes and archive.read(prefix + "byteorder") != b"little":
+            raise ValueError("its storages are big-endian")
 
-            def storage(dtype: np.dtype, key: str, n: int) -> np.ndarray:
-                name = f"{prefix}data/{key}"
-                if sizes.get(name, -1) != n * dtype.itemsize:
-                    raise _Refused(f"storage {key!r} of {sizes.get(name, 0):,} bytes, announced as {n} {dtype}")
-                if name not in storages:
-                    storages[name] = np.frombuffer(archive.read(name), dtype.newbyteorder("<"))
-                return storages[name].view(dtype)
+        @functools.cache
+        def content(name: str) -> bytes:
+            return archive.read(name)
 
-            content = _Unpickler(archive.read(pickles[0]), storage).load()
-    except FileNotFoundError:
-        raise UserError(f"no checkpoint {path}; scripts/fetch_flyvis.py gets the official ones") from None
-    except _Refused as error:
-        raise UserError(f"{path} is refused: it contains {error}, which no flyvis checkpoint needs") from None
-    except UserError:
-        raise
-    # A pickle stream that was tampered with can fail in any way; none of them is a crash of ours.
-    except Exception as error:
-        raise UserError(f"{path} is not a readable torch zip checkpoint ({type(error).__name__}: {error})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} is not a flyvis checkpoint: it contains a {type(content).__name__}, not a dictionary")
-    return content
+        def storage(dtype: np.dtype, key: str, n: int) -> np.ndarray:
+            name = f"{prefix}data/{key}"
+            if sizes.get(name, -1) != n * dtype.itemsize:
+                raise ValueError(f"storage {key!r} of {sizes.get(name, 0):,} bytes, announced as {n} {dtype}")
+            return np.frombuffer(content(name), dtype.newbyteorder("<")).view(dtype)
+
+        return _Unpickler(archive.read(pickles[0]), storage).load()

@@ -34,26 +34,15 @@ def coerce(span: Range, value: Any) -> Any:
         shown = repr(value) if isinstance(value, str) else str(value) if number else type(value).__name__
         raise ValueError(f"{shown[:40]} is outside its range, {span.describe()}")
     if span.scale == "choice":
-        return next(v for v in _values(span) if v == value)  # JSON writers differ on 4 and 4.0
+        return next(v for v in span.ends if v == value)  # JSON writers differ on 4 and 4.0
     return value if span.scale == "int" else float(value)
-
-
-def _ends(span: Range) -> tuple[float, float]:
-    """The bounds of an interval."""
-    assert span.min is not None and span.max is not None  # only a choice has none
-    return span.min, span.max
-
-
-def _values(span: Range) -> tuple[Any, ...]:
-    """The values of a choice."""
-    return span.values or ()
 
 
 def unit(span: Range, value: Any) -> float:
     """The place of `value` in its range, 0 to 1."""
     if span.scale == "choice":
-        return _values(span).index(value) / max(1, len(_values(span)) - 1)
-    low, high = _ends(span)
+        return span.ends.index(value) / max(1, len(span.ends) - 1)
+    low, high = span.ends
     if span.scale == "log":
         return math.log(value / low) / math.log(high / low)
     return (value - low) / (high - low)
@@ -63,8 +52,8 @@ def at(span: Range, place: float) -> Any:
     """The value at a unit place: three significant digits, always inside the range."""
     place = min(1.0, max(0.0, place))
     if span.scale == "choice":
-        return _values(span)[round(place * (len(_values(span)) - 1))]
-    low, high = _ends(span)
+        return span.ends[round(place * (len(span.ends) - 1))]
+    low, high = span.ends
     if span.scale == "log":
         return tidy(span, low * math.exp(place * math.log(high / low)))
     return tidy(span, low + place * (high - low))
@@ -72,7 +61,7 @@ def at(span: Range, place: float) -> Any:
 
 def tidy(span: Range, value: float) -> Any:
     """A number clipped to an interval and rounded to three significant digits."""
-    low, high = _ends(span)
+    low, high = span.ends
     if span.scale == "int":
         return int(min(math.floor(high), max(math.ceil(low), round(value))))
     return float(min(high, max(low, float(f"{value:.3g}"))))
@@ -81,9 +70,9 @@ def tidy(span: Range, value: float) -> Any:
 def sample(span: Range, rng: np.random.Generator) -> Any:
     """A value drawn uniformly on the range's scale."""
     if span.scale == "choice":
-        return _values(span)[int(rng.integers(len(_values(span))))]
+        return span.ends[int(rng.integers(len(span.ends)))]
     if span.scale == "int":
-        low, high = _ends(span)
+        low, high = span.ends
         return int(rng.integers(math.ceil(low), math.floor(high) + 1))
     return at(span, float(rng.random()))
 
@@ -107,7 +96,7 @@ def perturb(span: Range, value: Any, rng: np.random.Generator, size: float = 0.1
     step = size * (0.5 + float(rng.random()))
     place = unit(span, value)
     if span.scale == "choice":
-        step = max(step, 1 / max(1, len(_values(span)) - 1))
+        step = max(step, 1 / max(1, len(span.ends) - 1))
     for sign in (way, -way):
         for stretch in (1, 2, 4, 8, 16, 64, 256):  # a count may need a longer step to move at all
             moved = at(span, place + sign * step * stretch)
@@ -124,7 +113,7 @@ def extreme(span: Range, value: Any, factor: float) -> Any | None:
     """
     up = factor > 1
     if span.scale == "choice":
-        moved = _values(span)[-1 if up else 0]
+        moved = span.ends[-1 if up else 0]
     else:
-        moved = tidy(span, value * factor if value else _ends(span)[up])
+        moved = tidy(span, value * factor if value else span.ends[up])
     return None if moved == value else moved

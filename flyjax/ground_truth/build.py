@@ -1,5 +1,6 @@
 """The ground truth of a simulation, and the circuit that a learner is given."""
 
+import dataclasses
 from functools import lru_cache
 from typing import Any
 
@@ -10,9 +11,14 @@ from jaxtyping import Float32
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
-from flyjax.ground_truth.edge_edits import with_null_edges, without_edges
 from flyjax.ground_truth.flyvis_ensemble import checkpoint_file
 from flyjax.ground_truth.sampling import sample_parameters
+
+Weight = Float32[np.ndarray, " E"]
+#: The fields of a connectome that have one value per edge, and those of an edge that does not exist.
+NULL_EDGE: dict[str, Any] = {
+    "senders": None, "receivers": None, "edge_pair": -1, "offset_key": -1, "sign": 0, "n_syn": 0
+}  # fmt: skip
 
 
 @lru_cache(maxsize=4)
@@ -63,16 +69,64 @@ def learner_view(simulation: Simulation, ground_truth: tuple[Connectome, Paramet
 
 
 @lru_cache(maxsize=8)
-def _edit_edges(settings: tuple, connectome: Connectome, weight: bytes) -> tuple[Connectome, Float32[np.ndarray, " E"]]:
-    """Connectome and weights with the edges of `settings` removed and added."""
+def _edit_edges(settings: tuple, connectome: Connectome, weight_bytes: bytes) -> tuple[Connectome, Weight]:
     null, kind, removed, seed = settings
-    n = connectome.n_neurons
-    p = Parameters(np.frombuffer(weight, np.float32), np.ones(n, np.float32), np.zeros(n, np.float32))
-    known = connectome
+    known, weight = connectome, np.frombuffer(weight_bytes, np.float32)
     if removed:
-        known, p, _ = without_edges(known, p, removed, seed)
+        known, weight = without_edges(known, weight, removed, seed)
     if null:
         # A removed edge does not come back as a null one.
         forbidden = np.setdiff1d(connectome.node_pairs, known.node_pairs)
-        known, p = with_null_edges(known, p, null, seed, kind, forbidden)
-    return known, p.weight
+        known, weight = with_null_edges(known, weight, null, seed, kind, forbidden)
+    return known, weight
+
+
+def _with_edges(c: Connectome, fields: dict[str, Any]) -> tuple[Connectome, Weight]:
+    """The circuit with these edges, sorted by (receiver, sender), and their weights."""
+    order = np.argsort(fields["receivers"].astype(np.int64) * c.n_neurons + fields["senders"], kind="stable")
+    fields = {name: values[order] for name, values in fields.items()}
+    for values in fields.values():
+        values.setflags(write=False)
+    weight = fields.pop("weight")
+    return dataclasses.replace(c, **fields), weight
+
+
+def without_edges(c: Connectome, weight: Weight, share: float, seed: int) -> tuple[Connectome, Weight]:
+    """The circuit without a random share of its edges, 0 <= share < 1, and the weights of the others."""
+    removed = np.random.default_rng([seed, 1]).permutation(c.n_edges)[: round(share * c.n_edges)]
+    remaining = np.setdiff1d(np.arange(c.n_edges), removed)
+    fields = {name: getattr(c, name)[remaining] for name in NULL_EDGE}
+    return _with_edges(c, fields | {"weight": np.asarray(weight)[remaining]})
+
+
+def with_null_edges(
+    c: Connectome, weight: Weight, share: float, seed: int, kind: str = "per_source", forbidden=()
+) -> tuple[Connectome, Weight]:
+    """The circuit with `share` times as many null edges, which do not exist, and the weights: theirs are 0.
+
+    **Arguments:**
+
+    - `kind`: 'per_source' adds to every neuron in proportion to its own out-degree, 'random' anywhere. No pair is
+        connected twice; where a neuron runs out of targets it has fewer.
+    - `forbidden`: pairs, sender * n_neurons + receiver, that must not be added.
+
+    In the result such edges have `edge_pair` and `offset_key` -1, `sign` and `n_syn` 0.
+    """
+    rng, n = np.random.default_rng([seed, 2]), c.n_neurons
+    taken = np.union1d(c.node_pairs, np.asarray(forbidden, np.int64))
+    if kind == "per_source":
+        wanted = np.rint(np.bincount(c.senders, minlength=n) * share).astype(np.int64)
+    else:
+        wanted = np.bincount(rng.integers(0, n, round(share * c.n_edges)), minlength=n)
+    first = np.searchsorted(taken, np.arange(n + 1, dtype=np.int64) * n)
+    sources, chosen = np.flatnonzero(wanted), [np.zeros(0, np.int64)]
+    for j in sources:
+        free = np.ones(n, bool)
+        free[taken[first[j] : first[j + 1]] - j * n] = False
+        targets = np.flatnonzero(free)
+        chosen.append(rng.choice(targets, min(wanted[j], len(targets)), replace=False))
+    senders = np.repeat(sources, np.fromiter(map(len, chosen[1:]), np.int64))
+    null = NULL_EDGE | {"senders": senders, "receivers": np.concatenate(chosen), "weight": 0}
+    own = {name: getattr(c, name) for name in NULL_EDGE} | {"weight": np.asarray(weight, np.float32)}
+    added = {name: np.broadcast_to(null[name], senders.shape).astype(own[name].dtype) for name in own}
+    return _with_edges(c, {name: np.concatenate([own[name], added[name]]) for name in own})

@@ -7,14 +7,15 @@ project: flyvis' own command downloads them, and `install` copies them from ther
 import hashlib
 import importlib.util
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from flyjax.circuit import build_connectome, read_flyvis
 from flyjax.utils import environment
-from flyjax.utils.atomic_io import write_atomic
-from flyjax.utils.errors import UserError, nearest
+from flyjax.utils.atomic_io import sha256, write_atomic
+from flyjax.utils.errors import UserError, as_user_errors, nearest
 
 N_MODELS = 50
 #: Name and SHA-256 of the archive that flyvis 1.2.0 downloads (flyvis_cli download_pretrained_models).
@@ -28,12 +29,6 @@ _MAX_BYTES = 64 << 20  # of one checkpoint; an official one has 49 kB
 def cache_folder() -> Path:
     """The folder of the models: FLYJAX_DATA/flyvis, or ~/.cache/flyjax/flyvis."""
     return (environment.data_root() or environment.cache_dir()) / "flyvis"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_download() -> Path | None:
@@ -96,22 +91,17 @@ def install(source: str | Path, target: Path | None = None) -> list[str]:
         )
     # The tables of types, pairs and offsets are the same at every extent.
     connectome, sums = build_connectome(0), _sums(target)
-    for name, content in sorted(chosen.items()):
-        path = target / name / "best_chkpt"
-        part = path.with_name("best_chkpt.part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(content)
-            read_flyvis(connectome, part)
-            part.replace(path)
-        except UserError as error:
-            raise UserError(str(error).replace(str(part), f"{name} in {source}")) from None
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}") from None
-        finally:
-            part.unlink(missing_ok=True)
-        sums[name] = hashlib.sha256(content).hexdigest()
-        write_atomic(target / SUMS, "".join(f"{digest}  {k}/best_chkpt\n" for k, digest in sorted(sums.items())))
+    with tempfile.TemporaryDirectory() as folder, as_user_errors():
+        copy = Path(folder) / "best_chkpt"
+        for name, content in sorted(chosen.items()):
+            copy.write_bytes(content)
+            try:
+                read_flyvis(connectome, copy)
+            except UserError as error:
+                raise UserError(str(error).replace(str(copy), f"{name} in {source}")) from None
+            write_atomic(target / name / "best_chkpt", content)
+            sums[name] = hashlib.sha256(content).hexdigest()
+            write_atomic(target / SUMS, "".join(f"{digest}  {k}/best_chkpt\n" for k, digest in sorted(sums.items())))
     return sorted(chosen)
 
 
@@ -143,13 +133,6 @@ def installed(folder: Path | None = None) -> dict[str, str]:
     return {name: state(name) for name in sorted({*sums, *found})}
 
 
-def _check_sum(root: Path, name: str, path: Path) -> None:
-    """**Raises:** `UserError` if a model in the cache is not the one that was copied."""
-    expected = _sums(root).get(name)
-    if expected is not None and path == root / name / "best_chkpt" and sha256(path) != expected:
-        raise UserError(f"{path} was edited or damaged, its checksum differs: run python scripts/fetch_flyvis.py again")
-
-
 def checkpoint_file(name: str) -> Path:
     """The file of `simulation.parameters`: a path, or a model of the ensemble in the user's folders.
 
@@ -164,7 +147,12 @@ def checkpoint_file(name: str) -> Path:
         folder = root / name
         for candidate in (folder / "best_chkpt", folder / "chkpts" / "chkpt_00000", folder.with_suffix(".npz"), folder):
             if candidate.is_file():
-                _check_sum(root, name, candidate)
+                expected = _sums(root).get(name) if candidate == folder / "best_chkpt" else None
+                if expected and sha256(candidate) != expected:
+                    raise UserError(
+                        f"{candidate} was edited or damaged, its checksum differs: run python scripts/fetch_flyvis.py "
+                        "again"
+                    )
                 return candidate
     if name.startswith("flow/"):
         raise UserError(

@@ -1,4 +1,4 @@
-r"""Variants A and B: graph neural networks on the connectome.
+r"""The models of dv/dt on the connectome: what all variants share, and variants A and B, graph neural networks.
 
     msg_i   = sum_j W_ij g(v_j, a_j),        g = phi(v_j, a_j)^2
     dv_i/dt = f(v_i, a_i, msg_i, I_i)
@@ -12,7 +12,17 @@ With `units: data` the networks work on numbers of the order of one: with s the 
 all voltages and r that of all derivatives, g = s phi(v/s, a)^2 and dv/dt = r f(v/s, a, msg/s, I). Voltages
 are some 0.1 in a typical recording, where a fresh network is all but linear: training then first fits
 linear messages, and some seeds never leave them.
+
+The derivative is a jraph graph network whose node update is f. For the loss the same network's node
+update returns the inputs of f, and f, the error and its gradient are evaluated segment by segment in one pass
+(`chunked_map.square_sum`): the activations of all neurons and frames never exist at once.
+
+Arrays put neurons first and frames second, (N, B): on CPU a gather along the leading axis with the
+batch behind it was about twice as fast as the other way round.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +34,166 @@ from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
 from flyjax.models.graph_network import GraphsTuple, graph_network
-from flyjax.models.message_passing import MessagePassing, Stateful
-from flyjax.models.network import Network, functional
 from flyjax.models.stimulus_field import Field
 from flyjax.utils.errors import UserError
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+}
+
+
+def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, "..."]:
+    """`jax.lax.dot_general` of factors rounded to bfloat16, summed in float32."""
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, w, dimension_numbers, preferred_element_type=jnp.float32)
+
+
+class Network(nnx.Module):
+    """An MLP from a few signals and the embedding of a neuron (or of two) to one number per row and frame."""
+
+    def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs, n_neurons: int = 1):
+        n_embedded = n_neurons * config.embedding_size
+        width, fan_in = config.width, n_signals + n_embedded
+        rounded = config.matmul_precision == "bfloat16"
+        self.activation = ACTIVATIONS[config.activation]
+        self.precision = None if rounded else config.matmul_precision
+        self.dot_general = bfloat16_product if rounded else jax.lax.dot_general
+
+        # Unit-variance (LeCun) starts: with a third of that variance, torch's default, two seeds of three
+        # stayed on the first plateau for 2,000 steps at extent 1.
+        def kernel(fan):
+            return lambda key, shape, dtype: fan**-0.5 * jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.88
+
+        def linear(n_in, n_out, fan):
+            return nnx.Linear(
+                n_in,
+                n_out,
+                kernel_init=kernel(fan),
+                precision=self.precision,
+                dot_general=self.dot_general,
+                rngs=rngs,
+            )
+
+        self.signals = nnx.Param(kernel(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
+        self.embedded = linear(n_embedded, width, fan_in)
+        self.hidden = nnx.List([linear(width, width, width) for _ in range(config.n_layers - 2)])
+        self.readout = linear(width, 1, width)
+
+    def __call__(self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"]) -> Float[Array, "N B"]:
+        n, b = signals[0].shape
+        # Signals, embedding and bias in one product: its gradient is then one product too, and no slow sums over rows.
+        kernel = jnp.concatenate([self.signals[...], self.embedded.kernel[...], self.embedded.bias[...][None]])
+        known = jnp.broadcast_to(embedding[:, None, :], (n, b, embedding.shape[1]))
+        rows = jnp.concatenate([jnp.stack(signals, axis=-1), known, jnp.ones((n, b, 1))], axis=-1)
+        contract_last = (((1,), (0,)), ((), ()))
+        product = self.dot_general(rows.reshape(n * b, -1), kernel, contract_last, precision=self.precision)
+        hidden = self.activation(product)
+        for layer in self.hidden:
+            hidden = self.activation(layer(hidden))
+        return self.readout(hidden).reshape(n, b)
+
+
+def functional(network: Network):
+    """A network as a function of (its parameters, signals, embedding), and the parameters."""
+    graphdef, state = nnx.split(network)
+    return lambda state, signals, embedding: nnx.merge(graphdef, state)(signals, embedding), state
+
+
+#: A function of (its state, signals (n, B), embedding (n, d)), and the state.
+Stateful = tuple[Callable[[Any, tuple[Array, ...], Array], Array], Any]
+
+
+class MessagePassing(nnx.Module):
+    """A model of dv/dt with one weight per edge.
+
+    **Attributes:**
+
+    - `W`: (E,) weights, in the order of the graph's edges.
+    - `segment_rows`: rows (neurons x frames) that are evaluated at once.
+    - `embedding`: (N, d) a neuron's own numbers.
+    """
+
+    embedding: Any
+    field: Any  #: the `Field` that replaces an unknown stimulus, or None
+
+    def __init__(self, n_neurons: int, n_edges: int, config: Model, segment_rows: int, rngs: nnx.Rngs):
+        self.W = nnx.Param(
+            jax.random.normal(rngs.params(), (n_edges,), "float32") / np.sqrt(n_edges).astype(np.float32)
+        )
+        self.segment_rows = segment_rows
+
+    def update_fn(self) -> Stateful:
+        """f of the signals (voltage, message sum, stimulus), and its state; dv/dt in 1/s."""
+        raise NotImplementedError
+
+    def message_probe(self, voltage: Float[Array, " N"], connectome: Connectome):
+        """What the regularisers on messages vary: a function of (state, voltages of the sender (n, P), rows), its
+        state and the rows, which get no gradient. None where the messages are given."""
+        return None
+
+    def messages(self, voltage: Float[Array, "N B"]) -> tuple[dict[str, Array], Callable[[dict, dict], Array]]:
+        """Further node features, and the message along an edge of the features of its sender and receiver."""
+        raise NotImplementedError
+
+    def propagate(self, graph: GraphsTuple, update_node: Callable):
+        """The nodes of the graph network with this node update."""
+        features, message = self.messages(graph.nodes["voltage"])
+
+        def update_edge(weight, sender, receiver, globals_):
+            return weight[:, None] * message(sender, receiver)
+
+        network = graph_network(update_edge, update_node)
+        return network(graph._replace(nodes=graph.nodes | features, edges=self.W[...])).nodes
+
+    def message(self, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
+        """g: what every neuron sends."""
+        raise NotImplementedError
+
+    def update(
+        self, voltage: Float[Array, "N B"], msg: Float[Array, "N B"], stimulus: Float[Array, "N B"]
+    ) -> Float[Array, "N B"]:
+        """f: dv/dt in 1/s."""
+        f, state = self.update_fn()
+        return f(state, (voltage, msg, stimulus), self.embedding[...])
+
+    def n_segments(self, n_rows: int) -> int:
+        """Segments that so many rows are evaluated in."""
+        return chunked_map.n_segments(n_rows, self.segment_rows)
+
+    def message_sum(self, graph: GraphsTuple) -> Float[Array, "N B"]:
+        """msg: the sum of the messages into every neuron."""
+        return self.propagate(graph, lambda nodes, sent, received, globals_: received)
+
+    def __call__(self, graph: GraphsTuple) -> Float[Array, "N B"]:
+        """dv/dt of every neuron in 1/s.
+
+        **Arguments:** `graph.nodes` holds `voltage` and `stimulus`, each (N, B); `graph.receivers` is sorted.
+        """
+        f, state = self.update_fn()
+        embedding = self.embedding[...]
+
+        def update_node(nodes, sent, received, globals_):
+            rows = (nodes["voltage"], received, nodes["stimulus"]), embedding
+            return chunked_map.mapped(lambda s, r: f(s, *r), self.n_segments(received.size), state, rows)
+
+        return self.propagate(graph, update_node)
+
+    def squared_error(self, graph: GraphsTuple, target: Float[Array, "N B"]) -> Float[Array, ""]:
+        """Sum of squares of dv/dt - target, 1/s^2; its gradient stores no activations."""
+        f, state = self.update_fn()
+        signals = self.propagate(
+            graph, lambda nodes, sent, received, _: (nodes["voltage"], received, nodes["stimulus"])
+        )
+
+        def error(state, rows):
+            inputs, target = rows
+            return f(state, *inputs) - target
+
+        n_segments = self.n_segments(target.size)
+        return chunked_map.square_sum(error, n_segments, state, (signals, self.embedding[...]), target)
 
 
 class GNN(MessagePassing):
@@ -59,9 +225,7 @@ class GNN(MessagePassing):
 
         def g(state, signals, embedding):
             state, units = state
-            if units is None:
-                return jnp.square(phi(state, signals, embedding))
-            volt = jax.lax.stop_gradient(units)[0]
+            volt = 1.0 if units is None else jax.lax.stop_gradient(units)[0]
             return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding))
 
         return g, (state, self._units)
@@ -71,9 +235,7 @@ class GNN(MessagePassing):
 
         def f(state, signals, embedding):
             state, units = state
-            if units is None:
-                return network(state, signals, embedding)
-            volt, rate = jax.lax.stop_gradient(units)
+            volt, rate = (1.0, 1.0) if units is None else jax.lax.stop_gradient(units)
             voltage, msg, stimulus = signals
             return rate * network(state, (voltage / volt, msg / volt, stimulus), embedding)
 
@@ -91,14 +253,8 @@ class GNN(MessagePassing):
         n_segments = self.n_segments(signals[0].size)
         return chunked_map.mapped(lambda s, rows: g(s, *rows), n_segments, state, (signals, embedding))
 
-    def propagate(self, graph: GraphsTuple, update_node):
-        nodes = {**graph.nodes, "message": self._messages((graph.nodes["voltage"],), self.embedding[...])}
-
-        def update_edge(weight, sender, receiver, globals_):
-            return weight[:, None] * sender["message"]
-
-        network = graph_network(update_edge, update_node)
-        return network(graph._replace(nodes=nodes, edges=self.W[...])).nodes
+    def messages(self, voltage):
+        return {"message": self._messages((voltage,), self.embedding[...])}, lambda sender, receiver: sender["message"]
 
     def message_probe(self, voltage: Float[Array, " N"], connectome: Connectome):
         g, state = self.message_fn()
@@ -123,14 +279,12 @@ class PairGNN(GNN):
             "use variant A to recover a circuit (training, prediction and rollouts work with B)"
         )
 
-    def propagate(self, graph: GraphsTuple, update_node):
-        def update_edge(weight, sender, receiver, globals_):
+    def messages(self, voltage):
+        def message(sender, receiver):
             both = jnp.concatenate([sender["embedding"], receiver["embedding"]], axis=1)
-            return weight[:, None] * self._messages((sender["voltage"], receiver["voltage"]), both)
+            return self._messages((sender["voltage"], receiver["voltage"]), both)
 
-        nodes = {**graph.nodes, "embedding": self.embedding[...]}
-        network = graph_network(update_edge, update_node)
-        return network(graph._replace(nodes=nodes, edges=self.W[...])).nodes
+        return {"embedding": self.embedding[...]}, message
 
     def message_probe(self, voltage, connectome):
         """As in `GNN`; every sender is probed on its first edge, or on itself where it has none."""

@@ -13,8 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from flyjax.config import Model
-from flyjax.models.graph_network import GraphsTuple, graph_network
-from flyjax.models.message_passing import MessagePassing, Stateful
+from flyjax.models.gnn import MessagePassing, Stateful
 
 #: Initial value of every time constant, s.
 START_TAU = 0.1
@@ -48,8 +47,5 @@ class KnownODE(MessagePassing):
 
         return f, ()
 
-    def propagate(self, graph: GraphsTuple, update_node):
-        def update_edge(weight, sender, receiver, globals_):
-            return weight[:, None] * self.message(sender["voltage"])
-
-        return graph_network(update_edge, update_node)(graph._replace(edges=self.W[...])).nodes
+    def messages(self, voltage):
+        return {}, lambda sender, receiver: self.message(sender["voltage"])

@@ -11,10 +11,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.gnn import GNN, PairGNN
+from flyjax.models.gnn import GNN, MessagePassing, PairGNN
 from flyjax.models.graph_network import GraphsTuple, make_graph, neuron_stimulus
 from flyjax.models.known_ode import KnownODE
-from flyjax.models.message_passing import MessagePassing
 from flyjax.utils.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -24,13 +24,15 @@ Without it a field may fold: f is free to undo any map of the luminance, and in 
 are distinguished by a luminance that rises and falls again, or one is inverted.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from flyjax.models import chunked_map
+from flyjax.models.gnn import MessagePassing
 from flyjax.models.learner import Learner
-from flyjax.models.message_passing import MessagePassing
 
 #: Coefficients of a candidate: all traced.
 COEFFICIENTS = (
@@ -57,21 +59,13 @@ def safe_root(square) -> Float[Array, ""]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-def monotonicity_residual(g, voltage, x):
-    """By how much g falls over a small step in voltage."""
-    values = g(voltage, voltage + 0.05 * x)
-    return jax.nn.relu(values[:, 0] - values[:, 1])
-
-
-def scale_residual(g, voltage, x):
-    """Difference of g at twice the voltage scale from that voltage."""
-    return g(2.0 * x)[:, 0] - 2.0 * x
-
-
-def curvature_residual(g, voltage, x):
-    """Difference of g from a straight line through the origin."""
-    values = g(voltage, 0.5 * voltage)
-    return values[:, 0] - 2.0 * values[:, 1]
+#: The regularisers of the messages, with x = 1.5 std(v): the voltages at which g is evaluated, and a residual of its
+#: values there. g should not fall over a small step in voltage, be 2x at 2x, and a straight line through the origin.
+MESSAGE_TERMS: dict[str, tuple[Callable, Callable]] = {
+    "coeff_edge_diff": (lambda v, x: (v, v + 0.05 * x), lambda g, x: jax.nn.relu(g[:, 0] - g[:, 1])),
+    "coeff_edge_norm": (lambda v, x: (2.0 * x,), lambda g, x: g[:, 0] - 2.0 * x),
+    "coeff_edge_bend": (lambda v, x: (v, 0.5 * v), lambda g, x: g[:, 0] - 2.0 * g[:, 1]),
+}
 
 
 def regularisers(learner: Learner, params, coefficients, batch, x_norm, with_curvature: bool = True) -> dict:
@@ -86,19 +80,20 @@ def regularisers(learner: Learner, params, coefficients, batch, x_norm, with_cur
     if probe is not None:
         function, state, rows = probe
 
-        def norm(residual, n_points: int):
+        def norm(points, residual):
             def residuals(state, no_rows_and_fixed):
                 voltage, x, *rows = no_rows_and_fixed[1]
-                return residual(lambda *points: function(state, jnp.stack(points, axis=1), rows), voltage, x)
+                return residual(function(state, jnp.stack(points(voltage, x), axis=1), rows), x)
 
             # Only the network's parameters get a gradient: voltages and embeddings are fixed.
             fixed = voltage, jnp.broadcast_to(x_norm, voltage.shape), *rows
-            n_segments = model.n_segments(n_points * voltage.size)
+            n_segments = model.n_segments(len(points(voltage, voltage)) * voltage.size)
             return safe_root(chunked_map.square_sum(residuals, n_segments, state, None, fixed))
 
-        terms |= {"coeff_edge_diff": norm(monotonicity_residual, 2), "coeff_edge_norm": norm(scale_residual, 1)}
+        for name, term in MESSAGE_TERMS.items():
+            if with_curvature or name not in CURVATURE_COEFFICIENTS:
+                terms[name] = norm(*term)
         if with_curvature:
-            terms["coeff_edge_bend"] = norm(curvature_residual, 2)
             terms["coeff_update_bend"] = _update_curvature(learner, model, batch)
     for name in ("message", "update"):
         if f"{name}_network" in params:

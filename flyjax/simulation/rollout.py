@@ -62,7 +62,20 @@ def simulate(
     **Raises:** `UserError` for a stimulus of the wrong shape or outside [0, 1], non-finite parameters, noise
     without a key or with a higher-order solver, and `clamp_tau=False` where dt > 1.5 min(tau).
     """
-    chunks = simulate_chunks(c, p, luminance, dt, noise, key, initial, clamp_tau, solver, first_step, chunk, kernel)
+    chunks = simulate_chunks(
+        c,
+        p,
+        luminance,
+        dt=dt,
+        noise=noise,
+        key=key,
+        initial=initial,
+        clamp_tau=clamp_tau,
+        solver=solver,
+        first_step=first_step,
+        chunk=chunk,
+        kernel=kernel,
+    )
     return collect(chunks, np.shape(luminance)[-2])
 
 
@@ -70,12 +83,13 @@ def simulate_chunks(
     c: Connectome,
     p: Parameters,
     luminance: Float32[Any, "T n_col"],
-    dt: float = 0.02,
-    noise: float = 0.0,
-    key=None,
-    initial="grey",
-    clamp_tau: bool = True,
-    solver: str = "euler",
+    *,
+    dt: float,
+    noise: float,
+    key,
+    initial,
+    clamp_tau: bool,
+    solver: str,
     first_step: int = 0,
     chunk: int | None = None,
     kernel: str = "auto",
@@ -83,7 +97,7 @@ def simulate_chunks(
     """`simulate` chunk by chunk, for recordings larger than memory; the last chunk may be shorter.
 
     The default chunk has about 16 MB of voltages; under jit and grad all frames are one chunk. Arguments and errors
-    are those of `simulate`.
+    are those of `simulate`. The next chunk is dispatched before one is handed out.
     """
     luminance = check_luminance(c, luminance)
     p = check_parameters(c, p, dt, clamp_tau)
@@ -99,22 +113,11 @@ def simulate_chunks(
     start = jnp.broadcast_to(initial_state(c, p, initial, luminance, dt, clamp_tau), (n_states, c.n_neurons))
     chosen = choose(c, p.weight, not concrete, n_frames, n_states, kernel)
     run = partial(solve, chosen.plan(), p, kernel=chosen, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
-    return _chunks(
-        run,
-        start.T,
-        jnp.moveaxis(luminance, -2, 0) if batched else luminance[:, None],
-        chunk,
-        (jnp.float32(dt), jnp.asarray(noise, jnp.float32), _keys(key, n_states if batched else None)),
-        first_step,
-        batched,
-    )
-
-
-def _chunks(run, state, luminance, chunk: int, settings: tuple, first_step: int, batched: bool) -> Iterator[jax.Array]:
-    """States in chunks; the next one is dispatched before one is handed out."""
+    settings = jnp.float32(dt), jnp.asarray(noise, jnp.float32), _keys(key, n_states if batched else None)
+    state, stimulus = start.T, jnp.moveaxis(luminance, -2, 0) if batched else luminance[:, None]
     pending: Any = None
-    for begin in range(0, len(luminance), chunk):
-        frames = luminance[begin : begin + chunk]
+    for begin in range(0, n_frames, chunk):
+        frames = stimulus[begin : begin + chunk]
         n_steps = len(frames)
         if n_steps < chunk:
             frames = jnp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))

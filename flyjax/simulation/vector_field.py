@@ -16,8 +16,7 @@ from jaxtyping import Array, Float, Float32
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters
 from flyjax.simulation.checks import check_luminance, check_parameters, is_concrete
-from flyjax.simulation.kernels import Kernel
-from flyjax.simulation.message_sum import CSR_STATES
+from flyjax.simulation.kernels import CSR_STATES, Kernel
 from flyjax.utils.errors import UserError
 
 

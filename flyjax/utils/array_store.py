@@ -6,7 +6,6 @@ zeros.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import cast
 import numpy as np
 import zarr
 
-from flyjax.utils.atomic_io import write_atomic
+from flyjax.utils.atomic_io import sha256, write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.run_directory import scratch, scratch_bytes, sweep_scratch
 
@@ -25,15 +24,10 @@ FORMAT = 2
 _CHUNK_BYTES = 64 * 2**20
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _files(folder: Path) -> dict[str, str]:
     """Relative path -> checksum of every file but the manifest."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): _digest(p) for p in paths}
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in paths}
 
 
 def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
@@ -98,16 +92,12 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
     **Raises:** `UserError` naming the first file that is missing, changed or foreign.
     """
     path, manifest = Path(path), read_meta(path)
-    remedy = "delete the folder and record again"
-    for name, digest in manifest["files"].items():
-        file = path / name
-        if not file.is_file():
-            raise UserError(f"{path} is torn, {name} is missing: {remedy}")
-        if _digest(file) != digest:
-            raise UserError(f"{path} was edited or damaged, {name} has another checksum: {remedy}")
-    foreign = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file() and p.name != MANIFEST}
-    if extra := sorted(foreign - set(manifest["files"])):
-        raise UserError(f"{path} was edited, {extra[0]} does not belong to it: {remedy}")
+    listed, found = manifest["files"], _files(path)
+    for name in sorted(listed | found):
+        if found.get(name) != listed.get(name):
+            what = "does not belong to it" if name not in listed else "has another checksum"
+            what = what if name in found else "is missing"
+            raise UserError(f"{path} is torn or edited, {name} {what}: delete the folder and record again")
     group = zarr.open_group(path, mode="r")
     return {name: np.asarray(cast(zarr.Array, group[name])[...]) for name in manifest["arrays"]}, manifest["meta"]
 

@@ -1,5 +1,6 @@
 """Files that are replaced as a whole: a reader sees the old content or the new one, never a part."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,6 +10,12 @@ from flyjax.utils.secrets import redact
 
 #: Name of a file that is being written, by the process and the name it will have.
 PARTIAL = ".flyjax-{}-{}.partial"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(path: str | Path, content: str | bytes, *, sync: bool = False) -> None:

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from flyjax.circuit import build_connectome, connectome_file, lattice
-from flyjax.circuit.connectome_file import CONNECTOME_FILE, fill_hull
+from flyjax.circuit import build_connectome, lattice
+from flyjax.circuit.connectome import CONNECTOME_FILE, CONNECTOME_SHA256, fill_hull, read_specs
 from flyjax.utils.errors import UserError
 
 # extent: columns, neurons, edges, inputs, largest in-degree (made with flyvis 1.2.0).
@@ -102,7 +102,7 @@ def test_changed_missing_and_foreign_files(tmp_path):
     changed = tmp_path / "c.json"
     changed.write_bytes(CONNECTOME_FILE.read_bytes().replace(b"40", b"41", 1))
     with pytest.raises(UserError, match="SHA-256"):
-        connectome_file.read_specs(changed, connectome_file.CONNECTOME_SHA256)
+        read_specs(changed, CONNECTOME_SHA256)
     assert build_connectome(1, path=changed).n_neurons == 443  # another file has no checksum
     with pytest.raises(UserError, match="no connectome file"):
         build_connectome(1, path=tmp_path / "absent.json")

@@ -44,7 +44,7 @@ def test_weights_are_bit_equal_where_counts_are_stored(golden):
     np.testing.assert_array_equal(p.v_rest, [bias[names[k]] for k in c.cell_type])
     # From the logarithms: within 2 units in the last place.
     types = read_flyvis(c, path)
-    other = np.asarray(expand(c, *types[:3], log_n_syn=log_n_syn).weight)
+    other = np.asarray(expand(c, *types[:3], n_syn=np.exp(log_n_syn)).weight)
     assert (np.abs(other - expected) <= 2 * np.spacing(np.abs(expected))).all()
 
 
