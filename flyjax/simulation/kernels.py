@@ -10,6 +10,7 @@ segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, un
 (4 to 8).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -121,7 +122,7 @@ def csr_sum(plan: Edges, weight: Float32[Array, " E"], rate: Float32[Array, "N B
     return (sparse.BCSR((weight, plan.senders, plan.starts), shape=(n, n)) @ padded)[:, :n_states]
 
 
-SUMS = {
+SUMS: dict[str, Callable] = {
     "segment": segment_sum,
     "gather": gather_sum,
     "csr": csr_sum,
