@@ -17,10 +17,9 @@ from flyjax.config import Model, Training
 from flyjax.models import losses, make_learner
 from flyjax.training import lanes
 from flyjax.training.data import stack_recordings
-from flyjax.training.grouping import CHUNK
+from flyjax.training.grouping import CHUNK, gflop_per_frame
 from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, unpack
-from flyjax.training.resources import gflop_per_frame
 from flyjax.training.step import init_state, train_step
 from flyjax.utils.system import devices, hardware, peak_memory_gb
 

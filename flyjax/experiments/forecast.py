@@ -8,7 +8,7 @@ import jax
 from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.experiments.benchmark import matmul_gflops
 from flyjax.search.iteration import block_simulation, n_seeds
-from flyjax.training import grouping, resources
+from flyjax.training import grouping
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import aligned_table, duration, format_bytes, plural
 
@@ -37,9 +37,9 @@ def measured_rate() -> Rate:
     )
 
 
-def given_memory(size_gb: float | None) -> resources.Memory | None:
+def given_memory(size_gb: float | None) -> grouping.Memory | None:
     """An accelerator of a given size, GB, on another machine; None for this one."""
-    return None if size_gb is None else resources.Memory(int(size_gb * 1e9), "given, on one accelerator", False)
+    return None if size_gb is None else grouping.Memory(int(size_gb * 1e9), "given, on one accelerator", False)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def forecast(
     candidates: Sequence[Training],
     seeds: Sequence[Sequence[int]],
     rate: Rate | None,
-    memory: resources.Memory | None = None,
+    memory: grouping.Memory | None = None,
     max_disk_gb: float = 20.0,
 ) -> Forecast:
     """Programs of candidates x seeds as a table, with memory, recordings and a time estimate.
@@ -65,9 +65,9 @@ def forecast(
     **Arguments:** `rate` is None for a device on which nothing was measured: then no time is estimated. `memory` is
     that of another device, by default what is free on this machine, with all its devices.
     """
-    sizes = resources.sizes_without_data(simulation, model)
+    sizes = grouping.sizes_without_data(simulation, model)
     n_devices, too_large = jax.local_device_count() if memory is None else 1, []
-    memory = memory or resources.device_memory()
+    memory = memory or grouping.device_memory()
 
     budget = grouping.Budget(sizes, model, memory, n_devices)
 
@@ -83,7 +83,7 @@ def forecast(
     seconds = None if rate is None else [gflop / rate.gflops for gflop in gflops]
     levels = sorted({c.noise_model_level for c in candidates})
     lanes = sum(len(g.lanes) for g in groups)
-    lane = resources.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
+    lane = grouping.lane_bytes(sizes, model, max(c.batch_size for c in candidates), memory.shared)
     per_neuron = (2 if simulation.voltage_dtype == "float16" else 4) + (4 if simulation.store_derivative else 0)
     stored = sizes.n_frames * (per_neuron * sizes.n_neurons + 4 * sizes.n_columns)
     lines = [
@@ -95,7 +95,7 @@ def forecast(
         f"{format_bytes(lane['step'])}, activations {format_bytes(lane['activations'])}",
         f"recordings: {plural(len(levels), 'noise level')} "
         f"({', '.join(f'{x:g}' for x in levels[:8])}{', …' if len(levels) > 8 else ''}), "
-        f"{format_bytes(resources.recording_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
+        f"{format_bytes(grouping.recording_bytes(sizes))} each while it trains, {format_bytes(stored)} on disk",
     ]
     if len(levels) * stored > max_disk_gb * 1e9:
         lines.append(
@@ -121,7 +121,7 @@ def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
     return [root.model_copy(update={"noise_model_level": levels[i % len(levels)]}) for i in range(k)]
 
 
-def forecast_search(experiment: Experiment, memory: resources.Memory | None = None) -> str:
+def forecast_search(experiment: Experiment, memory: grouping.Memory | None = None) -> str:
     """Forecast one iteration of each block at its largest, every candidate with a noise level of its own."""
     search, rate = experiment.search, measured_rate() if memory is None else None
     total, parts, known = 0.0, [], {}

@@ -17,8 +17,8 @@ from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate
 from flyjax.recovery.evaluate import conditions
 from flyjax.training import Trained
-from flyjax.training.halving import relative_error, target_spread
 from flyjax.training.hparams import held_out_of_field
+from flyjax.training.sweep import relative_error, target_spread
 from flyjax.utils.errors import UserError
 from flyjax.utils.system import cores
 

@@ -31,9 +31,8 @@ from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.replay import ReplayProposer
 from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.training import train_sweep
-from flyjax.utils.atomic_io import write_json
+from flyjax.utils.atomic_io import open_lines, write_json, write_line
 from flyjax.utils.errors import UserError
-from flyjax.utils.jsonl import open_lines, write_line
 from flyjax.utils.run_directory import RunDirectory
 
 Row = dict[

@@ -29,8 +29,8 @@ from flyjax.ground_truth import checkpoint_file
 from flyjax.recovery.evaluate import conditions
 from flyjax.recovery.rollout import lesion_metrics
 from flyjax.training import train_sweep
+from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError, nearest
-from flyjax.utils.jsonl import open_lines, write_line
 from flyjax.utils.metric_names import QUANTITIES
 from flyjax.utils.run_directory import checkpoint_folder, remove_checkpoints
 

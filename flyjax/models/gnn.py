@@ -13,7 +13,8 @@ all voltages and r that of all derivatives, g = s phi(v/s, a)^2 and dv/dt = r f(
 are some 0.1 in a typical recording, where a fresh network is all but linear: training then first fits
 linear messages, and some seeds never leave them.
 
-The derivative is a jraph graph network whose node update is f. For the loss the same network's node
+The derivative is a jraph graph network whose node update is f; no other module imports jraph, which is no longer
+maintained. For the loss the same network's node
 update returns the inputs of f, and f, the error and its gradient are evaluated segment by segment in one pass
 (`chunked_map.square_sum`): the activations of all neurons and frames never exist at once.
 
@@ -26,16 +27,54 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jraph
 import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
+from jraph import GraphsTuple
 
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.graph_network import GraphsTuple, graph_network
 from flyjax.models.stimulus_field import Field
 from flyjax.utils.errors import UserError
+
+__all__ = ["GraphsTuple", "graph_network", "make_graph", "neuron_stimulus"]
+
+
+def graph_network(update_edge: Callable, update_node: Callable) -> jraph.GraphNetwork:
+    """An edge update, a sum over the edges into each neuron and a node update.
+
+    **Arguments:**
+
+    - `update_edge`: maps (edge features, features of the sender, of the receiver, globals) to messages (E, B).
+    - `update_node`: maps (node features, sums of sent and of received messages, globals) to node features.
+    """
+
+    def sum_messages(messages, receivers, n_neurons):
+        return jax.ops.segment_sum(messages, receivers, n_neurons, indices_are_sorted=True)
+
+    return jraph.GraphNetwork(update_edge, update_node, aggregate_edges_for_nodes_fn=sum_messages)
+
+
+def make_graph(connectome: Connectome, **nodes: Float[Array, "N B"]) -> GraphsTuple:
+    """The connectome as a graph whose nodes carry B frames of `voltage` and `stimulus`."""
+    return GraphsTuple(
+        nodes=nodes,
+        edges=None,
+        senders=jnp.asarray(connectome.senders),
+        receivers=jnp.asarray(connectome.receivers),
+        globals=None,
+        n_node=jnp.asarray([connectome.n_neurons]),
+        n_edge=jnp.asarray([connectome.n_edges]),
+    )
+
+
+def neuron_stimulus(connectome: Connectome, luminance: Float[Array, "B n_col"]) -> Float[Array, "N B"]:
+    """The external input of every neuron: its column's luminance for a photoreceptor, 0 for the others."""
+    stimulus = jnp.zeros((connectome.n_neurons, luminance.shape[0]), luminance.dtype)
+    return stimulus.at[connectome.inputs].set(luminance.T[connectome.input_column])
+
 
 ACTIVATIONS: dict[str, Callable] = {
     "relu": jax.nn.relu,

@@ -11,8 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.gnn import GNN, MessagePassing, PairGNN
-from flyjax.models.graph_network import GraphsTuple, make_graph, neuron_stimulus
+from flyjax.models.gnn import GNN, GraphsTuple, MessagePassing, PairGNN, make_graph, neuron_stimulus
 from flyjax.models.known_ode import KnownODE
 from flyjax.utils.errors import UserError
 

@@ -3,7 +3,7 @@
 A real recording has no W to compare with, only held-out prediction and the loss, while published searches choose on the
 ground truth. Only networks of one simulation compare: another stimulus is easier or harder to predict. The loss is a
 norm over batch and neurons and grows with the noise of the recording, so it is taken as `final_error`
-(`flyjax.training.halving.relative_error`, which successive halving ranks by).
+(`flyjax.training.sweep.relative_error`, which successive halving ranks by).
 """
 
 from __future__ import annotations

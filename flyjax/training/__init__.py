@@ -2,10 +2,9 @@
 
 from flyjax.training.checkpoint import load_params, save_params
 from flyjax.training.grouping import Group, Lane, plan
-from flyjax.training.halving import Halving
 from flyjax.training.hparams import n_steps
-from flyjax.training.progress import LaneProgress, Progress
-from flyjax.training.sweep import Trained, train_sweep
+from flyjax.training.lanes import LaneProgress, Progress
+from flyjax.training.sweep import Halving, Trained, train_sweep
 
 __all__ = [
     "Group",

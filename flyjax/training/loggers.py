@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError, nearest
-from flyjax.utils.jsonl import open_lines, write_line
 
 HISTORY = "history.jsonl"  # one object per line: "lane", "step" and the values by name
 VIEWERS = ("tensorboard", "wandb", "trackio")

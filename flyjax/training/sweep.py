@@ -3,14 +3,21 @@
 Candidates are grouped by static signature and by what fits into memory (`grouping`); inside a group
 everything that differs is a traced number, so a group is one vmapped, scanned program, sharded over the
 local devices (`lanes`). Between chunks the host reports progress, writes checkpoints and decides which lanes continue.
+
+**Successive halving**, off by default: at each rung, a number of steps that all lanes have taken or finished at, the
+candidates are ranked and only the best 1/factor of them continue (Jamieson & Talwalkar, 2016; rungs as in Hyperband).
+The ranking needs no ground truth: it is the mean over a candidate's seeds of the root mean square error, on held-out
+frames where there are some, else in the last training steps, in units of the targets' spread, so that batch
+sizes and noise levels compare (`relative_error`).
 """
 
 import functools
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,25 +25,69 @@ import numpy as np
 from flyjax.config import Training, content_hash
 from flyjax.data.recording import Recording
 from flyjax.models import Learner
-from flyjax.training import grouping, resources
+from flyjax.training import grouping
 from flyjax.training.data import DeviceRecordings, computes_target
-from flyjax.training.grouping import CHUNK, Budget, Group, Lane
-from flyjax.training.halving import (
-    Halving,
-    candidates_to_stop,
-    check_comparable,
-    relative_error,
-    rungs,
-    target_spread,
-)
+from flyjax.training.grouping import CHUNK, Budget, Group, Lane, Memory
 from flyjax.training.hparams import check_trainable, traced_hparams, units_of
-from flyjax.training.lanes import LaneState, Segment, unpacked
-from flyjax.training.progress import Progress, Reporter
-from flyjax.training.resources import Memory
+from flyjax.training.lanes import LaneState, Progress, Reporter, Segment, unpacked
 from flyjax.training.step import result_params
-from flyjax.utils.errors import as_user_errors
+from flyjax.utils.errors import UserError, as_user_errors
 from flyjax.utils.format import format_bytes
 from flyjax.utils.run_directory import own
+
+#: Frames, spread evenly, that the spread of a recording's targets is measured on.
+SPREAD_FRAMES = 256
+
+
+class Halving(NamedTuple):
+    """Keep 1/factor of the candidates at each of `rungs` rungs, at n/factor, n/factor^2 … of the longest n steps."""
+
+    factor: float
+    rungs: int
+
+
+def rungs(n_chunks: int, halving: Halving | None) -> list[int]:
+    """The rungs in chunks, the end included: strictly rising."""
+    if halving is None:
+        return [n_chunks]
+    early = {round(n_chunks / halving.factor**k) for k in range(1, halving.rungs + 1)}
+    return [*sorted(c for c in early if 1 <= c < n_chunks), n_chunks]
+
+
+def target_spread(recording) -> float:
+    """Root mean square error of the best constant prediction of a recording's targets per neuron, 1/s."""
+    frames = np.linspace(0, len(recording.voltage) - 1, SPREAD_FRAMES).round().astype(int)
+    target = recording.pairs(frames)[2]
+    return float(np.sqrt(np.mean(np.square(target - target.mean(axis=0), dtype=np.float64))))
+
+
+def relative_error(loss: float, training: Training, n_neurons: int, spread: float) -> float:
+    """Root mean square error of a data term of the loss, over the spread of the targets; below 1 something was learned.
+
+    The data term is a norm over batch, steps of the rollout and neurons, in 1/s: it grows with each of them, and with
+    the noise level of the recording. The relative error compares between trainings of one simulation with equal
+    `rollout_steps`.
+    """
+    return loss / math.sqrt(training.batch_size * training.rollout_steps * n_neurons) / spread
+
+
+def check_comparable(candidates: Sequence[Training]) -> None:
+    """**Raises:** `UserError` for candidates whose losses are of rollouts of different lengths: they do not compare."""
+    if len({c.rollout_steps for c in candidates}) > 1 and not all(c.validation_fraction for c in candidates):
+        raise UserError(
+            "successive halving compares one-step errors, which losses of different rollout_steps are not: "
+            "set validation_fraction (for example 0.1) for all candidates, or one rollout_steps"
+        )
+
+
+def candidates_to_stop(scores: Mapping[int, float], finished: set[int], factor: float) -> set[int]:
+    """All but the best ceil(n / factor), ties to the lower number.
+
+    A score that is not finite is the worst. A finished candidate is ranked but cannot be stopped.
+    """
+    order = sorted(scores, key=lambda k: (scores[k] if math.isfinite(scores[k]) else math.inf, k))
+    return set(order[math.ceil(len(order) / factor) :]) - finished
+
 
 log = logging.getLogger(__name__)
 
@@ -200,9 +251,9 @@ def train_sweep(
     if halving is not None:
         check_comparable(candidates)
     check_trainable(learner, candidates, first_recording)
-    memory, n_devices = memory or resources.device_memory(), n_devices or jax.local_device_count()
+    memory, n_devices = memory or grouping.device_memory(), n_devices or jax.local_device_count()
     stores_target = learner.learns_stimulus or not computes_target(first_recording)
-    sizes = resources.sizes_of(learner, len(first_recording.voltage), stores_target)
+    sizes = grouping.sizes_of(learner, len(first_recording.voltage), stores_target)
 
     # Recordings of other levels are not read here: reading them only to name the work would take minutes.
     work = content_hash(

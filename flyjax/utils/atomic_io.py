@@ -1,10 +1,11 @@
-"""Files that are replaced as a whole: a reader sees the old content or the new one, never a part."""
+"""Files that are replaced as a whole, so that a reader sees the old content or the new one, never a part; and files of
+JSON lines, which are added to and outlive a kill in the middle of a line."""
 
 import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flyjax.utils.secrets import redact
 
@@ -49,3 +50,44 @@ def write_json(path: str | Path, content: Any) -> None:
     **Raises:** `ValueError` for a number that is not finite.
     """
     write_atomic(path, json.dumps(content, indent=1, allow_nan=False, default=lambda x: x.tolist()) + "\n")
+
+
+def open_lines(path: Path) -> IO[bytes]:
+    """A file to add lines to: what a killed process left half-written is cut off first.
+
+    A last line that is whole but for its end is kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = open(path, "ab+")
+    try:
+        size = file.seek(0, os.SEEK_END)
+        at, tail = size, b""
+        while at and b"\n" not in tail:  # from the end, not the whole file
+            begin = max(0, at - 65_536)
+            file.seek(begin)
+            tail, at = file.read(at - begin) + tail, begin
+        tail = tail.rpartition(b"\n")[2]
+        if tail:
+            try:
+                json.loads(tail)
+            except ValueError:
+                file.truncate(size - len(tail))
+            else:
+                file.write(b"\n")
+        file.seek(0, os.SEEK_END)
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def write_line(file: IO[bytes], entry: dict, sync: bool = False) -> None:
+    """One line, handed to the system before this returns; with `sync` on disk.
+
+    **Raises:** `ValueError` for a number that is not finite.
+    """
+    file.write(redact(json.dumps(entry, allow_nan=False, default=str)).encode() + b"\n")
+    file.flush()
+    if sync:
+        os.fsync(file.fileno())

@@ -22,9 +22,9 @@ from flyjax.recovery import evaluate
 from flyjax.recovery.learned_stimulus import RecordingWithLearnedStimulus, with_learned_stimulus
 from flyjax.training import load_params, train_sweep
 from flyjax.training.data import batch_of, stack_recordings, with_luminance
+from flyjax.training.grouping import sizes_without_data
 from flyjax.training.hparams import held_out_of_field, static_of, traced_hparams
 from flyjax.training.optimizer import group_of
-from flyjax.training.resources import sizes_without_data
 from flyjax.training.step import draw_frames, init_state
 from flyjax.utils.errors import UserError
 

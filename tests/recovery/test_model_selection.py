@@ -10,7 +10,7 @@ from support.recovery_fixtures import SIMULATION
 from flyjax.config import Training
 from flyjax.experiments.reevaluate import _recordings, node_selection
 from flyjax.recovery.model_selection import selection
-from flyjax.training.halving import relative_error, target_spread
+from flyjax.training.sweep import relative_error, target_spread
 from flyjax.utils.errors import UserError
 
 

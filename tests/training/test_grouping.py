@@ -14,13 +14,12 @@ from support.training_fixtures import Noise
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
 from flyjax.models import make_learner
-from flyjax.training import data, grouping, lanes, resources, sweep, train_sweep
+from flyjax.training import data, grouping, lanes, sweep, train_sweep
 from flyjax.training.data import stack_recordings
-from flyjax.training.grouping import CHUNK, Budget, Limits
+from flyjax.training.grouping import CHUNK, Budget, Limits, Memory, Sizes
 from flyjax.training.hparams import Static, traced_hparams
+from flyjax.training.lanes import Reporter
 from flyjax.training.optimizer import make_optimizer, schedule_factor
-from flyjax.training.progress import Reporter
-from flyjax.training.resources import Memory, Sizes
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import format_bytes
 
@@ -41,9 +40,9 @@ WIDE = Model(width=80)
 
 def test_a_full_scale_recording_is_as_large_as_its_arrays():
     shapes = (64_000, 13_741), (64_000, 13_741), (64_000, 217)
-    assert resources.recording_bytes(FULL) == sum(np.prod(s) * 4 for s in shapes)
-    assert format_bytes(resources.recording_bytes(FULL)) == "7.09 GB"
-    assert format_bytes(resources.recording_bytes(FULL._replace(stores_target=False))) == "3.57 GB"
+    assert grouping.recording_bytes(FULL) == sum(np.prod(s) * 4 for s in shapes)
+    assert format_bytes(grouping.recording_bytes(FULL)) == "7.09 GB"
+    assert format_bytes(grouping.recording_bytes(FULL._replace(stores_target=False))) == "3.57 GB"
 
 
 @pytest.mark.parametrize("variant", ["A", "B", "known_ode"])
@@ -51,7 +50,7 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit, variant):
     model = Model(width=64, variant=variant)
     learner = make_learner(circuit, model)
     batch, n_frames = 8, 32
-    sizes = resources.sizes_of(learner, n_frames)
+    sizes = grouping.sizes_of(learner, n_frames)
     assert sizes.n_params == sum(leaf.size for leaf in jax.tree.leaves(learner.init(jax.random.key(0))))
     program = lanes.compiled(learner, Static(batch, "constant"), 1)
     hparams = lanes.stack_hparams([traced_hparams(Training(batch_size=batch), n_frames, 0)])
@@ -60,35 +59,35 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit, variant):
     start = lanes.start(learner, Static(batch, "constant"), traced_hparams(Training(), n_frames, 0), jax.random.key(0))
     state = jax.device_put(lanes.stack_states([start]), program.by_lane)
     measured = program.chunk.lower(hparams, stacked, state).compile().memory_analysis()
-    estimate = resources.lane_bytes(sizes, model, batch, shared=True)
+    estimate = grouping.lane_bytes(sizes, model, batch, shared=True)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
     assert estimate["params"] + estimate["adam"] == pytest.approx(stored, rel=0.01)
     # An upper estimate: never too small, and not so large that memory would lie idle.
     assert 0.8 < (estimate["step"] + estimate["activations"]) / measured.temp_size_in_bytes < 8
-    assert resources.recording_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(stacked)) - 4
+    assert grouping.recording_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(stacked)) - 4
 
 
 def test_work_follows_the_variant():
     """Of an extent-8 frame: B evaluates a network on 434,112 edges, a known equation none."""
     n, e = FULL.n_neurons, FULL.n_edges
-    work = {v: resources.gflop_per_frame(Model(variant=v), 1, n, e) for v in ("A", "B", "known_ode", "known_ode_tanh")}
+    work = {v: grouping.gflop_per_frame(Model(variant=v), 1, n, e) for v in ("A", "B", "known_ode", "known_ode_tanh")}
     message_a, message_b, update = (signals * 80 + 80 * 80 + 80 for signals in (3, 6, 5))
     assert work["A"] == pytest.approx(6e-9 * n * (4 * message_a + update))
     assert work["B"] == pytest.approx(6e-9 * ((e + 3 * n) * message_b + n * update)) and work["B"] / work["A"] > 7
     assert work["known_ode"] == work["known_ode_tanh"] < work["A"]
-    activations = {v: resources.lane_bytes(FULL, Model(variant=v), 4)["activations"] for v in work}
+    activations = {v: grouping.lane_bytes(FULL, Model(variant=v), 4)["activations"] for v in work}
     assert activations["B"] > 5 * activations["A"] and activations["known_ode"] < activations["A"] / 5
-    assert resources.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < activations["B"] / 3
+    assert grouping.lane_bytes(FULL, Model(variant="B"), 4, shared=True)["activations"] < activations["B"] / 3
 
 
 def test_curvature_regularisers_are_work_on_one_frame_of_the_batch():
     more = [
-        resources.gflop_per_frame(Model(), b, 443, 0, True) - resources.gflop_per_frame(Model(), b, 443, 0)
+        grouping.gflop_per_frame(Model(), b, 443, 0, True) - grouping.gflop_per_frame(Model(), b, 443, 0)
         for b in (1, 4)
     ]
     assert more[0] > 0 and more[0] == pytest.approx(4 * more[1])
     # With both regularisers a step of one frame is about twice the work.
-    assert 1.5 < 1 + more[0] / resources.gflop_per_frame(Model(), 1, 443, 0) < 2.2
+    assert 1.5 < 1 + more[0] / grouping.gflop_per_frame(Model(), 1, 443, 0) < 2.2
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,7 +110,7 @@ def test_every_program_fits_and_every_lane_is_trained_once(free, shared, devices
     try:
         groups = grouping.plan(candidates, seeds, FULL.n_frames, budget.limits)
     except UserError:
-        assert free * grouping.SHARE < 2.1 * resources.recording_bytes(FULL)  # not even one
+        assert free * grouping.SHARE < 2.1 * grouping.recording_bytes(FULL)  # not even one
         return
     for group in groups:
         assert budget.group_bytes(group) <= grouping.SHARE * free
@@ -137,10 +136,10 @@ def test_what_cannot_fit_is_refused_in_one_line():
 
 def test_sizes_need_no_data():
     simulation = Simulation(extent=1, parameters="flow/0000/000", visual_input_type="DAVIS", removed_edges=0.5)
-    sizes = resources.sizes_without_data(simulation, Model(width=8))
-    assert not resources.sizes_without_data(Simulation(parameters="flow/0000/000"), Model(width=8)).stores_target
+    sizes = grouping.sizes_without_data(simulation, Model(width=8))
+    assert not grouping.sizes_without_data(Simulation(parameters="flow/0000/000"), Model(width=8)).stores_target
     assert sizes.n_frames == 64_000 and sizes.stores_target and sizes.n_neurons == 443 and sizes.n_edges == 8_174 / 2
-    all_edges = resources.sizes_without_data(simulation.model_copy(update={"removed_edges": 0.0}), Model(width=8))
+    all_edges = grouping.sizes_without_data(simulation.model_copy(update={"removed_edges": 0.0}), Model(width=8))
     assert all_edges.n_params - sizes.n_params == 8_174 / 2
 
 
@@ -193,9 +192,9 @@ def recordings_on_devices(circuit):
 def test_programs_split_by_memory_give_the_same_and_hold_one_level(circuit, learner, recordings, together, monkeypatch):
     monkeypatch.setattr(data, "PADDING_BYTES", 0)
     gc.collect()  # recordings of the training before
-    sizes = resources.sizes_of(learner, 64)
-    lane = sum(resources.lane_bytes(sizes, learner.config, 1).values())
-    memory = Memory(int((2 * lane + resources.recording_bytes(sizes)) / grouping.SHARE) + 1, "given", False)
+    sizes = grouping.sizes_of(learner, 64)
+    lane = sum(grouping.lane_bytes(sizes, learner.config, 1).values())
+    memory = Memory(int((2 * lane + grouping.recording_bytes(sizes)) / grouping.SHARE) + 1, "given", False)
     requested, most = [], []
 
     def recording_of(level):
@@ -223,10 +222,10 @@ class Killed(Exception):
 
 
 def test_less_memory_at_resume_loses_no_checkpoint(learner, recordings, together, tmp_path, monkeypatch, caplog):
-    sizes = resources.sizes_of(learner, 64)
-    lane, level = sum(resources.lane_bytes(sizes, learner.config, 1).values()), resources.recording_bytes(sizes)
+    sizes = grouping.sizes_of(learner, 64)
+    lane, level = sum(grouping.lane_bytes(sizes, learner.config, 1).values()), grouping.recording_bytes(sizes)
     free = [Memory(int((9 * lane + 3 * level) / grouping.SHARE), "available RAM", False)]
-    monkeypatch.setattr(resources, "device_memory", lambda: free[0])
+    monkeypatch.setattr(grouping, "device_memory", lambda: free[0])
     options = dict(checkpoint_dir=tmp_path, checkpoint_every=CHUNK, n_devices=1)
 
     def kill(progress):

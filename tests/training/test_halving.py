@@ -13,7 +13,7 @@ from flyjax.config import Model, Training
 from flyjax.models import make_learner
 from flyjax.training import Halving, train_sweep
 from flyjax.training.grouping import CHUNK
-from flyjax.training.halving import candidates_to_stop, check_comparable, rungs, target_spread
+from flyjax.training.sweep import candidates_to_stop, check_comparable, rungs, target_spread
 from flyjax.utils.errors import UserError
 
 

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from flyjax.utils.atomic_io import write_atomic, write_json
-from flyjax.utils.jsonl import open_lines, write_line
+from flyjax.utils.atomic_io import open_lines, write_atomic, write_json, write_line
 
 
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flyjax.config import Experiment
-from flyjax.utils.atomic_io import write_atomic
+from flyjax.utils.atomic_io import open_lines, write_atomic, write_line
 from flyjax.utils.environment import API_KEY
 from flyjax.utils.errors import UserError
-from flyjax.utils.jsonl import open_lines, write_line
 from flyjax.utils.secrets import MIN_LENGTH, REDACTED, RedactedStream, redact
 
 KEY = "gw_Test-0123456789+abc/def=XYZ"  # of a gateway: no form of Anthropic's
