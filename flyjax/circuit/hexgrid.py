@@ -4,8 +4,6 @@ Convention (flyvis, Lappalainen et al. 2024): column (u, v) lies at x = v, y = u
 growing downwards as rows of an image do.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Float64, Int, Int32
 
@@ -28,16 +26,19 @@ def positions(
     return v, u + v / 2
 
 
-def _permutation(columns, image: Callable[[int, int], tuple[int, int]]) -> Int32[np.ndarray, " n_col"]:
-    """Index array p such that values[..., p] carries each column's value to `image` of it."""
+#: A turn by 60 degrees, and mirror images at the axes 1, 2 and 3 (0: none), as matrices on (u, v).
+_TURN = np.array([[0, -1], [1, 1]])
+_FLIPS = np.array([[[1, 0], [0, 1]], [[1, 1], [0, -1]], [[-1, 0], [1, 1]], [[0, -1], [-1, 0]]])
+
+
+def _permutation(columns: Int[np.ndarray, "n_col 2"], matrix: Int[np.ndarray, "2 2"]) -> Int32[np.ndarray, " n_col"]:
+    """Index array p such that values[..., p] carries each column's value to its image."""
     columns = np.asarray(columns)
-    index = {(int(u), int(v)): i for i, (u, v) in enumerate(columns)}
-    moved = [index.get(image(int(u), int(v)), -1) for u, v in columns]
+    index = {tuple(column): i for i, column in enumerate(columns.tolist())}
+    moved = [index.get(tuple(image), -1) for image in (columns @ matrix.T).tolist()]
     if -1 in moved:
         raise UserError("these columns are no full hexagon: flips and rotations would leave the eye")
-    permutation = np.empty(len(columns), np.int32)
-    permutation[moved] = np.arange(len(columns), dtype=np.int32)
-    return permutation
+    return np.argsort(moved).astype(np.int32)
 
 
 def rotation(columns: Int[np.ndarray, "n_col 2"], n: int) -> Int32[np.ndarray, " n_col"]:
@@ -47,21 +48,7 @@ def rotation(columns: Int[np.ndarray, "n_col 2"], n: int) -> Int32[np.ndarray, "
 
     **Raises:** `UserError` unless the columns are a full hexagon.
     """
-
-    def image(u, v):
-        for _ in range(n % 6):
-            u, v = -v, u + v
-        return u, v
-
-    return _permutation(columns, image)
-
-
-_FLIPS: dict[int, Callable[[int, int], tuple[int, int]]] = {
-    0: lambda u, v: (u, v),
-    1: lambda u, v: (u + v, -v),
-    2: lambda u, v: (-u, u + v),
-    3: lambda u, v: (-v, -u),
-}
+    return _permutation(columns, np.linalg.matrix_power(_TURN, n % 6))
 
 
 def flip(columns: Int[np.ndarray, "n_col 2"], axis: int) -> Int32[np.ndarray, " n_col"]:
@@ -69,7 +56,7 @@ def flip(columns: Int[np.ndarray, "n_col 2"], axis: int) -> Int32[np.ndarray, " 
 
     **Raises:** `UserError` for another axis, or unless the columns are a full hexagon.
     """
-    if axis not in _FLIPS:
+    if not 0 <= axis < len(_FLIPS):
         raise UserError(f"flip axes are 0 (none), 1, 2 and 3, got {axis}")
     return _permutation(columns, _FLIPS[axis])
 

@@ -1,7 +1,6 @@
 """The circuit in time: its right-hand side and the diffrax solve."""
 
-from flyjax.simulation.rollout import initial_state, simulate, simulate_chunks, steady_state
+from flyjax.simulation.rollout import derivative, initial_state, simulate, simulate_chunks, steady_state
 from flyjax.simulation.solve import SOLVERS
-from flyjax.simulation.vector_field import derivative
 
 __all__ = ["SOLVERS", "derivative", "initial_state", "simulate", "simulate_chunks", "steady_state"]

@@ -15,10 +15,71 @@ from jaxtyping import Array, Float32
 
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters
-from flyjax.simulation.checks import check_luminance, check_parameters, is_concrete
-from flyjax.simulation.kernels import choose
+from flyjax.simulation.kernels import CSR_STATES, Kernel, choose
 from flyjax.simulation.solve import SOLVERS, solve
+from flyjax.simulation.vector_field import derivatives, vector_field_args
 from flyjax.utils.errors import UserError, nearest
+
+#: Explicit Euler's stability margin for unclamped time constants.
+MAX_DT_PER_TAU = 1.5
+
+
+def is_concrete(*values) -> bool:
+    """Whether none of the values is being traced by jax."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def check_luminance(c: Connectome, luminance) -> Float32[Array, "... T n_col"]:
+    """A stimulus as float32.
+
+    **Raises:** `UserError` unless it is (T, n_col) or (B, T, n_col), non-empty, finite and in [0, 1].
+    """
+    try:
+        luminance = jnp.asarray(luminance, jnp.float32)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"luminance is not an array of numbers: {error}") from None
+    if luminance.ndim not in (2, 3) or luminance.shape[-1] != c.n_columns:
+        raise UserError(
+            f"luminance has the shape {luminance.shape}, expected (frames, {c.n_columns}) at extent {c.extent}"
+        )
+    if 0 in luminance.shape:
+        raise UserError("luminance has no frames: an empty stimulus cannot be simulated")
+    if is_concrete(luminance):
+        low, high = float(luminance.min()), float(luminance.max())
+        if not np.isfinite([low, high]).all():
+            raise UserError("luminance contains NaN or infinite values: clean the stimulus first")
+        if low < 0 or high > 1:
+            raise UserError(f"luminance must lie in [0, 1], found {low:.4g} to {high:.4g}: rescale the stimulus")
+    return luminance
+
+
+def check_parameters(c: Connectome, p: Parameters, dt: float, clamp_tau: bool) -> Parameters:
+    """Parameters as float32.
+
+    **Raises:** `UserError` for a shape of another circuit, values that are not finite, time constants <= 0,
+    a `dt` that is no positive number, or `clamp_tau=False` where dt > 1.5 min(tau).
+    """
+    p = Parameters(*(jnp.asarray(a, jnp.float32) for a in p))
+    for name, array, n in zip(p._fields, p, (c.n_edges, c.n_neurons, c.n_neurons), strict=True):
+        if array.shape != (n,):
+            raise UserError(
+                f"parameter {name} has the shape {array.shape}, expected ({n},): was it made for another extent?"
+            )
+        if is_concrete(array) and not bool(jnp.isfinite(array).all()):
+            raise UserError(f"parameter {name} contains NaN or infinite values")
+    if not (np.isfinite(dt) and dt > 0):
+        raise UserError(f"dt must be a positive number of seconds, got {dt!r}")
+    if is_concrete(p.tau):
+        shortest = float(p.tau.min())
+        if shortest <= 0:
+            raise UserError(f"time constants must be positive, found {shortest:g} s")
+        if not clamp_tau and dt > MAX_DT_PER_TAU * shortest:
+            raise UserError(
+                f"clamp_tau=False with dt={dt:g} s diverges: the smallest time constant is {shortest:g} s; "
+                f"use clamp_tau=True or dt <= {MAX_DT_PER_TAU * shortest:.4g}"
+            )
+    return p
+
 
 GREY = 0.5
 #: Voltages one compiled call returns by default, 4 bytes each: small enough that malloc passes the memory of
@@ -229,3 +290,50 @@ def _keys(key, n_batch: int | None):
             f"{key.shape} keys for {n_batch or 'an unbatched'} sequence(s): give one key or one per sequence"
         )
     return key
+
+
+@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "block"))
+def _derivative(plan, p, voltage, luminance, dt, *, kernel, clamp_tau, block):
+    """dV/dt of (T, N) states, `block` frames at a time."""
+    args = vector_field_args(kernel, plan, p, dt, clamp_tau)
+    n_frames = voltage.shape[0]
+    padded = -(-n_frames // block) * block
+
+    blocks = (jnp.pad(a, ((0, padded - n_frames), (0, 0))).reshape(-1, block, a.shape[1]) for a in (voltage, luminance))
+    return jax.lax.map(lambda frames: derivatives(kernel, args, dt, *frames), tuple(blocks)).reshape(padded, -1)[
+        :n_frames
+    ]
+
+
+def derivative(
+    c: Connectome,
+    p: Parameters,
+    voltage: Float32[Any, "T N"],
+    luminance: Float32[Any, "T n_col"],
+    dt: float = 0.02,
+    clamp_tau: bool = True,
+) -> Float32[Array, "T N"]:
+    """The exact right-hand side dV/dt (1/s) at given states, without process noise.
+
+    **Arguments:**
+
+    - `voltage`: state *before* each frame.
+    - `luminance`: of the frame, in [0, 1].
+    - `dt`: step in s, which enters through tau* = max(tau, dt).
+
+    **Raises:** `UserError` for shapes that do not match.
+    """
+    p = check_parameters(c, p, dt, clamp_tau)
+    luminance = check_luminance(c, luminance)
+    voltage = jnp.asarray(voltage, jnp.float32)
+    if luminance.ndim != 2 or voltage.shape != (luminance.shape[0], c.n_neurons):
+        raise UserError(
+            f"voltage has the shape {voltage.shape}, expected ({luminance.shape[0]}, {c.n_neurons}), one row per frame"
+        )
+    block = min(32, luminance.shape[0])
+    few = block < CSR_STATES or jax.default_backend() != "cpu"
+    concrete = is_concrete(p, voltage, luminance, dt)
+    kernel = Kernel(("gather" if few else "csr") if concrete else "segment", c)
+    return _derivative(
+        kernel.plan(), p, voltage, luminance, jnp.float32(dt), kernel=kernel, clamp_tau=clamp_tau, block=block
+    )

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.models import Learner
 from flyjax.simulation.kernels import Kernel
-from flyjax.simulation.vector_field import VectorFieldArgs, vector_field, vector_field_args
+from flyjax.simulation.vector_field import VectorFieldArgs, derivatives, vector_field_args
 
 #: Derivatives of a recording larger than this are computed in the step, not stored on the device.
 TARGET_BYTES = 1e9
@@ -67,14 +67,6 @@ def _circuit(recording: Recording) -> VectorFieldArgs:
     return vector_field_args(kernel, kernel.plan(), parameters, recording.dt, recording.simulation.clamp_tau)
 
 
-def _target(
-    connectome, circuit: VectorFieldArgs, dt, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
-) -> Float[Array, "B N"]:
-    """The exact right-hand side, 1/s, as `flyjax.simulation.derivative` with the circuit as arrays."""
-    kernel = Kernel("segment", connectome)
-    return (vector_field(kernel, circuit, voltage.T, kernel.pack_stimulus(luminance.T)) / dt).T
-
-
 def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
     """Voltage, luminance and target of frames of a recording; their numbers instead of an unknown luminance."""
     if learner.learns_stimulus:
@@ -82,8 +74,8 @@ def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[st
     batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
     if "target" in data:
         return batch | {"target": data["target"][level, frames]}
-    circuit = jax.tree.map(lambda x: x[level], data["circuit"])
-    return batch | {"target": _target(learner.connectome, circuit, data["dt"][level], **batch)}
+    kernel, circuit = Kernel("segment", learner.connectome), jax.tree.map(lambda x: x[level], data["circuit"])
+    return batch | {"target": derivatives(kernel, circuit, data["dt"][level], **batch)}
 
 
 def with_luminance(learner: Learner, params, batch) -> dict[str, Array]:
