@@ -1,7 +1,6 @@
 """The learners and their loss."""
 
-from flyjax.models.gnn import GNN, PairGNN, make_graph, neuron_stimulus
-from flyjax.models.known_ode import KnownODE
+from flyjax.models.gnn import GNN, KnownODE, PairGNN, make_graph, neuron_stimulus
 from flyjax.models.learner import Learner, make_learner
 from flyjax.models.losses import loss, rollout_loss
 

@@ -1,4 +1,4 @@
-r"""The models of dv/dt on the connectome: what all variants share, and variants A and B, graph neural networks.
+r"""The models of dv/dt on the connectome: graph neural networks (variants A and B) and the known equation.
 
     msg_i   = sum_j W_ij g(v_j, a_j),        g = phi(v_j, a_j)^2
     dv_i/dt = f(v_i, a_i, msg_i, I_i)
@@ -12,6 +12,13 @@ With `units: data` the networks work on numbers of the order of one: with s the 
 all voltages and r that of all derivatives, g = s phi(v/s, a)^2 and dv/dt = r f(v/s, a, msg/s, I). Voltages
 are some 0.1 in a typical recording, where a fresh network is all but linear: training then first fits
 linear messages, and some seeds never leave them.
+
+The variants that know the equation and not its constants have W, tau and V_rest as parameters:
+
+    tau_i dv_i/dt = -v_i + V_rest_i + h(sum_j W_ij relu(v_j)) + I_i,   h = identity, or tanh
+
+Their error is what the data leave open: a reference for the networks. tau = exp(log_tau) stays positive;
+log_tau and V_rest learn at the embedding's rate. There are no networks, so the regularisers on them are 0.
 
 The derivative is a jraph graph network whose node update is f; no other module imports jraph, which is no longer
 maintained. For the loss the same network's node
@@ -337,3 +344,47 @@ class PairGNN(GNN):
             return g(state, (points, jnp.broadcast_to(received[:, None], points.shape)), embedded)
 
         return probe, state, (jnp.concatenate([embedding, embedding[partner]], axis=1), voltage[partner])
+
+
+#: Initial value of every time constant, s.
+START_TAU = 0.1
+
+
+class KnownODE(MessagePassing):
+    """The equation as a graph network.
+
+    **Attributes**, beside those of `MessagePassing`: `log_tau` (N,) log of s; `v_rest` (N,).
+    """
+
+    def __init__(self, n_neurons: int, n_edges: int, config: Model, segment_rows: int, rngs: nnx.Rngs):
+        super().__init__(n_neurons, n_edges, config, segment_rows, rngs)
+        self.log_tau = nnx.Param(jnp.full((n_neurons,), np.log(START_TAU), jnp.float32))
+        self.v_rest = nnx.Param(jnp.zeros((n_neurons,)))
+        self.bounded = config.variant == "known_ode_tanh"
+
+    @property
+    def embedding(self) -> Float[Array, "N 2"]:
+        """log_tau and V_rest of every neuron."""
+        return jnp.stack([self.log_tau[...], self.v_rest[...]], axis=1)
+
+    def message(self, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
+        return jax.nn.relu(voltage)
+
+    def update_fn(self) -> Stateful:
+        def f(state, signals, embedding):
+            voltage, msg, stimulus = signals
+            total = jnp.tanh(msg) if self.bounded else msg
+            return (embedding[:, 1:] - voltage + total + stimulus) / jnp.exp(embedding[:, :1])
+
+        return f, ()
+
+    def messages(self, voltage):
+        return {}, lambda sender, receiver: self.message(sender["voltage"])
+
+
+VARIANTS: dict[str, type[MessagePassing]] = {
+    "A": GNN,
+    "B": PairGNN,
+    "known_ode": KnownODE,
+    "known_ode_tanh": KnownODE,
+}

@@ -11,18 +11,10 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.gnn import GNN, GraphsTuple, MessagePassing, PairGNN, make_graph, neuron_stimulus
-from flyjax.models.known_ode import KnownODE
+from flyjax.models.gnn import VARIANTS, GraphsTuple, MessagePassing, make_graph, neuron_stimulus
 from flyjax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
-
-VARIANTS: dict[str, type[MessagePassing]] = {
-    "A": GNN,
-    "B": PairGNN,
-    "known_ode": KnownODE,
-    "known_ode_tanh": KnownODE,
-}
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from jaxtyping import Array, Float32
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters
 from flyjax.simulation.kernels import CSR_STATES, Kernel, choose
-from flyjax.simulation.solve import SOLVERS, solve
-from flyjax.simulation.vector_field import derivatives, vector_field_args
+from flyjax.simulation.solve import SOLVERS, derivatives, solve, vector_field_args
 from flyjax.utils.errors import UserError, nearest
 
 #: Explicit Euler's stability margin for unclamped time constants.

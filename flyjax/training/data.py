@@ -17,7 +17,7 @@ from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.models import Learner
 from flyjax.simulation.kernels import Kernel
-from flyjax.simulation.vector_field import VectorFieldArgs, derivatives, vector_field_args
+from flyjax.simulation.solve import VectorFieldArgs, derivatives, vector_field_args
 
 #: Derivatives of a recording larger than this are computed in the step, not stored on the device.
 TARGET_BYTES = 1e9
