@@ -28,10 +28,10 @@ def _ground_truth(extent: int, parameters: str, seed: int, cut_edges: float) -> 
         values = sample_parameters(connectome, seed=seed)
     else:
         values = circuit.load_flyvis_parameters(connectome, checkpoint_file(parameters))
-    if not cut_edges:
-        return connectome, values
-    remaining, values, _ = without_edges(connectome, values, cut_edges, seed)
-    return remaining, values._replace(weight=jnp.asarray(values.weight))
+    if cut_edges:
+        connectome, weight = without_edges(connectome, values.weight, cut_edges, seed)
+        values = values._replace(weight=jnp.asarray(weight))
+    return connectome, values
 
 
 def build_ground_truth(simulation: Simulation) -> tuple[Connectome, Parameters]:
