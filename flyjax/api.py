@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
-from flyjax.config import Model, Simulation, Training, parse_experiment
+from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
 from flyjax.data.recorder import held_out
 from flyjax.data.recording import Recording
@@ -57,14 +57,6 @@ class _SingleRecording:
         return self._train
 
 
-def _training(candidate: Mapping[str, Any] | Training) -> Training:
-    if isinstance(candidate, Training):
-        return candidate
-    # The protocol's ranges bind the search, not a candidate on its own.
-    data = {"training": dict(candidate), "search": {"ranges": {}, "simulation_ranges": {}}}
-    return parse_experiment(data, "candidate").training
-
-
 def train_candidates(
     simulation_or_recording: Simulation | Recording,
     candidates: Sequence[Mapping[str, Any] | Training],
@@ -92,7 +84,8 @@ def train_candidates(
         raise UserError(f"candidates: a list of settings, for example [{{'batch_size': 2}}]; got {candidates!r:.80}")
     if isinstance(seeds, str) or not isinstance(seeds, Iterable) or not all(isinstance(s, Integral) for s in seeds):
         raise UserError(f"seeds: a list of integers, for example [0, 1]; got {seeds!r:.80}")
-    trainings, own_seeds = [_training(c) for c in candidates], tuple(map(int, seeds))
+    # The protocol's ranges bind the search, not a candidate on its own.
+    trainings, own_seeds = [Training.model_validate(c) for c in candidates], tuple(map(int, seeds))
     if not trainings or not own_seeds:
         raise UserError("train_candidates needs at least one candidate and one seed")
     model = model or Model()

@@ -79,8 +79,8 @@ MUTATIONS = (
     Mutation(
         "the last frames are never drawn",
         "training/step.py",
-        '(static.batch_size,), 0, hparams["n_starts"])',
-        '(static.batch_size,), 0, hparams["n_starts"] - 1)',
+        '(static.batch_size,), 0, hparams["n_starts"], ',
+        '(static.batch_size,), 0, hparams["n_starts"] - 1, ',
         TRAINING + "test_every_frame_is_drawn_as_often_as_any_other",
     ),
     Mutation(

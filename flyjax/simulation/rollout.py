@@ -136,7 +136,7 @@ def simulate(
         chunk=chunk,
         kernel=kernel,
     )
-    return collect(chunks, np.shape(luminance)[-2])
+    return collect(chunks, luminance)
 
 
 def simulate_chunks(
@@ -196,9 +196,9 @@ def _insert(states, chunk, begin):
     return jax.lax.dynamic_update_slice_in_dim(states, chunk, begin, axis=-2)
 
 
-def collect(chunks: Iterator[Float32[Array, "... chunk N"]], n_frames: int) -> Float32[Array, "... T N"]:
-    """All chunks of a rollout in one array, in memory that is allocated once."""
-    first = next(chunks)
+def collect(chunks: Iterator[Float32[Array, "... chunk N"]], luminance) -> Float32[Array, "... T N"]:
+    """All chunks of a rollout under a stimulus in one array, in memory that is allocated once."""
+    first, n_frames = next(chunks), np.shape(luminance)[-2]
     if first.shape[-2] == n_frames:
         return first
     states = jnp.zeros((*first.shape[:-2], n_frames, first.shape[-1]), first.dtype)
