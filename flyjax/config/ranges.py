@@ -80,9 +80,9 @@ def sample(span: Range, rng: np.random.Generator) -> Any:
 def quantile(span: Range, u: float) -> Any:
     """The value below which a share `u` in [0, 1) of a range lies, on its scale: uniform where `u` is."""
     if span.scale == "choice":
-        return _values(span)[int(u * len(_values(span)))]
+        return span.ends[int(u * len(span.ends))]
     if span.scale == "int":
-        low, high = (math.ceil(_ends(span)[0]), math.floor(_ends(span)[1]))
+        low, high = (math.ceil(span.ends[0]), math.floor(span.ends[1]))
         return low + int(u * (high - low + 1))
     return at(span, u)
 
