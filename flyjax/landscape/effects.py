@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from flyjax.landscape.space import Space
-from flyjax.landscape.surrogate import EDGES
+from flyjax.landscape.surrogate import EDGES, Estimate
 
 #: Members' values at points of the unit cube.
 Evaluate = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "members n"]]
@@ -17,7 +17,7 @@ Evaluate = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, "members n"]]
 
 @dataclass(frozen=True)
 class Curve:
-    """The average over the other settings along one axis, with its 90 % band.
+    """The average over the other settings along one axis, by every member of the ensemble.
 
     **Attributes:**
 
@@ -26,9 +26,22 @@ class Curve:
 
     name: str
     places: Float[np.ndarray, " n"]
-    mean: Float[np.ndarray, " n"]
-    low: Float[np.ndarray, " n"]
-    high: Float[np.ndarray, " n"]
+    draws: Float[np.ndarray, "members n"]
+
+    @property
+    def mean(self) -> Float[np.ndarray, " n"]:
+        return self.draws.mean(0)
+
+    @property
+    def band(self) -> Float[np.ndarray, "2 n"]:
+        """The 90 % band."""
+        return np.quantile(self.draws, EDGES, axis=0)
+
+    @property
+    def rise(self) -> Estimate:
+        """What the straight line through the curve gains from the low to the high end of the range."""
+        slopes = np.polyfit(self.places, self.draws.T, 1)[0]
+        return Estimate.of(slopes.mean(), slopes)
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,7 @@ def curve(evaluate: Evaluate, space: Space, name: str, n_places: int = 17, n_poi
     **Arguments:** `n_points`: of the other settings, over which the average is taken; a power of 2.
     """
     places = space.grid(name, n_places)
-    draws = _average(evaluate, space, {name: places}, n_points)
-    low, high = np.quantile(draws, EDGES, axis=0)
-    return Curve(name, places, draws.mean(0), low, high)
+    return Curve(name, places, _average(evaluate, space, {name: places}, n_points))
 
 
 def surface(

@@ -11,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from flyjax.config import PROTOCOL_RANGES, Range
-from flyjax.landscape import regions
+from flyjax.landscape import effects, regions
 from flyjax.landscape.classes import CLASSES, ClassMap
+from flyjax.landscape.effects import Curve, Surface
 from flyjax.landscape.importance import Importance, importance
 from flyjax.landscape.seeds import SeedNoise, seed_noise, targets
 from flyjax.landscape.space import Space
@@ -103,7 +104,7 @@ class Landscape:
     def problem(self) -> str:
         """Why there is no map, in one line; empty where there is one."""
         values = self.trainings.values(self.metric)
-        if all(self.trainings.reasons) or not np.isfinite(values).any():
+        if not np.isfinite(self.trainings.metrics[self.metric]).any():
             reason = next(filter(None, self.trainings.reasons), f"no value of {self.metric}")
             return f"nothing to map: all {plural(len(values), 'training')} failed (for example: {reason})"
         if not self.space.names:
@@ -164,6 +165,18 @@ class Landscape:
     def class_draws(self, settings: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, "members n 3"]:
         """The same by every member of the ensemble: where they disagree, a training would tell most."""
         return self.classes.draws(self.space.places(settings))
+
+    def curve(self, name: str, metric: str | None = None) -> Curve:
+        """The effect of one setting on a metric."""
+        return effects.curve(self.surrogate(metric).draws, self.space, name, n_points=self.sizes.points // 16)
+
+    def class_curve(self, name: str) -> Curve:
+        """The effect of one setting on the probability of convergence."""
+        return effects.curve(self.classes.converged.draws, self.space, name, n_points=self.sizes.points // 16)
+
+    def surface(self, names: tuple[str, str]) -> Surface:
+        """The effect of two settings on the map's metric."""
+        return effects.surface(self.surrogate().draws, self.space, names, n_points=self.sizes.points // 16)
 
     # --- single settings ---
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import qmc
 
-from flyjax.config import Range
+from flyjax.config import PROTOCOL_RANGES, Range
 from flyjax.config.ranges import at, unit
 from flyjax.landscape.trainings import Trainings
 from flyjax.utils.errors import UserError
@@ -97,3 +97,22 @@ def n_values(span: Range) -> int:
     if span.scale == "choice":
         return len(span.values or ())
     return int(span.max) - int(span.min) + 1 if span.scale == "int" else 0  # type: ignore[arg-type]
+
+
+def ranges_of(trainings: Trainings) -> dict[str, Range]:
+    """The protocol's ranges of the settings that the trainings have, widened where trainings lie outside.
+
+    **Raises:** `UserError` where there is none.
+    """
+    out = {}
+    for name, span in PROTOCOL_RANGES.items():
+        values = [v for v in trainings.settings.get(name, ()) if v is not None]
+        if span.scale == "choice":
+            out[name] = span.model_copy(update={"values": tuple(sorted({*(span.values or ()), *values}))})
+        elif values:
+            ends = {"min": float(min(span.min, *values)), "max": float(max(span.max, *values))}  # type: ignore[type-var]
+            whole = all(float(v).is_integer() for v in values)
+            out[name] = span.model_copy(update=ends if whole or span.scale != "int" else {**ends, "scale": "linear"})
+    if not out:
+        raise UserError(f"the trainings have none of the protocol's settings: {', '.join(PROTOCOL_RANGES)}")
+    return out

@@ -44,7 +44,7 @@ class Sizes:
 
 FULL = Sizes()
 #: For a map that is drawn again and again while a run goes on.
-FAST = Sizes(members=12, trees=10, fold_members=4, points=128)
+FAST = Sizes(members=12, trees=10, fold_members=4, points=256)
 
 
 @dataclass(frozen=True)

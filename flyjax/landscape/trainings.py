@@ -14,14 +14,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from flyjax.config import TUNABLE, Model, Simulation, Training, read_yaml_file
+from flyjax.config import PROTOCOL_RANGES, TUNABLE, Model, Simulation, Training, read_yaml_file
+from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError, reading
-from flyjax.utils.format import finite, plural
+from flyjax.utils.format import csv_table, finite
 from flyjax.utils.metric_names import TRANSCRIPT
 from flyjax.utils.run_directory import JOURNAL
 
 #: What the trainings of one map have in common unless they are pooled: never a setting that a search may vary.
-CONDITIONS = ("learner", "ground_truth", "stimulus", "n_frames", "delta_t", "extent", "measurement_noise_level")
+CONDITIONS = (
+    *("learner", "ground_truth", "stimulus"),
+    *("n_frames", "delta_t", "extent", "measurement_noise_level", "width"),
+)
+#: Learners with a name, by what differs from the published one; others are called by their differences.
+LEARNERS = {
+    "": "published",
+    "embedding_size 8, activation gelu, units data, schedule warmup_cosine": "reliable",
+}
 #: Metrics that are read; a training that diverged counts as 0 in those of which 1 is the best.
 METRICS = (*TRANSCRIPT, "one_step_R2", "external_input_R2", "final_error", "final_loss", "wall_s")
 TABLE = "trainings.csv.gz"
@@ -76,6 +85,24 @@ class Trainings:
         """
         return cls.from_rows(row for path in paths for row in _rows(Path(path)))
 
+    def write(self, path: str | Path) -> None:
+        """Write a compressed table that `read` reads, numbers to five digits; settings that nobody varied are left out.
+
+        **Raises:** `UserError` where the file cannot be written.
+        """
+        settings = [n for n in self.settings if n in PROTOCOL_RANGES or n in self.varied()]
+        columns = {n: self.conditions[n] for n in self.conditions} | {n: self.settings[n] for n in settings}
+        columns |= {"seed": self.seeds}
+        columns |= {n: tuple(f"{v:.5g}" if np.isfinite(v) else "" for v in self.metrics[n]) for n in self.metrics}
+        columns |= {"reason": self.reasons}
+        rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
+        # Without a time in its header, the same table is the same file.
+        data = gzip.compress(csv_table(tuple(columns), rows).encode(), 9, mtime=0)
+        try:
+            write_atomic(Path(path), data)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror or error}; choose another folder") from None
+
     def __len__(self) -> int:
         return len(self.seeds)
 
@@ -123,6 +150,11 @@ class Trainings:
             out[", ".join(_describe(name, columns[name][0]) for name in names) or "all trainings"] = part
         return out
 
+    @property
+    def diverged(self) -> int:
+        """Number of trainings without a result."""
+        return int(np.isnan(self.metrics["connectivity_R2"]).sum())
+
     def values(self, metric: str) -> Float[np.ndarray, " n"]:
         """A metric of every training; where 1 is the best value, no result and values below 0 count as 0."""
         values = self.metrics.get(metric, np.full(len(self), np.nan))
@@ -149,8 +181,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     kinds: dict[str, tuple[Callable[[Path], bool], Callable[[Path], Iterator[dict[str, Any]]]]] = {
         "table": (lambda p: p.is_file(), _table_rows),
         "search": (lambda p: (p / JOURNAL).is_file(), lambda p: _journal_rows(p / JOURNAL)),
-        "light sweep": (lambda p: (p / TABLE).is_file(), lambda p: _table_rows(p / TABLE)),
-        "plain table": (lambda p: (p / "trainings.csv").is_file(), lambda p: _table_rows(p / "trainings.csv")),
+        "sweep of trainings": (lambda p: (p / "trainings.csv").is_file(), lambda p: _table_rows(p / "trainings.csv")),
+        "table in a folder": (lambda p: (p / TABLE).is_file(), lambda p: _table_rows(p / TABLE)),
         "sweep": (lambda p: (p / "nodes").is_dir(), _node_rows),
     }
     for found, read in kinds.values():
@@ -167,15 +199,17 @@ def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], trainin
         f"{name} {value}"
         for section, values in ((Model(), model), (Training(), fixed))
         for name, value in values.items()
-        if value != getattr(section, name, value)
+        if name != "width" and value != getattr(section, name, value)
     ]
+    learner = ", ".join(differences)
     seed = simulation.get("parameters_seed", 0)
     truth = str(simulation.get("parameters", Simulation().parameters))
     return {
-        "learner": ", ".join(differences) or "published",
+        "learner": LEARNERS.get(learner, learner),
         "ground_truth": f"{truth} {seed}" if truth == "sampled" and seed else truth,
         "stimulus": simulation.get("visual_input_type"),
-        **{name: simulation.get(name) for name in CONDITIONS[3:]},
+        **{name: simulation.get(name) for name in CONDITIONS[3:-1]},
+        "width": model.get("width"),
     }
 
 
@@ -227,18 +261,26 @@ def _node_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a table: a column is a setting, a condition, `seed`, `reason`, or else a metric."""
+    """The rows of a table: a column is a setting, a condition, `seed`, `reason`, or else a metric.
+
+    What the columns do not tell is in the config.yaml beside the table of a sweep.
+    """
     with reading(path, "restore the file from a copy"):
         data = path.read_bytes()
         text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
         rows = list(csv.DictReader(io.StringIO(text)))
     if not rows or "seed" not in rows[0] or not set(rows[0]) & set(TUNABLE):
         raise UserError(f"{path} is no table of trainings: it needs the column seed and columns of settings")
+    config = path.with_name("config.yaml")
+    sections: Mapping[str, Any] = read_yaml_file(config) if config.is_file() else {}
+    training = sections.get("training", {})
+    common = _conditions(sections.get("simulation", {}), sections.get("model", {}), training) if sections else {}
+    fixed = {name: value for name, value in training.items() if name in TUNABLE}
     for row in rows:
         numbers = {name: _number(text) for name, text in row.items()}
         yield {
-            "settings": {k: v for k, v in numbers.items() if k in TUNABLE},
-            "conditions": {k: v for k, v in numbers.items() if k in CONDITIONS},
+            "settings": fixed | {k: v for k, v in numbers.items() if k in TUNABLE},
+            "conditions": common | {k: v for k, v in numbers.items() if k in CONDITIONS},
             "seed": numbers["seed"],
             "metrics": {k: v for k, v in numbers.items() if k in METRICS},
             "reason": row.get("reason") or "",
@@ -252,10 +294,3 @@ def _number(text: str | None) -> Any:
     except ValueError:
         return text or None
     return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-def describe(trainings: Trainings) -> str:
-    """Number of trainings and configurations, and how many have no result."""
-    n_failed = sum(map(bool, trainings.reasons))
-    configurations = plural(int(trainings.groups(trainings.settings).max(initial=-1)) + 1, "configuration")
-    return f"{plural(len(trainings), 'training')} of {configurations}" + (f", {n_failed} diverged" * (n_failed > 0))

@@ -16,7 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from flyjax.report import charts, tables, tree
+from flyjax.report import charts, landscape, tables, tree
 from flyjax.report.run_view import RunView
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures, ucb
@@ -135,6 +135,7 @@ def render(run: RunView) -> str:
             large=functools.partial(_pictures, run, side=LARGE),
             small=functools.partial(_pictures, run, side=SMALL),
             pending=pending_input(run.folder, run.state).strip(),
+            landscape_maps=landscape.report_section(run.folder, run.search_ranges, run.truth_metric),
         )
     )
 

@@ -1,0 +1,71 @@
+"""The page of a map: what it shows, and what it refuses to show."""
+
+import re
+
+import pytest
+from support import analytic_landscape as known
+from support.made_up_run import two_blocks
+
+from flyjax.landscape import FAST, Trainings, fit
+from flyjax.report.html import write_report
+from flyjax.report.landscape import Block, html, markdown, write_page
+
+
+@pytest.fixture(scope="module")
+def maps():
+    """Two learners on the same configurations; the second has nothing to map."""
+    parts = {
+        "published": known.trainings(known.steps, 0.01, n=64, conditions={"learner": "published"}),
+        "reliable": known.trainings(lambda u: 0 * u[:, 0] + 0.95, 0.0, n=64, conditions={"learner": "reliable"}),
+    }
+    return {name: fit(part, known.RANGES, sizes=FAST) for name, part in parts.items()}
+
+
+def joined(maps):
+    parts = [one.trainings for one in maps.values()]
+    return Trainings.from_rows(
+        {
+            "settings": {n: c[k] for n, c in part.settings.items()},
+            "conditions": {n: c[k] for n, c in part.conditions.items()},
+            "seed": part.seeds[k],
+            "metrics": {n: v[k] for n, v in part.metrics.items()},
+        }
+        for part in parts
+        for k in range(len(part))
+    )
+
+
+def test_the_page_has_every_condition_and_can_be_made_again_from_its_table(maps, tmp_path):
+    both = joined(maps)
+    markdown_path, html_path, table = write_page(tmp_path, "Map", maps, both, known.RANGES)
+    text = markdown_path.read_text()
+    for path in re.findall(r"\]\((figures/.*?)\)", text):
+        assert (tmp_path / path).stat().st_size > 1000
+    assert "## Published" in text and "## Reliable" in text and maps["reliable"].problem in text
+    # One change at a time: the mean of `steps` over the space is 0.02 / 6 + 0.6 / 3 + 0.98 / 2.
+    (row,) = [line for line in text.splitlines() if "published → reliable" in line]
+    gain = float(re.search(r"([+-]\d\.\d+) \(", row)[1])
+    assert gain == pytest.approx(0.95 - (0.02 / 6 + 0.6 / 3 + 0.98 / 2), abs=0.03)
+    assert "<script" not in html_path.read_text() and html_path.read_text().count("data:image/png") >= 3
+    again = Trainings.read([table])
+    assert len(again) == len(both) and list(again.split(known.RANGES)) == list(maps)
+
+
+def test_texts_of_a_page_are_escaped(tmp_path):
+    blocks = [Block("p", "<b>a|b</b>"), Block("table", columns=("x|y",), rows=(("<i>",),))]
+    assert "<b>" not in html(blocks, tmp_path) and "<i>" not in html(blocks, tmp_path)
+    assert "x\\|y" in markdown("title", blocks)
+
+
+def test_a_report_says_what_its_map_lacks(tmp_path):
+    run = two_blocks(tmp_path / "run")
+    section = write_report(run).read_text().split('<section id="landscape">')[1].split("</section>")[0]
+    assert "too few nodes" in section
+
+
+def test_the_script_maps_a_run_and_refuses_what_is_none(script, tmp_path, root):
+    code, output, _ = script("landscape", root / "experiments" / "results" / "quickstart", "--out", tmp_path / "map")
+    assert code == 0 and output.count("too few nodes") == 2
+    assert {p.name for p in (tmp_path / "map").iterdir()} == {"landscape.md", "landscape.html", "trainings.csv.gz"}
+    code, _, errors = script("landscape", tmp_path)
+    assert code == 2 and str(tmp_path) in errors and errors.count("\n") == 1
