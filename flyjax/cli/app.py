@@ -154,12 +154,11 @@ def _keep_output() -> None:
     for name, original in (("stdout", sys.__stdout__), ("stderr", sys.__stderr__)):
         if original is None:  # closed
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
-        if original is None or getattr(sys, name) is not original:  # or captured
-            continue
-        buffer = io.BufferedWriter(_Output(original.fileno(), "w", closefd=False))
-        lines = name == "stderr" or original.isatty()
-        text = io.TextIOWrapper(buffer, original.encoding, "backslashreplace", line_buffering=lines)
-        setattr(sys, name, text)
+        elif getattr(sys, name) is original:  # not captured
+            buffer = io.BufferedWriter(_Output(original.fileno(), "w", closefd=False))
+            lines = name == "stderr" or original.isatty()
+            text = io.TextIOWrapper(buffer, original.encoding, "backslashreplace", line_buffering=lines)
+            setattr(sys, name, text)
 
 
 def run(app: typer.Typer) -> None:

@@ -20,15 +20,12 @@ def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = 
     """
     with_files = not dry_run or data_root(experiment.simulation.data_path) is not None
     span = experiment.search.simulation_ranges.get("visual_input_type") if search else None
-    names, simulations = set(span.values or ()) if span is not None else set(), [experiment.simulation]
-    if search:
-        blocks = range(1, experiment.search.n_blocks + 1)
-        simulations = [updated_simulation(experiment, block_simulation(experiment, block)) for block in blocks]
-    for simulation in simulations:
-        for split in SPLITS:
-            names.add(name := stimulus_for_split(simulation, split))
-            if with_files:
-                stimulus.fingerprint(name, simulation.data_path)
+    blocks = range(1, experiment.search.n_blocks + 1) if search else ()
+    simulations = [updated_simulation(experiment, block_simulation(experiment, block)) for block in blocks]
+    shown = [stimulus_for_split(s, split) for s in simulations or [experiment.simulation] for split in SPLITS]
+    for name in dict.fromkeys(shown) if with_files else ():
+        stimulus.fingerprint(name, experiment.simulation.data_path)
+    names = {*shown, *(span.values or () if span is not None else ())}
     if experiment.simulation.data_path and not {part for n in names for part, _ in stimulus.parts_of(n)} & {
         *stimulus.DATA_SETS
     }:

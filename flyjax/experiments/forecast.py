@@ -113,8 +113,7 @@ def forecast(
 def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
     """K candidates like the root, with K different noise levels from the search's range if it has one."""
     root, k = experiment.training, experiment.search.n_candidates
-    span = experiment.search.ranges.get("noise_model_level")
-    if span is None:
+    if (span := experiment.search.ranges.get("noise_model_level")) is None:
         return [root] * k
     low, high = span.min or 0.0, span.max or 0.0
     levels = span.values or [round(low + i * (high - low) / k, 6) for i in range(k)]

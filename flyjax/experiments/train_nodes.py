@@ -123,8 +123,7 @@ def train_nodes(
     evaluated = evaluate_nodes(learner, specs, trained, recordings, on_stage)
     for spec, runs, (per_seed, evaluation) in zip(specs, trained, evaluated, strict=True):
         on_stage(f"drawing node {spec.id}")
-        folder = node_folder(run_dir, spec.id)
-        metrics: dict[str, Any] | None = pool_metrics(per_seed)
+        folder, metrics = node_folder(run_dir, spec.id), pool_metrics(per_seed)
         config = {
             "node": spec.id,
             "seeds": list(spec.seeds),
@@ -132,17 +131,16 @@ def train_nodes(
             "model": experiment.model.model_dump(mode="json"),
             "training": spec.training.model_dump(mode="json"),
         }
-        _write_node(folder, config, {**(metrics or {}), "per_seed": per_seed}, runs)
-        reason, activity = "", ""
+        _write_node(folder, config, {**metrics, "per_seed": per_seed}, runs)
+        out[spec.id] = {"metrics": metrics, "per_seed": per_seed, "reason": ""}
         if evaluation is None:
-            metrics, reason = None, per_seed[0]["reasons"]["connectivity_R2"]
-            activity = reason
+            reason = per_seed[0]["reasons"]["connectivity_R2"]
+            out[spec.id] |= {"metrics": None, "reason": reason, "activity": reason}
         else:
-            activity = evaluation.activity_line
+            out[spec.id]["activity"] = evaluation.activity_line
             write_json(folder / "activity.json", evaluation.activity)
             train = recordings.train(spec.training.noise_model_level)
             write_figures(folder / "figures", evaluation, train, recordings.test)
-        out[spec.id] = {"metrics": metrics, "per_seed": per_seed, "reason": reason, "activity": activity}
         if len(out) < len(specs):
             on_stage(f"evaluating, {len(out)} of {len(specs)} done")
     return out

@@ -60,13 +60,11 @@ def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) ->
     tiles = [_draw_tiles(maps.connectome.columns, layer) for layer in layers]
     width = tiles[0].shape[2]
     bottom = -(-len(layers) // N_COLUMNS) * (TILE + LABEL + 6) + 4  # of the maps
-    size = N_COLUMNS * (width + GAP) + GAP, bottom + 40
-    size = size[0] + size[0] % 2, size[1] + size[1] % 2  # video codecs need even numbers
-    background = Image.new("RGB", size, (BACKGROUND,) * 3)
+    size = [n + n % 2 for n in (N_COLUMNS * (width + GAP) + GAP, bottom + 40)]  # video codecs need even numbers
+    background = Image.new("RGB", (size[0], size[1]), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(background)
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font = ImageFont.truetype(str(fonts / "DejaVuSans-Bold.ttf"), 12)
-    small = ImageFont.truetype(str(fonts / "DejaVuSans.ttf"), 10)
+    font, small = (ImageFont.truetype(fonts / f"DejaVuSans{b}.ttf", n) for b, n in (("-Bold", 12), ("", 10)))
     places = []
     for k, layer in enumerate(layers):
         row, column = divmod(k, N_COLUMNS)
@@ -84,8 +82,7 @@ def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) ->
     for k, frame in enumerate(film):
         frame[-8:-5, GAP : GAP + (size[0] - 2 * GAP) * (k + 1) // len(film)] = 140
         clock = Image.new("RGB", (width, 20), (BACKGROUND,) * 3)
-        text = f"{k * maps.recording.dt:.2f} s"
-        ImageDraw.Draw(clock).text((width, 2), text, fill=TRUE, font=font, anchor="rt")
+        ImageDraw.Draw(clock).text((width, 2), f"{k * maps.recording.dt:.2f} s", fill=TRUE, font=font, anchor="rt")
         frame[bottom + 4 : bottom + 24, size[0] - GAP - width : size[0] - GAP] = np.asarray(clock)
     return film
 

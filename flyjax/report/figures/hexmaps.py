@@ -151,8 +151,7 @@ def _draw_colour_bar(axes: Axes) -> None:
     axes.set_yticks([])
     axes.tick_params(length=0, pad=1.5)
     axes.set_title("deviation; ± scale of the type", fontsize=6.5, **SMALL_TITLE)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 @house_style
@@ -172,8 +171,8 @@ def maps_figure(path: str | Path, maps: VoltageMaps, frame: int | None = None) -
             0.98, -0.06, layer.scale, transform=axes.transAxes, fontsize=5.5, color=MUTED, ha="right", va="bottom"
         )
         axes.set_title(layer.name, fontsize=7, color=layer.name_colour, loc="center", pad=1.5)
-    title = f"Voltage of every cell type {frame * recording.dt:.2f} s into {recording.visual_input_type}"
-    heading(figure, title, y=0.955)
+    time = f"{frame * recording.dt:.2f} s into {recording.visual_input_type}"
+    heading(figure, f"Voltage of every cell type {time}", y=0.955)
     _draw_colour_bar(figure.add_axes((0.83, 0.95, 0.13, 0.013)))
     return save_png(figure, path, "RGB")
 
@@ -254,38 +253,29 @@ def _draw_midlines(figure: Figure, maps: VoltageMaps, frames: np.ndarray, second
         )
         ax.set_title(layer.name, fontsize=7.5, color=layer.name_colour)
         ax.text(1, 1.05, layer.scale, transform=ax.transAxes, fontsize=6, color=MUTED, ha="right")
-        ax.tick_params(labelsize=6, pad=1.5)
+        ax.tick_params(labelsize=6, pad=1.5, labelleft=column == 0, labelbottom=row > 0)
         ax.set_xticks(np.linspace(0, seconds, 3))
         ax.xaxis.set_major_formatter("{x:.3g}")
-        if column:
-            ax.set_yticklabels([])
-        else:
+        if column == 0:
             ax.set_ylabel("column, left\nto right", fontsize=6.5)
-        if not row:
-            ax.set_xticklabels([])
-        elif not column:
-            ax.set_xlabel("time (s)", fontsize=6.5, labelpad=1)
+            ax.set_xlabel("time (s)" if row else "", fontsize=6.5, labelpad=1)
 
 
 def _draw_neurons(axes: Axes, maps: VoltageMaps, frames: np.ndarray, seconds: float) -> None:
     """Every neuron of the circuit, sorted by cell type, the groups of types marked at the left."""
     c = maps.connectome
-    order = type_order(c.cell_types)
-    image = np.concatenate([maps.deviations(t, frames).T for t in order])
-    interpolation = "nearest" if len(image) < 900 else "antialiased"
+    image = np.concatenate([maps.deviations(t, frames).T for t in type_order(c.cell_types)])
     axes.imshow(
         image,
         cmap=DEVIATION_COLOURS,
         vmin=-1,
         vmax=1,
         aspect="auto",
-        interpolation=interpolation,
+        interpolation="nearest" if len(image) < 900 else "antialiased",
         extent=(0, seconds, len(image), 0),
     )
     sizes = np.bincount(groups_of(c.cell_types)[c.cell_type], minlength=len(GROUPS))
     for group, size, end in zip(GROUPS, sizes, np.cumsum(sizes), strict=True):
-        if not size:
-            continue
         begin = end - size
         if begin:
             axes.axhline(begin, color="black", lw=0.6)
@@ -298,11 +288,10 @@ def _draw_neurons(axes: Axes, maps: VoltageMaps, frames: np.ndarray, seconds: fl
             xycoords=("axes fraction", "data"),
             annotation_clip=False,
         )
-        label = group.name.replace(" ", "\n")
         axes.text(
             -0.012,
             (begin + end) / 2,
-            label,
+            group.name.replace(" ", "\n"),
             transform=axes.get_yaxis_transform(),
             ha="right",
             va="center",

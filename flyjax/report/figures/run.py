@@ -58,7 +58,6 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
         (x0, y0), (x1, y1) = place[layout.parent[node.id]], place[node.id]
         ax.plot([x0, x0 + 0.35, x1], [y0, y1, y1], color="0.65", lw=1, zorder=1, solid_joinstyle="round")
     for node in nodes:
-        weight = "bold" if node.id in run.chosen else "normal"
         if node.id in run.chosen:
             ax.plot(*place[node.id], "o", ms=15, mfc="white", mec="black", mew=1.2, zorder=2)
         ax.plot(*place[node.id], **mark(node.strategy, 9), zorder=3)
@@ -69,7 +68,7 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
             xytext=(0, 9),
             textcoords="offset points",
             ha="center",
-            fontweight=weight,
+            fontweight="bold" if node.id in run.chosen else "normal",
             fontsize=8,
             zorder=2,
             bbox={"fc": "white", "ec": "none", "pad": 0.6},
@@ -102,13 +101,11 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
     values = [reward for _, reward in rewards] or [0.0, 1.0]
     ticks = [t for t in TICKS if min(values) - 0.2 <= t <= max(values) + 0.002]
     ax.set_yticks([_log_scale(t) for t in ticks], [f"{t:g}" for t in ticks], fontsize=8)
-    ax.set_xlabel("node", fontsize=8)
-    ax.set_ylabel(run.metric.replace("_R2", " R²"), fontsize=8)
+    ax.set(xlabel="node", ylabel=run.metric.replace("_R2", " R²"))
     ax.tick_params(labelsize=8)
     used = [s for s in COLOURS if any(n.strategy == s for n in run.nodes)]
-    handles = [Line2D([], [], **mark(s, 6), label=s) for s in used]
     ax.legend(
-        handles=handles,
+        handles=[Line2D([], [], **mark(s, 6), label=s) for s in used],
         fontsize=8,
         handlelength=1,
         columnspacing=1.2,
@@ -152,7 +149,6 @@ def run_figure(path: str | Path, run_dir: str | Path) -> Path:
         _draw_tree(ax, run, block)
     _draw_progress(progress.subplots(), run)
     for k, (colour, text) in enumerate(lines):
-        weight = "bold" if colour == "black" else "normal"
         edits.text(
             0.01,
             1 - (k + 0.8) / (len(lines) + 0.5),
@@ -160,10 +156,11 @@ def run_figure(path: str | Path, run_dir: str | Path) -> Path:
             color=colour,
             fontsize=7.5,
             family="monospace",
-            fontweight=weight,
+            fontweight="bold" if colour == "black" else "normal",
             va="center",
         )
     model = f" ({run.search.get('llm', {}).get('model')})" if run.state.spent.calls else ""
-    title = f"{run.name}: proposals by {run.proposer}{model}"
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(
+        f"{run.name}: proposals by {run.proposer}{model}", x=0.01, ha="left", fontsize=11, fontweight="bold"
+    )
     return save_png(figure, path)

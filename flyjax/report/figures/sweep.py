@@ -57,16 +57,8 @@ def _draw_line(ax: Axes, heights: Sequence[float | None], colour: Any, best: boo
         points += [(x0 + 0.4 * (x1 - x0), y0), (x1 - 0.4 * (x1 - x0), y1), (x1, y1)]
         codes += [Curve.CURVE4] * 3
     width, opacity = (2.6, 1.0) if best else (1.3, 0.8)
-    ax.add_patch(
-        PathPatch(
-            Curve(points, codes),
-            ls=STOPPED if stopped else "solid",
-            edgecolor=colour,
-            facecolor="none",
-            lw=width,
-            alpha=opacity,
-        )
-    )
+    style = STOPPED if stopped else "solid"
+    ax.add_patch(PathPatch(Curve(points, codes), ls=style, ec=colour, fc="none", lw=width, alpha=opacity))
     if failed:
         ax.plot(*known[-1], marker="x", color="0.4", ms=5, mew=1.2)
 
@@ -102,13 +94,10 @@ def parallel_figure(
 
     figure = Figure(figsize=(max(5.5, 1.35 * len(axes) + 1.2), 4.2), dpi=1.3 * DPI, layout="constrained")
     ax = figure.subplots()
-    order = sorted(zip(scores, range(len(rows)), strict=True), key=lambda s: -1.0 if s[0] is None else s[0])
-    for score, k in order:  # the best on top
-        row = rows[k]
+    for row, score in sorted(zip(rows, scores, strict=True), key=lambda r: -1.0 if r[1] is None else r[1]):
         heights = [None if row.get(name) is None else axis.place(row[name]) for name, axis in axes.items()]
-        colour = "0.6" if score is None else colours(norm(score))
-        stopped = row.get("stopped_at") is not None
-        _draw_line(ax, heights, colour, score is not None and score == max(found), stopped, score is None)
+        colour, is_best = "0.6" if score is None else colours(norm(score)), score is not None and score == max(found)
+        _draw_line(ax, heights, colour, is_best, row.get("stopped_at") is not None, score is None)
     for x, (name, axis) in enumerate(axes.items()):
         title = METRIC_LABELS.get(name) or SHORT_NAMES.get(name, name).replace("_", " ")
         _draw_axis(ax, x, axis, title, bold=name == metric)
