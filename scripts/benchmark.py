@@ -128,9 +128,7 @@ def simulate(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Steps per second of the simulator, beside the floor: bytes per step over measured bandwidth."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from flyjax.utils.errors import UserError
 
@@ -142,36 +140,33 @@ def simulate(
             with console.status(f"extent {x}, batch {b}"):
                 rows.append(simulate_row(x, b, noise, frames, kernel, seconds))
     title = "simulate\nx batch: sequence-steps/s; floor: steps/s at the measured GB/s; first: call with compilation, s"
-    table = Table(
-        title=title,
-        box=SIMPLE,
-        pad_edge=False,
-        collapse_padding=True,
-        caption=caption(rows),
-    )
-    for head in ("extent", "batch", "kernel", "steps/s", "x batch", "floor", "share", "GB/s", "first"):
-        table.add_column(head, justify="left" if head == "kernel" else "right", no_wrap=True)
-    for r in rows:
-        cells = (r["extent"], r["batch"], r["kernel"], f"{r['steps_per_s']:,.0f}", f"{r['sequence_steps_per_s']:,.0f}")
-        limits = (
-            f"{r['floor_steps_per_s'] / 1e3:,.1f}k",
-            f"{r['share_of_floor']:.0%}",
-            f"{r['bandwidth_gb_s']:.1f}",
-            f"{r['first_call_s']:.1f}",
-        )
-        table.add_row(*map(str, cells), *limits)
-    console.print(table)
-    write_rows(rows, json_file, console)
+    cells = {
+        "extent": "{extent}",
+        "batch": "{batch}",
+        "kernel": "{kernel}",
+        "steps/s": "{steps_per_s:,.0f}",
+        "x batch": "{sequence_steps_per_s:,.0f}",
+        "floor": "{floor_steps_per_s:,.0f}",
+        "share": "{share_of_floor:.0%}",
+        "GB/s": "{bandwidth_gb_s:.1f}",
+        "first": "{first_call_s:.1f}",
+    }
+    show(console, title, cells, rows, json_file)
 
 
-def caption(rows: list[dict]) -> str:
-    """What the rows were measured on."""
+def show(console, title: str, cells: dict[str, str], rows: list[dict], path: Path | None) -> None:
+    """Print rows as a table, `cells` by head, with what they were measured on; write them where a file is named."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
     first = rows[0]
-    return f"{first['hardware']}, {first['device']}, JAX {first['jax']}, load {rows[-1]['load']}, {first['date']}"
-
-
-def write_rows(rows: list[dict], path: Path | None, console) -> None:
-    """The rows as a JSON list, where a file was asked for."""
+    made = f"{first['hardware']}, {first['device']}, JAX {first['jax']}, load {rows[-1]['load']}, {first['date']}"
+    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True, caption=made)
+    for head in cells:
+        table.add_column(head, justify="left" if head in ("kernel", "part") else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*(cell.format(**row) for cell in cells.values()))
+    console.print(table)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
@@ -194,9 +189,7 @@ def train(
     from _cli import prepare_devices
 
     prepare_devices()
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from flyjax.experiments.benchmark import matmul_gflops, provenance, train_row
 
@@ -208,17 +201,17 @@ def train(
             with console.status(f"extent {x}, batch size {b}"):
                 rows.append({**train_row(x, candidates, seeds, b, width, repeats=repeats, peak=peak), **provenance()})
     title = f"train, width {width}, {candidates} candidates x {seeds} seeds; peak {peak:.0f} GFLOP/s"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, collapse_padding=True, caption=caption(rows))
-    for head in ("extent", "batch", "frames/s", "ms/step", "GFLOP", "of peak", "compile s", "peak GB"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for r in rows:
-        table.add_row(
-            str(r["extent"]), str(r["batch_size"]), f"{r['frames_per_s']:,.0f}", f"{r['ms_per_step']:.2f}",
-            f"{r['gflop_per_frame']:.3g}", f"{r['share_of_peak']:.0%}", f"{r['compile_s']:.1f}",
-            f"{r['peak_memory_gb']:.2f}",
-        )  # fmt: skip
-    console.print(table)
-    write_rows(rows, json_file, console)
+    cells = {
+        "extent": "{extent}",
+        "batch": "{batch_size}",
+        "frames/s": "{frames_per_s:,.0f}",
+        "ms/step": "{ms_per_step:.2f}",
+        "GFLOP": "{gflop_per_frame:.3g}",
+        "of peak": "{share_of_peak:.0%}",
+        "compile s": "{compile_s:.1f}",
+        "peak GB": "{peak_memory_gb:.2f}",
+    }
+    show(console, title, cells, rows, json_file)
 
 
 @app.command(epilog=EXAMPLES)
@@ -233,23 +226,14 @@ def profile(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Where the time of one training step goes, part by part."""
-    from rich.box import SIMPLE
     from rich.console import Console
-    from rich.table import Table
 
     from flyjax.experiments.benchmark import profile_rows, provenance
 
     console = Console()
     parts = [{**row, **provenance()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
     title = f"one step, extent {extent}, batch {batch_size}, width {width}"
-    table = Table(title=title, box=SIMPLE, pad_edge=False, caption=caption(parts))
-    table.add_column("part")
-    for head in ("ms", "CPU ms, all threads"):
-        table.add_column(head, justify="right", no_wrap=True)
-    for r in parts:
-        table.add_row(r["part"], f"{r['ms']:.2f}", f"{r['cpu_ms']:.2f}")
-    console.print(table)
-    write_rows(parts, json_file, console)
+    show(console, title, {"part": "{part}", "ms": "{ms:.2f}", "CPU ms, all threads": "{cpu_ms:.2f}"}, parts, json_file)
 
 
 if __name__ == "__main__":

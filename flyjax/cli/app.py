@@ -1,5 +1,6 @@
 """What the scripts share: devices, the cache of compiled programs, logging and exit codes."""
 
+import functools
 import hashlib
 import io
 import logging
@@ -31,16 +32,10 @@ PATIENCE_S = 4.0
 
 def commit() -> str:
     """The git commit of the code, with -dirty if flyjax/ or scripts/ differ from it; 'unknown' outside a checkout."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
-        )
-        return done.stdout.strip()
-
+    git = functools.partial(subprocess.check_output, cwd=ROOT, stderr=subprocess.DEVNULL, encoding="utf-8")
     try:
-        changed = git("status", "--porcelain", "--", "flyjax", "scripts")
-        return git("rev-parse", "--short=12", "HEAD") + ("-dirty" if changed else "")
+        changed = git(["git", "status", "--porcelain", "--", "flyjax", "scripts"]).strip()
+        return git(["git", "rev-parse", "--short=12", "HEAD"]).strip() + ("-dirty" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

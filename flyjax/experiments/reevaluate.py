@@ -56,11 +56,14 @@ def _metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
+def _nodes(run: Path) -> dict[int, Path]:
+    return {int(p.parent.name): p.parent for p in sorted(run.glob("nodes/[0-9]*/metrics.json"))}
+
+
 def _folder(where: Path, node: int) -> Path:
-    where = Path(where)
     if (where / "config.yaml").is_file() and (where / "params").is_dir():
         return where
-    folders = {int(p.parent.name): p.parent for p in sorted((where / "nodes").glob("[0-9]*/metrics.json"))}
+    folders = _nodes(where)
     if not folders:
         raise UserError(f"no trained node in {where}: give a run directory (runs/quickstart) or a node's folder in it")
     if not node:
@@ -91,9 +94,9 @@ def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
 def node_selection(where: Path) -> list[dict]:
     """Rows of `selection` for the nodes of each simulation of a run; `among` names the nodes."""
     groups: dict[str, dict[int, dict]] = {}
-    for path in sorted((Path(where) / "nodes").glob("[0-9]*/metrics.json")):
-        simulation = read_yaml_file(path.parent / "config.yaml")["simulation"]
-        groups.setdefault(content_hash(simulation), {})[int(path.parent.name)] = _metrics(path.parent)
+    for node, folder in _nodes(where).items():
+        simulation = read_yaml_file(folder / "config.yaml")["simulation"]
+        groups.setdefault(content_hash(simulation), {})[node] = _metrics(folder)
     rows = []
     for found in groups.values():
         first, last, n = min(found), max(found), len(found)

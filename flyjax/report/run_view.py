@@ -186,19 +186,15 @@ class RunView:
                 out.append((node, None if new is None or old is None else float(np.linalg.norm(new - old))))
         return out
 
-    def n_cells(self, n_parts: int = 4) -> int:
-        """Number of distinct cells that nodes lie in, every range divided into `n_parts`."""
-        places = [p for n in self.nodes if (p := self._unit_place(n.config)) is not None]
-        return len({tuple(np.minimum(n_parts - 1, (n_parts * p).astype(int))) for p in places})
-
-    def diversity(self) -> dict[str, Any]:
-        """Unique configurations and cells, parents, step sizes, changes per step."""
+    def diversity(self, n_parts: int = 4) -> dict[str, Any]:
+        """Unique configurations, cells (every range divided into `n_parts`), parents, step sizes, changes per step."""
         sizes = [size for _, size in self.step_sizes() if size]
         changes = [len(n.changes) for n in self.nodes if n.changes]
+        places = [p for n in self.nodes if (p := self._unit_place(n.config)) is not None]
         return {
             "nodes": len(self.nodes),
             "unique": len({json.dumps(n.config, sort_keys=True) for n in self.nodes}),
-            "cells": self.n_cells(),
+            "cells": len({tuple(np.minimum(n_parts - 1, (n_parts * p).astype(int))) for p in places}),
             "parents": len({(n.block, n.parent) for n in self.nodes}),
             "median": float(np.median(sizes)) if sizes else None,
             "largest": max(sizes, default=None),

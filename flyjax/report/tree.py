@@ -49,11 +49,10 @@ def tree_layout(nodes: list[Node]) -> TreeLayout:
     for reserved in (True, False):
         place = _assign_lanes(branches, column, parent, reserved)
         lanes = [lane for _, lane in place.values()]
-        n_lanes = max(lanes) - min(lanes) + 1
-        if n_lanes <= MANY_LANES:
+        if max(lanes) - min(lanes) < MANY_LANES:
             break
     shifted = {k: (c, lane - min(lanes)) for k, (c, lane) in place.items()}
-    return TreeLayout(shifted, parent, n_lanes, reserved)
+    return TreeLayout(shifted, parent, max(lanes) - min(lanes) + 1, reserved)
 
 
 def _branch(head: Key, successor: dict[Key, int]) -> list[Key]:

@@ -119,15 +119,15 @@ def _draw_types(
     axes: Axes, true: Float[np.ndarray, " n_types"] | None, estimates: list[Float[np.ndarray, "3 n_types"] | None]
 ) -> None:
     """Quartiles of each estimate per type beside the true medians; without these, around zero."""
-    x = np.arange(next(e.shape[1] for e in (true[None] if true is not None else None, *estimates) if e is not None))
+    given = [e for e in estimates if e is not None]
+    x = np.arange(len(given[0][1]))  # there is a published read-out in any case
     if true is None:
         axes.axhline(0, color=TRUE, lw=1)
     else:
         axes.hlines(true, x - 0.42, x + 0.42, color=TRUE, lw=1.6, label="true")
     # Nine types in ten set the scale: a few estimates far off do not flatten the others.
-    scale, given = [np.zeros(1) if true is None else true], [e for e in estimates if e is not None]
-    scale += [bulk(median, 0.05) for _, median, _ in given]
-    if true is not None and given:
+    scale = [np.zeros(1) if true is None else true, *(bulk(median, 0.05) for _, median, _ in given)]
+    if true is not None:
         scale += [given[-1][0], given[-1][2]]
     bottom, top = limits(*scale, pad=0.12)
     for (name, colour), side, estimate in zip(READ_OUTS, (x - 0.17, x + 0.17), estimates, strict=True):

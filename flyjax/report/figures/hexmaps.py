@@ -57,7 +57,6 @@ def draw_hexagons(
     *,
     colours: str,
     low: float,
-    high: float = 1.0,
     squeeze: float = SQUEEZE,
 ) -> None:
     """One map.
@@ -65,12 +64,11 @@ def draw_hexagons(
     **Arguments:**
 
     - `values`: NaN where there is nothing to show.
-    - `colours`: name of a matplotlib colour map, from `low` to `high`.
+    - `colours`: name of a matplotlib colour map, from `low` to 1.
     """
     centres = hexagon_centres(columns, squeeze)
     corners = _CORNERS * [squeeze / SQUEEZE, 1.0]
-    place = (np.asarray(values, np.float64) - low) / max(high - low, 1e-12)
-    faces = matplotlib.colormaps[colours](np.clip(place, 0, 1))
+    faces = matplotlib.colormaps[colours](np.clip((np.asarray(values, np.float64) - low) / (1 - low), 0, 1))
     faces[~np.isfinite(values)] = matplotlib.colors.to_rgba("#eeeeee")
     if colours == "gray":  # an outline for white columns on white paper
         outline = centres[:, None] + 1.1 * corners
