@@ -113,7 +113,7 @@ def touch(path: Path) -> None:
         os.utime(path / MANIFEST)
 
 
-def evict(folder: Path, max_bytes: float, keep: Path) -> list[Path]:
+def evict(folder: Path, max_bytes: float, keep: Path) -> None:
     """Remove the least recently used stores of a cache beyond `max_bytes`, which includes those being written.
 
     `keep` stays, and what is not called by its own cache key: somebody put it there.
@@ -123,13 +123,8 @@ def evict(folder: Path, max_bytes: float, keep: Path) -> list[Path]:
         with contextlib.suppress(OSError, UserError):  # another process may have evicted it
             if read_meta(manifest.parent)["meta"].get("cache_key") == manifest.parent.name:
                 stores.append((manifest.stat().st_mtime_ns, manifest.parent, store_bytes(manifest.parent)))
-    total, gone = sum(size for *_, size in stores) + scratch_bytes(folder), []
+    total = sum(size for *_, size in stores) + scratch_bytes(folder)
     for _, path, size in sorted(stores, key=lambda s: s[0]):
-        if total <= max_bytes:
-            break
-        if path.resolve() == keep.resolve():
-            continue
-        shutil.rmtree(path, ignore_errors=True)
-        total -= size
-        gone.append(path)
-    return gone
+        if total > max_bytes and path.resolve() != keep.resolve():
+            shutil.rmtree(path, ignore_errors=True)
+            total -= size
