@@ -19,6 +19,8 @@ Examples:
   python scripts/compare_proposers.py\n
   # real trainings, as many as the time allows\n
   python scripts/compare_proposers.py --landscape trainings --minutes 15\n
+  # the study of real trainings, answered from its table; minutes\n
+  python scripts/compare_proposers.py --landscape study --seeds 30\n
   python scripts/compare_proposers.py --landscape valley --proposer tpe\n
   python scripts/compare_proposers.py --proposer llm --set search.max_usd=2\n
   # recorded answers, no key\n
@@ -60,13 +62,24 @@ def chosen_proposers(
     return [n for n in NAMES if n not in left_out], [f"{n} ({why})" for n, why in left_out.items()]
 
 
+def study_line(name: str, fidelity, best: float) -> str:
+    """What is known of a condition's benchmark."""
+    return (
+        f"- {name}: answered from {fidelity.n} real trainings; on held-out configurations the expected value has an R2 "
+        f"of {fidelity.skill.value:.2f} ({fidelity.skill.low:.2f} to {fidelity.skill.high:.2f}, at most "
+        f"{fidelity.attainable:.2f}), a drawn training a rank correlation of {fidelity.rank:.2f} with a real one (two "
+        f"seeds: {fidelity.rank_of_seeds:.2f}); best expected W R2 {best:.2f}."
+    )
+
+
 @app.command(epilog=EXAMPLES)
 def main(
     landscapes: Annotated[
         list[str] | None,
         typer.Option(
             "--landscape",
-            help="bowl, valley, hills, plateau, cliff, trainings, or made-up for the first five; repeatable.",
+            help="bowl, valley, hills, plateau, cliff, or made-up for these five; trainings; study, or study-tuning "
+            "for the conditions to tune a proposer on; repeatable.",
             show_default="made-up",
         ),
     ] = None,
@@ -86,6 +99,13 @@ def main(
     transcripts: Annotated[
         Path | None, typer.Option(help="Folder of recorded answers of llm and hybrid, played instead of asking.")
     ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table of trainings, or the run of a sweep with output trainings, for study and study-tuning.",
+            show_default="experiments/results/landscape/trainings.csv.gz",
+        ),
+    ] = None,
     cache: Annotated[Path, typer.Option(help="Finished rows and trainings.")] = Path("runs/proposers"),
     out: Annotated[Path, typer.Option(help="Where proposers.md, .csv and .png go.")] = Path("runs/proposers"),
 ):
@@ -96,16 +116,14 @@ def main(
     """
     prepare_devices()
     from flyjax.config import apply_overrides, load_experiment, parse_experiment
-    from flyjax.search.synthetic import FAMILIES, NOISE, REAL
+    from flyjax.search.synthetic import FAMILIES, NOISE, REAL, STUDY, STUDY_TUNING
     from flyjax.utils.errors import UserError, nearest
 
     wanted = [x for name in landscapes or ["made-up"] for x in (FAMILIES if name == "made-up" else [name])]
+    known = (*FAMILIES, REAL, STUDY, STUDY_TUNING)
     for name in wanted:
-        if name not in (*FAMILIES, REAL):
-            raise UserError(
-                f"no landscape {name!r}; there are: {', '.join(FAMILIES)}, {REAL}, made-up."
-                f"{nearest(name, (*FAMILIES, REAL))}"
-            )
+        if name not in known:
+            raise UserError(f"no landscape {name!r}; there are: {', '.join(known)}, made-up.{nearest(name, known)}")
     transcript = apply_overrides({}, settings).get("search", {}).get("transcript")
     names, left_out = chosen_proposers(proposers, transcript, transcripts)
     # From here on it takes seconds to load.
@@ -140,8 +158,12 @@ def main(
         if REAL in wanted
         else None
     )
+    study: dict[str, proposer_benchmark.StudyLandscape] = {}
+    for name in {STUDY, STUDY_TUNING} & {*wanted}:
+        study |= proposer_benchmark.study_landscapes(table, name == STUDY_TUNING)
+    cases = [*dict.fromkeys(name for name in wanted if name not in (STUDY, STUDY_TUNING)), *study]
     rows = proposer_benchmark.compare(
-        [(name, seed) for name in dict.fromkeys(wanted) for seed in range(seeds)],
+        [(name, seed) for name in cases for seed in range(seeds)],
         names,
         lambda name: trainings if name == REAL else made_up,
         cache,
@@ -149,6 +171,7 @@ def main(
         real,
         console.log,
         transcripts,
+        study,
     )
     complete = add_regret(rows)
     if not complete:
@@ -159,7 +182,8 @@ def main(
     found = devices()
     machine = f"{hardware()}, JAX {found['versions']['jax']} on {found['device_kind']}"
     about = [f"- {datetime.date.today().isoformat()}, {machine}; {spent:.0f} minutes of searching in all."]
-    if any(r["landscape"] != REAL for r in complete):
+    about += [study_line(name, one.benchmark.fidelity, one.benchmark.best) for name, one in study.items()]
+    if {*wanted} & {*FAMILIES}:
         about.append(
             f"- Synthetic landscapes (flyjax/search/synthetic.py; their number in the panel's title): {candidates} "
             f"candidates x {iterations} iterations = {candidates * iterations} nodes for each proposer, noise of a "

@@ -9,14 +9,20 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
+from jaxtyping import Float
 
 from flyjax.config import Experiment, Training, content_hash, parse_experiment
 from flyjax.data.cache import Recordings
 from flyjax.data.splits import cache_key
 from flyjax.experiments.node import learner_for, pool_metrics
+from flyjax.landscape import CLASSES, FAST, Benchmark, Trainings, benchmark, fit
+from flyjax.landscape.classes import classify
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import Metrics, circuit_metrics
 from flyjax.search.iteration import IterationPlan
@@ -29,7 +35,8 @@ from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import Paused, Proposer
 from flyjax.search.proposers import make_proposer
 from flyjax.search.proposers.replay import ReplayProposer
-from flyjax.search.synthetic import REAL, make_landscape
+from flyjax.search.synthetic import REAL, STUDY, STUDY_TUNING, evaluate_plan, make_landscape
+from flyjax.stimulus import DATA_SETS
 from flyjax.training import train_sweep
 from flyjax.utils.atomic_io import open_lines, write_json, write_line
 from flyjax.utils.errors import UserError
@@ -53,6 +60,65 @@ def made_up_experiment(n_candidates: int, n_iterations: int) -> Experiment:
     return parse_experiment(
         {"name": "proposers", "simulation": {"visual_input_type": "scenes_texture"}, "search": search}
     )
+
+
+class StudyLandscape:
+    """One condition of the study, answered by its benchmark instead of by trainings."""
+
+    def __init__(self, benchmark: Benchmark):
+        self.benchmark = benchmark
+
+    def observe(self, config: dict[str, Any], seed: int) -> float:
+        """connectivity_R2 of one training."""
+        return self.benchmark.ask(config, seed)["connectivity_R2"]
+
+    def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
+        """The nodes of a plan, as `run_loop` wants them."""
+        return evaluate_plan(self.observe, plan)
+
+    def quality(self, node: Node) -> float:
+        """The expected connectivity_R2, seeds averaged."""
+        return self.benchmark.expected(node.config)["connectivity_R2"]
+
+    def again(self, config: dict[str, Any]) -> list[float]:
+        """connectivity_R2 of a configuration on `FRESH_SEEDS`."""
+        return [self.observe(config, seed) for seed in FRESH_SEEDS]
+
+    def map_quality(self, run_dir: Path) -> dict[str, float]:
+        """Log loss and Brier score of a map of the nodes of a search, for the classes of the real trainings.
+
+        None of these was a node.
+        """
+        found = fit(Trainings.read([run_dir]), self.benchmark.ranges, sizes=FAST)
+        held_out = self.benchmark.landscape.trainings
+        settings = [dict(zip(found.space.names, row)) for row in zip(*map(held_out.settings.get, found.space.names))]
+        truth = np.eye(len(CLASSES))[classify(held_out.values("connectivity_R2"))]
+        return class_scores(found.class_probabilities(settings), truth)
+
+
+def class_scores(probabilities: Float[np.ndarray, "n 3"], truth: Float[np.ndarray, "n 3"]) -> dict[str, float]:
+    """Log loss and Brier score per training; `truth` is one-hot."""
+    return {
+        "log_loss": float(-(truth * np.log(probabilities)).sum(1).mean()),
+        "brier": float(((probabilities - truth) ** 2).sum(1).mean()),
+    }
+
+
+def study_landscapes(path: Path | None, tuning: bool) -> dict[str, StudyLandscape]:
+    """The conditions of a study by the name of their landscape.
+
+    **Arguments:** `tuning`: those on which proposers may be tuned (sampled circuits on built-in scenes), or all others,
+    which are for final numbers alone.
+    """
+    out = {}
+    for condition, one in benchmark(path).items():
+        known = one.landscape.trainings.conditions
+        is_tuning = known["ground_truth"][0] == "sampled" and known["stimulus"][0] not in DATA_SETS
+        if is_tuning == tuning:
+            out[f"{STUDY_TUNING if tuning else STUDY}: {condition}"] = StudyLandscape(one)
+    if not out:
+        raise UserError(f"the study has no condition for {STUDY_TUNING if tuning else STUDY} with a map yet")
+    return out
 
 
 class RealTrainings:
@@ -88,6 +154,8 @@ class RealTrainings:
                 "per_seed": per_seed,
             }
         return out
+
+    quality = staticmethod(score)
 
     def again(self, config: dict[str, Any]) -> list[float]:
         """connectivity_R2 of a configuration on `FRESH_SEEDS`; a training without one counts as 0.
@@ -159,14 +227,15 @@ def one_row(
     folder: Path,
     template: Path,
     transcript: Path | None = None,
+    study: StudyLandscape | None = None,
 ) -> Row:
     """Run one search in `folder` to its end and read its curve; with a transcript its answers are played again."""
     data = experiment.model_dump(mode="json")
     data["search"] |= {"seed": seed, "proposer": proposer}
     experiment = parse_experiment(data, "comparison")
-    trainings = real if landscape == REAL else None
+    trainings = real if landscape == REAL else study
     if trainings is not None:
-        evaluate, quality = trainings.evaluate, score
+        evaluate, quality = trainings.evaluate, trainings.quality
     else:
         made_up = make_landscape(landscape, seed, experiment)
         evaluate, quality = made_up.evaluate, lambda node: made_up.value(node.config) or 0.0
@@ -187,6 +256,8 @@ def one_row(
     row |= {"root": quality(state.nodes[1]), "curve": [quality(node) for node in best]}
     if trainings is not None:
         row |= {"fresh": trainings.again(best[-1].config), "root_fresh": trainings.again(state.nodes[1].config)}
+    if study is not None:
+        row |= {"best": study.benchmark.best, **study.map_quality(run_dir)}
     if transcript is not None and any(e["fallbacks"] for e in read_journal(run_dir) if e["event"] == "proposal"):
         row["fallbacks"] = True  # the recorded answers did not fit: another landscape, or other rules
     return row
@@ -201,6 +272,7 @@ def compare(
     real: RealTrainings | None = None,
     log: Callable[[str], None] = lambda line: None,
     transcripts: Path | None = None,
+    study: Mapping[str, StudyLandscape] = MappingProxyType({}),
 ) -> list[Row]:
     """The rows of all (landscape, seed) x proposers, those of earlier calls included; seed by seed, so that pairs
     are complete early. Ends early, with what is done, when `real` runs out of time.
@@ -209,10 +281,10 @@ def compare(
     searches of llm and hybrid that it does not hold are left out.
     """
     with RunDirectory(folder, "comparison"):
-        return _compare(cases, proposers, experiment_of, folder, template, real, log, transcripts)
+        return _compare(cases, proposers, experiment_of, folder, template, real, log, transcripts, study)
 
 
-def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, log, transcripts) -> list[Row]:
+def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real, log, transcripts, study) -> list[Row]:
     path = folder / "rows.jsonl"
     open_lines(path).close()  # removes an incomplete last line
     entries = map(json.loads, path.read_text("utf-8").splitlines())
@@ -227,6 +299,9 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                 continue
             content = [experiment.simulation, experiment.model, experiment.training, experiment.search]
             content += [Path(template).read_text("utf-8"), *([played.read_text("utf-8")] if played else [])]
+            asked = study.get(landscape)
+            if asked is not None:
+                content += [asked.benchmark.landscape.trainings.values("connectivity_R2").tolist(), FRESH_SEEDS]
             if landscape == REAL:  # what is recorded depends on files too
                 content += [FRESH_SEEDS, cache_key(experiment.simulation, 0.0, "train", 0)]
             key = content_hash(landscape, seed, proposer, *content)
@@ -234,7 +309,9 @@ def _compare(cases, proposers, experiment_of, folder: Path, template: Path, real
                 try:
                     with tempfile.TemporaryDirectory() as scratch:  # but what is paid for is kept, and goes on
                         place = folder if proposer in PAID and played is None else Path(scratch)
-                        known[key] = one_row(landscape, seed, proposer, experiment, real, place, template, played)
+                        known[key] = one_row(
+                            landscape, seed, proposer, experiment, real, place, template, played, asked
+                        )
                 except OutOfTime:
                     log(f"out of time at {landscape}, seed {seed}, {proposer}; the same command continues")
                     return out

@@ -10,13 +10,16 @@ from flyjax.landscape.classes import CLASSES
 from flyjax.landscape.importance import Importance
 from flyjax.landscape.landscape import Landscape, Prediction, Setting, fit
 from flyjax.landscape.space import Space
+from flyjax.landscape.study import Benchmark, Fidelity, benchmark
 from flyjax.landscape.surrogate import FAST, Estimate, Sizes
 from flyjax.landscape.trainings import Trainings
 
 __all__ = [
     "CLASSES",
+    "Benchmark",
     "FAST",
     "Estimate",
+    "Fidelity",
     "Importance",
     "Landscape",
     "Prediction",
@@ -24,5 +27,6 @@ __all__ = [
     "Sizes",
     "Space",
     "Trainings",
+    "benchmark",
     "fit",
 ]

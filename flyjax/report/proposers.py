@@ -1,9 +1,10 @@
 """A comparison of proposers: normalised regret, paired tests, and the files that report them.
 
 A row is one search: {"landscape", "seed", "proposer", "nodes", "wall_s", "root", "curve"}; `curve` holds, after
-each iteration, the quality of the node that the search would report as its best. Searches of real trainings also
-have `fresh` and `root_fresh`: the results of that last node's configuration, and of the root's, on seeds that no
-search used.
+each iteration, the quality of the node that the search would report as its best. Searches of real trainings
+and of the study have `fresh` and `root_fresh`: the results of that last node's configuration, and of the root's, on
+seeds that no search used; those of the study also `best`, the highest value that there is, and `log_loss` and `brier`
+of a map of the search's nodes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -57,7 +58,7 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
         if k + n_columns >= len(groups):
             ax.set_xlabel("nodes trained")
     for ax in axes[:, 0]:
-        ax.set_ylabel("normalised regret")
+        ax.set_ylabel("regret")
     for ax in axes.flat[len(groups) :]:
         ax.set_axis_off()
     title = "line: mean over searches; band: its standard error"
@@ -74,18 +75,26 @@ MEASURES = {
     "mean_regret": lambda r: float(np.mean(r["regret"])),
     "final_regret": lambda r: r["regret"][-1],
     "fresh": lambda r: float(np.mean(r["fresh"])),
+    "log_loss": lambda r: r["log_loss"],
+    "brier": lambda r: r["brier"],
 }
+#: Their titles in tables.
+TITLES = {
+    "mean_regret": "mean regret", "final_regret": "final regret", "fresh": "on fresh seeds",
+    "log_loss": "log loss of the map", "brier": "Brier score of the map",
+}  # fmt: skip
 #: The measures that are tested, with the prefix of their p values.
-TESTED = {"mean_regret": "p_", "fresh": "p_fresh_"}
+TESTED = {"mean_regret": "p_", "fresh": "p_fresh_", "log_loss": "p_log_loss_", "brier": "p_brier_"}
 BASELINES = ("random", "rules")
 CSV_COLUMNS = (
     *("landscape", "seed", "proposer", "nodes", "wall_s", "root"),
-    *("mean_regret", "final_regret", "regret", "fresh", "fresh_seeds"),
+    *("mean_regret", "final_regret", "regret", "fresh", "fresh_seeds", "log_loss", "brier"),
 )
 
 REGRET_NOTE = (
     "Normalised regret is 0 at the best configuration and 1 at the root; it is that of the node the search would "
-    "report (highest reward so far), mean regret its mean over the iterations. p: Wilcoxon's signed-rank test on the "
+    "report (highest reward so far), mean regret its mean over the iterations; on the study, whose root may be as good "
+    "as the best, it is the difference in expected R2. p: Wilcoxon's signed-rank test on the "
     "pairs of equal landscape and seed, two-sided, corrected by Holm within a table and a measure.\n"
 )
 FRESH_NOTE = (
@@ -96,27 +105,37 @@ FRESH_NOTE = (
 )
 
 
-def add_regret(rows: Sequence[Row]) -> list[Row]:
-    """Complete rows with `regret`: 0 at the best, 1 at the root.
+MAP_NOTE = (
+    "The map of a search is fitted on its nodes and scored on the classes (converged, partial, failed) of the study's "
+    "real trainings, of which it had none: log loss and Brier score, the lower the better.\n"
+)
 
-    The best is 1 on a synthetic landscape; of real trainings it is the best that any row found. Seeds that not
-    every proposer has finished are left out: a paired test needs pairs.
+
+def add_regret(rows: Sequence[Row]) -> list[Row]:
+    """Complete rows with `regret`: 0 at the best, 1 at the root; of the study, whose root may be good, in R2.
+
+    The best is 1 on a synthetic landscape; of real trainings it is the best that any row found, of the study no less
+    than `best`. Seeds that not every proposer has finished are left out: a paired test needs pairs.
     """
     out = []
     for landscape in dict.fromkeys(r["landscape"] for r in rows):
         here = [r for r in rows if r["landscape"] == landscape]
         n = len({r["proposer"] for r in here})
         here = [r for r in here if sum(o["seed"] == r["seed"] for o in here) == n]
-        best = 1.0 if landscape != REAL else max((max(r["curve"]) for r in here), default=1.0)
+        known = [r["best"] for r in here if "best" in r]
+        found = [max(r["curve"]) for r in here] if landscape == REAL or known else []
+        best = max([*known, *found], default=1.0)
         for r in here:
-            scale = best - r["root"]  # where no search exceeds the root there is no regret
+            # Where no search exceeds the root there is no regret.
+            scale = 1.0 if "best" in r else best - r["root"]
             out.append({**r, "regret": [(best - q) / scale if scale > 0 else 0.0 for q in r["curve"]]})
     return out
 
 
 def available_measures(rows: Sequence[Row]) -> list[str]:
     """The measures that all rows have."""
-    return [name for name in MEASURES if name != "fresh" or all("fresh" in r for r in rows)]
+    optional = ("fresh", "log_loss", "brier")
+    return [name for name in MEASURES if name not in optional or all(name in r for r in rows)]
 
 
 def paired_differences(rows: Sequence[Row], a: str, b: str, measure: str) -> Float[np.ndarray, " n"]:
@@ -164,10 +183,13 @@ def summarise(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> list
 
 
 def group_rows(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Rows of each landscape, and of all synthetic ones together where there are several."""
-    synthetic = [r for r in rows if r["landscape"] != REAL]
+    """Rows of each landscape, and of all synthetic ones and all conditions of the study together."""
+    kinds: dict[str, list[Row]] = {"all made-up landscapes": [], "all conditions of the study": []}
+    for r in rows:
+        if r["landscape"] != REAL:
+            kinds["all conditions of the study" if "best" in r else "all made-up landscapes"].append(r)
+    out = {name: group for name, group in kinds.items() if len({r["landscape"] for r in group}) > 1}
     names = list(dict.fromkeys(r["landscape"] for r in rows))
-    out = {"all made-up landscapes": synthetic} if len({r["landscape"] for r in synthetic}) > 1 else {}
     return out | {name: [r for r in rows if r["landscape"] == name] for name in names}
 
 
@@ -182,17 +204,18 @@ def _format_mean(line: Row, measure: str) -> str:
 
 def proposer_table(rows: Sequence[Row], baselines: Sequence[str] = BASELINES) -> str:
     """Markdown: a line per proposer, the lowest mean regret first."""
-    against, measures = [f"p against {b}" for b in baselines], available_measures(rows)
-    columns = ["proposer", "runs", "mean regret", "final regret", *against]
+    against = [f"p against {b}" for b in baselines]
+    columns = ["proposer", "runs", TITLES["mean_regret"], TITLES["final_regret"], *against]
+    others = [name for name in available_measures(rows) if name in TESTED and name != "mean_regret"]
     cells = []
     for line in summarise(rows, baselines):
         row = [line["proposer"], str(line["runs"])]
-        row += [_format_mean(line, measure) for measure in ("mean_regret", "final_regret")]
+        row += [_format_mean(line, "mean_regret"), _format_mean(line, "final_regret")]
         row += [_format_p(line[f"p_{b}"]) for b in baselines]
-        if "fresh" in measures:
-            row += [_format_mean(line, "fresh"), *(_format_p(line[f"p_fresh_{b}"]) for b in baselines)]
+        for name in others:
+            row += [_format_mean(line, name), *(_format_p(line[TESTED[name] + b]) for b in baselines)]
         cells.append(row)
-    return markdown_table([*columns, *(["on fresh seeds", *against] if "fresh" in measures else [])], cells)
+    return markdown_table([*columns, *(title for name in others for title in (TITLES[name], *against))], cells)
 
 
 def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Path:
@@ -219,6 +242,8 @@ def write_comparison(folder: str | Path, rows: Sequence[Row], about: str) -> Pat
     roots = [r["root_fresh"] for r in rows if "fresh" in r]
     if roots:
         text += FRESH_NOTE.format(np.mean(roots))
+    if any("best" in r for r in rows):
+        text += MAP_NOTE
     for name, group in groups.items():
         text += f"\n## {name}\n\n{proposer_table(group)}"
     path = folder / "proposers.md"

@@ -29,6 +29,8 @@ FAMILIES = {
     "cliff": "a smooth optimum with a third of the space where trainings fail",
 }
 REAL = "trainings"  # among the names of landscapes: not made up, but real trainings
+#: Conditions of the study, answered by its benchmark: those for final numbers, and those to tune a proposer on.
+STUDY, STUDY_TUNING = "study", "study-tuning"
 TYPICAL = 0.3  # median value over the space (before levels and cliffs)
 EASY = 0.7  # a root above this leaves too little to find: the landscape is drawn again
 NOISE = 0.02  # std of a training's result over seeds
@@ -63,16 +65,23 @@ class Landscape:
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """The nodes of a plan, as `run_loop` wants them."""
-        out: dict[int, dict[str, Any]] = {}
-        for node in plan.nodes:
-            observed = [self.observe(node.config, seed) for seed in node.seeds]
-            values = [v for v in observed if v is not None]
-            if len(values) < len(observed):
-                out[node.id] = {"metrics": None, "reason": "beyond the cliff"}
-            else:
-                per_seed = [{"connectivity_R2": v} for v in values]
-                out[node.id] = {"metrics": {"connectivity_R2": sum(values) / len(values)}, "per_seed": per_seed}
-        return out
+        return evaluate_plan(self.observe, plan)
+
+
+def evaluate_plan(
+    observe: Callable[[dict[str, Any], int], float | None], plan: IterationPlan
+) -> dict[int, dict[str, Any]]:
+    """The nodes of a plan, as `run_loop` wants them, by what `observe` gives for a configuration and a seed."""
+    out: dict[int, dict[str, Any]] = {}
+    for node in plan.nodes:
+        observed = [observe(node.config, seed) for seed in node.seeds]
+        values = [v for v in observed if v is not None]
+        if len(values) < len(observed):
+            out[node.id] = {"metrics": None, "reason": "beyond the cliff"}
+        else:
+            per_seed = [{"connectivity_R2": v} for v in values]
+            out[node.id] = {"metrics": {"connectivity_R2": sum(values) / len(values)}, "per_seed": per_seed}
+    return out
 
 
 def make_landscape(family: str, seed: int, experiment: Experiment) -> Landscape:

@@ -9,8 +9,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from support.search_landscape import ROOT, TEMPLATE
 from support.torch_zip import flyvis_checkpoint
 
-from flyjax.config import load_experiment
+from flyjax.config import PROTOCOL_RANGES, load_experiment
+from flyjax.config.ranges import unit
 from flyjax.experiments import proposer_benchmark
+from flyjax.experiments.sweep import sobol_settings
 from flyjax.report.proposers import (
     STYLES,
     add_regret,
@@ -28,6 +30,7 @@ from flyjax.search.proposals.types import Paused
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import csv_table
 
 
 def row(landscape, seed, proposer, root, *curve):
@@ -298,3 +301,46 @@ def test_a_second_comparison_on_one_cache_is_refused(tmp_path):
         with pytest.raises(UserError, match=tmp_path.name):
             compare([], [], lambda name: None, tmp_path, tmp_path / "protocol.md")
     assert compare([], [], lambda name: None, tmp_path, tmp_path / "protocol.md") == []
+
+
+def study_table(path, condition=(("learner", "published"), ("ground_truth", "sampled"), ("stimulus", "DAVIS")), n=32):
+    """A made-up table of trainings over the protocol's ranges: better with larger rates, the seeds nearly equal."""
+    lines = []
+    for settings in sobol_settings(PROTOCOL_RANGES, n, 0):
+        value = unit(PROTOCOL_RANGES["learning_rate_start"], settings["learning_rate_start"])
+        for seed in range(2):
+            metrics = dict.fromkeys(("connectivity_R2", "tau_R2", "V_rest_R2", "test_R2"), 0.97 * value + 0.01 * seed)
+            lines.append({**dict(condition), **settings, "seed": seed, **metrics, "reason": ""})
+    path.write_text(csv_table(list(lines[0]), lines))
+    return path
+
+
+def test_searches_on_the_study_have_regret_fresh_seeds_and_the_quality_of_their_map(tmp_path):
+    table = study_table(tmp_path / "trainings.csv")
+    (study,) = [proposer_benchmark.study_landscapes(table, tuning=False)]
+    with pytest.raises(UserError, match="study-tuning"):
+        proposer_benchmark.study_landscapes(table, tuning=True)
+    exp = proposer_benchmark.made_up_experiment(4, 4)
+    (name,) = study
+    rows = proposer_benchmark.compare(
+        [(name, 0), (name, 1)], ["rules", "random"], lambda _: exp, tmp_path / "cache", TEMPLATE, study=study
+    )
+    benchmark = study[name].benchmark
+    for r in rows:
+        assert r["root"] == benchmark.expected(root_config(exp))["connectivity_R2"]
+        assert np.mean(r["fresh"]) == pytest.approx(r["curve"][-1], abs=0.05) and len(r["fresh"]) == 10
+        assert 0 < r["brier"] < 2 and r["log_loss"] > 0
+    best = max(benchmark.best, *(max(r["curve"]) for r in rows))
+    assert [r["regret"] for r in add_regret(rows)] == [pytest.approx([best - q for q in r["curve"]]) for r in rows]
+    line = next(line for line in summarise(add_regret(rows)) if line["proposer"] == "rules")
+    assert line["log_loss"] == pytest.approx(np.mean([r["log_loss"] for r in rows if r["proposer"] == "rules"]))
+    assert {"p_random", "p_fresh_random", "p_log_loss_random", "p_brier_random"} <= line.keys()
+    text = write_comparison(tmp_path / "out", rows, "").read_text()
+    assert "log loss" in text and "Brier" in text
+
+
+def test_the_scores_of_a_map_are_those_of_its_probabilities():
+    truth = np.eye(3)[[0, 2]]
+    found = proposer_benchmark.class_scores(np.array([[0.5, 0.25, 0.25], [0.2, 0.2, 0.6]]), truth)
+    assert found["log_loss"] == pytest.approx(-(np.log(0.5) + np.log(0.6)) / 2)
+    assert found["brier"] == pytest.approx((0.25 + 2 * 0.0625 + 2 * 0.04 + 0.16) / 2)
