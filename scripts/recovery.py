@@ -45,7 +45,7 @@ def main(
     """Train every row that the journal does not have yet, and write the tables.
 
     A row is a setting with its seeds. After an interruption the same command continues.
-    The output has all experiments/recovery_*.yaml, whichever were trained.
+    The output has every table with a finished row in the journal, whichever were trained now.
     """
     prepare_devices()
     from rich.console import Console
@@ -88,7 +88,10 @@ def main(
     target = table or journal.with_suffix(".md")
 
     def draw() -> None:
-        write_atomic(target, recovery_report.render(recovery_table.finished_rows(list(known.values()), done)))
+        every = recovery_table.finished_rows(list(known.values()), done)
+        asked_for = {known[path.resolve()].name for path in tables or ()}
+        shown = [(one, rows) for one, rows in every if rows or one.name in asked_for]
+        write_atomic(target, recovery_report.render(shown))
 
     draw()  # before anything is trained: a table that cannot be read is an error now
     for one, setting in wanted if not render else ():

@@ -17,7 +17,8 @@ Examples:
   python scripts/simulate.py --visual-input-type moving_edges --show\n
   python scripts/simulate.py --visual-input-type optical_flow --show\n
   python scripts/simulate.py --extent 8 --noise 0.05 --save\n
-  python scripts/simulate.py --strip experiments/results/scenes.png
+  python scripts/simulate.py --strip experiments/results/scenes.png\n
+  python scripts/simulate.py --extent 1 --noise 0.05 --compare scenes_texture --compare DAVIS
 """
 
 
@@ -77,6 +78,10 @@ def main(
             help="Instead: draw the built-in scenes beside what the eye sees of them (PNG), print their statistics."
         ),
     ] = None,
+    compare: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead: print what is identifiable under this stimulus beside its statistics; repeatable."),
+    ] = None,
 ):
     """Simulate, print a summary of the activity (rank, SNR), draw it and store it."""
     from flyjax.cli.console import Console
@@ -106,6 +111,10 @@ def main(
         )
         path = scenes_figure(strip, columns, seed=seed, dt=dt)
         console.log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
+        return
+    if compare:
+        rows = simulate.compare_stimuli(experiment.simulation, compare, noise)
+        console.table(rows, list(simulate.COMPARED))
         return
     experiment, _, used = apply_stimulus_fallbacks(experiment, allow_fallback)
     for missing, name in used.items():

@@ -14,7 +14,8 @@ FALLBACKS = {"DAVIS": "scenes_texture", "optical_flow": "scenes_flow"}
 def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = True) -> None:
     """Check the stimuli of both splits, of every block of a `search`, before anything is trained.
 
-    A dry run needs no data set where no folder of one is set.
+    A dry run needs no data set where no folder of one is set. A range may name data sets that are not on this machine:
+    proposers choose from those that are.
 
     **Raises:** `UserError` that says what to download, or that nothing uses `simulation.data_path`.
     """

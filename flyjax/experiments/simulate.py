@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from flyjax import stimulus
@@ -10,6 +11,7 @@ from flyjax.data import Recording, record
 from flyjax.data.recorder import render_stimulus
 from flyjax.ground_truth import build_ground_truth
 from flyjax.recovery.activity import recording_activity
+from flyjax.recovery.closed_form import closed_form
 from flyjax.report.figures import films, hexmaps, traces
 from flyjax.stimulus import scenes
 from flyjax.stimulus.statistics import photographs, statistics
@@ -26,6 +28,32 @@ def film_statistics(columns, dt: float, n_frames: int = 6000, seed: int = 0) -> 
         for name in scenes.NAMES
     ]
     return [*rows, {"stimulus": "photographs (two, of scikit-learn)", **statistics(photographs(columns))}]
+
+
+#: Columns of `compare_stimuli`.
+COMPARED = (
+    "stimulus", "identifiable edges", "identifiable neurons", "variance of W", "W ceiling", "rank", "participation",
+    "mean", "contrast", "frame contrast", "temporal slope", "always above 0", "never above 0",
+)  # fmt: skip
+
+
+def compare_stimuli(simulation: Simulation, names: Iterable[str], noise: float) -> list[dict]:
+    """One row per training stimulus: what the closed form can identify, the activity, and the film itself."""
+    rows = []
+    for name in names:
+        recording = record(simulation.model_copy(update={"visual_input_type": name}), noise)
+        film, activity = statistics(recording.luminance, recording.dt), recording_activity(recording)
+        bound = closed_form(recording).metrics
+        values = [
+            *(bound[f"identifiable_{part}"] for part in ("edges", "neurons", "weight_variance")),
+            bound["connectivity_R2_ceiling"],
+            *(activity[key] for key in ("rank", "participation_ratio")),
+            *(film[key] for key in ("mean", "contrast", "frame_contrast", "temporal_slope")),
+            *(activity[key] for key in ("always_active", "silent")),
+        ]
+        cells = ("none" if value is None else f"{value:.3g}" for value in values)
+        rows.append(dict(zip(COMPARED, [name, *cells], strict=True)))
+    return rows
 
 
 def summary(recording: Recording) -> list[dict]:

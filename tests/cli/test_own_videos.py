@@ -6,6 +6,10 @@ from PIL import Image
 
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks, check_stimuli
 from flyjax.config import load_experiment
+from flyjax.data import stimulus_for_split
+from flyjax.experiments.node import updated_simulation
+from flyjax.search.iteration import block_simulation
+from flyjax.search.run.opening import stimuli
 from flyjax.utils.errors import UserError
 
 
@@ -58,6 +62,20 @@ def test_a_dry_run_without_any_folder_needs_no_data(root):
     apply_stimulus_fallbacks(load(root, config="full_scale"), False, dry_run=True)
     with pytest.raises(UserError, match="DAVIS"):
         apply_stimulus_fallbacks(load(root, config="full_scale"), False)
+
+
+def test_full_scale_needs_no_more_than_a_folder_of_videos(root, clip):
+    for name in ("a", "b"):
+        (clip / name).mkdir()
+        Image.fromarray(np.zeros((20, 30), np.uint8)).save(clip / name / "0.png")
+    experiment, available, used = apply_stimulus_fallbacks(
+        load(root, f"simulation.data_path={clip}", config="full_scale"), False
+    )
+    assert not used and "DAVIS" in available and "optical_flow" not in available
+    assert stimuli(experiment, available) == available
+    for block in range(1, experiment.search.n_blocks + 1):
+        simulation = updated_simulation(experiment, block_simulation(experiment, block))
+        assert stimulus_for_split(simulation, "test") == "DAVIS"
 
 
 def test_a_range_error_names_both_keys(root):

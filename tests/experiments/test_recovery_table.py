@@ -10,6 +10,7 @@ import pytest
 from flyjax.config import parse_experiment
 from flyjax.experiments import recovery_report, recovery_table
 from flyjax.training import train_sweep
+from flyjax.training.hparams import n_steps
 from flyjax.utils.errors import UserError
 
 MACHINE = {"hardware": "2 cores", "device": "cpu", "jax": "0", "load": 0.1, "date": "2026-01-01"}
@@ -234,3 +235,28 @@ def test_networks_of_one_simulation_are_chosen_blind():
         ["a and 1 more rows", "3", ".900", ".800 (rank 2)", ".700 (rank 3)", ".800 (rank 2)"]
     ]
     assert recovery_report.blind_choices([b, other]) == []
+
+
+def test_the_davis_table_has_one_learner_and_the_published_steps(root):
+    table = recovery_table.load_table(root / "experiments" / "recovery_davis.yaml")
+    experiments = {row.name: table.experiment(row) for row in table.rows}
+    assert len({recovery_table.identity(e, row) for row, e in zip(table.rows, experiments.values())}) == len(table.rows)
+    for name, one in experiments.items():
+        s, training = one.simulation, one.training
+        assert s.video_pipeline == "flyvis_gnn" and not s.clamp_tau and s.test_visual_input_type == "DAVIS"
+        if name.startswith("extent 8") and "published" in name:
+            steps = {0.0: 96_000, 0.05: 112_000, 0.5: 128_000}[training.noise_model_level]
+            assert n_steps(training, s.n_frames) == steps
+        if "published" not in name and "ODE" not in name:
+            ours = {k: v for k, v in training if k not in ("noise_model_level", "n_seeds", "data_augmentation_loop")}
+            assert ours == {k: v for k, v in experiments["extent 8, noise 0.05, plain, ours"].training if k in ours}
+    conditions = {"null edges 400 %", "edges cut 50 %", "edges withheld 50 %", "measurement noise 0.20"}
+    assert {f"extent {e}, {c}" for e in (8, 2) for c in conditions} <= {*experiments}
+
+
+def test_outliers_are_counted_beside_the_r2_without_them():
+    one = table()
+    event = {"per_seed": [{"V_rest_R2_inliers": 0.9, "V_rest_R2_outliers": 0.25}, {"V_rest_R2_inliers": 0.8}]}
+    _, columns, _ = next(t for t in recovery_report.TABLES if t[2] == "V_rest_R2_inliers")
+    cell = dict(columns)["V_rest"](one.rows[0], event)
+    assert cell.startswith(".850 (.800") and "25.0%" in cell
