@@ -235,7 +235,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
     return "\n".join(parts)
 
 
-PREAMBLE = """Made by `scripts/recovery.py` from `recovery.jsonl`; no value is edited by hand.
+PREAMBLE = """Made by `scripts/recovery.py` from the journal of the same name; no value is edited by hand.
 
 R2 is the squared Pearson correlation of true and learned values. Cells are the mean over seeds (minimum, coefficient of
 variation). *Plain* is the published read-out of the trained network, *at real frames* the same network linearised at
