@@ -234,7 +234,7 @@ def stimulus_field_figure(path: str | Path, evaluation: Evaluation, first_frame:
     axes.set_xlabel("time (s)")
     y = 1 - 0.25 / height
     heading(figure, "Luminance per column", 0.06, y)
-    for x, text, colour in ((0.25, "true", TRUE), (0.29, "learned field", LEARNED), (0.39, "held-out frames", ACCENT)):
+    for x, text, colour in ((0.27, "true", TRUE), (0.31, "learned field", LEARNED), (0.41, "held-out frames", ACCENT)):
         figure.text(x, y, text, color=colour, fontweight="bold")
 
     side = 0.9 * min(0.29 * 9.6, (top - bottom) * height)
