@@ -96,9 +96,9 @@ class Landscape:
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics with values, the map's own first."""
-        names = (self.metric, "connectivity_R2", "tau_R2", "V_rest_R2", "test_R2")
         known = self.trainings.metrics
-        return tuple(n for n in dict.fromkeys(names) if n in known and np.isfinite(known[n]).any())
+        names = dict.fromkeys((self.metric, *self.sizes.metrics))
+        return tuple(n for n in names if n in known and np.isfinite(known[n]).any())
 
     @cached_property
     def problem(self) -> str:

@@ -27,6 +27,7 @@ LEVEL = 0.9  # of all intervals
 EDGES = (1 - LEVEL) / 2, (1 + LEVEL) / 2
 #: Configurations at most that the length scales of a Gaussian process are fitted on: first, and of each member.
 N_KERNEL, N_KERNEL_AGAIN = 256, 96
+N_SHARING = 4  # members with the same kernel: fitting one costs more than fitting a process
 KINDS = ("forest", "Gaussian process")
 
 Predictor = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, " n"]]
@@ -34,17 +35,26 @@ Predictor = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, " n"]]
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a map costs: members of an ensemble, trees of a member, members during cross-validation, Sobol' points."""
+    """What a map costs.
+
+    **Attributes:**
+
+    - `members`, `trees`: of an ensemble, and of a member that is a forest.
+    - `fold_members`: members during cross-validation.
+    - `points`: Sobol' points of an index, a power of 2.
+    - `metrics`: that are mapped beside the map's own.
+    """
 
     members: int = 24
     trees: int = 12
     fold_members: int = 6
-    points: int = 512  # a power of 2
+    points: int = 512
+    metrics: tuple[str, ...] = ("connectivity_R2", "tau_R2", "V_rest_R2", "test_R2")
 
 
 FULL = Sizes()
 #: For a map that is drawn again and again while a run goes on.
-FAST = Sizes(members=12, trees=10, fold_members=4, points=256)
+FAST = Sizes(members=12, trees=10, fold_members=4, points=256, metrics=("connectivity_R2", "V_rest_R2"))
 
 
 @dataclass(frozen=True)
@@ -117,7 +127,8 @@ def _ensemble(
 ) -> list[Predictor]:
     """Members fitted on configurations drawn with replacement; `kernel` is where their own kernels start."""
     members: list[Predictor] = []
-    for _ in range(n_members):
+    own: Any = None
+    for k in range(n_members):
         counts = rng.multinomial(len(data.y), np.full(len(data.y), 1 / len(data.y)))
         keep = np.flatnonzero(counts)
         some, weight = data.part(keep), counts[keep]
@@ -125,7 +136,8 @@ def _ensemble(
             trees = ExtraTreesRegressor(n_trees, random_state=int(rng.integers(2**31)))
             members.append(trees.fit(some.x, some.y, sample_weight=weight * some.n).predict)
         else:
-            members.append(_fit_process(some, weight, _fit_kernel(some, kernel, rng)))
+            own = _fit_kernel(some, kernel, rng) if k % N_SHARING == 0 else own
+            members.append(_fit_process(some, weight, own))
     return members
 
 
