@@ -239,7 +239,9 @@ def test_a_spent_budget_is_an_error_to_a_script(call, tmp_path, monkeypatch, lim
     monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
     code, out, err = call("--proposer", "llm", "--set", f"search.{limit}")
     assert code == 2 and f"search.{limit.split('=')[0]}" in err and "--proposer rules" in err
-    assert len(err.splitlines()) == 1 and "paused" in out and read_journal(tmp_path / "run")[-1]["event"] == "run_paused"
+    assert (
+        len(err.splitlines()) == 1 and "paused" in out and read_journal(tmp_path / "run")[-1]["event"] == "run_paused"
+    )
 
 
 @pytest.mark.parametrize("answer", ["n\n", ""])
