@@ -93,7 +93,8 @@ class Trainings:
         settings = [n for n in self.settings if n in PROTOCOL_RANGES or n in self.varied()]
         columns = {n: self.conditions[n] for n in self.conditions} | {n: self.settings[n] for n in settings}
         columns |= {"seed": self.seeds}
-        columns |= {n: tuple(f"{v:.5g}" if np.isfinite(v) else "" for v in self.metrics[n]) for n in self.metrics}
+        for name, values in self.metrics.items():
+            columns[name] = tuple(float(f"{v:.5g}") if np.isfinite(v) else None for v in values)
         columns |= {"reason": self.reasons}
         rows = [dict(zip(columns, row)) for row in zip(*columns.values())]
         # Without a time in its header, the same table is the same file.

@@ -37,6 +37,10 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
         # No result, and predictions worse than the mean, count as 0.
         np.testing.assert_array_equal(trainings.values("connectivity_R2"), [0.95, 0])
         np.testing.assert_array_equal(trainings.values("test_R2"), [0, 0])
+    trainings.write(tmp_path / "again.csv.gz")
+    again = Trainings.read([tmp_path / "again.csv.gz"])
+    np.testing.assert_array_equal(again.metrics["test_R2"], [-3.5, np.nan])
+    assert again.settings == trainings.settings and again.reasons == trainings.reasons
 
 
 @pytest.mark.parametrize("content", [None, b"a,b\n1,2\n", b"\x1f\x8bdamaged"])
