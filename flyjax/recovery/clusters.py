@@ -7,17 +7,20 @@ on raw features; of these, 35 match none of the 65 types, so that even the true 
 the true parameters, which have no embedding a, shows what the features allow.
 
 Mixtures have diagonal covariances with 1e-6 added to each variance and start from k-means: with seven neurons per type
-(extent 1) a full covariance is singular, and the accuracies agreed within .02.
+(extent 1) a full covariance is singular, and the accuracies agreed within .02. EM is scikit-learn's, compiled: the same
+labels in a fifth of the time.
 """
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
 from scipy.optimize import linear_sum_assignment
+from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
-from sklearn.mixture import GaussianMixture
 
 from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
@@ -28,15 +31,43 @@ from flyjax.recovery.samples import per_recording
 N_INIT = 2
 #: EM steps at most; clear clusters take 10, blurred ones never settle and change by less than .005 later.
 MAX_ITER = 40
+#: EM ends where the mean log likelihood changes by less.
+TOLERANCE = 1e-3
+#: Added to each variance.
+REG_COVAR = 1e-6
+#: Features are padded to a multiple, so that mixtures of different features share a program.
+WIDTH = 16
 
 
-class Mixture(GaussianMixture):
-    """A Gaussian mixture that gives no warning where EM does not converge, which is expected here.
+@jax.jit
+def _expectation_maximization(
+    x: Float[Array, "N F"], responsibility: Float[Array, "N K"]
+) -> tuple[Int[Array, " N"], Float[Array, ""]]:
+    """Labels and mean log likelihood of the mixture that EM finds from these responsibilities; as in scikit-learn."""
+    square = x**2
 
-    A warnings filter would apply to all threads.
-    """
+    def maximize(responsibility):
+        size = responsibility.sum(axis=0) + 10 * jnp.finfo(x.dtype).eps
+        mean = responsibility.T @ x / size[:, None]
+        variance = responsibility.T @ square / size[:, None] - mean**2 + REG_COVAR
+        return size / size.sum(), mean, 1.0 / variance
 
-    converged_ = property(lambda self: True, lambda self, value: None)
+    def log_density(share, mean, precision):
+        constant = jnp.log(share) + 0.5 * jnp.sum(jnp.log(precision) - mean**2 * precision, axis=1)
+        return constant[None] + x @ (mean * precision).T - 0.5 * square @ precision.T
+
+    def step(state):
+        n, mixture, before, _ = state
+        density = log_density(*mixture)
+        largest = density.max(axis=1, keepdims=True)
+        relative = jnp.exp(density - largest)
+        total = relative.sum(axis=1, keepdims=True)
+        likelihood = jnp.mean(largest + jnp.log(total))
+        return n + 1, maximize(relative / total), likelihood, jnp.abs(likelihood - before)
+
+    start = (0, maximize(responsibility), -jnp.inf, jnp.inf)
+    _, mixture, likelihood, _ = jax.lax.while_loop(lambda s: (s[0] < MAX_ITER) & (s[3] >= TOLERANCE), step, start)
+    return jnp.argmax(log_density(*mixture), axis=1), likelihood
 
 
 def weight_moments(
@@ -72,20 +103,15 @@ def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarra
         return None, f"{bad} of {len(x)} neurons have features that are not finite"
     if len(x) < n_components:
         return None, f"{len(x)} neurons are fewer than the {n_components} components"
-    mixture = Mixture(
-        n_components,
-        covariance_type="diag",
-        reg_covar=1e-6,
-        init_params="kmeans",
-        n_init=n_init,
-        max_iter=MAX_ITER,
-        random_state=seed,
-    )
-    try:
-        with np.errstate(all="ignore"):
-            return mixture.fit_predict(x), None
-    except ValueError as error:
-        return None, f"the mixture failed: {str(error).splitlines()[0]}"
+    padded = np.pad(x, ((0, 0), (0, -x.shape[1] % WIDTH)))  # constant columns distinguish no components
+    random, found = np.random.RandomState(seed), []
+    with np.errstate(all="ignore"), jax.enable_x64(True):
+        for _ in range(n_init):
+            start = KMeans(n_components, n_init=1, random_state=random).fit(x).labels_
+            labels, likelihood = _expectation_maximization(padded, np.eye(n_components)[start])
+            found.append((float(likelihood), np.asarray(labels)))
+    likelihood, labels = max(found, key=lambda fit: fit[0])
+    return (labels, None) if np.isfinite(likelihood) else (None, "the mixture failed: its likelihood is not finite")
 
 
 def cluster_metrics(x, types, seed: int = 0, n_embedding: int = 0, suffix: str = "") -> Metrics:

@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
+from sklearn.mixture import GaussianMixture
 from support.recovery_fixtures import recordings
 
 from flyjax.recovery.clusters import (
@@ -95,6 +96,17 @@ def test_what_cannot_be_clustered_is_none_with_a_reason(train):
     assert m.values["cluster_accuracy_true"] is not None
     labels, reason = cluster(np.zeros((60, 3)), 65, 0)
     assert labels is None and "fewer" in reason
+
+
+@pytest.mark.filterwarnings("ignore:Best performing initialization")
+@pytest.mark.parametrize("n_init", [1, 2])
+def test_labels_are_those_of_scikit_learn(train, n_init):
+    rng = np.random.default_rng(3)
+    p = train.parameters
+    blurred = p._replace(weight=np.asarray(p.weight) * rng.normal(1, 0.3, train.connectome.n_edges))
+    x = features(train.connectome, blurred, rng.normal(size=(443, 2)))
+    mixture = GaussianMixture(65, covariance_type="diag", reg_covar=1e-6, n_init=n_init, max_iter=40, random_state=5)
+    np.testing.assert_array_equal(cluster(x, 65, 5, n_init)[0], mixture.fit_predict(x))
 
 
 def test_mixtures_that_do_not_converge_give_no_warning():
