@@ -22,12 +22,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
+from flyjax.models.graph_network import neuron_stimulus
 from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
 from flyjax.recovery.least_squares.normal_equations import (
     RIDGE,
@@ -38,7 +42,7 @@ from flyjax.recovery.least_squares.normal_equations import (
     target_noise,
 )
 from flyjax.recovery.metrics import Array, CircuitEstimate, circuit_metrics
-from flyjax.recovery.samples import neuron_stimulus, per_recording
+from flyjax.recovery.samples import per_recording
 
 #: Least unique standard deviation of an identifiable regressor, in units of the voltage.
 THRESHOLD = 3e-4
@@ -85,12 +89,19 @@ def _chunks(recording: Recording, of_states: bool = False, sigma: float = 0.0) -
     for begin in range(0, len(recording.voltage), CHUNK):
         frames = slice(begin, begin + CHUNK)
         voltage, luminance, derivative = recording.pairs(frames)
-        voltage = np.asarray(voltage)
         if of_states and (noise := recording.measurement(frames)[0]) is not None:
             voltage = voltage - noise
-        # In float64: the leak and an autapse differ by little.
-        drive = np.subtract(neuron_stimulus(recording.connectome, luminance), voltage.T, dtype=np.float64)
-        yield debiased_relu(voltage, sigma).T, drive, derivative.T
+        with jax.enable_x64(True):
+            message, *columns = _columns(recording.connectome, voltage, luminance, derivative)
+        yield debiased_relu(voltage, sigma).T if sigma else message, *columns
+
+
+@partial(jax.jit, static_argnums=0)
+def _columns(connectome, voltage, luminance, derivative) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """relu(v), the input less v, and the target, each (N, frames)."""
+    # In float64: the leak and an autapse differ by little.
+    drive = neuron_stimulus(connectome, luminance.astype(jnp.float64)) - voltage.T
+    return jnp.maximum(voltage.T, 0), drive, derivative.T
 
 
 def _identifiable(solution: Solution, receivers) -> tuple[np.ndarray, np.ndarray]:
@@ -113,11 +124,11 @@ def closed_form(recording: Recording, *, n_workers: int | None = None) -> Closed
     sigma = measurement_noise_std(recording.simulation, recording.split)
     normal = accumulate(c, _chunks(recording), n_own=1, n_workers=n_workers)
     # Noise in the targets is averaged over all frames; weights below its remainder shrink to 0.
-    ridge = prior(normal, c.receivers, normal.n_frames, noise, n_workers) if noise else RIDGE
-    solution = regressors = solve(normal, ridge, n_workers)
+    ridge = prior(normal, c.receivers, normal.n_frames, noise) if noise else RIDGE
+    solution = regressors = solve(normal, ridge)
     if noise:
         states = accumulate(c, _chunks(recording, of_states=True), n_own=1, n_workers=n_workers) if sigma else normal
-        regressors = solve(states, n_workers=n_workers)
+        regressors = solve(states)
     edges, neurons = _identifiable(regressors, c.receivers)
     rate = np.where(solution.own[:, 0] > 0, solution.own[:, 0], np.nan)
     estimate = CircuitEstimate.from_coefficients(rate, solution.source, solution.constant, c.receivers)

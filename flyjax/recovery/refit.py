@@ -121,8 +121,8 @@ def refit(
         missing = CircuitEstimate.missing(c)
         return Refit(missing, missing if sigma else None)
     normal = accumulate(c, chunks(messages), n_own=2, n_workers=n_workers)
-    ridge = prior(normal, c.receivers, INDEPENDENT_FRAMES, noise, n_workers)
-    solution = solve(normal, ridge, n_workers)
+    ridge = prior(normal, c.receivers, INDEPENDENT_FRAMES, noise)
+    solution = solve(normal, ridge)
     estimate = CircuitEstimate.from_coefficients(-solution.own[:, 0], solution.source, solution.constant, c.receivers)
     if not sigma:
         return Refit(estimate)

@@ -3,13 +3,15 @@
 import dataclasses
 import importlib
 
+import jax
 import numpy as np
 import pytest
 from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
 from flyjax.recovery import closed_form, compare, evaluate, extract, linear_readout, refit
-from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, receiver_groups, solve
+from flyjax.recovery.least_squares import normal_equations
+from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, solve
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.readout import probe
 
@@ -114,18 +116,28 @@ def test_moments_and_prior_on_a_small_problem():
     assert solution.source_unique_std[1] <= np.sqrt(RIDGE)
 
 
-def test_groups_of_receivers_give_each_neuron_its_own_table(train):
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_each_neuron_has_its_own_table(train, monkeypatch, backend):
+    """The products of an accelerator are run on the CPU here."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
     c = train.connectome
     rng = np.random.default_rng(2)
     sent, own, target = rng.normal(size=(3, c.n_neurons, 7))
-    groups = receiver_groups(c, 2)
-    assert sorted(np.concatenate([g.members for g in groups])) == list(range(c.n_neurons))
-    assert max(len(g.members) for g in groups) > 3  # some are shared
     normal = accumulate(c, [(sent, own, own + sent, target)], n_own=2)
     for i in (0, 7, 123, 300, c.n_neurons - 1):
         mine = c.senders[c.receivers == i]
         x = np.concatenate([sent[mine], own[i : i + 1], own[i : i + 1] + sent[i], np.ones((1, 7)), target[i : i + 1]])
         assert np.allclose(normal.moments[i], x @ x.T / 7, rtol=1e-12, atol=1e-12)
+
+
+def test_a_factor_and_all_eigenvectors_give_the_same_solution(train, monkeypatch):
+    rng = np.random.default_rng(4)
+    sent, own, target = rng.normal(size=(3, train.connectome.n_neurons, 400)) + 0.1
+    normal = accumulate(train.connectome, [(sent, own, target + own)], n_own=1)
+    found = solve(normal)
+    monkeypatch.setattr(normal_equations, "MAX_INFLATION", 0.0)
+    for one, other in zip(vars(found).values(), vars(solve(normal)).values(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-8, atol=1e-10)
 
 
 def test_refit_on_the_true_functions_is_exact(train, bound):

@@ -272,7 +272,7 @@ def corrected_estimate(
     sigma, decay = measurement_noise_std(simulation, recording.split), window_decay(simulation, recording.split)
     normal = accumulate(c, apply_window(chunks, decay, continuous), n_own, n_workers)
     normal, ridge = correct_moments(normal, c, sigma, recording.dt, noise, leak_sign, decay)
-    solution = solve(normal, ridge, n_workers)
+    solution = solve(normal, ridge)
     rate = np.maximum(-leak_sign * solution.own[:, 0], 1.0)
     return CircuitEstimate.from_coefficients(rate, solution.source, solution.constant, c.receivers)
 

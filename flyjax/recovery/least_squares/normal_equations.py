@@ -4,118 +4,39 @@ Neuron i is explained by the messages of its sources, columns of its own and a c
 
     y_i(t) = sum_j c_ij s_j(t) + sum_k b_ik x_ik(t) + b_i0
 
-The normal equations are accumulated in float64, so memory does not grow with the recording. The unique standard
+The normal equations are accumulated in float64, so memory does not grow with the recording: on a CPU by BLAS, which
+makes use of their symmetry, on an accelerator by batched products of tables of similar size. The unique standard
 deviation of a regressor is the root mean square of its residual after regression on all other regressors of the same
 neuron, in units of the regressor: zero for a collinear one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-import scipy.sparse as sp
-from jaxtyping import Float, Int
+from jaxtyping import Array, Float, Int
+from scipy.linalg import lapack
 from threadpoolctl import threadpool_limits
 
 from flyjax.data.recording import Recording
-from flyjax.recovery.samples import per_recording
 from flyjax.utils.system import cores
 
 #: Ridge on source coefficients: a prior that an unresolved one is 0, in squared units of the source.
 RIDGE = 1e-11
 #: Relative size of a direction that float64 moments cannot represent.
 ROUNDING = 1e-15
+#: Scaled variance inflation up to which a Cholesky factor is as accurate as all eigenvectors.
+MAX_INFLATION = 1e9
 #: A leak with a smaller unique std, below the rounding of float32 voltages, is set to the median of the others.
 MIN_LEAK_STD = 1e-7
-#: Cost of a row, in products: gathering it, and the lower speed on small tables (measured in float64: 0.02 us a
-#: product and 1,000 frames, 1.6 us a row).
-ROW = 80.0
-#: Cost of a table beside its size, in the same unit.
-TABLE = 750.0
-#: Merging ends when a round saves less than this share of the cost.
-MIN_SAVING = 0.01
-MAX_ROWS = 400
-#: Rows that a thread converts at once.
-ROWS = 256
-
-
-class Group(NamedTuple):
-    """Receivers that share one table: all their sources, own columns and target of each member, the constant.
-
-    Neighbouring neurons have mostly the same sources, so the products of their regressors overlap, and matrix products
-    run two to three times as fast on tables of 100 rows as on the 35 of a typical neuron. Grouping is exact: every
-    neuron's own table is a part of its group's.
-    """
-
-    members: Int[np.ndarray, " M"]
-    sources: Int[np.ndarray, " S"]
-    source_rows: list[np.ndarray]  #: per member: positions of its sources, in the order of its edges, in `sources`
-
-    def size(self, n_own: int) -> int:
-        """Rows of the table."""
-        return len(self.sources) + (n_own + 1) * len(self.members) + 1
-
-    def member_rows(self, n_own: int) -> list[np.ndarray]:
-        """Rows of each member's own table: sources, own columns, the constant, the target."""
-        starts = len(self.sources) + (n_own + 1) * np.arange(len(self.members))
-        own, constant = np.arange(n_own), self.size(n_own) - 1
-        return [
-            np.concatenate([rows, start + own, [constant, start + n_own]])
-            for rows, start in zip(self.source_rows, starts, strict=True)
-        ]
-
-
-def _merge(label: np.ndarray, connectome, n_own: int) -> tuple[np.ndarray, float, float]:
-    """One round in which pairs of groups merge that save most with each other: labels, cost before, saving."""
-    n_groups = int(label.max()) + 1
-    shape = (n_groups, connectome.n_neurons)
-    ones = np.ones(len(connectome.senders), np.float32)
-    has_source = sp.csr_matrix((ones, (label[connectome.receivers], connectome.senders)), shape=shape)
-    has_source.sum_duplicates()
-    has_source.data[:] = 1.0
-    rows = np.diff(has_source.indptr) + (n_own + 1) * np.bincount(label, minlength=n_groups) + 1.0
-    cost = rows**2 + ROW * rows + TABLE
-    shared = sp.triu(has_source @ has_source.T, k=1, format="coo")
-    a, b = shared.row, shared.col
-    joint = rows[a] + rows[b] - 1.0 - shared.data
-    saved = cost[a] + cost[b] - (joint**2 + ROW * joint + TABLE)
-    order = np.flatnonzero((saved > 0) & (joint <= MAX_ROWS))
-    order = order[np.argsort(-saved[order], kind="stable")]
-    a, b, saved = a[order], b[order], saved[order]
-    # A pair merges where it is the best of both: at the first place where either occurs.
-    place = np.arange(len(a))
-    first = np.full(n_groups, len(a))
-    np.minimum.at(first, a, place)
-    np.minimum.at(first, b, place)
-    mutual = (first[a] == place) & (first[b] == place)
-    joined = np.arange(n_groups)
-    joined[b[mutual]] = a[mutual]
-    return np.unique(joined[label], return_inverse=True)[1], float(cost.sum()), float(saved[mutual].sum())
-
-
-@per_recording
-def receiver_groups(connectome, n_own: int) -> list[Group]:
-    """Groups of receivers, the largest tables first; computed once per connectome.
-
-    `n_own` is the number of columns that every neuron has for itself beside its target and the shared constant.
-    """
-    label = np.arange(connectome.n_neurons)
-    cost, saved = 1.0, 1.0
-    while saved > MIN_SAVING * cost:
-        label, cost, saved = _merge(label, connectome, n_own)
-    first = np.searchsorted(connectome.receivers, np.arange(connectome.n_neurons + 1))
-    order = np.argsort(label, kind="stable")
-    groups = []
-    for members in np.split(order, np.flatnonzero(np.diff(label[order])) + 1):
-        senders = [connectome.senders[first[i] : first[i + 1]] for i in members]
-        sources, position = np.unique(np.concatenate(senders), return_inverse=True)
-        groups.append(Group(members, sources, np.split(position, np.cumsum([len(s) for s in senders])[:-1])))
-    return sorted(groups, key=lambda group: -group.size(n_own))
+#: On an accelerator tables are padded to multiples of this size, and so many are multiplied at once.
+PADDING, AT_ONCE = 16, 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,75 +65,98 @@ class Solution:
     constant_unique_std: Float[np.ndarray, " N"]
 
 
-def map_neurons(function: Callable[[int], Any], n: int, n_workers: int | None = None) -> list:
-    """[function(i) for i in range(n)] in threads, each with one thread of BLAS."""
-    n_workers = n_workers or cores()
+def table_rows(connectome, n_own: int) -> list[Int[np.ndarray, " K"]]:
+    """Rows of `_stack` that make each neuron's table: its sources, own columns, the constant, the target."""
+    n = connectome.n_neurons
+    first = np.searchsorted(connectome.receivers, np.arange(1, n))
+    sources = np.split(np.asarray(connectome.senders), first)
+    own = np.arange(n)[:, None] + n * np.array([*range(1, n_own + 1), n_own + 2, n_own + 1])
+    own[:, -2] = n * (n_own + 2)
+    return [np.concatenate(pair) for pair in zip(sources, own, strict=True)]
 
-    def share(k: int) -> list:
-        return [function(i) for i in range(k, n, n_workers)]
 
+@jax.jit
+def _stack(columns: tuple[Float[Array, "N B"], ...]) -> Float[Array, "R B"]:
+    """All columns of all neurons in float64, then the constant."""
+    wide = [column.astype(jnp.float64) for column in columns]
+    return jnp.concatenate([*wide, jnp.ones((1, wide[0].shape[1]))])
+
+
+def _add_products(tables: list[np.ndarray], rows: list[np.ndarray], x: np.ndarray, share: range) -> None:
+    """Add the products of one chunk to a thread's share of the tables."""
+    buffer = np.empty((max((len(rows[i]) for i in share), default=0), x.shape[1]))
+    for i in share:
+        z = np.take(x, rows[i], axis=0, out=buffer[: len(rows[i])], mode="clip")
+        tables[i] += z @ z.T
+
+
+def _add_on_cpu(tables: list[np.ndarray], rows: list[np.ndarray], chunks, n_workers: int) -> None:
+    """Add all chunks to the tables, in threads."""
+    shares = [range(k, len(tables), n_workers) for k in range(n_workers)]
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as pool:
-        shares = list(pool.map(share, range(n_workers)))
-    return [shares[i % n_workers][i // n_workers] for i in range(n)]
+        for chunk in chunks:
+            list(pool.map(partial(_add_products, tables, rows, np.asarray(chunk)), shares))
 
 
-def _to_float64(pool: Executor, values: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """Values in float64 and row-major order, converted in blocks of rows; in `out` where the shapes agree."""
-    if out.shape != values.shape:
-        out = np.empty(values.shape)
-    blocks = [slice(start, start + ROWS) for start in range(0, len(out), ROWS)]
-    list(pool.map(lambda rows: np.copyto(out[rows], values[rows]), blocks))
-    return out
+@partial(jax.jit, donate_argnums=0)
+def _add_padded(tables: list[Array], rows: list[Array], x: Float[Array, "R B"]) -> list[Array]:
+    """Tables of equal size at once; a row beyond the last is padding."""
+
+    def product(rows):
+        z = x.at[rows].get(mode="fill", fill_value=0.0)
+        return z @ z.T
+
+    return [table + jax.lax.map(product, row, batch_size=AT_ONCE) for table, row in zip(tables, rows, strict=True)]
 
 
-def _add_products(groups: list[Group], tables: list[np.ndarray], columns: list[np.ndarray], share: range) -> None:
-    """Add the products of one chunk to the tables of a thread's share of the groups."""
-    sent, *own = columns
-    buffer = np.empty((max((len(tables[k]) for k in share), default=0), sent.shape[1]))
-    for k in share:
-        group, n_sources = groups[k], len(groups[k].sources)
-        z = buffer[: len(tables[k])]
-        np.take(sent, group.sources, axis=0, out=z[:n_sources], mode="clip")
-        for column, values in enumerate(own):
-            np.take(values, group.members, axis=0, out=z[n_sources + column : -1 : len(own)], mode="clip")
-        z[-1] = 1.0
-        tables[k] += z @ z.T
+def _add_on_accelerator(tables: list[np.ndarray], rows: list[np.ndarray], chunks) -> None:
+    """`_add_on_cpu` with all tables on the default device, those of similar size padded to one."""
+    size = np.array([len(row) + -len(row) % PADDING for row in rows])
+    groups = [np.flatnonzero(size == n) for n in np.unique(size)]
+    beyond = np.iinfo(np.int32).max
+    padded = [
+        np.stack([np.pad(rows[i], (0, size[i] - len(rows[i])), constant_values=beyond) for i in group])
+        for group in groups
+    ]
+    with jax.enable_x64(True):
+        padded = jax.device_put([p.astype(np.int32) for p in padded])
+        sums = [jnp.zeros((*p.shape, p.shape[1])) for p in padded]
+    for chunk in chunks:
+        with jax.enable_x64(True):
+            sums = _add_padded(sums, padded, chunk)
+    for members, group in zip(groups, map(np.asarray, sums), strict=True):
+        for i, table in zip(members, group, strict=True):
+            tables[i] += table[: len(rows[i]), : len(rows[i])]
 
 
 def accumulate(
-    connectome, chunks: Iterable[Sequence[np.ndarray]], n_own: int, n_workers: int | None = None
+    connectome, chunks: Iterable[Sequence[Array]], n_own: int, n_workers: int | None = None
 ) -> NormalEquations:
     """Accumulate the normal equations of all neurons over chunks of frames.
 
     **Arguments:**
 
-    - `chunks`: tuples of (N, frames) arrays: the message of each neuron, its n_own own columns, its target. Views and
-      float32 are converted here, once; the next chunk is computed in a thread while one is added.
+    - `chunks`: tuples of (N, frames) arrays: the message of each neuron, its n_own own columns, its target.
     - `n_own`: number of own columns per neuron.
-    - `n_workers`: threads; by default one per core.
+    - `n_workers`: threads on a CPU; by default one per core.
     """
-    groups = receiver_groups(connectome, n_own)
-    tables = [np.zeros((group.size(n_own),) * 2) for group in groups]
-    n_workers = n_workers or cores()
-    # Every thread gets large and small groups alike, as they are sorted by size.
-    shares = [range(k, len(groups), n_workers) for k in range(n_workers)]
-    columns, n_frames, chunks = [np.empty((0, 0))] * (n_own + 2), 0, iter(chunks)
-    with threadpool_limits(1), ThreadPoolExecutor(n_workers) as pool, ThreadPoolExecutor(1) as reader:
-        following = reader.submit(next, chunks, None)
-        while (chunk := following.result()) is not None:
-            following = reader.submit(next, chunks, None)
-            # Buffers are reused: new memory for every chunk took a tenth of the time.
-            columns = [_to_float64(pool, values, out) for values, out in zip(chunk, columns, strict=True)]
-            del chunk  # frees its memory for the chunk being computed
-            n_frames += columns[0].shape[1]
-            list(pool.map(partial(_add_products, groups, tables, columns), shares))
-    moments = [np.empty(0)] * connectome.n_neurons
-    for k, group in enumerate(groups):
-        table, tables[k] = tables[k] / max(n_frames, 1), np.empty(0)
-        for i, rows in zip(group.members, group.member_rows(n_own), strict=True):
-            moments[i] = table[np.ix_(rows, rows)]
+    rows, n_frames = table_rows(connectome, n_own), 0
+    tables = [np.zeros((len(row),) * 2) for row in rows]
+
+    def stacked():
+        nonlocal n_frames
+        for chunk in chunks:
+            n_frames += chunk[0].shape[1]
+            with jax.enable_x64(True):
+                x = _stack(tuple(chunk))
+            yield x
+
+    if jax.default_backend() == "cpu":
+        _add_on_cpu(tables, rows, stacked(), n_workers or cores())
+    else:
+        _add_on_accelerator(tables, rows, stacked())
     first = np.searchsorted(connectome.receivers, np.arange(connectome.n_neurons + 1))
-    return NormalEquations(moments, first, n_own, n_frames)
+    return NormalEquations([table / max(n_frames, 1) for table in tables], first, n_own, n_frames)
 
 
 def _solve_neuron(m: np.ndarray, n_own: int, ridge: float) -> tuple[np.ndarray, np.ndarray]:
@@ -221,7 +165,15 @@ def _solve_neuron(m: np.ndarray, n_own: int, ridge: float) -> tuple[np.ndarray, 
     g, b = m[:n, :n].copy(), m[:n, n]
     g[np.arange(degree), np.arange(degree)] += ridge
     scale = np.sqrt(np.maximum(np.diag(g), 1e-300))
-    spectrum, vectors = np.linalg.eigh(g / np.outer(scale, scale))
+    g /= np.outer(scale, scale)
+    factor, failed = lapack.dpotrf(g, lower=True)
+    if not failed:
+        inverse = lapack.dpotri(factor, lower=True)[0]
+        inflation = np.diag(inverse)
+        if inflation.max() < MAX_INFLATION:
+            coefficients = lapack.dpotrs(factor, b / scale, lower=True)[0] / scale
+            return coefficients, scale / np.sqrt(inflation)
+    spectrum, vectors = np.linalg.eigh(g)
     # A direction below the rounding of the moments is left out, not divided by.
     resolved = spectrum > ROUNDING * n
     inverse = np.where(resolved, 1.0 / np.where(resolved, spectrum, 1.0), 0.0)
@@ -239,7 +191,7 @@ def _solve_with_leak(m: np.ndarray, n_own: int, ridge: float, leak: float) -> np
     return np.insert(_solve_neuron(without, n_own - 1, ridge)[0], at, leak)
 
 
-def solve(normal: NormalEquations, ridge: float | np.ndarray = RIDGE, n_workers: int | None = None) -> Solution:
+def solve(normal: NormalEquations, ridge: float | np.ndarray = RIDGE) -> Solution:
     """Least squares per neuron, with priors for coefficients that the data leave undetermined.
 
     Where the unique standard deviation of the first own column, the leak, is below MIN_LEAK_STD (a neuron that hardly
@@ -249,12 +201,13 @@ def solve(normal: NormalEquations, ridge: float | np.ndarray = RIDGE, n_workers:
 
     - `ridge`: one number, or one per neuron. It applies to source coefficients only, so that a leak collinear with an
       autapse is attributed to the leak, and a source that never sends gets 0.
-    - `n_workers`: threads; by default one per core.
     """
     n_own, first, n = normal.n_own, normal.first, len(normal.moments)
     ridge = np.broadcast_to(ridge, n)
-    fits = map_neurons(lambda i: _solve_neuron(normal.moments[i], n_own, ridge[i]), n, n_workers)
-    coefficients, unique_std = zip(*fits, strict=True)
+    with threadpool_limits(1):
+        coefficients, unique_std = zip(
+            *(_solve_neuron(m, n_own, r) for m, r in zip(normal.moments, ridge, strict=True))
+        )
     source, rest = _split(coefficients, n_own)
     source_std, rest_std = _split(unique_std, n_own)
     fixed = rest_std[:, 0] < MIN_LEAK_STD
@@ -273,9 +226,7 @@ def _split(values: tuple[np.ndarray, ...], n_own: int) -> tuple[np.ndarray, np.n
     return np.concatenate(source), np.stack(rest)
 
 
-def prior(
-    normal: NormalEquations, receivers, independent: float, noise: float = 0.0, n_workers: int | None = None
-) -> Float[np.ndarray, " N"]:
+def prior(normal: NormalEquations, receivers, independent: float, noise: float = 0.0) -> Float[np.ndarray, " N"]:
     """Ridge per neuron that keeps weights small: (residual / coefficient of a typical weight)^2 / frames.
 
     Without it the unidentifiable weights diverge.
@@ -284,17 +235,17 @@ def prior(
 
     - `independent`: the residual counts as if so many frames were independent.
     - `noise`: std of known noise in the targets, 1/s, independent from frame to frame.
-    - `n_workers`: threads; by default one per core.
     """
 
-    def fit(i: int) -> tuple[np.ndarray, float, float]:  # by plain elimination: enough for the size of the residual
-        m = normal.moments[i]
+    def fit(m: np.ndarray) -> tuple[np.ndarray, float, float]:  # without eigenvectors: enough for a residual's size
         g, b, degree = m[:-1, :-1], m[:-1, -1], len(m) - normal.n_own - 2
         scale = np.sqrt(np.diag(g) + 1e-9)
-        found = np.linalg.solve(g / np.outer(scale, scale) + np.diag(1e-9 / scale**2 + 1e-12), b / scale) / scale
+        regular = g / np.outer(scale, scale) + np.diag(1e-9 / scale**2 + 1e-12)
+        found = lapack.dposv(regular, b / scale, lower=True)[1] / scale
         return found[:degree], abs(found[degree]), np.sqrt(residual_variance(m, found))
 
-    sources, rates, residuals = zip(*map_neurons(fit, len(normal.moments), n_workers), strict=True)
+    with threadpool_limits(1):
+        sources, rates, residuals = zip(*map(fit, normal.moments), strict=True)
     rate, residual = np.array(rates), np.array(residuals)
     weight = np.abs(np.concatenate(sources)) / np.maximum(rate[receivers], 1e-6)
     typical = np.sqrt(np.mean(np.minimum(weight, 1.0) ** 2))  # a diverged weight must not set the scale
