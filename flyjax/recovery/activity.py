@@ -13,7 +13,7 @@ from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.rollout import Rollout
-from flyjax.recovery.samples import moments, per_recording, spread_frames
+from flyjax.recovery.samples import Moments, moments, per_recording, spread_frames, voltage_moments
 
 #: Frames of the principal components; more would not change them.
 RANK_FRAMES = 500
@@ -37,13 +37,13 @@ def rank(voltage: Float[np.ndarray, "T N"]) -> tuple[int | None, float | None]:
     return min(n, len(spectrum)), float(total**2 / np.sum(spectrum**2))
 
 
-def describe(voltage: Float[np.ndarray, "T N"]) -> dict:
+def describe(voltage: Float[np.ndarray, "T N"], known: Moments | None = None) -> dict:
     """Shares of silent (never above zero) and always active neurons, mean, std and rank of the voltages."""
-    mean, std = moments(voltage)
+    mean, std, low, high = known or moments(voltage)
     n_components, participation = rank(voltage)
     return {
-        "silent": float(np.mean(voltage.max(axis=0) <= 0)),
-        "always_active": float(np.mean(voltage.min(axis=0) > 0)),
+        "silent": float(np.mean(high <= 0)),
+        "always_active": float(np.mean(low > 0)),
         "mean": float(mean.mean()),
         "std": float(std.mean()),
         "rank": n_components,
@@ -61,17 +61,18 @@ def signal_to_noise(recording: Recording) -> float | None:
     sigma = recording.noise_model_level
     if not sigma > 0:
         return None
-    _, std = moments(recording.voltage)
     leak = 1.0 - recording.simulation.delta_t / true_tau(recording).astype(np.float64)
     noise_variance = sigma**2 / np.maximum(1.0 - leak**2, 1e-12)
-    state_variance = std**2 - measurement_noise_std(recording.simulation, recording.split) ** 2
+    state_variance = (
+        voltage_moments(recording).std ** 2 - measurement_noise_std(recording.simulation, recording.split) ** 2
+    )
     return float(max(np.median(state_variance / noise_variance) - 1.0, 0.0))
 
 
 @per_recording
 def recording_activity(recording: Recording) -> dict:
     """`describe` of a recording with its signal-to-noise ratio."""
-    return {**describe(np.asarray(recording.voltage)), "snr": signal_to_noise(recording)}
+    return {**describe(recording.voltage, voltage_moments(recording)), "snr": signal_to_noise(recording)}
 
 
 def activity(train_recording: Recording, run: Rollout | None) -> dict:

@@ -31,7 +31,6 @@ from jaxtyping import Bool, Float
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.models.graph_network import neuron_stimulus
 from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
 from flyjax.recovery.least_squares.normal_equations import (
     RIDGE,
@@ -86,8 +85,10 @@ class ClosedForm:
 
 def _chunks(recording: Recording, of_states: bool = False, sigma: float = 0.0) -> Iterator[tuple[np.ndarray, ...]]:
     """Chunks for `accumulate`, of the measured voltages or the states; relu is debiased for noise `sigma`."""
-    for begin in range(0, len(recording.voltage), CHUNK):
-        frames = slice(begin, begin + CHUNK)
+    n_frames = len(recording.voltage)
+    length = -(-n_frames // -(-n_frames // CHUNK))  # of equal chunks, so that all run one program
+    for begin in range(0, n_frames, length):
+        frames = slice(begin, begin + length)
         voltage, luminance, derivative = recording.pairs(frames)
         if of_states and (noise := recording.measurement(frames)[0]) is not None:
             voltage = voltage - noise
@@ -99,9 +100,12 @@ def _chunks(recording: Recording, of_states: bool = False, sigma: float = 0.0) -
 @partial(jax.jit, static_argnums=0)
 def _columns(connectome, voltage, luminance, derivative) -> tuple[jax.Array, jax.Array, jax.Array]:
     """relu(v), the input less v, and the target, each (N, frames)."""
+    column = np.full(connectome.n_neurons, connectome.n_columns)
+    column[connectome.inputs] = connectome.input_column
+    stimulus = jnp.pad(luminance, ((0, 0), (0, 1)))[:, column]
     # In float64: the leak and an autapse differ by little.
-    drive = neuron_stimulus(connectome, luminance.astype(jnp.float64)) - voltage.T
-    return jnp.maximum(voltage.T, 0), drive, derivative.T
+    drive = stimulus.astype(jnp.float64) - voltage.astype(jnp.float64)
+    return jnp.maximum(voltage, 0).T, drive.T, derivative.T
 
 
 def _identifiable(solution: Solution, receivers) -> tuple[np.ndarray, np.ndarray]:

@@ -35,16 +35,19 @@ MAX_ITER = 40
 TOLERANCE = 1e-3
 #: Added to each variance.
 REG_COVAR = 1e-6
-#: Features are padded to a multiple, so that mixtures of different features share a program.
-WIDTH = 16
+#: Features are padded to a multiple of the first and components to the second, so that all mixtures share a program.
+WIDTH, MAX_COMPONENTS = 16, 100
 
 
 @jax.jit
 def _expectation_maximization(
-    x: Float[Array, "N F"], responsibility: Float[Array, "N K"]
+    x: Float[Array, "N F"], responsibility: Float[Array, "N K"], n_components: int
 ) -> tuple[Int[Array, " N"], Float[Array, ""]]:
-    """Labels and mean log likelihood of the mixture that EM finds from these responsibilities; as in scikit-learn."""
-    square = x**2
+    """Labels and mean log likelihood of the mixture that EM finds from these responsibilities; as in scikit-learn.
+
+    Components beyond `n_components` are not used.
+    """
+    square, used = x**2, (jnp.arange(responsibility.shape[1]) < n_components)[None]
 
     def maximize(responsibility):
         size = responsibility.sum(axis=0) + 10 * jnp.finfo(x.dtype).eps
@@ -54,7 +57,8 @@ def _expectation_maximization(
 
     def log_density(share, mean, precision):
         constant = jnp.log(share) + 0.5 * jnp.sum(jnp.log(precision) - mean**2 * precision, axis=1)
-        return constant[None] + x @ (mean * precision).T - 0.5 * square @ precision.T
+        density = constant[None] + x @ (mean * precision).T - 0.5 * square @ precision.T
+        return jnp.where(used, density, -jnp.inf)
 
     def step(state):
         n, mixture, before, _ = state
@@ -108,7 +112,9 @@ def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarra
     with np.errstate(all="ignore"), jax.enable_x64(True):
         for _ in range(n_init):
             start = KMeans(n_components, n_init=1, random_state=random).fit(x).labels_
-            labels, likelihood = _expectation_maximization(padded, np.eye(n_components)[start])
+            labels, likelihood = _expectation_maximization(
+                padded, np.eye(n_components, MAX_COMPONENTS)[start], n_components
+            )
             found.append((float(likelihood), np.asarray(labels)))
     likelihood, labels = max(found, key=lambda fit: fit[0])
     return (labels, None) if np.isfinite(likelihood) else (None, "the mixture failed: its likelihood is not finite")
@@ -125,7 +131,7 @@ def cluster_metrics(x, types, seed: int = 0, n_embedding: int = 0, suffix: str =
     def put(name, labels, reason, score=accuracy):
         metrics.put(name + suffix, None if labels is None else score(labels, types), reason)
 
-    put("cluster_accuracy", *cluster(x, 100, seed))
+    put("cluster_accuracy", *cluster(x, MAX_COMPONENTS, seed))
     if np.isfinite(x).all():
         std = x.std(axis=0)
         x = (x - x.mean(axis=0)) / np.where(std > 0, std, 1.0)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -22,13 +19,22 @@ from flyjax.recovery.learned_stimulus import (
     with_learned_stimulus,
 )
 from flyjax.recovery.linear_readout import linear_readout
-from flyjax.recovery.metrics import CircuitEstimate, Metrics, circuit_metrics, input_metrics, one_step_metrics, true_tau
-from flyjax.recovery.readout import MIN_STD, Probe, PublishedReadout, extract, probe
+from flyjax.recovery.metrics import (
+    N_EVALUATION_FRAMES,
+    CircuitEstimate,
+    Metrics,
+    circuit_metrics,
+    evaluation_pairs,
+    input_metrics,
+    one_step_metrics,
+    true_tau,
+)
+from flyjax.recovery.network_outputs import network_outputs
+from flyjax.recovery.readout import PublishedReadout, extract
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
+from flyjax.recovery.samples import neuron_stimulus, spread_frames
 from flyjax.utils.errors import UserError
-
-N_CURVE_POINTS = 61
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,25 +64,11 @@ class Evaluation:
     held_out: Int[np.ndarray, " frames"] | None = None  #: where it was learned, the frames that it was not trained on
 
 
-@partial(jax.jit, static_argnums=0)
-def _curves(learner, params, data: Probe):
-    std = jnp.maximum(data.std, MIN_STD)[:, None]
-    voltage = data.mean[:, None] + std * jnp.linspace(-2.0, 2.0, N_CURVE_POINTS)[None, :]
-
-    def at(v):
-        v = v[:, None]
-        return learner.message(params, v)[:, 0], learner.update(params, v, jnp.zeros_like(v), jnp.zeros_like(v))[:, 0]
-
-    message, update = jax.lax.map(at, voltage.T)
-    central = learner.connectome.central
-    return voltage[central], message.T[central], update.T[central]
-
-
-def curves(learner, params, readout: PublishedReadout, recording: Recording) -> Curves:
+def curves(readout: PublishedReadout, recording: Recording) -> Curves:
     """g and f of one neuron per type, beside the true ones."""
-    voltage, message, update = map(np.asarray, _curves(learner, params, probe(recording)))
     central = recording.connectome.central
     tau, v_rest = true_tau(recording)[central], np.asarray(recording.parameters.v_rest)[central]
+    voltage, message, update = readout.curves
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = message / readout.slope_g[central, None]
     return Curves(voltage, scaled, update, (v_rest[:, None] - voltage) / tau[:, None])
@@ -99,14 +91,22 @@ def conditions(train_recording: Recording, test_recording: Recording, learns_sti
 
 def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
+
+    def outputs(pairs):
+        return network_outputs(learner, params, pairs[0], neuron_stimulus(recording.connectome, pairs[1]).T)
+
+    pairs = evaluation_pairs(test_recording)
+    found = outputs(pairs)
     if isinstance(recording, RecordingWithLearnedStimulus):
+        frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
+        own_pairs = recording.pairs(frames)
         return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
-            one_step_metrics(learner, params, recording, held_out),
+            one_step_metrics(outputs(own_pairs), own_pairs[2]),
             learned_stimulus_metrics(recording, held_out),
-            input_metrics(learner, params, test_recording, "_inverted"),
+            input_metrics(found, test_recording, "_inverted"),
         )
     return rollout_metrics(run, test_recording).update(
-        one_step_metrics(learner, params, test_recording), input_metrics(learner, params, test_recording)
+        one_step_metrics(found, pairs[2]), input_metrics(found, test_recording)
     )
 
 
@@ -193,7 +193,7 @@ def evaluate(
         embedding=embedding,
         refit=estimates.get("_refit"),
         rollout=run,
-        curves=curves(learner, params, readout, recording),
+        curves=curves(readout, recording),
         activity=summary,
         activity_line=activity_line(summary),
         recording=recording,

@@ -16,16 +16,15 @@ local derivatives in place of planes gave the same circuit (R2 within .005). Met
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames, summed_messages
+from flyjax.recovery.network_outputs import network_outputs
+from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames, voltage_moments
 
 #: Training frames, evenly spread: the planes have four unknowns.
 N_FRAMES = 400
@@ -46,26 +45,14 @@ class LinearReadout(NamedTuple):
 
 
 @per_recording
-def _samples(recording: Recording, n_frames: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(voltage, stimulus), each (frames, N), and (N_GRID, N) voltages from 0 to each neuron's maximum."""
+def _samples(recording: Recording, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """(voltage, stimulus) at training frames, and N_GRID voltages from 0 to each neuron's maximum in the dark."""
     frames = spread_frames(len(recording.voltage), n_frames)
     stimulus = neuron_stimulus(recording.connectome, np.asarray(recording.luminance)[frames])
-    highest = np.maximum(np.asarray(recording.voltage).max(axis=0), 0.0)
+    highest = np.maximum(voltage_moments(recording).high, 0.0).astype(np.float32)
     grid = np.linspace(0.0, 1.0, N_GRID, dtype=np.float32)[:, None] * highest
-    return np.asarray(recording.voltage)[frames], np.ascontiguousarray(stimulus.T), grid
-
-
-@partial(jax.jit, static_argnums=0)
-def _messages_and_updates(learner, params, voltage, stimulus, grid):
-    """g, its weighted sum and f at (frames, N) states, and g on the grid; one frame at a time stays in cache."""
-
-    def frame(pair):
-        v, stimulus = pair[0][:, None], pair[1][:, None]
-        g = learner.message(params, v)
-        msg = summed_messages(learner, params, g)
-        return g[:, 0], msg[:, 0], learner.update(params, v, msg, stimulus)[:, 0]
-
-    return *jax.lax.map(frame, (voltage, stimulus)), learner.message(params, grid.T).T
+    states = np.concatenate([recording.voltage[frames], grid])
+    return states, np.concatenate([stimulus.T, np.zeros_like(grid)])
 
 
 def _fit_planes(columns: list[np.ndarray], target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -117,8 +104,10 @@ def linear_readout(learner, params, recording: Recording, n_frames: int = N_FRAM
     - `n_frames`: at most so many frames, evenly spread.
     """
     c = recording.connectome
-    voltage, stimulus, grid = _samples(recording, n_frames)
-    g, msg, f, g_grid = map(np.asarray, _messages_and_updates(learner, params, voltage, stimulus, grid))
+    voltage, stimulus = _samples(recording, n_frames)
+    found = network_outputs(learner, params, voltage, stimulus)
+    (voltage, grid), (g, g_grid) = (np.split(x, [-N_GRID]) for x in (voltage, found.message))
+    msg, f, stimulus = (x[:-N_GRID] for x in (found.summed, found.update, stimulus))
     slope_g, offset_g = _fit_message_lines(voltage, g, grid, g_grid)
     if not (np.isfinite(g).all() and np.isfinite(msg).all() and np.isfinite(f).all()):
         return LinearReadout(CircuitEstimate.missing(c), slope_g, offset_g, np.full(c.n_neurons, np.nan))

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import scipy.sparse as sp
 from jaxtyping import Complex, Float
@@ -22,7 +20,8 @@ from scipy.stats import linregress
 
 from flyjax.circuit import Parameters
 from flyjax.data.recording import Recording
-from flyjax.recovery.samples import per_recording, spread_frames, summed_messages
+from flyjax.recovery.network_outputs import GREY, NetworkOutputs
+from flyjax.recovery.samples import per_recording, spread_frames
 from flyjax.utils.errors import UserError
 
 #: W pairs further apart than this are dropped before the comparison (and counted).
@@ -205,62 +204,35 @@ def circuit_metrics(
     return metrics
 
 
-@partial(jax.jit, static_argnums=0)
-def _solve_input(learner, params, voltage, derivative):
-    """(T, N) voltages and derivatives -> (T, n_in) luminance; one frame at a time stays in cache."""
-    inputs = learner.connectome.inputs
-    grey = jnp.zeros((voltage.shape[1], 1)).at[inputs].set(0.5)
-
-    def frame(pair):
-        v, target = pair[0][:, None], pair[1][:, None]
-        msg = summed_messages(learner, params, learner.message(params, v))
-        value, slope = jax.jvp(lambda x: learner.update(params, v, msg, x), (grey,), (jnp.ones_like(grey),))
-        return (0.5 + (target - value) / slope)[inputs, 0]
-
-    return jax.lax.map(frame, (voltage, derivative))
-
-
-@partial(jax.jit, static_argnums=0)
-def _one_step(learner, params, voltage, luminance):
-    return jax.lax.map(lambda pair: learner.derivative(params, pair[0][None], pair[1][None])[0], (voltage, luminance))
-
-
 @per_recording
 def evaluation_pairs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(voltage, luminance, derivative) at frames evenly spread over a recording."""
     return recording.pairs(spread_frames(len(recording.voltage), N_EVALUATION_FRAMES))
 
 
-def input_metrics(learner, params, recording: Recording, suffix: str = "") -> Metrics:
+def input_metrics(found: NetworkOutputs, recording: Recording, suffix: str = "") -> Metrics:
     """external_input_R2: the luminance that explains dv/dt at the input neurons, against the true one.
 
-    At held-out frames f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5, which is exact for
-    an f that is affine in I. Squared Pearson correlation over frames and input neurons. Where the stimulus was learned
-    as a field, that name is the field's (`learned_stimulus_metrics`), and this one ends in `_inverted`.
+    At the recording's `evaluation_pairs`, whose outputs are `found`, f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by
+    one Newton step from 0.5, which is exact for an f that is affine in I. Squared Pearson correlation over frames and
+    input neurons. Where the stimulus was learned as a field, that name is the field's (`learned_stimulus_metrics`),
+    and this one ends in `_inverted`.
     """
     c = recording.connectome
-    voltage, luminance, derivative = evaluation_pairs(recording)
-    solved = np.asarray(_solve_input(learner, params, voltage, derivative))
+    _, luminance, derivative = evaluation_pairs(recording)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        solved = GREY + ((derivative - found.update_grey) / found.by_input)[:, c.inputs]
     metrics = Metrics()
     put_fit(metrics, f"external_input_R2{suffix}", luminance[:, c.input_column], solved)
-    metrics.put(f"external_input_frames{suffix}", len(voltage))
+    metrics.put(f"external_input_frames{suffix}", len(luminance))
     return metrics
 
 
-def one_step_metrics(learner, params, recording: Recording, held_out=None) -> Metrics:
-    """one_step_R2 = 1 - SSE/SST of dv/dt at the true states of held-out frames, pooled over neurons.
-
-    `held_out` are the held-out frames of a recording where these are not all.
-    """
-    if held_out is None:
-        voltage, luminance, derivative = evaluation_pairs(recording)
-    else:
-        frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
-        voltage, luminance, derivative = recording.pairs(frames)
-    predicted = _one_step(learner, params, voltage, luminance)
+def one_step_metrics(found: NetworkOutputs, derivative: Float[Array, "T N"]) -> Metrics:
+    """one_step_R2 = 1 - SSE/SST of dv/dt at true states of held-out frames, pooled over neurons."""
     metrics = Metrics()
-    metrics.put("one_step_R2", *explained(derivative, predicted))
-    metrics.put("one_step_frames", len(voltage))
+    metrics.put("one_step_R2", *explained(derivative, found.update))
+    metrics.put("one_step_frames", len(derivative))
     return metrics
 
 

@@ -26,12 +26,14 @@ from jaxtyping import Array, Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.samples import moments, neuron_stimulus, per_recording, summed_messages
+from flyjax.recovery.samples import neuron_stimulus, per_recording, summed_messages, voltage_moments
 
 #: Points of each linear fit.
 N_POINTS = 1000
 #: Training frames at which df/dmsg is taken.
 N_FRAMES = 8
+#: Points of the curves drawn of g and f, from mean - 2 std to mean + 2 std.
+N_CURVE_POINTS = 61
 #: Lower bound of s: a neuron that does not move is still probed on an interval of 4 MIN_STD.
 MIN_STD = 1e-4
 #: Rows (neurons x points) of one network call: small enough to stay in cache.
@@ -56,12 +58,13 @@ class PublishedReadout(NamedTuple):
     slope_g: Float[Array, " N"]  #: s_g
     offset_g: Float[Array, " N"]  #: of the same line; the message at the mean voltage where s_g is set to 1
     gain: Float[Array, " N"]  #: d, 1/s
+    curves: tuple[Float[Array, "types points"], ...]  #: of a central neuron per type: voltages, g, and f without input
 
 
 @per_recording
 def probe(recording: Recording) -> Probe:
     """Moments of the voltages, and the frames of df/dmsg, evenly spread without the first and the last."""
-    mean, std = moments(recording.voltage)
+    mean, std, *_ = voltage_moments(recording)
     frames = np.linspace(0, len(recording.voltage) - 1, N_FRAMES + 2).round().astype(int)[1:-1]
     return Probe(
         mean=jnp.asarray(mean, jnp.float32),
@@ -108,9 +111,15 @@ def _extract(learner, params, data: Probe) -> PublishedReadout:
     width = jnp.where(silent, 1.0, mean + 2.0 * std - low)
     slope_g, offset_g = fit_lines(lambda v: learner.message(params, v), low, width)
     slope_g = jnp.where(silent, 1.0, slope_g)
-    offset_g = jnp.where(silent, learner.message(params, mean[:, None])[:, 0], offset_g)
+    curve = mean[:, None] + std[:, None] * jnp.linspace(-2.0, 2.0, N_CURVE_POINTS)[None, :]
 
-    msg = summed_messages(learner, params, learner.message(params, data.voltage))
+    def at(v):  # one voltage per neuron at a time stays in cache
+        v = v[:, None]
+        return learner.message(params, v)[:, 0], learner.update(params, v, zeros(v), zeros(v))[:, 0]
+
+    message, update = jax.lax.map(at, jnp.concatenate([mean[None], data.voltage.T, curve.T]))
+    offset_g = jnp.where(silent, message[0], offset_g)
+    msg = summed_messages(learner, params, message[1 : 1 + N_FRAMES].T)
     _, by_message = jax.jvp(
         lambda m: learner.update(params, data.voltage, m, data.stimulus), (msg,), (jnp.ones_like(msg),)
     )
@@ -122,7 +131,8 @@ def _extract(learner, params, data: Probe) -> PublishedReadout:
         tau=jnp.clip(-1.0 / slope_f, 0.0, 1.0),
         v_rest=-offset_f / slope_f,
     )
-    return PublishedReadout(estimate, slope_f, offset_f, slope_g, offset_g, gain)
+    curves = (curve[c.central], *(x[1 + N_FRAMES :].T[c.central] for x in (message, update)))
+    return PublishedReadout(estimate, slope_f, offset_f, slope_g, offset_g, gain, curves)
 
 
 def extract(learner, params, recording: Recording) -> PublishedReadout:

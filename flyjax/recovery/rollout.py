@@ -16,7 +16,7 @@ from jaxtyping import Float
 from flyjax.data.recorder import Lesioned, lesioned
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
-from flyjax.recovery.samples import moments
+from flyjax.recovery.samples import moments, padded
 
 #: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
 CHUNK = 250
@@ -53,8 +53,8 @@ def rollout(learner, params, recording: Recording) -> Rollout:
         voltage[part.start] = true[part.start]
         for begin in range(part.start, part.stop - 1, CHUNK):
             frames = luminance[begin : min(begin + CHUNK, part.stop - 1)]
-            padded = np.pad(frames, ((0, CHUNK - len(frames)), (0, 0)), mode="edge")
-            states = np.asarray(_advance(learner, params, voltage[begin], padded, dt))[: len(frames)]
+            states = _advance(learner, params, voltage[begin], padded(frames, CHUNK), dt)
+            states = np.asarray(states)[: len(frames)]
             voltage[begin + 1 : begin + 1 + len(frames)] = states
             outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too
             if outside.any():
@@ -68,7 +68,7 @@ def correlations(
     true: Float[np.ndarray, "T N"], predicted: Float[np.ndarray, "T N"], chunk: int = 1024
 ) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
     """Pearson correlation per neuron and the std of the true traces, in float64; NaN where either is constant."""
-    (mean_a, std_a), (mean_b, std_b) = moments(true), moments(predicted)
+    (mean_a, std_a, *_), (mean_b, std_b, *_) = moments(true), moments(predicted)
     covariance = np.zeros(true.shape[1])
     for begin in range(0, len(true), chunk):
         a, b = true[begin : begin + chunk] - mean_a, predicted[begin : begin + chunk] - mean_b

@@ -6,11 +6,15 @@ import functools
 import weakref
 from collections.abc import Callable
 from threading import RLock
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
+
+#: Frames of one compiled call.
+CHUNK = 500
 
 
 def per_recording(function: Callable) -> Callable:
@@ -34,19 +38,45 @@ def per_recording(function: Callable) -> Callable:
     return cached
 
 
-def moments(
-    voltage: Float[np.ndarray, "T N"], chunk: int = 1024
-) -> tuple[Float[np.ndarray, " N"], Float[np.ndarray, " N"]]:
-    """Mean and standard deviation over frames, accumulated in float64 chunk by chunk."""
-    n = len(voltage)
-    shift = np.asarray(voltage[0], np.float64)  # keeps the squares small
-    first, second = np.zeros_like(shift), np.zeros_like(shift)
-    for begin in range(0, n, chunk):
-        centred = np.asarray(voltage[begin : begin + chunk]) - shift
-        first += centred.sum(axis=0)
-        second += np.einsum("tn,tn->n", centred, centred)
+class Moments(NamedTuple):
+    """Of the voltages of each neuron over all frames, in float64."""
+
+    mean: Float[np.ndarray, " N"]
+    std: Float[np.ndarray, " N"]
+    low: Float[np.ndarray, " N"]
+    high: Float[np.ndarray, " N"]
+
+
+@jax.jit
+def _add_moments(sums, shift, voltage, n_frames):
+    first, second, low, high = sums
+    used, voltage = (jnp.arange(len(voltage)) < n_frames)[:, None], voltage.astype(shift.dtype)
+    centred = jnp.where(used, voltage - shift[None], 0.0)
+    second = second + jnp.sum(centred**2, axis=0)
+    return first + jnp.sum(centred, axis=0), second, jnp.minimum(low, voltage.min(0)), jnp.maximum(high, voltage.max(0))
+
+
+def moments(voltage: Float[np.ndarray, "T N"]) -> Moments:
+    """Mean, standard deviation and range over frames, in one pass."""
+    n, shift = len(voltage), np.asarray(voltage[0], np.float64)  # which keeps the squares small
+    sums = np.zeros_like(shift), np.zeros_like(shift), shift, shift
+    with jax.enable_x64(True):
+        for begin in range(0, n, CHUNK):
+            sums = _add_moments(sums, shift, padded(voltage[begin : begin + CHUNK], CHUNK), min(CHUNK, n - begin))
+    first, second, low, high = map(np.asarray, sums)
     mean = first / n
-    return shift + mean, np.sqrt(np.maximum(second / n - mean**2, 0.0))
+    return Moments(shift + mean, np.sqrt(np.maximum(second / n - mean**2, 0.0)), low, high)
+
+
+@per_recording
+def voltage_moments(recording) -> Moments:
+    """`moments` of all voltages of a recording."""
+    return moments(recording.voltage)
+
+
+def padded(rows: np.ndarray, n: int) -> np.ndarray:
+    """The rows, the last one repeated to make n: a short last chunk runs the program of the others."""
+    return rows if len(rows) == n else np.pad(rows, ((0, n - len(rows)), (0, 0)), mode="edge")
 
 
 def spread_frames(n_frames: int, at_most: int) -> Int[np.ndarray, " frames"]:

@@ -135,6 +135,7 @@ def test_lines_are_fitted_exactly_for_any_chunks(n_points):
 
 def test_moments_of_small_changes_on_a_large_mean():
     x = (100 + 1e-3 * np.random.default_rng(1).normal(size=(3000, 4))).astype(np.float32)
-    mean, std = moments(x)
+    mean, std, low, high = moments(x)
     assert np.allclose(mean, x.astype(np.float64).mean(axis=0), rtol=1e-12)
     assert np.allclose(std, x.astype(np.float64).std(axis=0), rtol=1e-6)
+    assert np.array_equal(low, x.min(axis=0)) and np.array_equal(high, x.max(axis=0))
