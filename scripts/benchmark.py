@@ -22,6 +22,8 @@ EXAMPLES = """
 `python scripts/benchmark.py train --extent 1 --candidates 4 --width 32`
 
 `python scripts/benchmark.py profile --extent 8 --rows 2048`
+
+`python scripts/benchmark.py judge --extent 8 --frames 64000 --json judge.json`
 """
 
 
@@ -234,6 +236,33 @@ def profile(
     parts = [{**row, **provenance()} for row in profile_rows(extent, batch_size, width, repeats, rows)]
     title = f"one step, extent {extent}, batch {batch_size}, width {width}"
     show(console, title, {"part": "{part}", "ms": "{ms:.2f}", "CPU ms, all threads": "{cpu_ms:.2f}"}, parts, json_file)
+
+
+@app.command(epilog=EXAMPLES)
+def judge(
+    extent: Annotated[int, typer.Option(help="0 to 15.", min=0, max=15)] = 1,
+    frames: Annotated[int, typer.Option(help="Of the training recording.", min=64)] = 4000,
+    width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 32,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Seconds of each part of the evaluation of one network, beside the arithmetic and the bytes it needs."""
+    from _cli import prepare_devices
+
+    prepare_devices()
+    from rich.console import Console
+
+    from flyjax.experiments.benchmark import judge_rows, provenance
+
+    rows = [{**row, **provenance()} for row in judge_rows(extent, frames, width)]
+    cells = {
+        "part": "{part}",
+        "first s": "{first_s:.2f}",
+        "s": "{seconds:.2f}",
+        "CPU s": "{cpu_s:.2f}",
+        "GFLOP": "{gflop:.1f}",
+        "GB": "{gigabytes:.2f}",
+    }
+    show(Console(), f"evaluation, extent {extent}, {frames} frames, width {width}", cells, rows, json_file)
 
 
 if __name__ == "__main__":

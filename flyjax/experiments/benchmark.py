@@ -1,5 +1,6 @@
-"""The speed of a training beside that of a matrix product measured in the same run."""
+"""The speed of a training beside that of a matrix product measured in the same run, and of an evaluation by parts."""
 
+import dataclasses
 import datetime
 import functools
 import os
@@ -13,8 +14,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from flyjax.circuit import build_connectome
-from flyjax.config import Model, Training
+from flyjax.config import Model, Simulation, Training
+from flyjax.data import record
 from flyjax.models import losses, make_learner
+from flyjax.recovery import closed_form, evaluate, extract, linear_readout, refit, rollout
+from flyjax.recovery.activity import activity
+from flyjax.recovery.clusters import all_cluster_metrics
+from flyjax.recovery.least_squares.normal_equations import table_rows
+from flyjax.recovery.readout import N_POINTS
+from flyjax.recovery.refit import MAX_FRAMES
 from flyjax.training import lanes
 from flyjax.training.data import stack_recordings
 from flyjax.training.grouping import CHUNK, gflop_per_frame
@@ -176,3 +184,58 @@ def profile_rows(
         wall, cpu = best_times(functools.partial(jax.jit(function), argument), repeats)
         rows.append({"part": name, "ms": 1e3 * wall, "cpu_ms": 1e3 * cpu})
     return rows
+
+
+def judge_rows(extent: int, n_frames: int, width: int) -> list[dict]:
+    """The seconds of each part of the evaluation of one untrained network, with compilation and without.
+
+    Beside the parts in which they dominate, the arithmetic (GFLOP; a product of a symmetric table counts half) and the
+    bytes that have to be read.
+    """
+    simulation = Simulation(extent=extent, visual_input_type="scenes_texture", n_frames=n_frames, n_test_frames=400)
+    train, test = record(simulation, 0.05, "train"), record(simulation, 0.0, "test")
+    c = train.connectome
+    learner = make_learner(c, Model(width=width))
+    table = sum(len(rows) ** 2 for rows in table_rows(c, 1))
+    per_row = sum(2 * x.size for x in jax.tree.leaves(learner.init(jax.random.key(0))) if x.ndim == 2) / 2  # one of two
+    gflop = {
+        "closed form": 1e-9 * table * n_frames,
+        "refit": 1e-9 * min(n_frames, MAX_FRAMES) * (table + per_row * c.n_neurons),
+        "published read-out": 2e-9 * N_POINTS * per_row * c.n_neurons,
+    }
+    gigabytes = {"closed form": 8e-9 * n_frames * c.n_neurons, "activity": 4e-9 * n_frames * c.n_neurons}
+
+    def timed(seed: int, recording) -> dict[str, tuple[float, float]]:
+        params, seconds = learner.init(jax.random.key(seed)), {}
+
+        def part(name, call):
+            start, used = time.perf_counter(), time.process_time()
+            found = jax.block_until_ready(call())
+            seconds[name] = time.perf_counter() - start, time.process_time() - used
+            return found
+
+        run = part("rollout", lambda: rollout(learner, params, test))
+        part("activity", lambda: activity(recording, run))
+        published = part("published read-out", lambda: extract(learner, params, recording))
+        linear = part("read-out at training frames", lambda: linear_readout(learner, params, recording))
+        part("closed form", lambda: closed_form(recording))
+        fitted = part("refit", lambda: refit(learner, params, recording, published, linear)).estimate
+        embedding = np.asarray(params["embedding"])
+        part("clusters", lambda: all_cluster_metrics(published.estimate, embedding, recording, refit=fitted))
+        part("everything, recording known", lambda: evaluate(learner, params, recording, test).metrics)
+        return seconds
+
+    first, again = timed(0, train), timed(1, dataclasses.replace(train))
+    shared = {"benchmark": "judge", "extent": extent, "frames": n_frames, "width": width}
+    return [
+        {
+            **shared,
+            "part": name,
+            "first_s": first[name][0],
+            "seconds": wall,
+            "cpu_s": cpu,
+            "gflop": gflop.get(name, 0.0),
+            "gigabytes": gigabytes.get(name, 0.0),
+        }
+        for name, (wall, cpu) in again.items()
+    ]

@@ -41,6 +41,16 @@ def test_profile_of_a_step(script, tmp_path):
     assert ms["one step"] > ms["Adam"] > 0 and "regularisers and gradient" in ms
 
 
+def test_parts_of_an_evaluation(script, tmp_path):
+    options = ["--extent", "0", "--frames", "320", "--width", "8", "--json", tmp_path / "rows.json"]
+    code, _, errors = script("benchmark", "judge", *options)
+    assert code == 0, errors
+    rows = {row["part"]: row for row in json.loads((tmp_path / "rows.json").read_text())}
+    assert {"closed form", "refit", "clusters", "activity"} < set(rows)
+    assert all(row["seconds"] > 0 for row in rows.values())
+    assert rows["closed form"]["gigabytes"] == pytest.approx(8e-9 * 320 * 65)
+
+
 def test_memory_is_not_a_number_where_the_system_does_not_report_it(monkeypatch):
     assert 0.01 < system.peak_memory_gb() < 1000
     monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
