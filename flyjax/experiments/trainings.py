@@ -18,7 +18,8 @@ from flyjax.data.cache import Recordings
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.recovery import extract
 from flyjax.recovery.closed_form import closed_form
-from flyjax.recovery.metrics import circuit_metrics, one_step_metrics
+from flyjax.recovery.metrics import circuit_metrics, evaluation_pairs, one_step_metrics
+from flyjax.recovery.network_outputs import network_outputs
 from flyjax.recovery.rollout import rollout, rollout_metrics
 from flyjax.training import Trained, train_sweep
 from flyjax.training.hparams import Static, n_steps, static_of
@@ -140,11 +141,12 @@ def _evaluated(learner, training: Training, one: Trained, recordings: Recordings
     if one.diverged_at is not None:
         return {"reason": f"the training diverged at step {one.diverged_at}"}
     train, test = recordings.train(training.noise_model_level), recordings.test
+    pairs = evaluation_pairs(test)
     estimate, bound = extract(learner, one.params, train).estimate, closed_form(train)
     metrics = circuit_metrics(estimate, train).update(
         circuit_metrics(estimate, train, "_identifiable", bound.edges, bound.neurons),
         rollout_metrics(rollout(learner, one.params, test), test),
-        one_step_metrics(learner, one.params, test),
+        one_step_metrics(network_outputs(learner, one.params, *pairs[:2]), pairs[2]),
     )
     values = {**metrics.values, "final_loss": one.final_loss}
     reasons = [metrics.reasons[name] for name in METRICS if name in metrics.reasons]

@@ -20,7 +20,7 @@ in its regressors, and `_ceiling_corrected`, in the integral form and without th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -83,7 +83,9 @@ class ClosedForm:
         )
 
 
-def _chunks(recording: Recording, of_states: bool = False, sigma: float = 0.0) -> Iterator[tuple[np.ndarray, ...]]:
+def _chunks(
+    recording: Recording, of_states: bool = False, sigma: float = 0.0
+) -> Iterator[Sequence[np.ndarray | jax.Array]]:
     """Chunks for `accumulate`, of the measured voltages or the states; relu is debiased for noise `sigma`."""
     n_frames = len(recording.voltage)
     length = -(-n_frames // -(-n_frames // CHUNK))  # of equal chunks, so that all run one program

@@ -42,7 +42,7 @@ WIDTH, MAX_COMPONENTS = 16, 100
 @jax.jit
 def _expectation_maximization(
     x: Float[Array, "N F"], responsibility: Float[Array, "N K"], n_components: int
-) -> tuple[Int[Array, " N"], Float[Array, ""]]:
+) -> tuple[Int[Array, " N"], float | Array]:
     """Labels and mean log likelihood of the mixture that EM finds from these responsibilities; as in scikit-learn.
 
     Components beyond `n_components` are not used.

@@ -33,7 +33,7 @@ from flyjax.recovery.network_outputs import network_outputs
 from flyjax.recovery.readout import PublishedReadout, extract
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
-from flyjax.recovery.samples import neuron_stimulus, spread_frames
+from flyjax.recovery.samples import spread_frames
 from flyjax.utils.errors import UserError
 
 
@@ -68,7 +68,7 @@ def curves(readout: PublishedReadout, recording: Recording) -> Curves:
     """g and f of one neuron per type, beside the true ones."""
     central = recording.connectome.central
     tau, v_rest = true_tau(recording)[central], np.asarray(recording.parameters.v_rest)[central]
-    voltage, message, update = readout.curves
+    voltage, message, update = map(np.asarray, readout.curves)
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = message / readout.slope_g[central, None]
     return Curves(voltage, scaled, update, (v_rest[:, None] - voltage) / tau[:, None])
@@ -91,17 +91,13 @@ def conditions(train_recording: Recording, test_recording: Recording, learns_sti
 
 def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
-
-    def outputs(pairs):
-        return network_outputs(learner, params, pairs[0], neuron_stimulus(recording.connectome, pairs[1]).T)
-
     pairs = evaluation_pairs(test_recording)
-    found = outputs(pairs)
+    found = network_outputs(learner, params, *pairs[:2])
     if isinstance(recording, RecordingWithLearnedStimulus):
         frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
         own_pairs = recording.pairs(frames)
         return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
-            one_step_metrics(outputs(own_pairs), own_pairs[2]),
+            one_step_metrics(network_outputs(learner, params, *own_pairs[:2]), own_pairs[2]),
             learned_stimulus_metrics(recording, held_out),
             input_metrics(found, test_recording, "_inverted"),
         )

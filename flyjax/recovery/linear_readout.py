@@ -46,13 +46,13 @@ class LinearReadout(NamedTuple):
 
 @per_recording
 def _samples(recording: Recording, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """(voltage, stimulus) at training frames, and N_GRID voltages from 0 to each neuron's maximum in the dark."""
+    """(voltage, luminance) of training frames, and N_GRID voltages from 0 to each neuron's maximum in the dark."""
     frames = spread_frames(len(recording.voltage), n_frames)
-    stimulus = neuron_stimulus(recording.connectome, np.asarray(recording.luminance)[frames])
+    luminance = np.asarray(recording.luminance, np.float32)[frames]
     highest = np.maximum(voltage_moments(recording).high, 0.0).astype(np.float32)
     grid = np.linspace(0.0, 1.0, N_GRID, dtype=np.float32)[:, None] * highest
-    states = np.concatenate([recording.voltage[frames], grid])
-    return states, np.concatenate([stimulus.T, np.zeros_like(grid)])
+    dark = np.zeros((N_GRID, luminance.shape[1]), np.float32)
+    return np.concatenate([recording.voltage[frames], grid]), np.concatenate([luminance, dark])
 
 
 def _fit_planes(columns: list[np.ndarray], target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -104,10 +104,10 @@ def linear_readout(learner, params, recording: Recording, n_frames: int = N_FRAM
     - `n_frames`: at most so many frames, evenly spread.
     """
     c = recording.connectome
-    voltage, stimulus = _samples(recording, n_frames)
-    found = network_outputs(learner, params, voltage, stimulus)
+    voltage, luminance = _samples(recording, n_frames)
+    found = network_outputs(learner, params, voltage, luminance)
     (voltage, grid), (g, g_grid) = (np.split(x, [-N_GRID]) for x in (voltage, found.message))
-    msg, f, stimulus = (x[:-N_GRID] for x in (found.summed, found.update, stimulus))
+    msg, f, stimulus = found.summed[:-N_GRID], found.update[:-N_GRID], neuron_stimulus(c, luminance[:-N_GRID]).T
     slope_g, offset_g = _fit_message_lines(voltage, g, grid, g_grid)
     if not (np.isfinite(g).all() and np.isfinite(msg).all() and np.isfinite(f).all()):
         return LinearReadout(CircuitEstimate.missing(c), slope_g, offset_g, np.full(c.n_neurons, np.nan))

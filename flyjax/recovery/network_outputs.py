@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from flyjax.recovery.samples import padded, summed_messages
+from flyjax.recovery.samples import neuron_stimulus, padded, summed_messages
 
 #: Luminance about which f is taken to be affine in the input.
 GREY = 0.5
@@ -21,15 +21,15 @@ BLOCK = 40
 class NetworkOutputs(NamedTuple):
     """Values at (frames, N) states."""
 
-    message: Float[Array, "frames N"]  #: g(v)
-    summed: Float[Array, "frames N"]  #: sum_j W_ij g_j
-    update: Float[Array, "frames N"]  #: f at the input shown, 1/s
-    update_grey: Float[Array, "frames N"]  #: f at the input 0.5 of photoreceptors, 1/s
-    by_input: Float[Array, "frames N"]  #: df/dI there, 1/s
+    message: Float[np.ndarray, "frames N"]  #: g(v)
+    summed: Float[np.ndarray, "frames N"]  #: sum_j W_ij g_j
+    update: Float[np.ndarray, "frames N"]  #: f at the input shown, 1/s
+    update_grey: Float[np.ndarray, "frames N"]  #: f at the input 0.5 of photoreceptors, 1/s
+    by_input: Float[np.ndarray, "frames N"]  #: df/dI there, 1/s
 
 
 @partial(jax.jit, static_argnums=0)
-def _outputs(learner, params, voltage, stimulus) -> NetworkOutputs:
+def _outputs(learner, params, voltage, stimulus) -> tuple[Array, ...]:
     grey = jnp.zeros((voltage.shape[1], 1)).at[learner.connectome.inputs].set(GREY)
 
     def frame(state):  # one at a time stays in cache
@@ -38,15 +38,16 @@ def _outputs(learner, params, voltage, stimulus) -> NetworkOutputs:
         summed = summed_messages(learner, params, message)
         at_grey = jax.jvp(lambda x: learner.update(params, v, summed, x), (grey,), (jnp.ones_like(grey),))
         values = message, summed, learner.update(params, v, summed, shown), *at_grey
-        return NetworkOutputs(*(value[:, 0] for value in values))
+        return tuple(value[:, 0] for value in values)
 
     return jax.lax.map(frame, (voltage, stimulus))
 
 
 def network_outputs(
-    learner, params, voltage: Float[np.ndarray, "frames N"], stimulus: Float[np.ndarray, "frames N"]
+    learner, params, voltage: Float[np.ndarray, "frames N"], luminance: Float[np.ndarray, "frames n_col"]
 ) -> NetworkOutputs:
-    """The learned functions at any number of states, as NumPy arrays."""
+    """The learned functions at any number of frames."""
+    stimulus = neuron_stimulus(learner.connectome, luminance).T
     blocks = [
         _outputs(learner, params, *(padded(x[begin : begin + BLOCK], BLOCK) for x in (voltage, stimulus)))
         for begin in range(0, len(voltage), BLOCK)

@@ -13,7 +13,6 @@ from flyjax.recovery.activity import activity, activity_line, describe, rank, si
 from flyjax.recovery.metrics import Metrics, circuit_metrics, evaluation_pairs, explained, input_metrics, true_tau
 from flyjax.recovery.network_outputs import network_outputs
 from flyjax.recovery.rollout import CHUNK, rollout_metrics
-from flyjax.recovery.samples import neuron_stimulus
 from flyjax.utils.errors import UserError
 
 
@@ -122,7 +121,7 @@ def test_input_is_solved_by_one_newton_step(both):
     params = learner.params(both[0])
     voltage, luminance, derivative = evaluation_pairs(test)
     c = test.connectome
-    found = network_outputs(learner, params, voltage, neuron_stimulus(c, luminance).T)
+    found = network_outputs(learner, params, voltage, luminance)
     true = luminance[:, c.input_column]
     solved = 0.5 + (derivative[:, c.inputs] - 0.75) / 2.0
     expected = np.corrcoef(true.ravel(), solved.ravel())[0, 1] ** 2

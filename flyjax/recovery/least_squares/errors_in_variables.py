@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Array, Float
 from scipy.signal import lfilter
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
@@ -143,7 +143,7 @@ def window_decay(simulation, split: str) -> float:
 
 
 def apply_window(
-    chunks: Iterable[Sequence[np.ndarray]], decay: float, continuous: bool = True
+    chunks: Iterable[Sequence[np.ndarray | Array]], decay: float, continuous: bool = True
 ) -> Iterator[list[np.ndarray]]:
     """Chunks for `normal_equations.accumulate` with the window applied to every column.
 
@@ -254,7 +254,7 @@ def correct_moments(
 
 def corrected_estimate(
     recording: Recording,
-    chunks: Iterable[Sequence[np.ndarray]],
+    chunks: Iterable[Sequence[np.ndarray | Array]],
     n_own: int,
     noise: MessageNoise,
     leak_sign: float,

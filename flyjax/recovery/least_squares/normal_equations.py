@@ -130,7 +130,7 @@ def _add_on_accelerator(tables: list[np.ndarray], rows: list[np.ndarray], chunks
 
 
 def accumulate(
-    connectome, chunks: Iterable[Sequence[Array]], n_own: int, n_workers: int | None = None
+    connectome, chunks: Iterable[Sequence[np.ndarray | Array]], n_own: int, n_workers: int | None = None
 ) -> NormalEquations:
     """Accumulate the normal equations of all neurons over chunks of frames.
 
