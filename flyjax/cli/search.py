@@ -11,8 +11,9 @@ from flyjax.config import Experiment, Training, read_config
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
+from flyjax.search.confirmation import summary_lines
 from flyjax.search.iteration import IterationPlan, n_seeds
-from flyjax.search.journal.state import State
+from flyjax.search.journal.state import State, objective_metric
 from flyjax.search.llm.budget import announce
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
 from flyjax.search.proposers import make_proposer, resolve_name
@@ -140,14 +141,18 @@ class SearchRun:
             raise
         finally:
             self.logger.close()
+        remove_checkpoints(run_dir)
         report = write_report(run_dir)
+        for line in summary_lines(outcome.state, objective_metric(outcome.state.objective)):
+            log(line)
         log(f"{outcome.status}: {outcome.reason}; {spent_text(experiment, outcome.state)}. Report: {report}")
         return outcome
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """Train the nodes of an iteration."""
         specs = [NodeSpec(n.id, Training.model_validate(n.config), n.seeds) for n in plan.nodes]
-        title = f"block {plan.block}, iteration {plan.iter_in_block}/{self.experiment.search.n_iter_block}"
+        place = f"iteration {plan.iter_in_block}/{self.experiment.search.n_iter_block}"
+        title = f"block {plan.block}, {plan.kind or place}"
         done = plan.number - 1
         total = done + (remaining(self.experiment, self.state)[1] if self.state is not None else 1)
         with self.progress.iteration(title, [n.id for n in plan.nodes], done, total) as (on_progress, on_stage):
@@ -206,7 +211,7 @@ class SearchRun:
         for node in plan.nodes:
             log(f"  node {node.id}: parent={node.parent}, {node.strategy}, {node.changes}")
         try:
-            question = f"train iteration {plan.number} (block {plan.block})? [y/N] "
+            question = f"train {plan.kind or f'iteration {plan.number}'} (block {plan.block})? [y/N] "
             with self.progress.hidden():
                 answer = self.console.rich.input(question, markup=False)
         except (EOFError, RuntimeError):  # no terminal

@@ -306,6 +306,9 @@ class Search(StrictModel):
     max_tokens: int | None = Field(None, ge=0, description="limit of tokens of all calls, read and written")
     max_wall_s: float | None = Field(None, ge=0, description="limit of the run's time, s")
     max_nodes: int | None = Field(None, ge=1, description="limit of nodes")
+    confirm_share: float = Field(
+        0.15, ge=0, le=1, description="nodes on fresh seeds for the best settings at the end, per node of the search"
+    )
     target: float | None = Field(None, le=1, description="stop when a node's reward (the objective) reaches it")
     patience: int | None = Field(
         None, ge=1, description="stop after this many iterations without an improvement beyond noise"

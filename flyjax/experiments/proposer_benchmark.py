@@ -231,7 +231,8 @@ def one_row(
 ) -> Row:
     """Run one search in `folder` to its end and read its curve; with a transcript its answers are played again."""
     data = experiment.model_dump(mode="json")
-    data["search"] |= {"seed": seed, "proposer": proposer}
+    # The comparison evaluates what was found by itself.
+    data["search"] |= {"seed": seed, "proposer": proposer, "confirm_share": 0}
     experiment = parse_experiment(data, "comparison")
     trainings = real if landscape == REAL else study
     if trainings is not None:

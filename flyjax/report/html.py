@@ -18,6 +18,7 @@ from PIL import Image
 
 from flyjax.report import charts, landscape, tables, tree
 from flyjax.report.run_view import RunView
+from flyjax.search.confirmation import confirmed
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures, ucb
 from flyjax.search.proposals.types import STRATEGIES
@@ -134,6 +135,7 @@ def render(run: RunView) -> str:
             rows=tables.nodes_table(run.state),
             large=functools.partial(_pictures, run, side=LARGE),
             small=functools.partial(_pictures, run, side=SMALL),
+            confirmed=confirmed(run.state),
             pending=pending_input(run.folder, run.state).strip(),
             landscape_maps=landscape.report_section(run.folder, run.search_ranges, run.truth_metric),
         )

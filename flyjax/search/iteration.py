@@ -6,7 +6,8 @@ from typing import Any
 
 from flyjax.config import Experiment
 from flyjax.config.ranges import derive_seed
-from flyjax.search.journal.state import Node, State
+from flyjax.search.confirmation import search_limit
+from flyjax.search.journal.state import CONFIRMATION, Node, State
 from flyjax.search.policy.measures import best_node, iterations_without_improvement
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT, Context
@@ -39,19 +40,25 @@ class IterationPlan:
     simulation: dict[str, Any]  # the simulation section of this block
     nodes: tuple[Node, ...]  # ids, training sections (`config`), seeds
     done: tuple[int, ...] = ()  # nodes whose result is in the journal already: another result of theirs is ignored
+    kind: str = ""  # "confirmation" of the best settings on fresh seeds
 
 
 def pending_plan(state: State) -> IterationPlan:
     """The plan of the iteration in training."""
-    now = state.pending
-    assert now is not None
-    nodes = tuple(state.nodes[i] for i in now.nodes)
+    confirming, now = state.confirming, state.pending
+    if confirming is not None:
+        number, block, place, kind = confirming.number, confirming.block, 0, CONFIRMATION
+        nodes = tuple(confirming.nodes.values())
+    else:
+        assert now is not None
+        number, block, place, kind = now.number, now.block, now.iter_in_block, ""
+        nodes = tuple(state.nodes[i] for i in now.nodes)
     done = tuple(n.id for n in nodes if n.status != "running")
-    simulation = state.blocks[now.block].simulation
+    simulation = state.blocks[block].simulation
     if "data_path" in simulation:
         # The folder of the videos today: it may have moved since the block began.
         simulation = {**simulation, "data_path": state.experiment["simulation"]["data_path"]}
-    return IterationPlan(now.number, now.block, now.iter_in_block, simulation, nodes, done)
+    return IterationPlan(number, block, place, simulation, nodes, done, kind)
 
 
 EXHAUSTED = "every configuration of the space was tried"
@@ -69,23 +76,24 @@ def next_nodes(experiment: Experiment, state: State, wall_s: float) -> tuple[int
     An iteration is expected to take as long as the newest one did; the first one begins in any case.
     """
     search, newest, best = experiment.search, state.iteration, best_node(state)
+    reserved = " (a part for the confirmation)" if search.confirm_share else ""
     if newest is not None and at_block_end(experiment, state) and newest.block >= search.n_blocks:
         return 0, f"{newest.block} blocks done"  # n_blocks may be less by now
     if search.max_wall_s is not None:
-        expected = newest.wall_s if newest else 0.0
-        if wall_s >= search.max_wall_s:
-            return 0, f"search.max_wall_s={search.max_wall_s:g} reached"
-        if wall_s + expected > search.max_wall_s:
+        expected, until = newest.wall_s if newest else 0.0, search.max_wall_s / (1 + search.confirm_share)
+        if wall_s >= until:
+            return 0, f"search.max_wall_s={search.max_wall_s:g} reached{reserved}"
+        if wall_s + expected > until:
             why = f"after {wall_s:.0f} s the next iteration would take about {expected:.0f} s more"
-            return 0, f"search.max_wall_s={search.max_wall_s:g}: {why}"
+            return 0, f"search.max_wall_s={search.max_wall_s:g}{reserved}: {why}"
     if search.target is not None and best is not None and score(best) >= search.target:
         return 0, f"search.target={search.target:g} reached by node {best.id} ({search.objective} {score(best):.3f})"
     if search.patience is not None and (idle := iterations_without_improvement(state)) >= search.patience:
         return 0, f"search.patience={search.patience}: {idle} iterations without an improvement beyond noise"
-    if search.max_nodes is not None and len(state.nodes) >= search.max_nodes:
-        return 0, f"search.max_nodes={search.max_nodes} reached"
-    rest = search.n_candidates if search.max_nodes is None else search.max_nodes - len(state.nodes)
-    return min(search.n_candidates, rest), ""
+    limit = search_limit(experiment, len(state.all_nodes) - len(state.nodes))
+    if limit is not None and len(state.nodes) >= limit:
+        return 0, f"search.max_nodes={search.max_nodes} reached{reserved}"
+    return min(search.n_candidates, search.n_candidates if limit is None else limit - len(state.nodes)), ""
 
 
 def next_context(
@@ -124,7 +132,8 @@ def next_context(
 
 def planned_iteration(experiment: Experiment, state: State, step: dict[str, Any], limit: int) -> dict[str, Any]:
     """The fields of iteration_started for the newest `step`, with `limit` nodes at most."""
-    opens, newest, first = step["opens_block"], state.iteration, max(state.nodes, default=0) + 1
+    opens, newest = step["opens_block"], state.iteration
+    first = max((n.id for n in state.all_nodes), default=0) + 1
     root = {
         "parent": ROOT, "changes": {}, "config": root_config(experiment), "strategy": ROOT, "hypothesis": "",
         "parent_rule": "a block begins: UCB file empty -> parent=root",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import Experiment
+from flyjax.search.confirmation import planned_confirmation
 from flyjax.search.iteration import (
     EXHAUSTED,
     IterationPlan,
@@ -152,7 +153,7 @@ class Session:
         limit, why = self.next_nodes()
         if state.finished == EXHAUSTED and not changed:
             limit = 0  # the same space has no other configuration
-        if state.finished and not limit:
+        if state.finished and not limit and "search.confirm_share" not in changed:
             if changed:  # nothing to do now, but they are the run's settings from here on
                 self.begin("run_resumed", changed=changed)
             self.heartbeat.discard()  # of a session that was killed after the end
@@ -197,16 +198,20 @@ class Session:
 
     def next_nodes(self) -> tuple[int, str]:
         """How many nodes the next iteration may have, and why none where it may have none."""
-        # The time since the last event counts, but not the pause before this session.
+        return next_nodes(self.experiment, self.state, self.wall_s)
+
+    @property
+    def wall_s(self) -> float:
+        """Seconds of work until now: since the last event, but without the pause before this session."""
         since = max(0.0, self.clock() - (self.state.last_time or 0.0)) if self.is_working else 0.0
-        return next_nodes(self.experiment, self.state, self.state.wall_s + since)
+        return self.state.wall_s + since
 
     # --- a turn of the loop ---
 
     def advance(self) -> None:
         """Do the next thing: train an iteration, take a step, or journal one consequence of the newest step."""
         step, state = self.newest_step, self.state
-        if state.pending:
+        if state.pending or state.confirming:
             self.train_iteration()
         elif step is None or self.repeat_step:
             self.take_step()
@@ -282,12 +287,15 @@ class Session:
             self.edit_protocol(step, edit)
         # Limits may have been lowered since the step was taken, and time has passed.
         limit, why = self.next_nodes() if step["n_next"] else (0, step["why_none"])
-        if not limit:
+        if limit:
+            planned: dict[str, Any] | None = planned_iteration(self.experiment, self.state, step, limit)
+        else:
+            planned = planned_confirmation(self.experiment, self.state, self.wall_s)
+        if planned is None:
             if self.state.finished is None:
                 self.record("run_finished", reason=why, nodes=len(self.state.nodes), wall_s=self.state.wall_s)
             self.outcome = Outcome(self.state, "finished", self.state.finished or why)
             return
-        planned = planned_iteration(self.experiment, self.state, step, limit)
         if self.callbacks.approve is not None:
             event = {"event": "iteration_started", "time": self.state.last_time, **planned}
             with self.heartbeat.paused():

@@ -24,7 +24,7 @@ from flyjax.utils.errors import UserError, as_user_errors, user_message
 SMALL = {
     "name": "small",
     "simulation": {"extent": 1, "visual_input_type": "scenes_texture", "n_frames": 1600},
-    "search": {"n_candidates": 2, "n_iter_block": 2, "n_blocks": 2, "simulation_ranges": {}},
+    "search": {"n_candidates": 2, "n_iter_block": 2, "n_blocks": 2, "confirm_share": 0, "simulation_ranges": {}},
 }
 
 

@@ -27,6 +27,7 @@ TINY = {
         "n_candidates": 1,
         "n_iter_block": 2,
         "n_blocks": 1,
+        "confirm_share": 0,
         "ranges": {"learning_rate_W_start": {"min": 1e-4, "max": 1e-2, "scale": "log"}},
         "simulation_ranges": {},
     },

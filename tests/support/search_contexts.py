@@ -41,6 +41,7 @@ def experiment(**search):
                 "n_candidates": 3,
                 "n_iter_block": 3,
                 "n_blocks": 2,
+                "confirm_share": 0,
                 "simulation_ranges": {
                     "visual_input_type": {"scale": "choice", "values": stimuli},
                     "n_frames": {"min": 1000, "max": 4000, "scale": "int"},

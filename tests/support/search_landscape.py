@@ -20,7 +20,10 @@ def experiment(**search):
         {
             "name": "landscape",
             "simulation": {"n_frames": 32_000},
-            "search": {"n_candidates": 4, "n_iter_block": 4, "n_blocks": 2, "proposer": "rules", **search},
+            "search": {
+                **{"n_candidates": 4, "n_iter_block": 4, "n_blocks": 2, "proposer": "rules", "confirm_share": 0},
+                **search,
+            },
         }
     )
 

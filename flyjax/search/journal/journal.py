@@ -80,7 +80,8 @@ EVENTS: dict[str, type[BaseModel]] = {
     ),
     "proposal_rejected": _event(errors=list[str], usage=_Usage),
     "iteration_started": _event(
-        {"iteration": int, "block": int, "iter_in_block": int, "simulation": _Data, "nodes": list[_PlannedNode]}
+        {"iteration": int, "block": int, "iter_in_block": int, "simulation": _Data, "nodes": list[_PlannedNode]},
+        kind=str,
     ),
     "node_finished": _event(
         {"node": int}, metrics=_Data | None, per_seed=list[_Data] | None, reason=_Text, activity=_Text

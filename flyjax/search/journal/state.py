@@ -14,6 +14,7 @@ from flyjax.utils.format import finite
 from flyjax.utils.metric_names import CONVERGED, FAILED
 
 Event = dict[str, Any]
+CONFIRMATION = "confirmation"  # kind of an iteration, and strategy of its nodes
 
 
 def objective_metric(objective: str) -> str:
@@ -43,6 +44,7 @@ class Node:
     reason: str = ""  # why it failed
     reward: float | None = None  # the objective, mean over seeds; see `_pooled` for a seed without one
     spread: dict[str, float] = field(default_factory=dict)  # n, min, std, cv, failed_seeds (without a value)
+    values: tuple[float, ...] = ()  # the objective of each seed, counted as in the reward
     activity: str = ""  # the log's `Activity:` line, as measured or as a step words it
     observation: str = ""
 
@@ -64,6 +66,15 @@ class Iteration:
     iter_in_block: int
     nodes: tuple[int, ...]
     wall_s: float = field(default=0.0, compare=False)  # of its training
+
+
+@dataclass(frozen=True)
+class Confirmation:
+    """The best settings trained again on fresh seeds, after the end of a search; no part of its tree."""
+
+    number: int  # of the iteration that it takes the place of
+    block: int
+    nodes: dict[int, Node]
 
 
 @dataclass(frozen=True)
@@ -125,6 +136,7 @@ class State:
     iterations: dict[int, Iteration] = field(default_factory=dict)
     blocks: dict[int, Block] = field(default_factory=dict)
     choices: dict[int, Choice] = field(default_factory=dict)
+    confirmations: dict[int, Confirmation] = field(default_factory=dict)  # one after each end of the search
     step: dict[str, Any] | None = None  # the newest accepted `proposal` event
     notes: str = ""
     acknowledged: tuple[tuple[int, str], ...] = ()  # (iteration, instruction of a user)
@@ -159,6 +171,18 @@ class State:
         return None
 
     @property
+    def confirming(self) -> Confirmation | None:
+        """The confirmation in training."""
+        running = (c for c in self.confirmations.values() if any(n.status == "running" for n in c.nodes.values()))
+        return next(running, None)
+
+    @property
+    def all_nodes(self) -> list[Node]:
+        """The nodes of the search and those of its confirmations, by id."""
+        nodes = [*self.nodes.values(), *(n for c in self.confirmations.values() for n in c.nodes.values())]
+        return sorted(nodes, key=lambda node: node.id)
+
+    @property
     def objective(self) -> str:
         return self.experiment.get("search", {}).get("objective", "connectivity_R2")
 
@@ -187,15 +211,15 @@ class State:
         return max(trained, key=lambda n: (n.reward if n.reward is not None else -math.inf, -n.id))
 
 
-def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
-    """The reward of a node, and the spread of its seeds' objectives.
+def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float], tuple[float, ...]]:
+    """The reward of a node, the spread of its seeds' objectives, and these.
 
     A seed without a result counts as 0, or as the worst of the others where that is negative: no result is not
     better than a bad one.
     """
     known = [value for value in map(finite, values) if value is not None]
     if not known:
-        return None, {}
+        return None, {}, ()
     failed = len(values) - len(known)
     seeds = known + [min(0.0, *known)] * failed
     mean = sum(seeds) / len(seeds)
@@ -205,12 +229,16 @@ def _pooled(values: list[Any]) -> tuple[float | None, dict[str, float]]:
         out["std"] = math.sqrt(sum((v - mean) ** 2 for v in seeds) / (len(seeds) - 1))
         if mean:
             out["cv"] = out["std"] / abs(mean)
-    return mean, out
+    return mean, out, tuple(seeds)
 
 
 def _with_node(state: State, event: Event, **fields: Any) -> State:
-    node = state.nodes[event["node"]]
-    return replace(state, nodes=state.nodes | {node.id: replace(node, reason=event.get("reason") or "", **fields)})
+    number, reason = event["node"], event.get("reason") or ""
+    for key, found in state.confirmations.items():
+        if number in found.nodes:
+            nodes = found.nodes | {number: replace(found.nodes[number], reason=reason, **fields)}
+            return replace(state, confirmations=state.confirmations | {key: replace(found, nodes=nodes)})
+    return replace(state, nodes=state.nodes | {number: replace(state.nodes[number], reason=reason, **fields)})
 
 
 def _proposal(state: State, event: Event) -> State:
@@ -243,6 +271,9 @@ def _iteration_started(state: State, event: Event) -> State:
         fields = {name: planned[name] for name in _PLANNED if name in planned}
         new[planned["node"]] = Node(planned["node"], **place, **fields, seeds=tuple(planned["seeds"]))
     number = event["iteration"]
+    if event.get("kind") == CONFIRMATION:
+        confirmation = Confirmation(number, event["block"], new)
+        return replace(state, confirmations=state.confirmations | {number: confirmation}, finished=None)
     block = state.blocks.get(event["block"]) or Block(event["block"], event["simulation"])
     block = replace(block, iterations=(*block.iterations, number), nodes=(*block.nodes, *new))
     iteration = Iteration(number, block.number, event["iter_in_block"], tuple(new))
@@ -260,9 +291,10 @@ def _node_finished(state: State, event: Event) -> State:
     # Metrics are means over the seeds that have them; the reward counts every seed, or a configuration that fails
     # half of the time would win.
     known = finite(metrics.get(name)) is not None
-    reward, spread = _pooled([m.get(name) for m in event.get("per_seed") or [metrics]]) if known else (None, {})
-    activity = event.get("activity") or ""
-    return _with_node(state, event, status="finished", metrics=metrics, reward=reward, spread=spread, activity=activity)
+    seeds = [m.get(name) for m in event.get("per_seed") or [metrics]] if known else []
+    reward, spread, values = _pooled(seeds)
+    fields = {"reward": reward, "spread": spread, "values": values, "activity": event.get("activity") or ""}
+    return _with_node(state, event, status="finished", metrics=metrics, **fields)
 
 
 def _after(state: State, event: Event) -> State:

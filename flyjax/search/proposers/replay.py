@@ -136,7 +136,7 @@ def write_transcript(run: str | Path, path: str | Path) -> Path:
     # The steps of hybrid are taken as they were carried out: refused answers are not needed.
     events = EVENTS[1:] if started.get("proposer") == "hybrid" else EVENTS
     lines = [about, *(_transcript_line(e) for k in sorted(answers) for e in answers[k] if e["event"] in events)]
-    lines += [_result_line(node, started) for node in state.nodes.values() if node.status != "running"]
+    lines += [_result_line(node, started) for node in state.all_nodes if node.status != "running"]
     write_atomic(path, "".join(json.dumps(e, ensure_ascii=False) + "\n" for e in lines))
     return Path(path)
 

@@ -73,8 +73,8 @@ def read_protocol(path: str | Path) -> str:
 #: What may differ between the config of a run and that of a later call: limits, and what changes no result.
 CHANGEABLE = (
     "description", "search.max_usd", "search.max_calls", "search.max_tokens", "search.max_wall_s", "search.max_nodes",
-    "search.max_disk_gb", "search.target", "search.patience", "search.n_blocks", "search.proposer", "search.transcript",
-    "simulation.data_path", "training.checkpoint_every",
+    "search.max_disk_gb", "search.confirm_share", "search.target", "search.patience", "search.n_blocks",
+    "search.proposer", "search.transcript", "simulation.data_path", "training.checkpoint_every",
 )  # fmt: skip  # and every setting of search.llm
 
 

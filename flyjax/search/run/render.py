@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flyjax.config import dump_yaml
-from flyjax.search.journal.state import Node, State
+from flyjax.search.confirmation import summary_lines
+from flyjax.search.journal.state import Node, State, objective_metric
 from flyjax.search.policy.measures import best_node, noise_estimate, trained_iterations
 from flyjax.search.policy.ucb import ucb_lines
 from flyjax.search.protocol.document import rules
@@ -159,6 +160,9 @@ def analysis_md(state: State) -> str:
             parts.append(
                 f"### Protocol edited by hand in block {edit['block']}\n{edit['reason']}\n{_fenced(edit['diff'])}"
             )
+    if lines := summary_lines(state, objective_metric(state.objective)):
+        after = max(state.confirmations) - 1
+        parts.append(f"## Confirmation on fresh seeds, after iteration {after}\n" + "".join(f"- {x}\n" for x in lines))
     return "\n".join(parts)
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from flyjax.config import Experiment
+from flyjax.search.confirmation import confirmation_size, search_limit
 from flyjax.search.iteration import block_simulation, n_seeds, next_context, next_nodes
 from flyjax.search.journal.state import State
 from flyjax.search.llm.budget import NOT_REPORTED, announce, dollars
@@ -27,16 +28,19 @@ def remaining(experiment: Experiment, state: State) -> tuple[int, int]:
     `target` and `patience` may end it before.
     """
     search, newest = experiment.search, state.iteration
-    training = sum(n.status == "running" for n in state.nodes.values())
+    training = sum(n.status == "running" for n in state.all_nodes)
     # A block that has begun goes to its end, also where n_blocks is less by now.
     blocks = max(search.n_blocks, newest.block) if newest else search.n_blocks
     iterations = blocks * search.n_iter_block - (newest.number if newest else 0)
     nodes = max(0, iterations) * search.n_candidates
-    if search.max_nodes is not None:
-        nodes = max(0, min(nodes, search.max_nodes - len(state.nodes)))
+    limit = search_limit(experiment, len(state.all_nodes) - len(state.nodes))
+    if limit is not None:
+        nodes = max(0, min(nodes, limit - len(state.nodes)))
     if not next_nodes(experiment, state, state.wall_s)[0]:
         nodes = 0
-    return nodes + training, -(-nodes // search.n_candidates) + bool(training)
+    done = state.finished is not None or (not nodes and state.number + 1 in state.confirmations)
+    again = 0 if done else confirmation_size(experiment, len(state.nodes) + nodes)
+    return nodes + again + training, -(-nodes // search.n_candidates) + bool(again) + bool(training)
 
 
 def remaining_seconds(experiment: Experiment, state: State) -> float | None:
@@ -72,7 +76,7 @@ def spent_text(experiment: Experiment, state: State) -> str:
         value = getattr(search, name)
         return None if value is None else form.format(value)
 
-    done = sum(n.status != "running" for n in state.nodes.values())
+    done = sum(n.status != "running" for n in state.all_nodes)
     parts = [f"{_of(str(done), limit('max_nodes'))} node{'' if done == 1 and search.max_nodes is None else 's'}"]
     if spent.calls:
         tokens = spent.input_tokens + spent.output_tokens
@@ -100,9 +104,11 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     search, training = experiment.search, experiment.training
     nodes = search.n_blocks * search.n_iter_block * search.n_candidates
     trainings = nodes * training.n_seeds + search.n_blocks * (n_seeds(experiment, is_root=True) - training.n_seeds)
+    confirming = confirmation_size(experiment, nodes)
+    again = f", and {plural(confirming, 'node')} on fresh seeds at the end" if confirming else ""
     lines = [
         f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
-        f"candidates = {nodes} nodes, {trainings} trainings; proposer {proposer}, objective {search.objective}"
+        f"candidates = {nodes} nodes, {trainings} trainings{again}; proposer {proposer}, objective {search.objective}"
     ]
     for block in range(1, search.n_blocks + 1):
         s = block_simulation(experiment, block)
