@@ -47,7 +47,7 @@ def main(
     proposer: Annotated[
         str | None,
         typer.Option(
-            help="llm, rules, random, tpe, cmaes, hybrid or replay. Default: the run's own; for a new run llm if "
+            help="llm, rules, random, tpe, cmaes, map, hybrid or replay. Default: the run's own; for a new run llm if "
             "ANTHROPIC_API_KEY is set, else rules."
         ),
     ] = None,

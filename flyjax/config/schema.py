@@ -277,7 +277,7 @@ class LLM(StrictModel):
 class Search(StrictModel):
     """The outer loop."""
 
-    proposer: Literal["auto", "llm", "rules", "random", "tpe", "cmaes", "hybrid", "replay"] = Field(
+    proposer: Literal["auto", "llm", "rules", "random", "tpe", "cmaes", "map", "hybrid", "replay"] = Field(
         "auto", description="'auto': the run's own; for a new run llm if ANTHROPIC_API_KEY is set, else rules"
     )
     n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")

@@ -20,6 +20,7 @@ from flyjax.search.llm.budget import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
 from flyjax.search.policy import measures, ucb
+from flyjax.search.policy.run_map import map_text
 from flyjax.search.policy.strategy import assign_slots, condition_holds
 from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposals.validation import available_visuals
@@ -331,6 +332,7 @@ def build(context: Context, previous: str = "") -> Prompt:
     content.append(
         _text_block(
             measures_text(context),
+            map_text(context.state, context.block),
             replaced_text(context),
             drafts_text(context),
             feedback_text(context, previous),

@@ -16,6 +16,7 @@ CLASSES = {
     "random": "flyjax.search.proposers.samplers:RandomProposer",
     "tpe": "flyjax.search.proposers.samplers:TPEProposer",
     "cmaes": "flyjax.search.proposers.samplers:CMAESProposer",
+    "map": "flyjax.search.proposers.samplers:MapProposer",
     "hybrid": "flyjax.search.proposers.samplers:HybridProposer",
     "replay": "flyjax.search.proposers.replay:ReplayProposer",
 }

@@ -1,8 +1,9 @@
-"""Classical optimisers on the same footing as the rest: the same choices, block ends and budgets.
+"""Optimisers and designs on the same footing as the rest: the same choices, block ends and budgets.
 
     random   uniform in the ranges, no learning: the baseline
     tpe      tree-structured Parzen estimator (Optuna)
     cmaes    covariance matrix adaptation (the package behind Optuna's sampler)
+    map      where the class of a training is most uncertain by the run's own map; Sobol' points while it has no skill
     hybrid   CMA-ES (TPE where that cannot run) proposes, a language model may override a share of the slots
 
 Each is rebuilt from the block's results at every step and draws from (run seed, iteration), so a resumed
@@ -18,11 +19,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from scipy.stats import qmc
 
 from flyjax.config import Experiment, Range
 from flyjax.config.ranges import at, sample, unit
 from flyjax.search.iteration import root_config
 from flyjax.search.policy.measures import comparable_rewards
+from flyjax.search.policy.run_map import most_uncertain, skilled_map
 from flyjax.search.proposals.types import ROOT, Context, Proposal, ProtocolEdit, Step
 from flyjax.search.proposals.validation import child_config, highest_ucb, known_configs, next_simulation
 from flyjax.search.proposers.rules import PATIENCE, RulesProposer, generator
@@ -166,6 +169,26 @@ class CMAESProposer(SamplerProposer):
                 optimiser.tell(results)
         while True:
             yield {k: at(span, float(x)) for (k, span), x in zip(ranges.items(), optimiser.ask())}
+
+
+class MapProposer(SamplerProposer):
+    """Configurations of which a training would tell most, by the map of the block's simulation.
+
+    While the map has no skill, the next points of a Sobol' sequence of the block.
+    """
+
+    name = "map"
+
+    def draws(self, context):
+        search, block = context.experiment.search, context.block + context.next_opens_block
+        found = None if context.next_opens_block else skilled_map(context.state, context.block)
+        if found is not None:
+            yield from most_uncertain(found, int(generator(context, stream=4).integers(2**31)))
+        sequence = qmc.Sobol(len(search.ranges), rng=np.random.default_rng([search.seed, block]))
+        if n_trained := len(context.state.block_nodes(block)):  # scipy cannot go on by 0
+            sequence.fast_forward(n_trained)
+        while True:
+            yield {k: at(span, float(x)) for (k, span), x in zip(search.ranges.items(), sequence.random(1)[0])}
 
 
 def with_drafts(context: Context, optimiser: SamplerProposer | None = None) -> Context:
