@@ -302,7 +302,8 @@ def test_the_recorded_quickstart_is_the_run_it_says(tmp_path, root, monkeypatch)
     path = root / "experiments" / "transcripts" / "quickstart_llm.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     results = {e["node"]: e for e in lines if e["event"] == "result"}
-    shape = ["search.n_candidates=4", "search.n_iter_block=3", "search.confirm_share=0"]  # as the quickstart was when it was recorded
+    # As the quickstart was when it was recorded.
+    shape = ["search.n_candidates=4", "search.n_iter_block=3", "search.confirm_share=0"]
     exp = load_experiment(root / "experiments" / "quickstart.yaml", [f"search.transcript={path}", *shape])
     state = run_loop(
         exp,

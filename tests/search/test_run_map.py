@@ -13,7 +13,7 @@ from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.llm.prompt import render_prompt
 from flyjax.search.policy.run_map import information, map_text, most_uncertain, run_map, skilled_map
-from flyjax.search.proposers import make_proposer
+from flyjax.search.proposers import make_proposer, rules
 
 EXP = experiment(n_iter_block=6, n_blocks=1, proposer="random")
 
@@ -97,3 +97,27 @@ def test_the_proposer_fills_the_space_until_the_map_has_skill(tmp_path, mapped):
     assert information(found, configs[:1])[0] > np.quantile(anywhere, 0.9)
     assert make_proposer("map", exp).step(asked).proposals == step.proposals
     assert fold(read_journal(tmp_path)).blocks[1].nodes[0] == 1
+
+
+@pytest.mark.parametrize("strategy", ["failure-probe", "explore"])
+def test_the_rules_probe_and_explore_where_the_map_is_uncertain(mapped, tmp_path, monkeypatch, strategy):
+    asked = replace(next_context(EXP, mapped, tmp_path, ("DAVIS",), 0), n_proposals=4, next_opens_block=False)
+    parent = mapped.nodes[5]
+    proposer, found = rules.RulesProposer(EXP), skilled_map(mapped, 1)
+
+    def first(count=1):
+        known, rng = rules.rules(asked.protocol), rules.generator(asked)
+        slot = rules.Slot(strategy, parent.id)
+        drafts, taken = proposer._drafts(asked, slot, parent, known, EXP.search.ranges, rng), []
+        filled = proposer._fill(asked, slot, taken, known, rules.generator(asked), {})
+        return filled, [next(drafts) for _ in range(count)]
+
+    filled, (usual,) = first()
+    told = [information(found, [{**parent.config, **c}])[0] for c in (filled.changes, usual)]
+    assert told[0] >= told[1] and filled.strategy == strategy
+    if strategy == "failure-probe":
+        assert len(filled.changes) == 1, "still one parameter at its extreme"
+    else:
+        assert told[0] > told[1]
+    monkeypatch.setattr(rules, "skilled_map", lambda *_: None)
+    assert first()[0].changes == usual, "without skill as before"

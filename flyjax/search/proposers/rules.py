@@ -12,6 +12,7 @@ from flyjax.search.iteration import block_simulation, root_config
 from flyjax.search.journal.state import Node, State
 from flyjax.search.policy import moves
 from flyjax.search.policy.measures import best_configuration, best_node, clear_gain, measure, noise_floor
+from flyjax.search.policy.run_map import information, skilled_map
 from flyjax.search.policy.strategy import Slot, assign_slots
 from flyjax.search.policy.ucb import score
 from flyjax.search.proposals.types import ROOT, Context, Proposal, Step
@@ -19,6 +20,7 @@ from flyjax.search.proposals.validation import available_visuals, known_configs,
 from flyjax.search.protocol.document import Rules, rules
 from flyjax.search.protocol.revision import revise
 
+N_COMPARED = 64  # drafts of a slot that the map compares
 PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
 
 
@@ -85,7 +87,8 @@ class RulesProposer:
             return Proposal(parent.id, {}, slot.strategy, f"node {parent.id} (R2 {score(parent):.3f}) is reproducible")
         key = (slot.strategy, slot.parent)
         if key not in sources:
-            sources[key] = self._drafts(context, slot, parent, known, ranges, rng)
+            drafts = self._drafts(context, slot, parent, known, ranges, rng)
+            sources[key] = drafts if slot.strategy == "exploit" else _most_informative(context, parent, drafts)
         return _first_new(context, sources[key], parent.id, slot.strategy, taken)
 
     def _drafts(self, context, slot, parent: Node, known, ranges, rng) -> Iterator[dict[str, Any]]:
@@ -167,6 +170,18 @@ class RulesProposer:
             after = visuals[(visuals.index(here) + 1) % len(visuals)] if here in visuals else (visuals or (here,))[0]
             wanted = {**current, "visual_input_type": after}
         return {k: wanted[k] for k in spans if wanted[k] != current[k]}
+
+
+def _most_informative(context: Context, parent: Node, drafts: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Drafts of a slot that looks for what is not known: first those of which a training would tell most, by the map
+    of the run; as they come where the map has no skill."""
+    found = skilled_map(context.state, context.block)
+    if found is None:
+        return drafts
+    some = list(itertools.islice(drafts, N_COMPARED))
+    configs = [{**parent.config, **changes} for changes in some]
+    worth = information(found, configs) if some else []
+    return itertools.chain((some[k] for k in np.argsort(-np.asarray(worth), kind="stable")), drafts)
 
 
 def _first_new(
