@@ -16,6 +16,7 @@ from flyjax.search.iteration import IterationPlan, n_seeds
 from flyjax.search.journal.state import State, objective_metric
 from flyjax.search.llm.budget import announce
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
+from flyjax.search.policy.run_map import score_text
 from flyjax.search.proposers import make_proposer, resolve_name
 from flyjax.search.run.opening import (
     changeable,
@@ -197,6 +198,8 @@ class SearchRun:
         scores = self.run_dir / "ucb_scores.txt"
         for line in scores.read_text(encoding="utf-8").splitlines()[:UCB_LINES] if scores.is_file() else ():
             self.console.log(f"  {line}")
+        if state.objective == "map":
+            self.console.log(f"  map: {score_text(state.choices[number].map_score)}")
         rest = remaining_text(self.experiment, state)
         self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {rest}" if rest else ""))
         write_report(self.run_dir)

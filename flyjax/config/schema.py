@@ -283,8 +283,9 @@ class Search(StrictModel):
     n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")
     n_iter_block: int = Field(12, ge=1, le=10_000, description="iterations per block")
     n_blocks: int = Field(2, ge=1, le=10_000, description="blocks of the run")
-    objective: Literal["connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind"] = Field(
-        "connectivity_R2", description="metric that the search maximises; blind uses held-out prediction only"
+    objective: Literal["connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind", "map"] = Field(
+        "connectivity_R2",
+        description="what the search maximises; blind uses held-out prediction only, map is the skill of its map",
     )
     ucb_c: float = Field(1.414, ge=0, description="weight of exploration in the UCB score")
     seed: Seed = Field(0, description="run seed; every training seed derives from it")

@@ -21,6 +21,7 @@ from flyjax.report.run_view import RunView
 from flyjax.search.confirmation import confirmed
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures, ucb
+from flyjax.search.policy.run_map import score_text
 from flyjax.search.proposals.types import STRATEGIES
 from flyjax.search.run.user_files import pending_input
 from flyjax.utils.atomic_io import write_atomic
@@ -100,6 +101,7 @@ def environment() -> Environment:
     found.globals.update(
         format_cell=tables.format_cell,
         measures=measures,
+        score_text=score_text,
         ucb_formula=ucb.UCB_FORMULA,
         strategies=STRATEGIES,
         columns=COLUMNS,

@@ -25,6 +25,7 @@ from flyjax.search.journal.heartbeat import Heartbeat, crashed_session_seconds
 from flyjax.search.journal.journal import FILE_NAME, Journal
 from flyjax.search.journal.state import State, apply, fold
 from flyjax.search.policy.measures import measure
+from flyjax.search.policy.run_map import map_score
 from flyjax.search.proposals.request import request_step
 from flyjax.search.proposals.types import ROOT, Proposer, ProtocolEdit
 from flyjax.search.protocol.document import EditRefused, apply_edit, carry_over, diff, instantiate, rules
@@ -264,6 +265,8 @@ class Session:
     def record_choice(self, step: dict[str, Any]) -> None:
         parents = [ROOT] * bool(step["opens_block"] and step["n_next"]) + [p["parent"] for p in step["proposals"]]
         decided = {"block": step["block"], "chosen": step["chosen"], "reason": step["reason"], "next_parents": parents}
+        if self.experiment.search.objective == "map" and (found := map_score(self.state, step["block"])):
+            decided["map_score"] = found
         self.record("choice", iteration=self.state.number, **decided)
         render.write(self.run_dir, self.state)
         self.callbacks.on_iteration(self.state, self.state.number)

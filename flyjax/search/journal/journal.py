@@ -87,7 +87,7 @@ EVENTS: dict[str, type[BaseModel]] = {
         {"node": int}, metrics=_Data | None, per_seed=list[_Data] | None, reason=_Text, activity=_Text
     ),
     "node_failed": _event({"node": int}, reason=_Text),
-    "choice": _event({"iteration": int, "chosen": int, "next_parents": list[int | str]}, reason=str),
+    "choice": _event({"iteration": int, "chosen": int, "next_parents": list[int | str]}, reason=str, map_score=_Data),
     "block_ended": _event({"block": int, "summary": str, "edit": _Edit}, measures=_Data),
 }  # fmt: skip
 _OTHER = _event()

@@ -18,8 +18,11 @@ CONFIRMATION = "confirmation"  # kind of an iteration, and strategy of its nodes
 
 
 def objective_metric(objective: str) -> str:
-    """The metric a search maximises; `blind` is what a real recording would allow."""
-    return "test_R2" if objective == "blind" else objective
+    """The metric of a node's reward; `blind` is what a real recording would allow.
+
+    The objective `map` is a score of all nodes: the tree of its nodes keeps the reward of the protocol.
+    """
+    return {"blind": "test_R2", "map": "connectivity_R2"}.get(objective, objective)
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,7 @@ class Choice:
     chosen: int
     reason: str
     next_parents: tuple[int | str, ...]
+    map_score: dict[str, float] | None = None  # of the objective `map`, see `run_map.map_score`
 
 
 @dataclass(frozen=True)
@@ -332,7 +336,7 @@ def _after(state: State, event: Event) -> State:
             return _with_node(state, event, status="failed")
         case "choice":
             chosen, parents = state.nodes[event["chosen"]].id, tuple(event["next_parents"])
-            choice = Choice(event["iteration"], chosen, event.get("reason", ""), parents)
+            choice = Choice(event["iteration"], chosen, event.get("reason", ""), parents, event.get("map_score"))
             return replace(state, choices=state.choices | {choice.iteration: choice})
         case "block_ended":
             block = replace(state.blocks[event["block"]], ended=event)

@@ -64,6 +64,34 @@ def skilled_map(state: State, block: int) -> Landscape | None:
     return None if found is None or found.problem else found
 
 
+def map_score(state: State, block: int) -> dict[str, float] | None:
+    """How well the nodes so far predict the class of configurations that the map was not fitted on; None for too few.
+
+    `skill` is 1 - log loss / log loss of the base rates, by cross-validation, with its 90 % interval; `log_loss` and
+    `brier` are per training.
+    """
+    from flyjax.landscape.landscape import MIN_CONFIGURATIONS
+
+    found = run_map(state, block)
+    if found is None or found.n_configurations < MIN_CONFIGURATIONS:
+        return None
+    classes = found.classes
+    skill, low, high = classes.skill.value, classes.skill.low, classes.skill.high
+    values = {"skill": skill, "low": low, "high": high, "log_loss": classes.log_loss, "brier": classes.brier}
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def score_text(score: Mapping[str, float] | None) -> str:
+    """A score of the map in words."""
+    if not score:
+        return "too few nodes"
+    return (
+        "log-loss skill {skill:.3f} ({low:.3f} to {high:.3f}), log loss {log_loss:.3f}, Brier score {brier:.3f}".format(
+            **score
+        )
+    )
+
+
 def information(found: Landscape, configs: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " n"]:
     """How much a training of each configuration would tell: what the members of the ensemble disagree on.
 
@@ -106,9 +134,15 @@ def map_text(state: State, block: int, n_uncertain: int = 3) -> str:
     found, metric = run_map(state, block), objective_metric(state.objective)
     if found is None:
         return ""
+    score = ""
+    if state.objective == "map":
+        score = (
+            "The objective is this map: how well it predicts the class (failed, partial, converged) of configurations "
+            f"that were never trained. Now: {score_text(map_score(state, block))}. UCB and the classes still use R2.\n"
+        )
     facts = found.summary()
     if found.problem:
-        return f"Map of block {block}'s simulation: {found.problem.replace('connectivity_R2', metric)}"
+        return f"{score}Map of block {block}'s simulation: {found.problem.replace('connectivity_R2', metric)}"
     value, low, high = facts["skill"]
     head = (
         f"Map of block {block}'s simulation: what {facts['trainings']} trainings of {facts['configurations']} "
@@ -119,7 +153,7 @@ def map_text(state: State, block: int, n_uncertain: int = 3) -> str:
     noise = f"{share:.0%} of the variance ({least:.0%} to {most:.0%})" if np.isfinite(share) else "not measured"
     stable = facts.get("stable_ranges") or {}
     level = f", stable range (P(R2 > 0.9) >= {facts['stable_level']:g}, others as recommended)" if stable else ""
-    lines = [head, f"setting | importance (total Sobol' index, 90 % interval) | recommended{level}"]
+    lines = [score + head, f"setting | importance (total Sobol' index, 90 % interval) | recommended{level}"]
     for name, (total, least, most) in facts["importance"].items():
         span = f" | {_number(stable[name][0])} to {_number(stable[name][1])}" if name in stable else ""
         best = _number(facts["recommended"][name])

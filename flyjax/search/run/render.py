@@ -16,6 +16,7 @@ from flyjax.config import dump_yaml
 from flyjax.search.confirmation import summary_lines
 from flyjax.search.journal.state import Node, State, objective_metric
 from flyjax.search.policy.measures import best_node, noise_estimate, trained_iterations
+from flyjax.search.policy.run_map import score_text
 from flyjax.search.policy.ucb import ucb_lines
 from flyjax.search.protocol.document import rules
 from flyjax.utils import metric_names
@@ -146,7 +147,8 @@ def _fenced(diff: str) -> str:
 def analysis_md(state: State) -> str:
     """The whole log: an entry per node whose iteration had its step, summaries at block ends."""
     name = state.experiment.get("name", "run")
-    parts = [f"# Log of {name}\n\nObjective (called R2 in scores): {state.objective}.\n"]
+    r2 = "" if state.objective != "map" else "; the scores use connectivity_R2"
+    parts = [f"# Log of {name}\n\nObjective (called R2 in scores): {state.objective}{r2}.\n"]
     for missing, used in ((state.started or {}).get("stimulus_fallbacks") or {}).items():
         parts.append(f"Stimulus {missing} is not on this machine: {used} stands in for it.\n")
     for block in sorted(state.blocks):
@@ -160,6 +162,9 @@ def analysis_md(state: State) -> str:
             parts.append(
                 f"### Protocol edited by hand in block {edit['block']}\n{edit['reason']}\n{_fenced(edit['diff'])}"
             )
+    if state.objective == "map":
+        rows = [f"- after iteration {k}: {score_text(c.map_score)}\n" for k, c in sorted(state.choices.items())]
+        parts.append("## Score of the map\n" + "".join(rows))
     if lines := summary_lines(state, objective_metric(state.objective)):
         after = max(state.confirmations) - 1
         parts.append(f"## Confirmation on fresh seeds, after iteration {after}\n" + "".join(f"- {x}\n" for x in lines))
