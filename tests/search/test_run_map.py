@@ -8,6 +8,7 @@ from support.search_contexts import context
 from support.search_landscape import evaluate, experiment, r2
 from support.search_runs import go
 
+from flyjax.report.html import write_report
 from flyjax.search.iteration import next_context
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
@@ -121,3 +122,21 @@ def test_the_rules_probe_and_explore_where_the_map_is_uncertain(mapped, tmp_path
         assert told[0] > told[1]
     monkeypatch.setattr(rules, "skilled_map", lambda *_: None)
     assert first()[0].changes == usual, "without skill as before"
+
+
+def test_the_objective_map_scores_the_predictions_and_leaves_the_tree(tmp_path):
+    trees, texts = [], []
+    for objective in ("connectivity_R2", "map"):
+        exp = experiment(n_iter_block=4, n_blocks=1, proposer="random", objective=objective)
+        state = go(tmp_path / objective, exp, make_proposer("random", exp)).state
+        trees.append((state.nodes, [c.chosen for c in state.choices.values()]))
+        texts.append((tmp_path / objective / "analysis.md").read_text())
+    assert trees[0] == trees[1], "UCB and choices keep connectivity_R2"
+    scores = [c.map_score for c in state.choices.values()]
+    assert scores[:2] == [None, None], "fewer than 12 configurations"
+    classes = run_map(state, 1).classes
+    assert scores[3]["log_loss"] == pytest.approx(classes.log_loss, abs=1e-4)
+    assert scores[3]["skill"] == pytest.approx(1 - classes.log_loss / classes.base_log_loss, abs=1e-3)
+    shown = f"{scores[3]['brier']:.3f}"
+    assert shown in texts[1] and shown in write_report(tmp_path / "map").read_text()
+    assert map_text(state, 1).count(shown) == 1

@@ -85,11 +85,8 @@ def score_text(score: Mapping[str, float] | None) -> str:
     """A score of the map in words."""
     if not score:
         return "too few nodes"
-    return (
-        "log-loss skill {skill:.3f} ({low:.3f} to {high:.3f}), log loss {log_loss:.3f}, Brier score {brier:.3f}".format(
-            **score
-        )
-    )
+    text = "log-loss skill {skill:.3f} ({low:.3f} to {high:.3f}), log loss {log_loss:.3f}, Brier score {brier:.3f}"
+    return text.format(**score)
 
 
 def information(found: Landscape, configs: Sequence[Mapping[str, Any]]) -> Float[np.ndarray, " n"]:

@@ -178,10 +178,10 @@ def _most_informative(context: Context, parent: Node, drafts: Iterator[dict[str,
     found = skilled_map(context.state, context.block)
     if found is None:
         return drafts
-    some = list(itertools.islice(drafts, N_COMPARED))
-    configs = [{**parent.config, **changes} for changes in some]
-    worth = information(found, configs) if some else []
-    return itertools.chain((some[k] for k in np.argsort(-np.asarray(worth), kind="stable")), drafts)
+    if not (some := list(itertools.islice(drafts, N_COMPARED))):
+        return drafts
+    worth = information(found, [{**parent.config, **changes} for changes in some])
+    return itertools.chain((some[k] for k in np.argsort(-worth, kind="stable")), drafts)
 
 
 def _first_new(
