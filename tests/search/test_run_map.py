@@ -114,12 +114,12 @@ def test_the_rules_probe_and_explore_where_the_map_is_uncertain(mapped, tmp_path
         return filled, [next(drafts) for _ in range(count)]
 
     filled, (usual,) = first()
-    told = [information(found, [{**parent.config, **c}])[0] for c in (filled.changes, usual)]
-    assert told[0] >= told[1] and filled.strategy == strategy
+    worth = [information(found, [{**parent.config, **c}])[0] for c in (filled.changes, usual)]
+    assert worth[0] >= worth[1] and filled.strategy == strategy
     if strategy == "failure-probe":
         assert len(filled.changes) == 1, "still one parameter at its extreme"
     else:
-        assert told[0] > told[1]
+        assert worth[0] > worth[1]
     monkeypatch.setattr(rules, "skilled_map", lambda *_: None)
     assert first()[0].changes == usual, "without skill as before"
 
