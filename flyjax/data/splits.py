@@ -22,10 +22,10 @@ def stimulus_for_split(simulation: Simulation, split: str) -> str:
     **Raises:** `UserError` for an unknown split or stimulus.
     """
     check_known("split", split, SPLITS)
-    if split == "train":
-        return stimulus.check_name(simulation.visual_input_type)
-    if simulation.test_visual_input_type:
-        return stimulus.check_name(simulation.test_visual_input_type)
+    name = simulation.visual_input_type if split == "train" else simulation.test_visual_input_type
+    if name is not None:
+        stimulus.parts_of(name)
+        return name
     other = stimulus.other_kind(simulation.visual_input_type)
     own, data_sets = stimulus.other_kind(other), stimulus.DATA_SETS
     absent = other in data_sets and data_sets[other].find(simulation.data_path) is None

@@ -65,12 +65,11 @@ class DataSet:
 
 def file_stamp(paths: Sequence[Path]) -> tuple:
     """Names, sizes and modification times: changes when the files do."""
-
-    def stamp(path: Path) -> tuple:
+    stamps = []
+    for path in paths:
         with reading(path):
-            return path.name, (s := path.stat()).st_size, s.st_mtime_ns
-
-    return tuple(map(stamp, paths))
+            stamps.append((path.name, (s := path.stat()).st_size, s.st_mtime_ns))
+    return tuple(stamps)
 
 
 def play(

@@ -65,12 +65,6 @@ def parts_of(name: str) -> list[tuple[str, float]]:
     return [(kind, weight / total) for kind, weight in weights.items()]
 
 
-def check_name(name: str) -> str:
-    """The name, or a `UserError` that names the nearest known one."""
-    parts_of(name)
-    return name
-
-
 def other_kind(name: str) -> str:
     """The stimulus on which a model trained on `name` (its largest part) is tested by default."""
     largest = max(parts_of(name), key=lambda part: part[1])[0]

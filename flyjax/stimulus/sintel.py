@@ -95,7 +95,7 @@ def _clips(folder: Path, scene: str, stamp: tuple, columns: bytes, with_flow: bo
         views = [[eye(p[..., w], how) for w in windows(p.shape[-1], margin)] for p in pictures]
         return np.stack([np.stack(v) for v in views], axis=1)
 
-    pictures = list(frames(folder / "training" / "final" / scene))[1:]
+    pictures = [picture for picture, _ in frames(folder / "training" / "final" / scene)][1:]
     if not pictures:
         raise UserError(f"{folder}/training/final/{scene} has a single frame: unpack the data set again")
     flow = None

@@ -130,8 +130,11 @@ def _ffmpeg(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
         reader.close()
 
 
-def _frames(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
-    """Luminance (H, W) and duration (s) of each frame."""
+def frames(path: Path) -> Iterator[tuple[Float32[np.ndarray, "H W"], float | None]]:
+    """Luminance in [0, 1] and duration (s), where it is stated, of each frame of a folder of images or a film file.
+
+    **Raises:** `UserError` naming the file that cannot be read.
+    """
     if path.is_dir():
         for image in images(path):
             with reading(image), _opened(image) as opened:
@@ -142,18 +145,10 @@ def _frames(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
         yield from (_gif if path.suffix.lower() == ".gif" else _ffmpeg)(path)
 
 
-def frames(path: Path) -> Iterator[Float32[np.ndarray, "H W"]]:
-    """Luminance frames in [0, 1] of a video: a folder of images or a film file.
-
-    **Raises:** `UserError` naming the file that cannot be read.
-    """
-    return (picture for picture, _ in _frames(path))
-
-
 @lru_cache(maxsize=512)
 def _view(path: Path, stamp: tuple, columns: bytes, prepare: Callable[[np.ndarray], np.ndarray] | None) -> Film:
     eye = BoxEye(np.frombuffer(columns, np.int64).reshape(-1, 2))
-    views = [(eye(frame if prepare is None else prepare(frame)), duration) for frame, duration in _frames(path)]
+    views = [(eye(frame if prepare is None else prepare(frame)), duration) for frame, duration in frames(path)]
     if not views:
         raise UserError(f"{path} has no frames: remove or replace it")
     luminance = np.clip(np.stack([view for view, _ in views]), 0, 1)

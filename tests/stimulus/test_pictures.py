@@ -22,7 +22,7 @@ def read(picture, path, **options):
     """Luminance of a picture that was written to `path` and read as a video of one frame."""
     path.parent.mkdir(exist_ok=True)
     picture.save(path, **options)
-    (frame,) = video.frames(path.parent)
+    ((frame, _),) = video.frames(path.parent)
     return frame
 
 
@@ -63,7 +63,7 @@ def test_big_endian_16_bits_are_scaled(tmp_path):
         little = buffer.getvalue()
     Image.frombytes("I;16B", (32, 20), values.tobytes()).save(path)
     assert path.read_bytes() != little
-    (seen,) = video.frames(path.parent)
+    ((seen, _),) = video.frames(path.parent)
     np.testing.assert_allclose(seen, RAMP, atol=1e-4)
 
 
@@ -238,7 +238,7 @@ def test_a_mutant_is_read_or_refused(tmp_path, name):
             data[at] = value
         path.write_bytes(bytes(data[: end if end > len(data) // 2 else None]))
         try:
-            seen = np.stack([f.mean() for f in video.frames(path if name == "a.gif" else tmp_path)] or [0])
+            seen = np.stack([f.mean() for f, _ in video.frames(path if name == "a.gif" else tmp_path)] or [0])
         except UserError as error:
             assert name in str(error) and "\n" not in str(error)
         else:

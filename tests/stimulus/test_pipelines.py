@@ -8,7 +8,7 @@ from PIL import Image
 
 from flyjax.circuit.hexgrid import flip, rotation
 from flyjax.config import Simulation
-from flyjax.data import record, stimulus_for_split
+from flyjax.data import record, recorder, stimulus_for_split
 from flyjax.data.splits import cache_key
 from flyjax.stimulus import flow, luminance
 from flyjax.stimulus.davis import published_order, quarter_turn
@@ -138,6 +138,7 @@ def test_a_recording_knows_its_blank_frames_and_its_pipeline(videos):
 def test_without_sintel_held_out_videos_are_the_test_and_one_line_says_so(videos, caplog):
     simulation = Simulation(extent=0, data_path=str(videos), n_frames=20, n_test_frames=20)
     assert stimulus_for_split(simulation, "test") == "DAVIS"
+    recorder._say.cache_clear()  # a line is said once per process
     with caplog.at_level(logging.WARNING, "flyjax"):
         assert record(simulation, 0.0, "test").visual_input_type == "DAVIS"
     (said,) = [r.getMessage() for r in caplog.records]
