@@ -27,6 +27,7 @@ from flyjax.report.proposers import (
 )
 from flyjax.search.iteration import root_config
 from flyjax.search.proposals.types import Paused
+from flyjax.search.proposers import NAMES
 from flyjax.search.proposers.rules import RulesProposer
 from flyjax.search.synthetic import REAL, make_landscape
 from flyjax.utils.errors import UserError
@@ -104,6 +105,7 @@ def test_the_legend_names_who_plays_on_any_panel(tmp_path, monkeypatch, others):
     assert sorted(t.get_text() for t in legend.get_texts()) == ["llm", "rules", "tpe"]
     assert "error" in legend.get_title().get_text(), "what the band is"
     assert len({str(style) for _, style in STYLES.values()}) == len(STYLES), "also in grey"
+    assert set(STYLES) == set(NAMES)
     FigureCanvasAgg(drawn[0]).draw()
     box = legend.get_window_extent()
     assert not any(box.overlaps(ax.get_window_extent()) for ax in drawn[0].axes)
