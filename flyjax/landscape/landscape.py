@@ -197,6 +197,11 @@ class Landscape:
         (mean,), (deviation,) = self.surrogate(metric).predict(place[None])
         return self._interval(metric or self.metric, mean, deviation)
 
+    def converged(self, place: Float[np.ndarray, " d"]) -> Estimate:
+        """The probability that a training converges at a point of the unit cube."""
+        threshold = self.classes.converged
+        return Estimate.of(threshold.probability(place[None])[0], threshold.draws(place[None])[:, 0])
+
     def _interval(self, metric: str, mean: float, deviation: float) -> Estimate:
         bounds = self.surrogate(metric).data.bounds
         low, high = np.clip([mean - Z * deviation, mean + Z * deviation], *bounds)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from scipy.optimize import nnls
+from sklearn.base import clone
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -105,6 +106,10 @@ def _fit_kernel(data: Targets, start: Any, rng: np.random.Generator) -> Any:
     if start is None:
         scales = Matern(np.full(data.x.shape[1], 0.5), (0.1, 30), nu=2.5)
         start = ConstantKernel(1.0, (0.05, 20)) * scales + WhiteKernel(0.1, (1e-4, 2))
+    else:
+        # From the end of its range, where a setting does nothing, no length scale would come back.
+        near = np.minimum(start.k1.k2.length_scale, 2.0)
+        start = clone(start).set_params(k1__k2__length_scale=near)
     some = data.part(rng.permutation(len(data.y))[:n_rows])
     mean, spread = data.scale()
     with warnings.catch_warnings():
@@ -151,13 +156,35 @@ def folds(n: int) -> list[tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]]:
 
 
 @dataclass(frozen=True)
+class _CrossValidated:
+    """What one kind of surrogate says of held-out configurations."""
+
+    kernel: Any
+    predicted: Float[np.ndarray, " n"]
+    variance: Float[np.ndarray, " n"]
+    base: Float[np.ndarray, " n"]  # the mean of the others
+
+    @classmethod
+    def of(cls, kind: str, data: Targets, sizes: Sizes, seed: int) -> _CrossValidated:
+        kernel = _fit_kernel(data, None, np.random.default_rng(seed)) if kind == KINDS[1] else None
+        predicted, variance, base = np.empty((3, len(data.y)))
+        for k, (fit, out) in enumerate(folds(len(data.y))):
+            rng = np.random.default_rng([seed, k])
+            ensemble = _ensemble(kind, data.part(fit), sizes.fold_members, sizes.trees, rng, kernel)
+            draws = _evaluate(ensemble, data.x[out], data.bounds)
+            predicted[out], variance[out] = draws.mean(0), draws.var(0, ddof=1)
+            base[out] = np.average(data.y[fit], weights=data.n[fit])
+        return cls(kernel, predicted, variance, base)
+
+
+@dataclass(frozen=True)
 class Surrogate:
     """A fitted surrogate.
 
     **Attributes:**
 
-    - `kind`: `forest` (extremely randomised trees) or `Gaussian process`, whichever predicted held-out configurations
-      better.
+    - `kind`: `forest` (extremely randomised trees), `Gaussian process`, whichever predicted held-out configurations
+      better, or both where the difference is within the interval of the better one's skill.
     - `held_out`: prediction of every configuration by members that were not fitted on it.
     - `skill`: R2 of these predictions against predicting the mean of the others; 0 is no skill.
     - `attainable`: the R2 that a perfect surrogate would have, given the noise of the seeds.
@@ -177,33 +204,30 @@ class Surrogate:
     @classmethod
     @threadpool_limits.wrap(limits=1)  # many small matrices: threads would cost more than they save
     def fit(cls, data: Targets, sizes: Sizes = FULL, kinds: Sequence[str] = KINDS, seed: int = 0) -> Surrogate:
-        """Fit the kind of surrogate that predicts held-out configurations best."""
-        best: tuple[float, str, Any, np.ndarray, np.ndarray, np.ndarray] | None = None
-        for kind in kinds:
-            kernel = _fit_kernel(data, None, np.random.default_rng(seed)) if kind == KINDS[1] else None
-            predicted, variance, base = np.empty((3, len(data.y)))
-            for k, (fit, out) in enumerate(folds(len(data.y))):
-                rng = np.random.default_rng([seed, k])
-                ensemble = _ensemble(kind, data.part(fit), sizes.fold_members, sizes.trees, rng, kernel)
-                draws = _evaluate(ensemble, data.x[out], data.bounds)
-                predicted[out], variance[out] = draws.mean(0), draws.var(0, ddof=1)
-                base[out] = np.average(data.y[fit], weights=data.n[fit])
-            score = _r2(data, predicted, base)
-            if best is None or score > best[0]:
-                best = score, kind, kernel, predicted, variance, base
-        assert best is not None
-        score, kind, kernel, predicted, variance, base = best
-        rng = np.random.default_rng(seed)
-        draws = np.array([_r2(data, predicted, base, rows) for rows in resampled(len(data.y), rng)])
+        """Fit the kind of surrogate that predicts held-out configurations best, or several that do so equally well."""
+        tried = {kind: _CrossValidated.of(kind, data, sizes, seed) for kind in kinds}
+        samples = resampled(len(data.y), np.random.default_rng(seed))
+        best = max(tried.values(), key=lambda one: _r2(data, one.predicted, one.base))
+        least = np.quantile([_r2(data, best.predicted, best.base, rows) for rows in samples], EDGES[0])
+        kept = {kind: one for kind, one in tried.items() if _r2(data, one.predicted, one.base) >= least}
+        means = np.stack([one.predicted for one in kept.values()])
+        predicted, base = means.mean(0), best.base
+        variance = means.var(0) + np.mean([one.variance for one in kept.values()], axis=0)
+        skill = Estimate.of(
+            _r2(data, predicted, base), np.array([_r2(data, predicted, base, rows) for rows in samples])
+        )
         total = np.average((data.y - np.average(data.y, weights=data.n)) ** 2, weights=data.n)
         attainable = 1 - np.average(data.noise, weights=data.n) / total if total > 0 else 0.0
         excess = (data.y - predicted) ** 2 - data.noise
         floor, scale = nnls(np.stack([np.ones(len(variance)), variance], 1), excess)[0]
         if floor == scale == 0:  # the residuals are within the noise of the seeds
             scale = 1.0
-        members = _ensemble(kind, data, sizes.members, sizes.trees, rng, kernel)
+        members: list[Predictor] = []
+        for kind, one in kept.items():
+            n, rng = sizes.members // len(kept), np.random.default_rng(seed)
+            members += _ensemble(kind, data, n, sizes.trees, rng, one.kernel)
         return cls(
-            kind, tuple(members), data, predicted, Estimate.of(score, draws), float(max(0.0, attainable)), floor, scale
+            " and ".join(kept), tuple(members), data, predicted, skill, float(max(0.0, attainable)), floor, scale
         )
 
     @threadpool_limits.wrap(limits=1)

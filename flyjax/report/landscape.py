@@ -13,10 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
+from scipy.stats import binomtest
 
 from flyjax.config import Range, Training
 from flyjax.landscape import CLASSES, FAST, Estimate, Landscape, Setting, Trainings, fit, regions
@@ -29,10 +29,25 @@ from flyjax.report.tables import format_setting
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import MISSING, markdown_table, plural
+from flyjax.utils.metric_names import CONVERGED
 
 #: A setting matters where the interval of its share is above the first, hardly matters where it is below the second.
 MATTERS, HARDLY = 0.02, 0.10
 SHOWN = ("connectivity_R2", "V_rest_R2")  # in figures, where the trainings have them
+#: What the recommended setting is compared with: changes of the protocol's defaults. The recipe is that of the first
+#: publication with this learner (experiments/recovery_learner.yaml has it as its last row).
+COMPARED: dict[str, dict[str, float]] = {
+    "protocol's defaults": {},
+    "published recipe": {
+        "learning_rate_W_start": 9e-4,
+        "learning_rate_start": 1.8e-3,
+        "learning_rate_embedding_start": 2.3e-3,
+        "coeff_W_L1": 1.5e-4,
+        "coeff_edge_diff": 750.0,
+        "coeff_edge_norm": 0.9,
+    },
+}
+DEFAULTS = Training().model_dump()
 #: A trend of less than this over the whole range is not named as one.
 TREND = 0.02
 
@@ -111,25 +126,21 @@ def percent(e: Estimate) -> str:
 # --- one condition ---
 
 
-def condition_blocks(
-    landscape: Landscape, folder: Path, name: str = "landscape", defaults: Mapping[str, Any] | None = None
-) -> list[Block]:
+def condition_blocks(landscape: Landscape, folder: Path, name: str = "landscape") -> list[Block]:
     """The map of one condition.
 
     **Arguments:**
 
     - `folder`: where the figures are written, in figures/.
     - `name`: begins the names of the figures.
-    - `defaults`: the setting that is compared with the recommended one, by default the protocol's.
     """
-    defaults = Training().model_dump() if defaults is None else defaults
     blocks = [Block("p", _counts(landscape))]
     if landscape.problem:
         return [*blocks, Block("p", f"No map: {landscape.problem}.")]
-    metrics = [m for m in SHOWN if m in landscape.metrics and landscape.surrogate(m).skill.low > 0]
+    metrics = _skilled(landscape)
     blocks += [Block("p", text) for text in (_skill(landscape), _seeds(landscape))]
     blocks += [_metrics_table(landscape), Block("h3", "Which settings matter"), *_importance(landscape, metrics)]
-    figure = figures.overview_figure(folder / f"figures/{name}_overview.png", landscape, metrics, defaults)
+    figure = figures.overview_figure(folder / f"figures/{name}_overview.png", landscape, metrics, DEFAULTS)
     caption = "Importance of the settings; reliability of the class probabilities; stable ranges."
     blocks.append(Block("figure", caption, path=f"figures/{figure.name}"))
     figure = figures.effects_figure(folder / f"figures/{name}_effects.png", landscape, metrics)
@@ -145,7 +156,7 @@ def condition_blocks(
         listed = ", ".join(f"{short(k)} = {format_setting(v)}" for k, v in constant.items())
         blocks.append(Block("p", f"Not varied, so that nothing is known of their effect: {listed}."))
     blocks += [Block("h3", "Where it converges"), *_boundaries(landscape)]
-    blocks += [Block("h3", "Recommended setting"), *_settings(landscape, defaults)]
+    blocks += [Block("h3", "Recommended setting"), *_settings(landscape)]
     blocks += [Block("p", text) for text in _blind(landscape)]
     return blocks
 
@@ -155,9 +166,18 @@ def _counts(landscape: Landscape) -> str:
     text = f"{plural(len(trainings), 'training')} of {plural(landscape.n_configurations, 'configuration')}"
     if trainings.diverged:
         text += f"; {trainings.diverged} diverged and count as 0"
-    labels = classify(trainings.values("connectivity_R2"))
-    text += "; " + ", ".join(f"{np.mean(labels == k):.0%} {CLASSES[k]}" for k in (2, 1, 0))
-    return text + "."
+    reached = trainings.values("connectivity_R2") > CONVERGED
+    always = np.bincount(landscape.groups, reached) == np.bincount(landscape.groups)
+    rates = ", ".join(f"{percent(_rate(landscape, k))} {CLASSES[k]}" for k in (2, 1, 0))
+    return f"{text}; {rates}. {plural(int(always.sum()), 'configuration')} converged with every seed."
+
+
+def _rate(landscape: Landscape, label: int) -> Estimate:
+    """The share of trainings of a class (Wilson interval; a configuration counts as one, whatever its seeds)."""
+    share = float(np.mean(classify(landscape.trainings.values("connectivity_R2")) == label))
+    n = landscape.n_configurations
+    interval = binomtest(round(share * n), n).proportion_ci(LEVEL, "wilson")
+    return Estimate(share, min(share, interval.low), max(share, interval.high))
 
 
 def _skill(landscape: Landscape) -> str:
@@ -206,51 +226,63 @@ def _metrics_table(landscape: Landscape) -> Block:
 
 def _importance(landscape: Landscape, metrics: Sequence[str]) -> list[Block]:
     found = {metric: landscape.importance(metric) for metric in metrics}
-    names = found[landscape.metric].ranked() if landscape.metric in found else next(iter(found.values())).ranked()
-    trends = {(n, m): landscape.curve(n, m).rise for n in names for m in metrics}
-    columns = ["setting"]
+    names = landscape.importance().ranked()
+    columns, rows = ["setting"], [[short(n)] for n in names]
     for metric in metrics:
         columns += [f"{short(metric)}: total", "alone", "trend"]
-    rows = [
-        [
-            short(n),
-            *(t for m in metrics for t in (spell(found[m].total[n]), spell(found[m].first[n]), _trend(trends[n, m]))),
-        ]
-        for n in names
-    ]
+        for row, n in zip(rows, names, strict=True):
+            trend = landscape.curve(n, metric).rise
+            row += [spell(found[metric].total[n]), spell(found[metric].first[n]), _trend(trend)]
     texts = []
-    for metric in metrics:
-        total = found[metric].total
+    for metric, one in found.items():
+        matters, hardly, open_ = _decided(landscape, metric)
         groups = {
-            "depends on": [n for n in names if total[n].low > MATTERS],
-            f"shows no effect above {HARDLY:.0%} of what the map explains of": [
-                n for n in names if total[n].high < HARDLY and total[n].low <= MATTERS
-            ],
-            "may or may not depend on": [n for n in names if total[n].high >= HARDLY and total[n].low <= MATTERS],
+            "depends on": matters,
+            f"shows no effect above {HARDLY:.0%} of what the map explains of": hardly,
+            "may or may not depend on": open_,
         }
         stated = "; ".join(f"{verb} {', '.join(map(short, g))}" for verb, g in groups.items() if g)
         texts.append(f"{short(metric)} {stated}.")
-        real = [f"{short(a)} and {short(b)} {spell(e)}" for (a, b), e in found[metric].pairs.items() if e.low > MATTERS]
+        real = [f"{short(a)} and {short(b)} {spell(e)}" for (a, b), e in one.pairs.items() if e.low > MATTERS]
         texts.append(
             f"Interactions of pairs: {', '.join(real)}." if real else "No interaction of a pair is established."
         )
     if len(metrics) > 1:
-        a, b = metrics[:2]
-        opposed = [
-            f"{short(n)} ({short(a)} {_trend(trends[n, a])}, {short(b)} {_trend(trends[n, b])})"
-            for n in names
-            if _sign(trends[n, a]) * _sign(trends[n, b]) < 0
-        ]
+        opposed, between = _trades(landscape), " against ".join(map(short, metrics[:2]))
         texts.append(
-            f"Settings that trade {short(a)} against {short(b)}: {', '.join(opposed)}."
+            f"Settings that trade {between}: {', '.join(opposed)}."
             if opposed
-            else f"No setting has opposite trends in {short(a)} and {short(b)}."
+            else f"No setting is established to trade {between}."
         )
     note = (
         "Shares of the variance that the settings cause, over their whole ranges (Sobol' indices; total: with all "
         "interactions). Trend: change of the straight line through the effect from the low to the high end."
     )
     return [*(Block("p", t) for t in texts), table(columns, rows), Block("p", note)]
+
+
+def _decided(landscape: Landscape, metric: str) -> tuple[list[str], list[str], list[str]]:
+    """The settings that a metric depends on, that it hardly depends on, and those that are not decided."""
+    total = landscape.importance(metric).total
+    names = landscape.importance(metric).ranked()
+    matters = [n for n in names if total[n].low > MATTERS]
+    hardly = [n for n in names if total[n].low <= MATTERS and total[n].high < HARDLY]
+    return matters, hardly, [n for n in names if total[n].low <= MATTERS and total[n].high >= HARDLY]
+
+
+def _trades(landscape: Landscape) -> list[str]:
+    """The settings with opposite trends in W and V_rest, as far as their intervals carry it."""
+    out = []
+    for n in landscape.importance().ranked():
+        a, b = (landscape.curve(n, metric).rise for metric in SHOWN)
+        if _sign(a) * _sign(b) < 0:
+            out.append(f"{short(n)} ({short(SHOWN[0])} {_trend(a)}, {short(SHOWN[1])} {_trend(b)})")
+    return out
+
+
+def _skilled(landscape: Landscape) -> list[str]:
+    """The metrics of `SHOWN` that the map predicts."""
+    return [m for m in SHOWN if m in landscape.metrics and landscape.surrogate(m).skill.low > 0]
 
 
 def _sign(e: Estimate) -> int:
@@ -278,10 +310,8 @@ def _boundaries(landscape: Landscape) -> list[Block]:
     ]
     level, found = landscape.stable_ranges(setting)
     if level is None:
-        text = (
-            f"Even at the recommended setting the probability of convergence is {setting.probabilities[2]:.2f}: there "
-            "is no stable range."
-        )
+        highest = spell(landscape.converged(setting.place))
+        text = f"Even at the recommended setting the probability of convergence is {highest}: there is no stable range."
         return [*blocks, Block("p", text)]
     tight = [s for s in found if not s.whole]
     listed = "; ".join(f"{short(s.name)} holds from {format_setting(s.low)} to {format_setting(s.high)}" for s in tight)
@@ -315,9 +345,9 @@ def _boundaries(landscape: Landscape) -> list[Block]:
     return [*blocks, Block("p", text)]
 
 
-def _settings(landscape: Landscape, defaults: Mapping[str, Any]) -> list[Block]:
-    columns = {"recommended": landscape.recommended, "best node": landscape.best_node}
-    columns["protocol's defaults"] = landscape.given(defaults)
+def _settings(landscape: Landscape) -> list[Block]:
+    compared = {name: landscape.given({**DEFAULTS, **changes}) for name, changes in COMPARED.items()}
+    columns = {"recommended": landscape.recommended, "best node": landscape.best_node, **compared}
     if landscape.recommended_blind is not None:
         columns["recommended without ground truth"] = landscape.recommended_blind
     rows = [[short(n), *(format_setting(s.settings[n]) for s in columns.values())] for n in landscape.space.names]
@@ -331,7 +361,7 @@ def _settings(landscape: Landscape, defaults: Mapping[str, Any]) -> list[Block]:
             )
     rows.append([f"{short(landscape.metric)} around it", *(spell(s.around) for s in columns.values())])
     if landscape.classes.skill.low > 0:
-        rows.append(["P(converged)", *(f"{s.probabilities[2]:.2f}" for s in columns.values())])
+        rows.append(["P(converged)", *(spell(landscape.converged(s.place)) for s in columns.values())])
     rows.append(["observed mean (trainings)", *(_observed(s) for s in columns.values())])
     best, own = landscape.best_node, landscape.recommended
     texts = [
@@ -343,9 +373,10 @@ def _settings(landscape: Landscape, defaults: Mapping[str, Any]) -> list[Block]:
         else f"The best node has {best.observed:.2f} over {plural(best.n, 'seed')}, which the map expects of it "
         f"({spell(best.expected)}).",
     ]
-    if outside := columns["protocol's defaults"].outside:
-        listed = ", ".join(map(short, outside))
-        texts.append(f"The protocol's {listed} lies outside the map, which was evaluated at the nearest value.")
+    for name, one in compared.items():
+        if one.outside:
+            listed = ", ".join(map(short, one.outside))
+            texts.append(f"{name[:1].upper() + name[1:]}: {listed} outside the map, shown at the nearest value.")
     return [table(["", *columns], rows), *(Block("p", t) for t in texts)]
 
 
@@ -374,42 +405,84 @@ def _blind(landscape: Landscape) -> list[str]:
 def comparison_blocks(landscapes: Mapping[str, Landscape], folder: Path) -> list[Block]:
     """Conditions side by side."""
     good = {name: one for name, one in landscapes.items() if not one.problem}
-    defaults = Training().model_dump()
-    rows = []
-    for name, one in landscapes.items():
-        if one.problem:
-            rows.append([name, str(len(one.trainings)), *[MISSING] * 6, one.problem])
-            continue
-        classes = one.classes.skill.low > 0
-        given = one.given({**one.space.constant, **defaults})
-        rows.append(
-            [
-                name,
-                str(len(one.trainings)),
-                spell(one.surrogate().skill),
-                percent(one.seed_noise().share),
-                f"{one.classes.rates[2]:.0%}",
-                percent(regions.share_reliable(one.classes, one.space)) if classes else MISSING,
-                spell(one.recommended.expected),
-                spell(given.expected) + (f", P {given.probabilities[2]:.2f}" if classes else ""),
-                ", ".join(short(n) for n in one.importance().ranked() if one.importance().total[n].low > MATTERS),
-            ]
-        )
-    columns = [
-        *("condition", "trainings", "skill", "seed's share", "converged", "space that converges in 9 of 10"),
-        *("expected at the recommended", "expected at the defaults", "what matters"),
+    blocks = [table(("condition", *_SUMMARY), [[name, *_summary(one)] for name, one in landscapes.items()])]
+    if not good:
+        return blocks
+    blocks += [
+        Block("h3", "Which settings matter, for whom"),
+        table(("condition", *_DEPENDS), [[name, *_depends(one)] for name, one in good.items()]),
     ]
-    blocks = [table(columns, rows)]
-    if good:
-        metrics = [m for m in SHOWN if any(m in one.metrics for one in good.values())]
-        path = figures.conditions_figure(folder / "figures/conditions_importance.png", good, metrics)
-        blocks.append(Block("figure", "Importance of each setting in each condition.", path=f"figures/{path.name}"))
-        drawn = {name: one for name, one in good.items() if one.classes.skill.low > 0}
-        if drawn:
-            path = figures.probability_figure(folder / "figures/conditions_converged.png", drawn)
-            caption = "Probability of convergence along each setting, the others averaged over their ranges."
-            blocks.append(Block("figure", caption, path=f"figures/{path.name}"))
+    metrics = [m for m in SHOWN if any(m in _skilled(one) for one in good.values())]
+    path = figures.conditions_figure(folder / "figures/conditions_importance.png", good, metrics)
+    blocks += [
+        Block("figure", "Importance of each setting in each condition.", path=f"figures/{path.name}"),
+        Block("h3", "Where W converges in nine seeds of ten, and the published settings"),
+        table(("condition", *_REACHED), [[name, *_reached(one)] for name, one in good.items()]),
+    ]
+    if drawn := {name: one for name, one in good.items() if one.classes.skill.low > 0}:
+        path = figures.probability_figure(folder / "figures/conditions_converged.png", drawn)
+        caption = "Probability of convergence along each setting, the others averaged over their ranges."
+        blocks.append(Block("figure", caption, path=f"figures/{path.name}"))
     return blocks
+
+
+_SUMMARY = (
+    "trainings",
+    "converged",
+    "failed",
+    "skill for W",
+    "attainable",
+    "skill for V_rest",
+    "seed's share of W",
+    "",
+)
+
+
+def _summary(one: Landscape) -> list[str]:
+    counts = [str(len(one.trainings)), percent(_rate(one, 2)), percent(_rate(one, 0))]
+    if one.problem:
+        return [*counts, *[MISSING] * 4, f"no map: {one.problem}"]
+    w, rest = one.surrogate(), SHOWN[1] in one.metrics and one.surrogate(SHOWN[1])
+    share = percent(one.seed_noise().share)
+    return [*counts, spell(w.skill), f"{w.attainable:.2f}", spell(rest.skill) if rest else MISSING, share, ""]
+
+
+_DEPENDS = ("W depends on", "not decided", "V_rest depends on", "trade W against V_rest")
+
+
+def _depends(one: Landscape) -> list[str]:
+    skilled = _skilled(one)
+    matters, _, open_ = _decided(one, one.metric)
+    rest = _decided(one, SHOWN[1])[0] if SHOWN[1] in skilled else []
+    trades = _trades(one) if len(skilled) > 1 else []
+    return [", ".join(map(short, names)) or MISSING for names in (matters, open_, rest)] + [
+        ", ".join(trades) or MISSING
+    ]
+
+
+_REACHED = (
+    "space that converges",
+    "at the recommended",
+    *(f"at the {name}" for name in COMPARED),
+    "in a stable region?",
+)
+
+
+def _reached(one: Landscape) -> list[str]:
+    """What is expected, with the probability of convergence where it is predicted."""
+    classes = one.classes.skill.low > 0
+    given = [one.given({**DEFAULTS, **changes}) for changes in COMPARED.values()]
+    cells = []
+    for setting in (one.recommended, *given):
+        cells.append(spell(setting.expected) + (f"; P {spell(one.converged(setting.place))}" if classes else ""))
+    if not classes:
+        return [MISSING, *cells, "classes not predicted"]
+    stable = []
+    for name, setting in zip(COMPARED, given, strict=True):
+        low, high = one.converged(setting.place).low, one.converged(setting.place).high
+        verdict = "yes" if low >= regions.RELIABLE else "no" if high < regions.RELIABLE else "not decided"
+        stable.append(f"{name}: {verdict}" + (" (outside the map)" if setting.outside else ""))
+    return [percent(regions.share_reliable(one.classes, one.space)), *cells, "; ".join(stable)]
 
 
 def paired_blocks(trainings: Trainings, ranges: Mapping[str, Range], metrics: Sequence[str]) -> list[Block]:
@@ -441,7 +514,7 @@ def _paired(a: Trainings, b: Trainings, ranges: Mapping[str, Range], metrics: Se
     """(number of configurations that both have, the change of each metric and of the share that converges)."""
 
     def means(part: Trainings) -> dict[tuple, np.ndarray]:
-        values = np.stack([*(part.values(m) for m in metrics), part.values("connectivity_R2") > 0.9], 1)
+        values = np.stack([*(part.values(m) for m in metrics), part.values("connectivity_R2") > CONVERGED], 1)
         keys: dict[tuple, list[int]] = {}
         for k in range(len(part)):
             keys.setdefault(tuple(part.settings[n][k] for n in ranges), []).append(k)

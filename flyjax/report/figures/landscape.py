@@ -186,7 +186,7 @@ def pairs_figure(path: str | Path, landscape: Landscape) -> Path | None:
 def conditions_figure(path: str | Path, landscapes: Mapping[str, Landscape], metrics: Sequence[str]) -> Path:
     """Conditions side by side: the importance of every setting, and the probability of convergence along it."""
     names = list(dict.fromkeys(n for one in landscapes.values() for n in one.space.names))
-    figure = Figure(figsize=(11, 0.42 * len(landscapes) * len(metrics) + 1.5), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(5.5 * len(metrics), 0.4 * len(landscapes) + 1.4), dpi=DPI, layout="constrained")
     axes = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for ax, metric in zip(axes, metrics, strict=True):
         table = np.full((len(landscapes), len(names)), np.nan)
