@@ -181,7 +181,7 @@ def simulate_chunks(
         n_steps = len(frames)
         if n_steps < chunk:
             frames = jnp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))
-        states = run(state, frames, jnp.int32(n_steps), *settings, jnp.int32(first_step + begin))
+        states = run(state, frames, *settings, jnp.int32(first_step + begin))
         if n_steps < chunk:
             states = states[:n_steps]
         state = states[-1]

@@ -82,7 +82,6 @@ def solve(
     p: Parameters,
     initial: Float32[Array, "N B"],
     luminance: Float32[Array, "T B n_col"],
-    n_steps: Int32[Array, ""],
     dt: Float32[Array, ""],
     noise: Float32[Array, ""],
     keys,
@@ -93,7 +92,7 @@ def solve(
     solver: str,
     noisy: bool,
 ) -> Float32[Array, "T N B"]:
-    """States after each frame for B independent sequences, of which the first `n_steps` are computed.
+    """States after each frame for B independent sequences.
 
     **Arguments:**
 
@@ -118,13 +117,15 @@ def solve(
         change = vector_field(kernel, args, voltage, stimulus[step])
         return change if shocks is None else change + shocks[step]
 
+    # Of times that are arrays diffrax checks the order by a call of the host, which keeps the program out of JAX's
+    # persistent cache. Python numbers would be float64 where JAX_ENABLE_X64 is set.
+    number = jnp.float32 if jax.config.values["jax_enable_x64"] else float
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(field),
         SOLVERS[solver](),
-        # float32 also where JAX_ENABLE_X64 is set.
-        t0=jnp.float32(0),
-        t1=n_steps.astype(jnp.float32),
-        dt0=jnp.float32(1),
+        t0=number(0),
+        t1=number(luminance.shape[0]),
+        dt0=number(1),
         y0=initial,
         args=(args, stimulus, shocks),
         # Neurons only: the grids of some kernels are twice as large.

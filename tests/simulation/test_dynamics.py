@@ -127,6 +127,16 @@ def test_diffrax_equals_a_scan_and_numpy_with_noise():
     np.testing.assert_allclose(v, numpy_rollout(c, p, x, p.v_rest, dt, sigma * np.asarray(shocks)), atol=2e-6)
 
 
+def test_a_rollout_never_calls_the_host():
+    """Programs that do are not kept in JAX's persistent cache."""
+    c, p, x = small()
+    kernel, zero = kernels.Kernel("segment", c), np.float32(0)
+    settings = np.zeros((c.n_neurons, 1), np.float32), x[:, None], np.float32(0.02), zero, None, np.int32(0)
+    static = dict(kernel=kernel, clamp_tau=True, solver="euler", noisy=False)
+    program = jax.make_jaxpr(lambda *arguments: solve.solve(*arguments, **static))(kernel.plan(), p, *settings)
+    assert "callback" not in str(program)
+
+
 def test_chunks_change_no_bit_and_share_one_program():
     c, p, x = small()
     common = dict(noise=0.2, key=jax.random.key(1))
