@@ -105,7 +105,9 @@ def main(
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
     from flyjax.cli.search import SearchRun
+    from flyjax.training.loggers import MetricLogger
 
+    MetricLogger(viewers or (), run_dir, experiment.name)  # a missing package is an error of a dry run, too
     search, template = (
         SearchRun(experiment, run_dir, config, given, protocol, allow_fallback, dry_run),
         ROOT / "protocol.md",

@@ -50,6 +50,7 @@ def main(
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, node_specs, run_sweep, sweep_candidates
     from flyjax.experiments.trainings import run_trainings
+    from flyjax.training.loggers import MetricLogger
     from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
@@ -57,6 +58,7 @@ def main(
     candidates = sweep_candidates(experiment)
     out, console = run_path(run_dir, experiment.name), Console()
     check(out, "sweep")
+    MetricLogger(viewers or (), out, experiment.name)  # a missing package is an error of a dry run, too
     console.log(describe(experiment, candidates, memory))
     if experiment.sweep.output == "trainings" and not dry_run:
         run_trainings(experiment, node_specs(experiment, candidates), out, console)

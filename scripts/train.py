@@ -46,11 +46,13 @@ def main(
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
     from flyjax.experiments.sweep import describe, run_sweep
+    from flyjax.training.loggers import MetricLogger
     from flyjax.utils.run_directory import check, run_path
 
     experiment = load_experiment(config, settings)
     out, console = run_path(run_dir, f"{experiment.name}-train"), Console()
     check(out, "train")
+    MetricLogger(viewers or (), out, experiment.name)  # a missing package is an error of a dry run, too
     check_stimuli(experiment, dry_run, search=False)
     if dry_run:
         console.log(describe(experiment, [experiment.training], memory))

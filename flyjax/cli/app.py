@@ -1,5 +1,6 @@
 """What the scripts share: devices, the cache of compiled programs, logging and exit codes."""
 
+import errno
 import functools
 import hashlib
 import io
@@ -13,12 +14,11 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import typer
 
-from flyjax.utils.environment import cache_dir
+from flyjax.utils.environment import cache_dir, has_home
 from flyjax.utils.errors import user_message
 from flyjax.utils.secrets import RedactedStream
 from flyjax.utils.signals import interruptible
@@ -61,12 +61,14 @@ def enable_compilation_cache() -> None:
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    with suppress(OSError, RuntimeError):  # no home, or not writable: works without, but compiles each time
-        folder = Path(given) if given else compilation_cache()
+    folder = Path(given) if given else compilation_cache()
+    try:
         if not given:
+            if not has_home():
+                raise PermissionError(errno.EACCES, "no home, and what others can write is not run")
             folder.mkdir(parents=True, exist_ok=True)
             if not os.access(folder, os.W_OK):
-                return
+                raise PermissionError(errno.EACCES, "not writable")
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
             os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
             os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -76,6 +78,13 @@ def enable_compilation_cache() -> None:
                 program.unlink()
             elif os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "-1") != "-1" and not accessed.is_file():
                 accessed.write_bytes(time.time_ns().to_bytes(8, "little"))
+    except OSError as error:
+        log.warning(
+            "warning: compiled programs cannot be kept in %s (%s), so that every start compiles them: set "
+            "XDG_CACHE_HOME to a folder of yours",
+            folder,
+            error.strerror,
+        )
 
 
 def prepare_devices() -> None:
@@ -93,7 +102,8 @@ def prepare_devices() -> None:
 def configure_logging() -> None:
     """Print warnings of flyjax once, as plain lines, and silence libraries that log every checkpoint."""
     logging.getLogger("jax._src.xla_bridge").setLevel(logging.ERROR)
-    for name in ("orbax", "absl", "asyncio"):  # a failed save raises an exception as well
+    # A failed save raises an exception as well, and where there is no home, matplotlib lists the fonts anew.
+    for name in ("orbax", "absl", "asyncio", "matplotlib"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.showwarning = _show_once()
     own = logging.getLogger("flyjax")

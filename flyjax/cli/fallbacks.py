@@ -27,6 +27,8 @@ def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = 
     for name in dict.fromkeys(shown) if with_files else ():
         stimulus.fingerprint(name, experiment.simulation.data_path)
     names = {*shown, *(span.values or () if span is not None else ())}
+    for name in names:
+        stimulus.check_name(name)
     if experiment.simulation.data_path and not {part for n in names for part, _ in stimulus.parts_of(n)} & {
         *stimulus.DATA_SETS
     }:

@@ -11,7 +11,7 @@ import copy
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -178,22 +178,26 @@ def apply_overrides(data: dict, overrides: Iterable[str] | None) -> dict:
     return data
 
 
-def _follow_stimulus(data: dict, overrides: Iterable[str] | None) -> dict:
-    """A stimulus that is chosen by a setting and is not in the range of the search is the only one of the run."""
-    chosen = any(item.partition("=")[0].strip() == "simulation.visual_input_type" for item in overrides or ())
-    search = data.get("search") or {}
-    if not chosen or not isinstance(search, dict):
+def _follow_stimulus(data: dict, settings: Iterable[str]) -> dict:
+    """The stimuli that are named make the range of a search that has none of its own and would not hold them.
+
+    One that a setting chooses is the only one of the run, whatever range the file has.
+    """
+    simulation, search = (data.get(name) or {} for name in ("simulation", "search"))
+    if not isinstance(simulation, dict) or not isinstance(search, dict):
         return data
-    spans, name = (
-        search.get("simulation_ranges", dict(PROTOCOL_SIMULATION_RANGES)),
-        data["simulation"]["visual_input_type"],
-    )
-    span = spans.get("visual_input_type") if isinstance(spans, dict) else None
-    values = span.get("values") if isinstance(span, dict) else getattr(span, "values", None)
-    if span is None or name in (values or ()):
+    chosen = any(item.partition("=")[0].strip() == "simulation.visual_input_type" for item in settings)
+    spans = search.get("simulation_ranges", PROTOCOL_SIMULATION_RANGES)
+    span = spans.get("visual_input_type") if isinstance(spans, Mapping) else None
+    blocks = [dict(b) for b in search.get("simulations") or () if isinstance(b, Mapping)]
+    named = [simulation.get("visual_input_type"), *(b.get("visual_input_type") for b in blocks)][: 1 if chosen else None]
+    names = list(dict.fromkeys(name for name in named if isinstance(name, str)))
+    known = span.get("values") if isinstance(span, Mapping) else getattr(span, "values", None)
+    if span is None or not (chosen or "simulation_ranges" not in search) or {*names} <= {*(known or ())}:
         return data
-    spans = {**spans, "visual_input_type": {"scale": "choice", "values": [name]}}
-    blocks = [{k: v for k, v in b.items() if k != "visual_input_type"} for b in search.get("simulations", ())]
+    if chosen:
+        blocks = [{k: v for k, v in b.items() if k != "visual_input_type"} for b in blocks]
+    spans = {**spans, "visual_input_type": {"scale": "choice", "values": names}}
     return {**data, "search": {**search, "simulation_ranges": spans, "simulations": blocks}}
 
 
@@ -208,7 +212,7 @@ def parse_experiment(data: Any, source: str = "config", settings: Sequence[str] 
     if not isinstance(data, dict):
         raise UserError(f"{source}: a config is a mapping of sections, got {type(data).__name__}")
     try:
-        return Experiment.model_validate(data)
+        return Experiment.model_validate(_follow_stimulus(data, settings))
     except SectionError as error:
         causes = [s for s in settings if f"{error.key}.".startswith(f"{s.partition('=')[0].strip()}.")]
         raise UserError(printable(f"{f'--set {causes[-1]}' if causes else source}: {error.problem}")) from None
@@ -224,25 +228,30 @@ def load_experiment(path: str | Path, overrides: Iterable[str] | None = ()) -> E
         return parse_experiment(data, str(path))
     data.pop("made_with", None)  # in the config.yaml of a run
     data.setdefault("name", path.stem)
-    whole = _follow_stimulus(apply_overrides(data, settings), settings)
+
+    def parsed(given: list[str]) -> Experiment:
+        return parse_experiment(apply_overrides(data, given), str(path), given)
+
+    def problem(given: list[str]) -> str:
+        try:
+            parsed(given)
+        except UserError as error:
+            return str(error)
+        return ""
+
     try:
-        return parse_experiment(whole, str(path), settings)
+        return parsed(settings)
     except UserError as error:
-        if str(error).startswith(f"{path}: "):
-            # A relation between keys: the cause is the setting without which it holds.
-            one = (s for s in settings if _is_valid(apply_overrides(data, [t for t in settings if t is not s])))
-            cause = next(one, " --set ".join(settings) if _is_valid(data) else "")
-            if cause:
-                raise UserError(f"--set {cause}{str(error).removeprefix(str(path))}") from None
-        raise
-
-
-def _is_valid(data: dict) -> bool:
-    try:
-        parse_experiment(data)
-    except UserError:
-        return False
-    return True
+        if not str(error).startswith(f"{path}: "):
+            raise
+        # A relation between keys: the cause are the settings that do not hold together.
+        cause = settings
+        for one in settings:
+            rest = [s for s in cause if s is not one]
+            cause = rest if problem(rest) == str(error) else cause
+        if not cause:
+            raise
+        raise UserError(f"--set {' --set '.join(cause)}{str(error).removeprefix(str(path))}") from None
 
 
 def content_hash(*parts: Any) -> str:

@@ -66,8 +66,20 @@ def videos(folder: Path) -> list[Path]:
 
 
 def files_of(video: Path) -> list[Path]:
-    """The film, or the frames of the folder."""
-    return images(video) if video.is_dir() else [video]
+    """The film, or the frames of the folder.
+
+    **Raises:** `UserError` for a film that nothing installed can read.
+    """
+    if video.is_dir():
+        return images(video)
+    try:
+        if video.suffix.lower() != ".gif":
+            ffmpeg()
+    except ImportError:
+        raise UserError(
+            f"{video.name} needs a video decoder: pip install imageio-ffmpeg, or give a folder of jpg or png frames"
+        ) from None
+    return [video]
 
 
 def luminance_of(image: Image.Image) -> Float32[np.ndarray, "H W"]:
@@ -104,22 +116,20 @@ def _gif(path: Path) -> Iterator[tuple[np.ndarray, float]]:
 def ffmpeg() -> ModuleType:
     """imageio-ffmpeg, without Python's warning of forks beside JAX' threads: exec follows each of its forks at once.
 
-    **Raises:** `ImportError` where it is not installed.
+    **Raises:** `ImportError` where it, or the program that it runs, is not installed.
     """
     import imageio_ffmpeg
 
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise ImportError(str(error)) from None
     warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
     return imageio_ffmpeg
 
 
 def _ffmpeg(path: Path) -> Iterator[tuple[np.ndarray, float | None]]:
-    try:
-        decoder = ffmpeg()
-    except ImportError:
-        raise UserError(
-            f"{path.name} needs a video decoder: pip install imageio-ffmpeg, or give a folder of jpg or png frames"
-        ) from None
-    reader = decoder.read_frames(path, pix_fmt="rgb24")
+    reader = ffmpeg().read_frames(path, pix_fmt="rgb24")
     try:
         meta = next(reader)
         (width, height), rate = meta["size"], meta["fps"]

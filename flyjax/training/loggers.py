@@ -5,34 +5,36 @@
     logger.log(250, "node_0001/seed_7", {"loss": 3.2, "connectivity_R2": 0.61})
     logger.close()
 
-Logging changes nothing: with or without it a training gives the same bits. A killed training
-resumes from its checkpoint and logs the steps since then again; the last entry of a step counts.
+Logging changes nothing: with or without it a training gives the same bits. A killed training resumes from its
+checkpoint and repeats the steps since then, which are logged once.
 """
 
 import importlib
 import json
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError, nearest
+from flyjax.utils.run_directory import identity
 
 HISTORY = "history.jsonl"  # one object per line: "lane", "step" and the values by name
 VIEWERS = ("tensorboard", "wandb", "trackio")
 
 
 def read_history(path: Path) -> dict[str, list[dict[str, float]]]:
-    """By lane, its entries in the order of steps; of a step logged twice, the last. Torn lines are skipped."""
+    """By lane, its entries in the order of steps; of a step logged twice, the last. Damaged lines are skipped."""
     lanes: dict[str, dict[int, dict]] = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
+    for line in Path(path).read_bytes().splitlines():
         try:
             entry = json.loads(line)
-            lanes.setdefault(entry.pop("lane"), {})[entry["step"]] = entry
-        except (ValueError, KeyError, AttributeError, TypeError):
+            lanes.setdefault(entry.pop("lane"), {})[operator.index(entry["step"])] = entry
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             continue
-    return {lane: [steps[k] for k in sorted(steps)] for lane, steps in lanes.items()}
+    return {lane: [steps[k] for k in sorted(steps)] for lane, steps in lanes.items() if steps}
 
 
 def _package(viewer: str, package: str) -> Any:
@@ -65,19 +67,30 @@ class TensorBoard:
 class Tracker:
     """Weights & Biases or trackio, which share these calls: one run with the curves and settings of every training.
 
-    Each training has a step of its own, logged beside its values.
+    It belongs to the run directory, whose later sessions add to it. Each training has a step of its own, logged beside
+    its values.
     """
 
-    def __init__(self, module: str, project: str):
-        self._tracker, self._project = _package(module, module), project
+    def __init__(self, module: str, project: str, run_dir: Path):
+        self._tracker, self._module, self._project, self._run_dir = _package(module, module), module, project, run_dir
         self._run: Any = None
         self._known: set[str] = set()
+
+    def _init(self, settings: dict[str, dict[str, Any]]) -> Any:
+        name, key = self._run_dir.absolute().name, identity(self._run_dir)
+        # trackio knows a run by its name.
+        own = {"id": key, "name": name, "group": self._project} if self._module == "wandb" else {"name": f"{name}-{key}"}
+        try:
+            return self._tracker.init(project=self._project, config=settings, resume="allow", **own)
+        except Exception as error:  # of the network, of a login: of many kinds
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"--log {self._module} cannot start ({reason}): correct it, or leave it out") from None
 
     def start(self, lanes) -> None:
         settings = {lane: dict(config) for lane, config in lanes.items() if lane not in self._known}
         self._known |= set(settings)
         if self._run is None:
-            self._run = self._tracker.init(project=self._project, config=settings)
+            self._run = self._init(settings)
         elif settings:
             self._run.config.update(settings)
             if isinstance(self._run.config, dict):  # trackio's is sent with the first values and not again
@@ -102,20 +115,27 @@ class MetricLogger:
     """
 
     def __init__(self, viewers: Sequence[str], run_dir: Path, project: str):
-        self._history, self._viewers = Path(run_dir) / HISTORY, []
+        run_dir = Path(run_dir)
+        self._history, self._viewers = run_dir / HISTORY, []
+        self._last_step: dict[str, float] | None = None  # by lane, of earlier sessions
         for name in dict.fromkeys(viewers):
             if name not in VIEWERS:
                 raise UserError(f"--log {name}: unknown.{nearest(name, VIEWERS)} Known: {', '.join(VIEWERS)}.")
             tensorboard = name == "tensorboard"
-            self._viewers.append(TensorBoard(Path(run_dir) / name) if tensorboard else Tracker(name, project))
+            self._viewers.append(TensorBoard(run_dir / name) if tensorboard else Tracker(name, project, run_dir))
 
     def start(self, lanes: Mapping[str, Mapping[str, Any]]) -> None:
         """Settings of trainings that start, by name. May be called again with others."""
+        if self._last_step is None:
+            known = read_history(self._history) if self._history.is_file() else {}
+            self._last_step = {lane: entries[-1]["step"] for lane, entries in known.items()}
         for viewer in self._viewers:
             viewer.start(lanes)
 
     def log(self, step: int, lane: str, values: Mapping[str, float | None]) -> None:
         """Metrics of a training after so many steps; values that are not finite are left out."""
+        if step <= (self._last_step or {}).get(lane, 0):
+            return
         finite = {k: float(v) for k, v in values.items() if v is not None and math.isfinite(v)}
         with open_lines(self._history) as file:
             write_line(file, {"lane": lane, "step": step, **finite})

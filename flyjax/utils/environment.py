@@ -29,13 +29,15 @@ def expanded(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))
 
 
+def has_home() -> bool:
+    """Whether the user has a folder for caches."""
+    return bool(os.environ.get("XDG_CACHE_HOME")) or os.path.expanduser("~") != "~"
+
+
 def cache_dir() -> Path:
-    """The user's cache folder of flyjax: compiled programs and downloaded models."""
-    root = os.environ.get("XDG_CACHE_HOME")
-    if not root:
-        home = os.path.expanduser("~")
-        root = tempfile.gettempdir() if home == "~" else os.path.join(home, ".cache")
-    return Path(root) / "flyjax"
+    """The user's cache folder of flyjax, compiled programs and downloaded models; a temporary one without a home."""
+    default = os.path.join(os.path.expanduser("~"), ".cache") if has_home() else tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or default) / "flyjax"
 
 
 def jax_platforms() -> str:

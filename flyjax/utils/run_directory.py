@@ -252,6 +252,11 @@ def check(path: str | Path, kind: str) -> None:
         raise _unusable(path, kind, error.strerror) from None
 
 
+def identity(path: str | Path) -> str:
+    """A name of a run directory that no other has; a new one where it has no marker."""
+    return str(_first_line(Path(path) / MARKER).get("id", uuid.uuid4().hex[:12]))
+
+
 class RunDirectory:
     """An open run directory; one process at a time has it.
 
@@ -278,7 +283,7 @@ class RunDirectory:
             if facts == {}:
                 _stamp_old_folders(self.path)
             self.facts = facts or {}
-            self.note(schema=SCHEMA, kind=kind)
+            self.note(schema=SCHEMA, kind=kind, id=self.facts.get("id", uuid.uuid4().hex[:12]))
             _sweep_partials(refuse_links(self.path))
             sweep_scratch(self.path / "recordings")
         except BaseException:

@@ -279,3 +279,33 @@ def test_the_solvers_of_the_config_are_those_of_the_simulator():
     from flyjax.simulation import SOLVERS
 
     assert set(get_args(Simulation.model_fields["solver"].annotation)) == set(SOLVERS)
+
+
+def test_the_settings_that_do_not_hold_together_are_named_and_no_others(root):
+    given = ["search.n_blocks=1", "simulation.n_recordings=2", "simulation.seed=3", "simulation.target=difference"]
+    with pytest.raises(UserError) as error:
+        load_experiment(root / "experiments" / "quickstart.yaml", given)
+    message = str(error.value)
+    assert all(s in message for s in (given[1], given[3])) and not any(s in message for s in (given[0], given[2]))
+
+
+@pytest.mark.parametrize(
+    "search, values",
+    [
+        ("", ("video",)),
+        ("search: {simulations: [{}, {visual_input_type: blank}]}", ("video", "blank")),
+        ("search: {simulation_ranges: {n_frames: {min: 16, max: 99999, scale: int}}}", None),
+        ("search: {simulation_ranges: {visual_input_type: {scale: choice, values: [blank]}}}", "refused"),
+    ],
+)
+def test_the_stimuli_of_a_file_are_its_range_where_it_gives_none(tmp_path, search, values):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"simulation: {{visual_input_type: video}}\n{search}\n", encoding="utf-8")
+    if values == "refused":
+        with pytest.raises(UserError, match=r"search\.simulation_ranges\.visual_input_type"):
+            load_experiment(path)
+        return
+    loaded = load_experiment(path)
+    span = loaded.search.simulation_ranges.get("visual_input_type")
+    assert (span and span.values) == values
+    assert parse_experiment(loaded.model_dump(mode="json")) == loaded

@@ -10,6 +10,7 @@ import pytest
 from flyjax.training.loggers import MetricLogger, read_history
 from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError
+from flyjax.utils.run_directory import RunDirectory
 
 LANES = {"node_0001/seed_7": {"batch_size": 4}, "node_0002/seed_8": {"batch_size": 1}}
 
@@ -35,13 +36,24 @@ def test_history_outlives_a_kill(tmp_path):
     path = tmp_path / "history.jsonl"
     log_two_trainings(MetricLogger((), tmp_path, "test"))
     path.write_text(path.read_text() + '{"lane": "node_0001/seed_7", "st')  # killed in the middle of a line
+    before = read_history(path)
     again = MetricLogger((), tmp_path, "test")
     again.start(LANES)
-    again.log(500, "node_0001/seed_7", {"loss": 1.5})  # gone back to a checkpoint
+    for step in (250, 500, 750):  # gone back to a checkpoint
+        again.log(step, "node_0001/seed_7", {"loss": 1.5})
     again.close()
-    assert read_history(path)["node_0001/seed_7"] == [{"step": 250, "loss": 4.0}, {"step": 500, "loss": 1.5}]
+    before["node_0001/seed_7"].append({"step": 750, "loss": 1.5})
+    assert read_history(path) == before
     complete = [line for line in path.read_text().splitlines() if line.endswith("}")]
     assert len(complete) == 4 and all(json.loads(line) for line in complete)
+
+
+def test_a_damaged_history_is_read_as_far_as_it_goes(tmp_path):
+    (tmp_path / "history.jsonl").write_bytes(
+        b'[1]\n{"lane": [], "step": 1}\n{"lane": "a", "step": "x"}\n{"lane": "b", "step": 250}\n\xff\n'
+        b'{"lane": "b", "step": null}\n' + b"[" * 100_000 + b'\n{"lane": "b", "step": 500.5}\n'
+    )
+    assert read_history(tmp_path / "history.jsonl") == {"b": [{"step": 250}]}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +132,7 @@ class Settings:
 
 
 @pytest.mark.parametrize("viewer", ["wandb", "trackio"])
-def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
+def test_a_run_directory_is_one_run_of_a_tracker_in_all_its_sessions(tmp_path, monkeypatch, viewer):
     calls = []
     fake = types.SimpleNamespace(
         init=lambda **k: calls.append(("init", k)) or types.SimpleNamespace(),
@@ -128,19 +140,37 @@ def test_a_tracker_gets_one_run_with_every_lane(tmp_path, monkeypatch, viewer):
         finish=lambda: calls.append(("finish",)),
     )
     monkeypatch.setitem(sys.modules, viewer, fake)
-    log_two_trainings(MetricLogger([viewer], tmp_path, "test"))
-    assert calls[0] == ("init", {"project": "test", "config": LANES}) and calls[-1] == ("finish",)
-    assert (
-        "log",
-        {"node_0001/seed_7/loss": 2.0, "node_0001/seed_7/connectivity_R2": 0.5, "node_0001/seed_7/step": 500},
-    ) in calls
+    RunDirectory(tmp_path / "run", "search").close()
+    for _ in range(2):
+        log_two_trainings(MetricLogger([viewer], tmp_path / "run", "test"))
+    first, second = (given for name, *rest in calls if name == "init" for given in rest)
+    assert first == second and calls[-1] == ("finish",)
+    assert (first["project"], first["config"], first["resume"]) == ("test", LANES, "allow")
+    assert first.get("group") == ("test" if viewer == "wandb" else None)
+    RunDirectory(tmp_path / "other", "search").close()
+    log_two_trainings(MetricLogger([viewer], tmp_path / "other", "test"))
+    key = "id" if viewer == "wandb" else "name"  # by which it knows a run
+    assert [given for name, *rest in calls if name == "init" for given in rest][2][key] != first[key]
+    values = {f"node_0001/seed_7/{k}": v for k, v in {"loss": 2.0, "connectivity_R2": 0.5, "step": 500}.items()}
+    assert calls.count(("log", values)) == 2  # not again in the second session of the first
+
+
+@pytest.mark.parametrize("viewer", ["wandb", "trackio"])
+def test_a_tracker_that_cannot_start_is_one_line(tmp_path, monkeypatch, viewer):
+    def init(**given):
+        raise RuntimeError("No API key configured.\nUse `wandb login`.")
+
+    monkeypatch.setitem(sys.modules, viewer, types.SimpleNamespace(init=init))
+    with pytest.raises(UserError, match=f"--log {viewer}.*No API key") as error:
+        MetricLogger([viewer], tmp_path, "test").start(LANES)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("viewer, kind", [("wandb", Settings), ("trackio", dict)])
 def test_a_tracker_learns_the_settings_of_every_iteration(tmp_path, monkeypatch, viewer, kind):
     runs, logged, steps = [], [], []
 
-    def init(project, config):
+    def init(config, **given):
         runs.append(types.SimpleNamespace(config=kind(config)))
         return runs[-1]
 

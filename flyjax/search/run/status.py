@@ -8,6 +8,7 @@ from flyjax.search.iteration import block_simulation, n_seeds, next_context, nex
 from flyjax.search.journal.state import State
 from flyjax.search.llm.budget import NOT_REPORTED, announce, dollars
 from flyjax.search.proposals.types import Context
+from flyjax.search.proposers import make_proposer
 from flyjax.search.protocol.document import instantiate
 from flyjax.search.run.opening import read_protocol, started_run
 from flyjax.utils.format import duration, plural
@@ -124,6 +125,7 @@ def preview(experiment: Experiment, run_dir: Path, template: Path, available: tu
         rest = remaining_text(experiment, begun) or "nothing is left to train"
         parts.append(f"{run_dir} has begun: {spent_text(experiment, begun)}; {rest}")
     if proposer not in ("llm", "hybrid"):
+        make_proposer(proposer, experiment, run_dir)  # a package or a transcript that is missing is an error now
         parts.append(
             f"{proposer} asks no language model: no prompt, no cost. With --proposer llm the prompt is shown here."
         )
