@@ -21,7 +21,7 @@ _ESCAPE = (
 )
 #: What may stand between two characters of a key: everything but printable ASCII.
 _GAP = rf"(?:[^!-~]|{_ESCAPE}|\\{{1,8}}[abfnrtv0])*"
-#: The same within one line.
+#: The same without blanks and line ends.
 _GAP_IN_WORD = rf"(?:[^ -~\t\r\n]|{_ESCAPE})*"
 
 
@@ -45,13 +45,12 @@ def _in_base64(secret: bytes) -> set[str]:
     return {*out, *(s.translate(str.maketrans("+/", "-_")) for s in out)}
 
 
-_CHARACTER = rf"(?:{_GAP_IN_WORD}[\w-])"
-#: The rest of a key that was wrapped: a word of letters in upper case and digits.
-_NEXT_LINE = r"(?:[ \t]*\r?\n[ \t]*(?=[\w-]*\d)(?=[\w-]*[A-Z])[\w-]{8,})"
-#: Keys of Anthropic, whoever they belong to.
-_KEY_LIKE = (
-    rf"{_pattern('sk-ant-')}(?:{_CHARACTER}{{10,}}{_NEXT_LINE}?|{_CHARACTER}*{_NEXT_LINE})|c2stYW50L[\w+/=-]{{10,}}"
-)
+_WORD = re.compile(rf"((?:[ \t\r\n]|\\{{1,8}}[abfnrtv0])*)((?:{_GAP_IN_WORD}[\w-])+)", re.ASCII)
+#: Keys of Anthropic, whoever they belong to; of `rest` as much as `_end_of_key` says.
+_KEY_LIKE = rf"{_pattern('sk-ant-')}(?P<rest>(?:{_GAP}[\w-]){{10,400}}[\w-]*)|c2stYW50L[\w+/=-]{{10,}}"
+_KEY_LENGTH = 101  # characters after the prefix
+_PROSE = re.compile("[A-Z]?[a-z]+")  # of two letters or more
+_PROSE_WORDS = 3  # of four letters or more that end a key
 
 
 @functools.lru_cache(maxsize=4)
@@ -65,10 +64,37 @@ def _finder(secret: str) -> re.Pattern[str]:
     return re.compile(rf"(?=[{first}sc\\%&])(?:{'|'.join([*forms, _KEY_LIKE])})", re.ASCII)
 
 
+def _end_of_key(rest: str) -> int:
+    """How much of a text after the prefix of a key belongs to it; 0 where it is prose."""
+    end = length = prose = 0
+    for word in _WORD.finditer(rest):
+        visible = re.sub("[^!-~]", "", word[2])
+        if word[1] and len(visible) > 1 and _PROSE.fullmatch(visible):
+            prose += len(visible) > 3
+        else:
+            end, prose = word.end(), 0
+        length += len(visible)
+        if length >= _KEY_LENGTH or prose == _PROSE_WORDS:
+            break
+    return end
+
+
+def _without_keys(text: str) -> str:
+    finder, parts, at = _finder(environment.api_key()), [], 0
+    while found := finder.search(text, at):
+        end = found.end()
+        if found["rest"]:
+            end = found.start("rest") + _end_of_key(found["rest"])
+        is_key = end > found.start("rest")
+        parts += [text[at : found.start()], REDACTED if is_key else text[found.start() : end]]
+        at = end
+    return "".join(parts) + text[at:]
+
+
 def redact(value: Any) -> Any:
     """A copy of a text, or of parsed JSON, in which the service's key, and all that looks like one, is replaced."""
     if isinstance(value, str):
-        return _finder(environment.api_key()).sub(REDACTED, value)
+        return _without_keys(value)
     if isinstance(value, dict):
         return {redact(k): redact(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

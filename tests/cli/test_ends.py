@@ -8,55 +8,63 @@ import time
 
 import pytest
 
-PROGRAM = """
-import os, pathlib, threading, time
+FAILS = """
+import os, pathlib, sys, threading, time
 import numpy as np
 from flyjax.cli import app as cli
 from flyjax.training import checkpoint
+from flyjax.utils.errors import UserError
 
-app, mkdir = cli.make_app(), os.mkdir
+app, mkdir, prefix = cli.make_app(), os.mkdir, ""
 
 def no_inode(path, *arguments, **options):
-    if os.path.basename(path).startswith({prefix!r}):
+    if os.path.basename(path).startswith(prefix):
         raise OSError({number}, "no", str(path))
     return mkdir(path, *arguments, **options)
 
+def store():
+    store = checkpoint.Store(pathlib.Path("store"))
+    try:
+        for number in range(3):
+            store.save(number, {{"x": np.zeros(1000)}})
+    finally:
+        store.close()
+
+def params():
+    checkpoint.save_params(pathlib.Path("params"), {{"x": np.zeros(1000)}})
+
 @app.command()
 def main():
+    global prefix
     os.mkdir = no_inode
-    {body}
+    for prefix, save in (("1.", store), ("default", store), ("params", params)):
+        try:
+            save()
+        except UserError as error:
+            print("error:", error, file=sys.stderr)
+    threading.Thread(target=time.sleep, args=(300,)).start()
+    os.mkdir("params")
 
 cli.run(app)
 """
-STORE = """store = checkpoint.Store(pathlib.Path("store"))
-    try:
-        for number in range(3):
-            store.save(number, {"x": np.zeros(1000)})
-    finally:
-        store.close()"""
-PARAMS = 'checkpoint.save_params(pathlib.Path("params"), {"x": np.zeros(1000)})'
-THREAD = 'threading.Thread(target=time.sleep, args=(300,)).start(); os.mkdir("none")'
 
 
-@pytest.mark.parametrize(
-    "prefix, body", [("1.", STORE), ("default", STORE), ("params", PARAMS), ("none", THREAD)],
-    ids=["checkpoint", "item", "parameters", "thread"],
-)  # fmt: skip
-def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(tmp_path, root, prefix, body):
-    program = PROGRAM.format(prefix=prefix, number=errno.ENOSPC, body=body)
-    environment = os.environ | {"PYTHONPATH": str(root)}
+def test_a_folder_that_cannot_be_made_is_one_line_and_the_process_ends(tmp_path, root):
+    """A checkpoint, an item of it, parameters; and beside a thread that would keep the process."""
+    program, environment = FAILS.format(number=errno.ENOSPC), os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
     )
     try:
-        line = process.stderr.readline()
+        lines = [process.stderr.readline() for _ in range(4)]
         shown = time.monotonic()
         rest = process.stderr.read()
         process.wait(30)
     finally:
         process.kill()
     assert process.returncode == 2 and rest == ""
-    assert line.startswith("error: ") and str(prefix) in line
+    for prefix, line in zip(("1.", "default", "params", "params"), lines, strict=True):
+        assert line.startswith("error: ") and prefix in line
     assert time.monotonic() - shown < 15  # five seconds on a machine that does nothing else
 
 
@@ -132,18 +140,21 @@ def test_a_damaged_cache_of_programs_is_repaired_and_a_lost_one_is_one_line(tmp_
     lines = run(4).splitlines()
     assert len(lines) == 1 and str(first.parent) in lines[0]
     (tmp_path / "file").touch()
-    assert run(1, XDG_CACHE_HOME=str(tmp_path / "file")) == ""
+    for place in ({"XDG_CACHE_HOME": str(tmp_path / "file")}, {"XDG_CACHE_HOME": "", "HOME": "~"}):
+        lines = run(1, **place).splitlines()  # nothing can be written there
+        assert len(lines) == 1 and "XDG_CACHE_HOME" in lines[0]
     assert len(run(4, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "x")).splitlines()) <= 1
 
 
-@pytest.mark.parametrize("platform", ["cuda", "nonsense"])
-def test_a_device_that_is_not_there_is_one_line(tmp_path, root, platform):
+@pytest.mark.parametrize(
+    "platform, call", [("cuda", ["meta_loop.py", "--dry-run"]), ("nonsense", ["train.py", "--run", "run"])]
+)
+def test_a_device_that_is_not_there_is_one_line(tmp_path, root, platform, call):
     if platform == "cuda" and any(os.path.exists(f"/dev/nvidia{k}") for k in range(16)):
         pytest.skip("there is one")
-    for call in (["meta_loop.py", "--dry-run"], ["train.py", "--run", "run"]):
-        done = subprocess.run(
-            [sys.executable, str(root / "scripts" / call[0]), *call[1:]], cwd=tmp_path,
-            env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True,
-        )  # fmt: skip
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and platform in done.stderr
-        assert "JAX_PLATFORMS=cpu" in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(root / "scripts" / call[0]), *call[1:]], cwd=tmp_path,
+        env=os.environ | {"JAX_PLATFORMS": platform}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and platform in done.stderr
+    assert "JAX_PLATFORMS=cpu" in done.stderr

@@ -4,6 +4,8 @@ import base64
 import html
 import io
 import json
+import random
+import string
 import subprocess
 import sys
 import unicodedata
@@ -53,9 +55,29 @@ def test_characters_of_every_category_at_every_place(place, character, times):
 def test_characters_at_all_places_at_once(between):
     text = "".join(k + c for k, c in zip(KEY, between))
     assert visible_ascii(redact(f"<{text}>")) == f"<{REDACTED}>"
-    between = [c if c not in " \t\r\n" else "\u200b" for c in between]  # which end a key that is not known
     text = "".join(k + c for k, c in zip(OTHERS, between))
     assert visible_ascii(redact(f"<{text}>")) == f"<{REDACTED}>"
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 10**6).map(random.Random),
+    st.integers(1, 60),
+    st.sampled_from([" ", "\n", "\r\n    ", "\t", "\\n"]),
+)
+def test_a_wrapped_key_of_others(rng, width, gap):
+    key = f"sk-ant-api03-{''.join(rng.choices(string.ascii_letters + string.digits + '-_', k=93))}AA"
+    wrapped = gap.join(key[i : i + width] for i in range(0, len(key), width))
+    shown = redact(f"the key {wrapped} is not yours")
+    assert shown.startswith(f"the key {REDACTED} ") and not any(key[i : i + 6] in shown for i in range(13, len(key) - 9))
+    assert width < 8 or shown.endswith(" is not yours")
+
+
+@pytest.mark.parametrize(
+    "text", ["all keys begin with sk-ant- and are secret, so keep them", "`sk-ant-`: a prefix", "task-antenna sk-ant-x"]
+)
+def test_the_prefix_alone_is_no_key(text):
+    assert redact(text) == text
 
 
 def test_one_character_of_every_category():
