@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flyjax.cli.app import STARTED
 from flyjax.cli.console import Console, node_table
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks
 from flyjax.config import Experiment, Training, read_config
@@ -125,7 +126,9 @@ class SearchRun:
                     run_dir,
                     self.evaluate,
                     proposer,
-                    provenance=Provenance({**devices(), "commit": commit}, self.fallbacks, self.config_overrides),
+                    provenance=Provenance(
+                        {**devices(), "commit": commit}, self.fallbacks, self.config_overrides, time.monotonic() - STARTED
+                    ),
                     callbacks=SearchCallbacks(
                         on_event=self.on_event,
                         on_iteration=self.on_iteration,

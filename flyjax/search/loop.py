@@ -66,6 +66,7 @@ class Provenance:
     made_with: dict[str, Any] = field(default_factory=dict)  # versions, devices, commit
     stimulus_fallbacks: dict[str, str] = field(default_factory=dict)  # missing stimuli -> what replaces them
     config_overrides: dict[str, Any] | None = None  # limits that the config files name, see `flyjax.search.run.opening`
+    startup_s: float = 0.0  # of the process, before the call
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class Session:
         """Journal that this session works on the run."""
         if self.provenance.config_overrides is not None:
             fields["config_overrides"] = self.provenance.config_overrides
-        fields["made_with"] = self.provenance.made_with
+        fields |= {"made_with": self.provenance.made_with, "startup_s": self.provenance.startup_s}
         self.record(event, proposer=self.proposer.name, experiment=self.experiment.model_dump(mode="json"), **fields)
         self.is_working = True
         self.heartbeat.start()

@@ -32,6 +32,19 @@ def test_a_killed_training_counts_in_max_wall(tmp_path, monkeypatch):
     assert len(out.state.iterations) == 1 and "search.max_wall_s" in out.reason
 
 
+def test_the_start_of_every_process_is_work(tmp_path):
+    exp, now = experiment(**SMALL, max_wall_s=60), 1000.0
+
+    def interrupted(plan):
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            go(tmp_path, exp, trainer=interrupted, clock=lambda: now, provenance=session.Provenance(startup_s=20.0))
+    out = go(tmp_path, exp, clock=lambda: now, provenance=session.Provenance(startup_s=30.0))
+    assert out.state.wall_s == pytest.approx(70.0) and "search.max_wall_s" in out.reason
+
+
 def test_the_seconds_of_a_crashed_session_are_bounded(tmp_path):
     assert heartbeat.crashed_session_seconds(tmp_path, 10.0, 20.0) == 0.0
     for alive, seconds in (("15.0", 5.0), ("5.0", 0.0), ("1e9", 10.0), ("", 0.0), ("x", 0.0), ("nan", 0.0)):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flyjax.utils.atomic_io import write_atomic
 
-FILE_NAME, INTERVAL_S = ".alive", 10.0
+FILE_NAME, INTERVAL_S = ".alive", 2.0
 
 
 def crashed_session_seconds(run_dir: Path, last_event: float, now: float) -> float:
@@ -24,7 +24,7 @@ def crashed_session_seconds(run_dir: Path, last_event: float, now: float) -> flo
 
 
 class Heartbeat:
-    """Writes the time every 10 s, from `start` to `stop`."""
+    """Writes the time every 2 s, from `start` to `stop`."""
 
     def __init__(self, run_dir: Path, clock: Callable[[], float]):
         self._path, self._clock, self._stopped = Path(run_dir) / FILE_NAME, clock, threading.Event()
@@ -58,7 +58,9 @@ class Heartbeat:
         self._path.unlink(missing_ok=True)
 
     def _run(self) -> None:
-        while not self._stopped.wait(INTERVAL_S):
+        ended = False
+        while not ended:
             if not self._paused:
                 with suppress(OSError):  # a full disk is reported by the loop
                     write_atomic(self._path, f"{self._clock():.3f}\n")
+            ended = self._stopped.wait(INTERVAL_S)

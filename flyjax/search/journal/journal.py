@@ -56,8 +56,10 @@ _Edit: Any = _model({}, old=str, new=str, reason=str)
 _PlannedNode: Any = _model(
     {"node": int, "parent": int | str, "config": _Data, "changes": _Data, "strategy": str, "seeds": list[int]}
 )
-# crashed_session_s: worked by a session that was killed, after its last event
-_session: dict[str, Any] = {"config_overrides": _Data, "made_with": _Data, "crashed_session_s": float}
+# crashed_session_s: worked by a session that was killed, after its last event; startup_s: by this process before it
+_session: dict[str, Any] = {"config_overrides": _Data, "made_with": _Data} | dict.fromkeys(
+    ("crashed_session_s", "startup_s"), float
+)
 
 #: Every kind of event: (what it must have, what it may have).
 EVENTS: dict[str, type[BaseModel]] = {

@@ -346,10 +346,9 @@ def _after(state: State, event: Event) -> State:
 
 def _work_seconds(state: State, event: Event) -> float:
     """Seconds of work between the event before this one and this one."""
-    if event["event"] == "run_resumed":  # no work between a stop and this, but of a session that was killed
-        return event.get("crashed_session_s", 0.0)
-    if state.last_time is None:
-        return 0.0
+    # No work between a stop and the next session, but for that of a session that was killed.
+    if event["event"] == "run_resumed" or state.last_time is None:
+        return event.get("crashed_session_s", 0.0) + event.get("startup_s", 0.0)
     # A clock that is set back is no work, nor is waiting for a user's answer.
     return max(0.0, event["time"] - state.last_time - max(0.0, event.get("waited_s", 0.0)))
 
