@@ -1,13 +1,23 @@
 """Four CPU devices and strict promotion, set before jax starts."""
 
+import atexit
 import importlib
 import logging
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# What one process has compiled is read by the others: the second worker, and the scripts and notebooks of the tests.
+# Programs with diffrax's checks of its arguments call back into Python and would not be kept.
+os.environ.setdefault("EQX_ON_ERROR", "nan")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="flyjax-compiled-")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 # A test never talks to the real service, whatever the developer's environment holds.
 os.environ.pop("ANTHROPIC_API_KEY", None)
 

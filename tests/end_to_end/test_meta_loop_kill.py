@@ -44,18 +44,8 @@ class Command:
 
     def __init__(self, folder: Path, run_dir: Path, *more: str):
         self.run_dir, self.output = run_dir, folder / f"output_{time.monotonic_ns()}"
-        # What is compiled once need not be compiled by every process: diffrax's checks of its arguments would call
-        # back into Python, and such programs are not kept.
-        cache = {
-            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        cache["EQX_ON_ERROR"] = "nan"
-        env = (
-            {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "ANTHROPIC_API_KEY")}
-            | cache
-            | {"JAX_PLATFORMS": "cpu"}
-        )
+        outside = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "ANTHROPIC_API_KEY")}
+        env = outside | {"JAX_PLATFORMS": "cpu", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         env["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1"
         command = [
             sys.executable,
