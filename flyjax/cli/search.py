@@ -127,7 +127,10 @@ class SearchRun:
                     self.evaluate,
                     proposer,
                     provenance=Provenance(
-                        {**devices(), "commit": commit}, self.fallbacks, self.config_overrides, time.monotonic() - STARTED
+                        {**devices(), "commit": commit},
+                        self.fallbacks,
+                        self.config_overrides,
+                        time.monotonic() - STARTED,
                     ),
                     callbacks=SearchCallbacks(
                         on_event=self.on_event,

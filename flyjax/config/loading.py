@@ -190,7 +190,9 @@ def _follow_stimulus(data: dict, settings: Iterable[str]) -> dict:
     spans = search.get("simulation_ranges", PROTOCOL_SIMULATION_RANGES)
     span = spans.get("visual_input_type") if isinstance(spans, Mapping) else None
     blocks = [dict(b) for b in search.get("simulations") or () if isinstance(b, Mapping)]
-    named = [simulation.get("visual_input_type"), *(b.get("visual_input_type") for b in blocks)][: 1 if chosen else None]
+    named = [simulation.get("visual_input_type"), *(b.get("visual_input_type") for b in blocks)][
+        : 1 if chosen else None
+    ]
     names = list(dict.fromkeys(name for name in named if isinstance(name, str)))
     known = span.get("values") if isinstance(span, Mapping) else getattr(span, "values", None)
     if span is None or not (chosen or "simulation_ranges" not in search) or {*names} <= {*(known or ())}:

@@ -79,7 +79,9 @@ class Tracker:
     def _init(self, settings: dict[str, dict[str, Any]]) -> Any:
         name, key = self._run_dir.absolute().name, identity(self._run_dir)
         # trackio knows a run by its name.
-        own = {"id": key, "name": name, "group": self._project} if self._module == "wandb" else {"name": f"{name}-{key}"}
+        own = (
+            {"id": key, "name": name, "group": self._project} if self._module == "wandb" else {"name": f"{name}-{key}"}
+        )
         try:
             return self._tracker.init(project=self._project, config=settings, resume="allow", **own)
         except Exception as error:  # of the network, of a login: of many kinds

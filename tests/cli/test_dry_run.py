@@ -31,7 +31,9 @@ def test_a_missing_package_is_named(script, tmp_path, monkeypatch, package, call
 
 @pytest.mark.parametrize("split", ["", "test_"])
 def test_an_unknown_stimulus_is_named_with_the_nearest(root, split):
-    experiment = load_experiment(root / "experiments" / "quickstart.yaml", [f"simulation.{split}visual_input_type=blnk"])
+    experiment = load_experiment(
+        root / "experiments" / "quickstart.yaml", [f"simulation.{split}visual_input_type=blnk"]
+    )
     with pytest.raises(UserError, match="'blank'"):
         check_stimuli(experiment, dry_run=True)
 

@@ -69,7 +69,9 @@ def test_a_wrapped_key_of_others(rng, width, gap):
     key = f"sk-ant-api03-{''.join(rng.choices(string.ascii_letters + string.digits + '-_', k=93))}AA"
     wrapped = gap.join(key[i : i + width] for i in range(0, len(key), width))
     shown = redact(f"the key {wrapped} is not yours")
-    assert shown.startswith(f"the key {REDACTED} ") and not any(key[i : i + 6] in shown for i in range(13, len(key) - 9))
+    assert shown.startswith(f"the key {REDACTED} ") and not any(
+        key[i : i + 6] in shown for i in range(13, len(key) - 9)
+    )
     assert width < 8 or shown.endswith(" is not yours")
 
 
