@@ -1,7 +1,7 @@
 """The study as a benchmark: what one training of a configuration would measure, without training it.
 
 for condition, study in benchmark().items():
-    print(condition, study.ask({"learning_rate_W_start": 1e-3, ...}, seed=0), study.fidelity)
+    print(condition, study.ask(Training().model_dump(), seed=0), study.fidelity)
 
 A training is the surrogate's expected value plus the deviation of a seed. The deviation is that of one real training,
 drawn among those of about the same expected connectivity_R2, from their mean, scaled to the variance between the seeds
