@@ -28,6 +28,7 @@ from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import duration, plural
 from flyjax.utils.metric_names import NODE_TABLE, RECOVERY
+from flyjax.utils.run_directory import refuse_links
 
 NAME = "report.html"
 TEMPLATES = Path(__file__).with_name("templates")
@@ -70,8 +71,10 @@ def write_report(run_dir: str | Path) -> Path:
     Works on a run in any state: in progress, paused, finished, without a finished node, with failed
     nodes or missing figures.
 
-    **Raises:** `UserError` where there is no run, its journal is damaged, or the page cannot be written.
+    **Raises:** `UserError` where there is no run, its journal is damaged, a link or a pipe is in it, or the page cannot be
+    written.
     """
+    refuse_links(run_dir)  # a pipe would be waited for
     run = RunView(run_dir)
     path, page = run.folder / NAME, render(run)
     try:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -152,6 +153,16 @@ def test_runs_without_a_finished_node(tmp_path, stage):
     assert "No node has finished" in text
     assert ("out of memory" in text) == (stage in ("all failed", "paused"))
     assert (stage == "paused") == ("the budget is spent" in text)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "nodes/0013/metrics.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd")], ids=["pipe", "link"])
+def test_a_pipe_or_a_link_in_the_run_is_refused(tmp_path, name, make):
+    folder = two_blocks(tmp_path)
+    (folder / name).unlink(missing_ok=True)
+    make(folder / name)
+    with pytest.raises(UserError, match=name):
+        write_report(folder)
 
 
 def test_missing_and_broken_figures(made):
