@@ -293,7 +293,7 @@ def _sign(e: Estimate) -> int:
 
 
 def _trend(e: Estimate) -> str:
-    return f"{e.value:+.2f} ({e.low:+.2f} to {e.high:+.2f})"
+    return MISSING if math.isnan(e.value) else f"{e.value:+.2f} ({e.low:+.2f} to {e.high:+.2f})"
 
 
 def _boundaries(landscape: Landscape) -> list[Block]:
@@ -525,7 +525,9 @@ def _paired(a: Trainings, b: Trainings, ranges: Mapping[str, Range], metrics: Se
     if not len(gains):
         return 0, []
     draws = gains[resampled(len(gains), np.random.default_rng(0))].mean(1)
-    return len(gains), [Estimate.of(gains[:, k].mean(), draws[:, k]) for k in range(gains.shape[1])]
+    # Where nothing changed in any configuration there is no spread to make an interval of.
+    changed = np.where(gains.any(0), gains.mean(0), np.nan)
+    return len(gains), [Estimate.of(change, draws[:, k]) for k, change in enumerate(changed)]
 
 
 def page_blocks(
