@@ -28,7 +28,7 @@ def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = 
         stimulus.fingerprint(name, experiment.simulation.data_path)
     names = {*shown, *(span.values or () if span is not None else ())}
     for name in names:
-        stimulus.check_name(name)
+        stimulus.parts_of(name)
     if experiment.simulation.data_path and not {part for n in names for part, _ in stimulus.parts_of(n)} & {
         *stimulus.DATA_SETS
     }:

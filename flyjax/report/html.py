@@ -71,8 +71,8 @@ def write_report(run_dir: str | Path) -> Path:
     Works on a run in any state: in progress, paused, finished, without a finished node, with failed
     nodes or missing figures.
 
-    **Raises:** `UserError` where there is no run, its journal is damaged, a link or a pipe is in it, or the page cannot be
-    written.
+    **Raises:** `UserError` where there is no run, its journal is damaged, a link or a pipe is in it, or the page cannot
+    be written.
     """
     refuse_links(run_dir)  # a pipe would be waited for
     run = RunView(run_dir)
