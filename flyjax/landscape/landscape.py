@@ -139,6 +139,11 @@ class Landscape:
         values = self.trainings.values("connectivity_R2")
         return ClassMap.fit(self.x, values, self.groups, self.sizes, self.kinds[:1], self.seed)
 
+    @property
+    def tells_where(self) -> bool:
+        """Whether it is known where trainings converge: the classes are predicted, and some converge and some do not."""
+        return self.classes.skill.low > 0 and self.classes.converged.surrogate is not None
+
     def seed_noise(self, metric: str | None = None) -> SeedNoise:
         """How much of a metric is the seed's."""
         metric = metric or self.metric
@@ -310,7 +315,7 @@ class Landscape:
             "pairs": {" x ".join(names): row(e) for names, e in found.pairs.items() if e.low > 0.01},
             "recommended": self.recommended.settings,
             "expected": row(self.recommended.expected),
-            **(classes if self.classes.skill.low > 0 else {}),
+            **(classes if self.tells_where else {}),
         }
 
 

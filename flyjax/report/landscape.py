@@ -300,6 +300,8 @@ def _boundaries(landscape: Landscape) -> list[Block]:
     classes, space = landscape.classes, landscape.space
     if classes.skill.low <= 0:
         return [Block("p", f"The classes cannot be predicted: {_no_classes(landscape)}")]
+    if not landscape.tells_where:
+        return [Block("p", f"{percent(_rate(landscape, 2))} of the trainings converged: where they do is not known.")]
     share, setting = regions.share_reliable(classes, space), landscape.recommended
     blocks = [
         Block(
@@ -360,7 +362,7 @@ def _settings(landscape: Landscape) -> list[Block]:
                 ]
             )
     rows.append([f"{short(landscape.metric)} around it", *(spell(s.around) for s in columns.values())])
-    if landscape.classes.skill.low > 0:
+    if landscape.tells_where:
         rows.append(["P(converged)", *(spell(landscape.converged(s.place)) for s in columns.values())])
     rows.append(["observed mean (trainings)", *(_observed(s) for s in columns.values())])
     best, own = landscape.best_node, landscape.recommended
@@ -419,7 +421,7 @@ def comparison_blocks(landscapes: Mapping[str, Landscape], folder: Path) -> list
         Block("h3", "Where W converges in nine seeds of ten, and the published settings"),
         table(("condition", *_REACHED), [[name, *_reached(one)] for name, one in good.items()]),
     ]
-    if drawn := {name: one for name, one in good.items() if one.classes.skill.low > 0}:
+    if drawn := {name: one for name, one in good.items() if one.tells_where}:
         path = figures.probability_figure(folder / "figures/conditions_converged.png", drawn)
         caption = "Probability of convergence along each setting, the others averaged over their ranges."
         blocks.append(Block("figure", caption, path=f"figures/{path.name}"))
@@ -470,13 +472,13 @@ _REACHED = (
 
 def _reached(one: Landscape) -> list[str]:
     """What is expected, with the probability of convergence where it is predicted."""
-    classes = one.classes.skill.low > 0
+    classes = one.tells_where
     given = [one.given({**DEFAULTS, **changes}) for changes in COMPARED.values()]
     cells = []
     for setting in (one.recommended, *given):
         cells.append(spell(setting.expected) + (f"; P {spell(one.converged(setting.place))}" if classes else ""))
     if not classes:
-        return [MISSING, *cells, "classes not predicted"]
+        return [MISSING, *cells, "not known: P is not predicted"]
     stable = []
     for name, setting in zip(COMPARED, given, strict=True):
         low, high = one.converged(setting.place).low, one.converged(setting.place).high

@@ -165,3 +165,9 @@ def test_conditions_are_mapped_on_their_own_or_pooled_on_request():
     assert len(fit(both, RANGES, pool=True).trainings) == 64
     with pytest.raises(UserError, match="no_metric"):
         fit(rows[0], RANGES, "no_metric")
+
+
+def test_where_nothing_converges_no_probability_of_convergence_is_stated():
+    landscape = fit(known.trainings(lambda u: 0.6 * (u[:, 0] > 0.5), 0.01, n=64), RANGES, sizes=FAST)
+    assert landscape.classes.skill.low > 0 and not landscape.tells_where
+    assert not {"probabilities", "stable_ranges"} & landscape.summary().keys()

@@ -83,7 +83,7 @@ def _reliability(ax: Axes, landscape: Landscape) -> None:
 def _ranges(ax: Axes, landscape: Landscape, defaults: Mapping[str, Any]) -> None:
     """The stable range of every setting around the recommended one, on unit axes."""
     setting, space = landscape.recommended, landscape.space
-    level, found = landscape.stable_ranges(setting) if landscape.classes.skill.low > 0 else (None, [])
+    level, found = landscape.stable_ranges(setting) if landscape.tells_where else (None, [])
     for y, name in enumerate(space.names):
         ax.plot([0, 1], [y, y], color=GUIDE, lw=5, solid_capstyle="butt", zorder=0)
         ax.plot(setting.place[y], y, marker="*", ms=9, color=GOOD, mec="white", mew=0.5, ls="none")
@@ -141,7 +141,7 @@ def effects_figure(path: str | Path, landscape: Landscape, metrics: Sequence[str
             one, colour = landscape.curve(name, metric), COLOURS.get(metric, TRUE)
             ax.fill_between(one.places, *one.band, color=colour, alpha=0.2, lw=0)
             ax.plot(one.places, one.mean, color=colour, lw=1.4, label=short(metric))
-        if landscape.classes.skill.low > 0:
+        if landscape.tells_where:
             one = landscape.class_curve(name)
             ax.plot(one.places, one.mean, color=GOOD, lw=1.2, ls=DASHED, label="P(converged)")
         _ticks(ax, landscape.space.ranges[name])
