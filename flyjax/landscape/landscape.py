@@ -119,8 +119,8 @@ class Landscape:
         skill = self.surrogate().skill
         if skill.low <= 0:
             return (
-                f"too few nodes: with {plural(self.n_configurations, 'configuration')} the surrogate predicts held-out "
-                f"ones no better than their mean (R2 {skill.value:.2f}, {LEVEL:.0%} interval {skill.low:.2f} to "
+                f"too few nodes: with {plural(self.n_configurations, 'configuration')} the surrogate of {self.metric} "
+                f"predicts held-out ones no better than their mean (R2 {skill.value:.2f}, {LEVEL:.0%} interval {skill.low:.2f} to "
                 f"{skill.high:.2f})"
             )
         return ""
@@ -141,7 +141,7 @@ class Landscape:
 
     @property
     def tells_where(self) -> bool:
-        """Whether it is known where trainings converge: the classes are predicted, and some converge and some do not."""
+        """Whether it is known where trainings converge: classes are predicted, some converge and some do not."""
         return self.classes.skill.low > 0 and self.classes.converged.surrogate is not None
 
     def seed_noise(self, metric: str | None = None) -> SeedNoise:
