@@ -120,8 +120,8 @@ class Landscape:
         if skill.low <= 0:
             return (
                 f"too few nodes: with {plural(self.n_configurations, 'configuration')} the surrogate of {self.metric} "
-                f"predicts held-out ones no better than their mean (R2 {skill.value:.2f}, {LEVEL:.0%} interval {skill.low:.2f} to "
-                f"{skill.high:.2f})"
+                f"predicts held-out ones no better than their mean (R2 {skill.value:.2f}, {LEVEL:.0%} interval "
+                f"{skill.low:.2f} to {skill.high:.2f})"
             )
         return ""
 
