@@ -49,7 +49,10 @@ def reading(path: str | os.PathLike, remedy: str = "remove or replace it") -> It
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT), ("No space left on device", "Disk quota exceeded")
 _OUT_OF_MEMORY = (errno.ENOMEM,), ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY")
 #: Numbers of an OSError caused by the file or its folder, not by the code.
-_FILE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)
+_FILE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ELOOP),
+    *(errno.ENAMETOOLONG, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE),  # limits, failing disks
+)
 
 
 def user_message(error: BaseException) -> str | None:

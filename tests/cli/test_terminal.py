@@ -308,6 +308,8 @@ REFUSED = (
         (MemoryError(), "out of memory (MemoryError)"),
         (ValueError(REFUSED), "cannot use a file (PERMISSION_DENIED: Error writing"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "a/b"), "cannot use a/b (Is a directory)"),
+        (OSError(errno.EFBIG, "File too large", "a/b"), "cannot use a/b (File too large)"),
+        (OSError(errno.EMFILE, "Too many open files", "a/b"), "cannot use a/b (Too many open files)"),
         (OSError(errno.EROFS, "Read-only file system"), "cannot use a file ([Errno 30] Read-only file system)"),
     ],
 )
