@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from _cli import ROOT, Memory, Viewers, commit, make_app, prepare_devices, run
 from pathlib import Path
+from time import monotonic
 from typing import Annotated
 
 import typer
@@ -90,6 +91,7 @@ def main(
     block; at block ends it edits the run's own copy of protocol.md. Everything is in the run directory:
     journal.jsonl (the state), analysis.md (the log), nodes/ (metrics, figures, parameters), report.html.
     """
+    began = monotonic()
     prepare_devices()
     from flyjax.config import load_experiment
     from flyjax.utils.run_directory import run_path
@@ -119,7 +121,7 @@ def main(
         search.console.log(forecast_search(search.experiment, given_memory(memory)))
         search.console.log(preview(search.experiment, run_dir, template, search.available, search.proposer))
         return
-    search.run(template, commit(), approve, viewers or ())
+    search.run(template, commit(), approve, viewers or (), monotonic() - began)
 
 
 if __name__ == "__main__":

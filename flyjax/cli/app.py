@@ -25,7 +25,6 @@ from flyjax.utils.signals import interruptible
 
 log = logging.getLogger(__name__)
 
-STARTED = time.monotonic()
 ROOT = Path(__file__).resolve().parents[2]
 #: A failed process ends after so many seconds even where a library's threads have not.
 PATIENCE_S = 4.0

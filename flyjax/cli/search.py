@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flyjax.cli.app import STARTED
 from flyjax.cli.console import Console, node_table
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks
 from flyjax.config import Experiment, Training, read_config
@@ -89,7 +88,14 @@ class SearchRun:
             )
         self.proposer = resolve_name(self.experiment.search.proposer, run_dir)
 
-    def run(self, template: Path, commit: str, approve: bool = False, viewers: Sequence[str] = ()) -> Outcome:
+    def run(
+        self,
+        template: Path,
+        commit: str,
+        approve: bool = False,
+        viewers: Sequence[str] = (),
+        startup_s: float = 0.0,
+    ) -> Outcome:
         """Run the search, or continue it, with a progress bar, a table after each iteration and a report.
 
         **Arguments:**
@@ -98,6 +104,7 @@ class SearchRun:
         - `commit`: of the code, for the journal.
         - `approve`: ask before each iteration.
         - `viewers`: names of further loggers, see `flyjax.training.loggers.MetricLogger`.
+        - `startup_s`: seconds of work of the program before this call; they count in `search.max_wall_s`.
 
         **Raises:** `UserError` where the run pauses because of a problem or a spent budget.
         """
@@ -130,7 +137,7 @@ class SearchRun:
                         {**devices(), "commit": commit},
                         self.fallbacks,
                         self.config_overrides,
-                        time.monotonic() - STARTED,
+                        startup_s,
                     ),
                     callbacks=SearchCallbacks(
                         on_event=self.on_event,

@@ -23,7 +23,7 @@ def test_a_killed_training_counts_in_max_wall(tmp_path, monkeypatch):
     exp = experiment(**SMALL, max_wall_s=4 * 3600)
     for _ in range(4):
         with monkeypatch.context() as patch:
-            patch.setattr(heartbeat.Heartbeat, "stop", lambda self: None)  # a real kill cleans nothing up
+            patch.setattr(heartbeat.Heartbeat, "start", lambda self: None)  # so that a kill leaves the file as it is
             with pytest.raises(Killed):
                 go(tmp_path, exp, trainer=killed, clock=lambda: now[0])
         now[0] += 50_000.0  # nobody there

@@ -152,7 +152,8 @@ def exploit(
     """An endless series of changes of one parent, the most promising first."""
     tried, own = moves(state, block), _lineage(state, parent)
     names_tried = {name for move in tried for name in move.changes}
-    if len(tried) >= ENOUGH_TRIED and all(move.gain < LITTLE_GAIN for move in tried):
+    # A good parent leaves little to gain, so that small gains do not mean that nothing is known.
+    if score(parent) < GOOD and len(tried) >= ENOUGH_TRIED and all(move.gain < LITTLE_GAIN for move in tried):
         for _ in range(N_ANYWHERE):
             yield anywhere(ranges, parent.config, rng)
     # 1: what helped elsewhere in the block, together; then with what did no harm.
