@@ -249,8 +249,8 @@ MUTATIONS = (
     Mutation(
         "a blind search that sees the truth",
         "search/journal/state.py",
-        'return "test_R2" if objective == "blind" else objective',
-        'return "connectivity_R2" if objective == "blind" else objective',
+        '{"blind": "test_R2", ',
+        '{"blind": "connectivity_R2", ',
         "search/test_measures.py::test_a_block_is_measured_by_its_own_nodes_and_objective",
         fast=True,
     ),
