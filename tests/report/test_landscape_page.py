@@ -8,7 +8,8 @@ from support.made_up_run import two_blocks
 
 from flyjax.landscape import FAST, Trainings, fit
 from flyjax.report.html import write_report
-from flyjax.report.landscape import Block, html, markdown, write_page
+from flyjax.report.landscape import write_page
+from flyjax.report.landscape_text import Block, html, markdown
 
 
 @pytest.fixture(scope="module")
