@@ -21,6 +21,7 @@ _PUBLIC = {
     "Recording": "flyjax.data",
     "train_candidates": "flyjax.api",
     "closed_form": "flyjax.recovery",
+    "load_run": "flyjax.report.run_tables",
     "Simulation": "flyjax.config",
     "Model": "flyjax.config",
     "Training": "flyjax.config",

@@ -18,7 +18,7 @@ EPILOG = """
 
 `python scripts/report.py runs/quickstart --open`
 
-`python scripts/report.py runs/quickstart --csv nodes.csv --markdown nodes.md`
+`python scripts/report.py runs/quickstart --csv nodes.csv --trainings trainings.csv`
 
 `python scripts/report.py runs/quickstart --transcript answers.jsonl`  then, without a key:
 `python scripts/meta_loop.py --proposer replay --set search.transcript=answers.jsonl --run runs/again`
@@ -29,7 +29,12 @@ EPILOG = """
 def main(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, in progress or finished")],
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
-    csv: Annotated[Path | None, typer.Option(help="also write the table of nodes as CSV")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="also write the nodes as CSV: metrics, place in the tree, every setting")
+    ] = None,
+    trainings: Annotated[
+        Path | None, typer.Option(help="also write a row per node and seed as CSV: every metric and setting")
+    ] = None,
     markdown: Annotated[Path | None, typer.Option(help="also write the table of nodes as Markdown")] = None,
     transcript: Annotated[
         Path | None, typer.Option(help="also write the answers of the run's proposer, for --proposer replay")
@@ -39,17 +44,16 @@ def main(
     """Write RUN_DIR/report.html from the run's journal and figures; safe while the run is in progress."""
     from flyjax.report.figures.run import run_figure
     from flyjax.report.html import write_report
-    from flyjax.report.tables import COLUMNS, markdown_table, nodes_table
-    from flyjax.search.journal.journal import read_journal
-    from flyjax.search.journal.state import fold
+    from flyjax.report.run_tables import as_csv, load_run
+    from flyjax.report.tables import markdown_table
     from flyjax.search.proposers.replay import write_transcript
     from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
-    from flyjax.utils.format import csv_table
 
     written = [write_report(run_dir)]
-    rows = nodes_table(fold(read_journal(run_dir)))
-    for path, table in ((csv, csv_table(COLUMNS, rows)), (markdown, markdown_table(rows))):
+    run = load_run(run_dir)
+    tables = {csv: as_csv(run.nodes), trainings: as_csv(run.trainings), markdown: markdown_table(run.nodes)}
+    for path, table in tables.items():
         if path is None:
             continue
         try:

@@ -19,10 +19,11 @@ from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.training import Halving
-from flyjax.training.loggers import HISTORY, MetricLogger
+from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import csv_table, plural
+from flyjax.utils.history import HISTORY
 from flyjax.utils.metric_names import SWEEP_TABLE
 from flyjax.utils.run_directory import RunDirectory, remove_checkpoints
 

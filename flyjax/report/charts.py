@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from flyjax.config import Range
 from flyjax.report.tables import format_setting
 from flyjax.utils.format import finite
+from flyjax.utils.metric_names import CONVERGED
 
 #: Values without a range are drawn on a log axis from this ratio of the largest to the smallest on.
 WIDE = 20.0
@@ -79,6 +80,32 @@ class Axis:
         return format_setting(value)
 
 
+#: Values of R2 that an axis may label.
+SCORES = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9999)
+
+
+class ScoreAxis:
+    """Positions of R2 between 0 and 1, logarithmic in 1 - R2: 0.9, 0.99 and 0.999 are equally far apart.
+
+    **Arguments:** `values`: all values to be drawn; those below 0 lie at 0.
+    """
+
+    kind = "score"
+
+    def __init__(self, values: Iterable[float | None]):
+        best = max((v for v in values if v is not None), default=0.0)
+        self.top = next((s for s in SCORES if s >= max(best, CONVERGED + 0.05)), SCORES[-1])
+
+    def place(self, value: Any) -> float | None:
+        """Where `value` lies, 0 to 1; None where it is no finite number."""
+        value = finite(value)
+        return None if value is None else math.log(1 - min(max(0.0, value), self.top)) / math.log(1 - self.top)
+
+    def tick_labels(self, only: Sequence[float] = SCORES) -> list[tuple[float, str]]:
+        """Place and text of the values of `only` on the axis."""
+        return [(self.place(s) or 0.0, f"{s:g}") for s in only if s <= self.top]
+
+
 @dataclass(frozen=True)
 class PlotArea:
     """A chart and its edges in pixels; places inside are fractions from the lower left corner."""
@@ -95,6 +122,37 @@ class PlotArea:
 
     def y(self, fraction: float) -> float:
         return self.bottom - min(1.0, max(0.0, fraction)) * (self.bottom - self.top)
+
+
+#: Points of a training curve at most.
+MAX_POINTS = 80
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One quantity of some trainings over their steps; `lines` has the lane and the places of its points."""
+
+    axis: Axis | ScoreAxis
+    last_step: int
+    lines: list[tuple[str, list[tuple[float, float]]]]
+
+    @classmethod
+    def of(cls, lanes: Mapping[str, Sequence[Mapping[str, Any]]], name: str, score: bool) -> "Curves | None":
+        """The curves of `name`; None where nothing of it was logged. `score`: it is an R2."""
+        known = {
+            lane: [(e["step"], v) for e in entries if (v := finite(e.get(name))) is not None and (score or v > 0)]
+            for lane, entries in lanes.items()
+        }
+        values = [value for points in known.values() for _, value in points]
+        if not values:
+            return None
+        axis = ScoreAxis(values) if score else Axis(values)
+        last, lines = max(points[-1][0] for points in known.values() if points), []
+        for lane, points in known.items():
+            every = -(-len(points) // MAX_POINTS) or 1
+            kept = points[::-every][::-1]  # the last one is always shown
+            lines.append((lane, [(step / last, place) for step, v in kept if (place := axis.place(v)) is not None]))
+        return cls(axis, last, lines)
 
 
 #: Low to high; each colour is legible on white and on near-black paper.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,15 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.config import Range, ranges
+from flyjax.config import Range, dump_yaml, ranges
+from flyjax.landscape.trainings import is_score
 from flyjax.report import tables
-from flyjax.report.charts import Axis
-from flyjax.search.journal.journal import read_journal
+from flyjax.report.charts import Axis, Curves, ScoreAxis
+from flyjax.report.run_events import run_events
 from flyjax.search.journal.state import Node, fold, objective_metric
 from flyjax.search.llm.budget import NOT_REPORTED, dollars
 from flyjax.search.policy import measures
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import finite, plural
+from flyjax.utils.history import HISTORY, read_history
+from flyjax.utils.run_directory import JOURNAL
 
 #: What a journal records of answers that were not used as given, and how the report names it.
 CORRECTIONS = {
@@ -26,6 +30,12 @@ CORRECTIONS = {
     "reversions": "parent set by the reversion check",
     "demoted": "principles that name fewer than 3 nodes, listed as open questions",
 }
+
+
+def node_of(lane: str) -> int | None:
+    """The node of `node_0001/seed_7`; None for another name."""
+    found = re.fullmatch(r"node_(\d+)/seed_\d+", lane)
+    return int(found[1]) if found else None
 
 
 @dataclass(frozen=True)
@@ -54,8 +64,10 @@ class RunView:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.events = read_journal(self.folder)
+        self.events = run_events(self.folder)
         self.state = fold(self.events)
+        #: Whether a tree was searched; else the nodes are the configurations of a sweep.
+        self.is_search = (self.folder / JOURNAL).is_file()
         if self.state.started is None:
             raise UserError(f"{self.folder}: the journal holds no run yet; start one with scripts/meta_loop.py")
         self.name = str(self.state.experiment.get("name") or self.folder.resolve().name)
@@ -85,6 +97,31 @@ class RunView:
         except OSError:
             return ""
         return out if len(out) <= limit else out[:limit] + "\n… (truncated)\n"
+
+    @cached_property
+    def history(self) -> dict[str, list[dict[str, float]]]:
+        """What was logged during training: by `node_0001/seed_7`, its entries in the order of steps."""
+        path = self.folder / HISTORY
+        return read_history(path) if path.is_file() else {}
+
+    def curves(self, name: str, node: Node | None = None) -> Curves | None:
+        """The curves of a logged quantity, of all trainings or of a node's."""
+        lanes = self.history
+        if node is not None:
+            lanes = {lane: entries for lane, entries in lanes.items() if node_of(lane) == node.id}
+        return Curves.of(lanes, name, is_score(name))
+
+    @cached_property
+    def score_axis(self) -> ScoreAxis:
+        """The axis of the ground-truth metric, with every training."""
+        trainings = [m.get(self.truth_metric) for per_seed in self.per_seed.values() for m in per_seed]
+        return ScoreAxis(map(finite, trainings))
+
+    def as_yaml(self, node: Node) -> str:
+        """A node's configuration as an experiment file."""
+        simulation = self.state.blocks[node.block].simulation
+        sections = {"simulation": simulation, "model": self.state.experiment.get("model") or {}}
+        return dump_yaml({"name": f"{self.name}-node-{node.id}", **sections, "training": node.config})
 
     def events_named(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] in names]

@@ -10,31 +10,17 @@ checkpoint and repeats the steps since then, which are logged once.
 """
 
 import importlib
-import json
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError, nearest
+from flyjax.utils.history import HISTORY, read_history
 from flyjax.utils.run_directory import identity
 
-HISTORY = "history.jsonl"  # one object per line: "lane", "step" and the values by name
 VIEWERS = ("tensorboard", "wandb", "trackio")
-
-
-def read_history(path: Path) -> dict[str, list[dict[str, float]]]:
-    """By lane, its entries in the order of steps; of a step logged twice, the last. Damaged lines are skipped."""
-    lanes: dict[str, dict[int, dict]] = {}
-    for line in Path(path).read_bytes().splitlines():
-        try:
-            entry = json.loads(line)
-            lanes.setdefault(entry.pop("lane"), {})[operator.index(entry["step"])] = entry
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            continue
-    return {lane: [steps[k] for k in sorted(steps)] for lane, steps in lanes.items() if steps}
 
 
 def _package(viewer: str, package: str) -> Any:

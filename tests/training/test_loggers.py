@@ -7,9 +7,10 @@ import types
 
 import pytest
 
-from flyjax.training.loggers import MetricLogger, read_history
+from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import open_lines, write_line
 from flyjax.utils.errors import UserError
+from flyjax.utils.history import read_history
 from flyjax.utils.run_directory import RunDirectory
 
 LANES = {"node_0001/seed_7": {"batch_size": 4}, "node_0002/seed_8": {"batch_size": 1}}

@@ -30,8 +30,8 @@ from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.charts import Axis
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.training import Lane, LaneProgress, Progress, checkpoint
-from flyjax.training.loggers import read_history
 from flyjax.utils.errors import UserError
+from flyjax.utils.history import read_history
 from flyjax.utils.run_directory import RunDirectory, own
 
 TINY = {

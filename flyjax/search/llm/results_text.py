@@ -12,6 +12,7 @@ from flyjax.search.proposals.types import ROOT, Context
 from flyjax.search.proposers.rules import observe
 from flyjax.utils import metric_names
 from flyjax.utils.format import finite
+from flyjax.utils.history import HISTORY, read_history
 
 #: Of about a hundred in metrics.json, those that a choice of training settings can rest on.
 NODE_METRICS = (
@@ -137,8 +138,6 @@ def new_nodes_text(context: Context) -> str:
     """The nodes just trained: what was asked, what came out, how it came about."""
     if not context.new_nodes:
         return ""
-    from flyjax.training.loggers import HISTORY, read_history  # loads JAX
-
     lanes: dict[str, list[dict[str, float]]] = {}
     with contextlib.suppress(OSError, ValueError):  # a search without trainings, or a damaged file
         lanes = read_history(Path(context.run_dir) / HISTORY)
