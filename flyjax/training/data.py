@@ -19,15 +19,17 @@ from flyjax.models import Learner
 from flyjax.simulation.kernels import Kernel
 from flyjax.simulation.solve import VectorFieldArgs, derivatives, vector_field_args
 
-#: Derivatives of a recording larger than this are computed in the step, not stored on the device.
+#: Derivatives of a recording larger than this are computed while it trains, not stored on the device.
 TARGET_BYTES = 1e9
+#: Frames whose derivatives are then computed at once.
+TARGET_FRAMES = 64
 #: Recordings are padded to as many as lanes while they are smaller than this together: then the number of
 #: noise levels does not shape the program.
 PADDING_BYTES = 256e6
 
 
 def computes_target(recording) -> bool:
-    """Whether the derivatives of the drawn frames are computed in each step instead of stored on the device.
+    """Whether the derivatives of the drawn frames are computed chunk by chunk instead of stored on the device.
 
     They cost a message sum (1 to 2 % of a step at extent 8), and stored as much memory as the voltages. With
     measurement noise or finite differences they depend on the noise that was drawn and are stored.
@@ -67,13 +69,14 @@ def _circuit(recording: Recording) -> VectorFieldArgs:
     return vector_field_args(kernel, kernel.plan(), parameters, recording.dt, recording.simulation.clamp_tau)
 
 
-def batch_of(learner: Learner, data, level, frames: Int[Array, " B"]) -> dict[str, Array]:
-    """Voltage, luminance and target of frames of a recording; their numbers instead of an unknown luminance."""
+def batch_of(learner: Learner, data, level, frames: Int[Array, " B"], target=None) -> dict[str, Array]:
+    """Voltage, luminance and target (unless it is given) of frames of a recording; their numbers instead of an unknown
+    luminance."""
     if learner.learns_stimulus:
         return {"voltage": data["voltage"][level, frames], "frame": frames, "target": data["target"][level, frames]}
     batch = {name: data[name][level, frames] for name in ("voltage", "luminance")}
-    if "target" in data:
-        return batch | {"target": data["target"][level, frames]}
+    if target is not None or "target" in data:
+        return batch | {"target": data["target"][level, frames] if target is None else target}
     kernel, circuit = Kernel("segment", learner.connectome), jax.tree.map(lambda x: x[level], data["circuit"])
     return batch | {"target": derivatives(kernel, circuit, data["dt"][level], **batch)}
 

@@ -24,7 +24,7 @@ from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
 from flyjax.models import Learner, make_learner
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
-from flyjax.training.data import TARGET_BYTES
+from flyjax.training.data import TARGET_BYTES, TARGET_FRAMES
 from flyjax.training.hparams import Static, n_steps, static_of
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
@@ -78,7 +78,7 @@ def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Siz
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     """The same from a configuration alone: neither checkpoint nor videos are needed."""
     connectome = build_connectome(simulation.extent)
-    # Without a known stimulus targets cannot be computed in the step.
+    # Without a known stimulus targets cannot be computed.
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
     large = exact and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
     sizes = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
@@ -104,7 +104,8 @@ def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False
     while a step is taken, `activations` what the backward pass stores: two arrays per hidden layer of
     the rows of the batch in both networks and of the regularisers' three voltages, and messages. Variant B
     evaluates the message network on edges, a segment at a time (smaller segments on a CPU, whose memory is
-    `shared`), and stores the inputs of each edge; a known equation has messages alone.
+    `shared`), and stores the inputs of each edge; a known equation has messages alone. Targets that the recording does
+    not store are those of a chunk.
     """
     rows = (2 * batch_size + 3) * sizes.n_neurons
     messages = 2 * batch_size * sizes.n_edges
@@ -113,11 +114,12 @@ def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False
         # Of every edge: two voltages, the message and their gradients, both embeddings and theirs.
         messages += sizes.n_edges * (6 * batch_size + 6 * model.embedding_size)
     hidden = 2 * rows * model.width * (model.n_layers - 1) if has_networks(model) else 8 * batch_size * sizes.n_neurons
+    targets = 0 if sizes.stores_target else CHUNK * batch_size * sizes.n_neurons + TARGET_FRAMES * sizes.n_edges
     return {
         "params": 4 * sizes.n_params,
         "adam": 8 * sizes.n_params,
         "step": 20 * sizes.n_params,
-        "activations": 4 * (hidden + messages),
+        "activations": 4 * (hidden + messages + targets),
     }
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from flyjax.models import Learner, loss, rollout_loss
 from flyjax.models.chunked_map import n_segments
-from flyjax.training.data import batch_of, with_luminance
+from flyjax.training.data import TARGET_FRAMES, batch_of, with_luminance
 from flyjax.training.hparams import RATES, VALIDATION_FRAMES, Static
 from flyjax.training.optimizer import make_optimizer, pack, unpack
 
@@ -72,10 +72,33 @@ def draw_frames(static: Static, hparams, state: TrainState, length: int) -> Int[
     return frames
 
 
+def targets_of(
+    learner: Learner, static: Static, hparams, data, frames: Int[Array, "length B"]
+) -> Float[Array, "length B N"] | None:
+    """The derivatives of the frames of many steps, 1/s; None where the recording holds them.
+
+    Before the scan and many frames at once: inside it, a few frames at a time, each step would wait for small kernels.
+    """
+    if "target" in data or static.rollout_steps > 1:
+        return None
+    width = max(1, TARGET_FRAMES // static.batch_size)
+    padded = jnp.pad(frames, ((0, -len(frames) % width), (0, 0)), mode="edge").reshape(-1, width * static.batch_size)
+    found = jax.lax.map(lambda own: batch_of(learner, data, hparams["level"], own)["target"], padded)
+    return found.reshape(-1, static.batch_size, found.shape[-1])[: len(frames)]
+
+
 def train_step(
-    learner: Learner, static: Static, hparams, data, state: TrainState, frames: Int[Array, " B"]
+    learner: Learner,
+    static: Static,
+    hparams,
+    data,
+    state: TrainState,
+    frames: Int[Array, " B"],
+    target: Float[Array, "B N"] | None = None,
 ) -> tuple[TrainState, Float[Array, " 2"]]:
     """One optimiser step on some frames, and its (data, total) loss; NaN where the step was not taken.
+
+    **Arguments:** `target`: the frames' derivatives, 1/s, where they are known; else they are those of `data`.
 
     A step is not taken after the last one, nor from the first non-finite loss or gradient on: the
     parameters then stay the last finite ones, and neighbours in a vmap are untouched.
@@ -85,7 +108,7 @@ def train_step(
     def total(packed):
         params = unpack(learner, packed)
         if static.rollout_steps == 1:
-            batch = with_luminance(learner, params, batch_of(learner, data, level, frames))
+            batch = with_luminance(learner, params, batch_of(learner, data, level, frames, target))
             return loss(learner, params, hparams, batch, x_norm, static.with_curvature)
         # Starts from which all steps lie in one part of the recording.
         starts = jnp.minimum(frames, data["last"][level, frames] - (static.rollout_steps - 1))
@@ -155,11 +178,11 @@ def train_chunk(
     """
     frames = draw_frames(static, hparams, state, length)
 
-    def body(carry, frames):
-        return train_step(learner, static, hparams, data, carry, frames)
+    def body(carry, own):
+        return train_step(learner, static, hparams, data, carry, *own)
 
     before = state.step
-    state, losses = jax.lax.scan(body, state, frames)
+    state, losses = jax.lax.scan(body, state, (frames, targets_of(learner, static, hparams, data, frames)))
     at_end = jnp.arange(length) == state.step - before - 1
     value = jnp.float32(jnp.nan)
     if static.validates:

@@ -1,4 +1,4 @@
-"""Validation, selection, rollouts and targets computed in the step, against independent computations."""
+"""Validation, selection, rollouts and targets computed chunk by chunk, against independent computations."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flyjax.training import data as training_data
 from flyjax.training import train_sweep
 from flyjax.training.data import batch_of, stack_recordings
 from flyjax.training.hparams import check_trainable, static_of, traced_hparams
-from flyjax.training.step import draw_frames, init_state, result_params, train_chunk, train_step
+from flyjax.training.step import draw_frames, init_state, result_params, targets_of, train_chunk, train_step
 from flyjax.utils.errors import UserError
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=120, n_test_frames=16)
@@ -166,7 +166,7 @@ def test_best_needs_frames():
         parse_experiment({"training": {"select": "best"}})
 
 
-# -- targets computed in the step -------------------------------------------------------------------
+# -- targets computed chunk by chunk -----------------------------------------------------------------
 
 
 def test_computed_targets_are_the_stored_ones(learner, recording, monkeypatch):
@@ -178,6 +178,21 @@ def test_computed_targets_are_the_stored_ones(learner, recording, monkeypatch):
     a, b = (batch_of(learner, data, 1, frames) for data in (stored, computed))
     close(a, b, rtol=1e-4, atol=1e-4)
     assert np.ptp(b["target"]) > 1
+
+
+def test_a_chunk_with_computed_targets_is_one_with_stored_targets(learner, recording, monkeypatch):
+    static, length = static_of(Training(batch_size=3)), 50  # 150 frames: two groups and a part of a third
+    hparams = jax.tree.map(jnp.asarray, traced_hparams(Training(batch_size=3), len(recording.voltage), 0))
+    state = init_state(learner, static, hparams, jax.random.key(0))
+    stored = stack_recordings([recording])
+    monkeypatch.setattr(training_data, "TARGET_BYTES", 1e3)
+    computed = stack_recordings([recording])
+    frames = draw_frames(static, hparams, state, length)
+    targets = targets_of(learner, static, hparams, computed, frames)
+    close(targets, stored["target"][0, frames], rtol=1e-4, atol=1e-4)
+    assert targets_of(learner, static, hparams, stored, frames) is None
+    (_, a), (_, b) = (train_chunk(learner, static, length, hparams, data, state) for data in (stored, computed))
+    close(a, b, rtol=1e-3, atol=1e-3)
 
 
 def test_targets_with_measurement_noise_are_stored(monkeypatch):
