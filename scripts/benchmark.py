@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from _cli import make_app, run
+from _cli import ROOT, Settings, make_app, run
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +24,8 @@ EXAMPLES = """
 `python scripts/benchmark.py profile --extent 8 --rows 2048`
 
 `python scripts/benchmark.py judge --extent 8 --frames 64000 --json judge.json`
+
+`python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2 --json full.json`
 """
 
 
@@ -263,6 +265,35 @@ def judge(
         "GB": "{gigabytes:.2f}",
     }
     show(Console(), f"evaluation, extent {extent}, {frames} frames, width {width}", cells, rows, json_file)
+
+
+@app.command(epilog=EXAMPLES)
+def full(
+    config: Annotated[
+        Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/quickstart.yaml")
+    ] = ROOT / "experiments" / "quickstart.yaml",
+    settings: Settings = None,
+    nodes: Annotated[int, typer.Option(help="Trained together; they differ by seed.", min=1)] = 2,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Seconds of each stage of the nodes of an experiment, from stimulus to figures, as a search trains them."""
+    from _cli import prepare_devices
+
+    prepare_devices()
+    from rich.console import Console
+
+    from flyjax.config import load_experiment
+    from flyjax.experiments.benchmark import full_rows, provenance
+
+    experiment, console = load_experiment(config, settings), Console()
+    with console.status("training and evaluating"):
+        rows = [{**row, **provenance()} for row in full_rows(experiment, nodes)]
+    first = rows[0]
+    title = "{experiment}, extent {extent}, {frames:,} frames, {nodes} nodes of {n_steps:,} steps".format(**first)
+    if first["train_frames_per_s"]:
+        title += f", {first['train_frames_per_s']:,.0f} training frames/s"
+    cells = {"part": "{part}", "s": "{seconds:.2f}", "GFLOP": "{gflop:,.0f}", "GB": "{gigabytes:.1f}"}
+    show(console, title, cells, rows, json_file)
 
 
 if __name__ == "__main__":

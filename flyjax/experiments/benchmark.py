@@ -4,8 +4,11 @@ import dataclasses
 import datetime
 import functools
 import os
+import tempfile
 import time
 from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flyjax.circuit import build_connectome
-from flyjax.config import Model, Simulation, Training
+from flyjax.config import Experiment, Model, Simulation, Training
 from flyjax.data import record
-from flyjax.models import losses, make_learner
+from flyjax.experiments.node import NodeSpec, learner_for
+from flyjax.experiments.train_nodes import train_nodes
+from flyjax.models import Learner, losses, make_learner
 from flyjax.recovery import closed_form, evaluate, extract, linear_readout, refit, rollout
 from flyjax.recovery.activity import activity
 from flyjax.recovery.clusters import all_cluster_metrics
@@ -29,6 +34,7 @@ from flyjax.training.grouping import CHUNK, gflop_per_frame
 from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, unpack
 from flyjax.training.step import init_state, train_step
+from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.system import devices, hardware, peak_memory_gb
 
 
@@ -186,16 +192,12 @@ def profile_rows(
     return rows
 
 
-def judge_rows(extent: int, n_frames: int, width: int) -> list[dict]:
-    """The seconds of each part of the evaluation of one untrained network, with compilation and without.
+def evaluation_work(learner: Learner, n_frames: int) -> tuple[dict[str, float], dict[str, float]]:
+    """GFLOP and GB of the parts of an evaluation in which they dominate, by part.
 
-    Beside the parts in which they dominate, the arithmetic (GFLOP; a product of a symmetric table counts half) and the
-    bytes that have to be read.
+    A product of a symmetric table counts half; bytes are those that have to be read.
     """
-    simulation = Simulation(extent=extent, visual_input_type="scenes_texture", n_frames=n_frames, n_test_frames=400)
-    train, test = record(simulation, 0.05, "train"), record(simulation, 0.0, "test")
-    c = train.connectome
-    learner = make_learner(c, Model(width=width))
+    c = learner.connectome
     table = sum(len(rows) ** 2 for rows in table_rows(c, 1))
     per_row = sum(2 * x.size for x in jax.tree.leaves(learner.init(jax.random.key(0))) if x.ndim == 2) / 2  # one of two
     gflop = {
@@ -204,6 +206,77 @@ def judge_rows(extent: int, n_frames: int, width: int) -> list[dict]:
         "published read-out": 2e-9 * N_POINTS * per_row * c.n_neurons,
     }
     gigabytes = {"closed form": 8e-9 * n_frames * c.n_neurons, "activity": 4e-9 * n_frames * c.n_neurons}
+    return gflop, gigabytes
+
+
+def full_rows(experiment: Experiment, n_nodes: int) -> list[dict]:
+    """The seconds of each stage of some nodes of an experiment, from stimulus to figures, by `train_nodes`.
+
+    The nodes differ by seed and are trained together, with reports, as candidates are. What the first of a kind takes
+    includes compilation.
+    """
+    simulation, training = experiment.simulation, experiment.training
+    learner, n_frames = learner_for(simulation, experiment.model), simulation.n_frames
+    specs = [NodeSpec(k, training, (k,)) for k in range(1, n_nodes + 1)]
+    stages, reports = [], []
+    with tempfile.TemporaryDirectory() as folder, RunDirectory(Path(folder) / "run", "train") as run:
+        train_nodes(
+            experiment,
+            specs,
+            run.path,
+            on_stage=lambda stage: stages.append((stage, time.perf_counter())),
+            on_progress=lambda progress: reports.append((progress.lane_steps, time.perf_counter())),
+        )
+        stages.append(("end", time.perf_counter()))
+    start = time.perf_counter()
+    record(simulation, training.noise_model_level, seed=1)
+    recording_again = time.perf_counter() - start
+
+    c = learner.connectome
+    with_curvature = static_of(training).with_curvature
+    per_frame = gflop_per_frame(experiment.model, training.batch_size, c.n_neurons, c.n_edges, with_curvature)
+    recording_gb = 1e-9 * n_frames * (8 * c.n_edges + 12 * c.n_neurons)  # as `benchmark.py simulate` counts them
+    gflop, gigabytes = (sum(part.values()) for part in evaluation_work(learner, n_frames))
+    (first_steps, first_report), (last_steps, last_report) = reports[0], reports[-1]
+    frames = (last_steps - first_steps) * training.batch_size
+    seconds: dict[str, float] = {}
+    for (stage, begin), (_, end) in pairwise(stages):
+        seconds[stage] = seconds.get(stage, 0.0) + end - begin
+    drawing = sum(value for stage, value in seconds.items() if stage.startswith("drawing"))
+    more = [value for stage, value in seconds.items() if stage.startswith("evaluating,")]
+    rows = [
+        ("recordings, the first", seconds["simulating"], 0.0, recording_gb),
+        ("recording, another", recording_again, 0.0, recording_gb),
+        ("training, the first chunk", first_report - stages[1][1], first_steps * training.batch_size * per_frame, 0.0),
+        ("training, the rest", last_report - first_report, frames * per_frame, 0.0),
+        ("evaluation of the first node", seconds["evaluating"], gflop, gigabytes),
+        ("evaluation of the others", sum(more), len(more) * gflop, len(more) * gigabytes),
+        ("files and figures", drawing, 0.0, 0.0),
+        ("all nodes", stages[-1][1] - stages[0][1], 0.0, 0.0),
+    ]
+    shared = {
+        "benchmark": "full",
+        "experiment": experiment.name,
+        "extent": simulation.extent,
+        "frames": n_frames,
+        "nodes": n_nodes,
+        "n_steps": last_steps // n_nodes,
+        "train_frames_per_s": frames / (last_report - first_report) if frames else None,
+    }
+    columns = ("part", "seconds", "gflop", "gigabytes")
+    return [shared | dict(zip(columns, values, strict=True)) for values in rows]
+
+
+def judge_rows(extent: int, n_frames: int, width: int) -> list[dict]:
+    """The seconds of each part of the evaluation of one untrained network, with compilation and without.
+
+    Beside the parts in which they dominate, the arithmetic (GFLOP; a product of a symmetric table counts half) and the
+    bytes that have to be read.
+    """
+    simulation = Simulation(extent=extent, visual_input_type="scenes_texture", n_frames=n_frames, n_test_frames=400)
+    train, test = record(simulation, 0.05, "train"), record(simulation, 0.0, "test")
+    learner = make_learner(train.connectome, Model(width=width))
+    gflop, gigabytes = evaluation_work(learner, n_frames)
 
     def timed(seed: int, recording) -> dict[str, tuple[float, float]]:
         params, seconds = learner.init(jax.random.key(seed)), {}

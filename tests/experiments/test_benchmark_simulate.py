@@ -1,13 +1,17 @@
 """The benchmark of the simulator, as a user runs it."""
 
+import itertools
 import json
 import math
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
-from flyjax.experiments.benchmark import train_row
+from flyjax.config import parse_experiment
+from flyjax.experiments import benchmark
+from flyjax.experiments.benchmark import full_rows, train_row
 from flyjax.utils import system
 
 
@@ -49,6 +53,38 @@ def test_parts_of_an_evaluation(script, tmp_path):
     assert {"closed form", "refit", "clusters", "activity"} < set(rows)
     assert all(row["seconds"] > 0 for row in rows.values())
     assert rows["closed form"]["gigabytes"] == pytest.approx(8e-9 * 320 * 65)
+
+
+def test_stages_of_nodes_add_up(monkeypatch):
+    """`train_nodes` itself is tested elsewhere: here it only reports, at known times."""
+    clock = itertools.count()
+
+    def train_nodes(experiment, specs, run_dir, *, on_stage, on_progress):
+        assert [spec.seeds for spec in specs] == [(1,), (2,)]
+        for stage in ("simulating", "compiling"):
+            on_stage(stage)
+        for steps in (500, 1000):
+            on_progress(SimpleNamespace(lane_steps=steps))
+        for stage in ("evaluating", "drawing node 1", "evaluating, 1 of 2 done", "drawing node 2"):
+            on_stage(stage)
+
+    monkeypatch.setattr(benchmark, "train_nodes", train_nodes)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: float(next(clock)))
+    experiment = parse_experiment(
+        {
+            "simulation": {"extent": 0, "n_frames": 64, "visual_input_type": "scenes_texture"},
+            "training": {"batch_size": 2},
+            "search": {"simulation_ranges": {}},
+        }
+    )
+    rows = {row["part"]: row for row in full_rows(experiment, 2)}
+    total = rows["all nodes"]["seconds"]
+    parts = [row["seconds"] for part, row in rows.items() if part not in ("all nodes", "recording, another")]
+    assert rows["files and figures"]["seconds"] == 2
+    # What is between the last report and the evaluation belongs to no stage.
+    assert total - 1 == sum(parts)
+    assert rows["training, the rest"]["train_frames_per_s"] == 500 * 2 / 1
+    assert rows["evaluation of the others"]["gflop"] == rows["evaluation of the first node"]["gflop"] > 0
 
 
 def test_memory_is_not_a_number_where_the_system_does_not_report_it(monkeypatch):
