@@ -13,7 +13,6 @@ from matplotlib.ticker import MaxNLocator
 from flyjax.config import Range
 from flyjax.report.tables import format_setting
 from flyjax.utils.format import finite
-from flyjax.utils.metric_names import CONVERGED
 
 #: Values without a range are drawn on a log axis from this ratio of the largest to the smallest on.
 WIDE = 20.0
@@ -94,7 +93,7 @@ class ScoreAxis:
 
     def __init__(self, values: Iterable[float | None]):
         best = max((v for v in values if v is not None), default=0.0)
-        self.top = next((s for s in SCORES if s >= max(best, CONVERGED + 0.05)), SCORES[-1])
+        self.top = next((s for s in SCORES if s >= max(best, 0.95)), SCORES[-1])
 
     def place(self, value: Any) -> float | None:
         """Where `value` lies, 0 to 1; None where it is no finite number."""

@@ -11,13 +11,14 @@ import hashlib
 import io
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
 from flyjax.report import charts, landscape, tables, tree
-from flyjax.report.run_view import RunView
+from flyjax.report.run_view import RunView, node_of
 from flyjax.search.confirmation import confirmed
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
 from flyjax.search.policy import measures, ucb
@@ -113,6 +114,7 @@ def environment() -> Environment:
         block_metrics=(*RECOVERY, "test_R2"),
         corners=tree.corners,
         draw_tree=tree.draw_tree,
+        node_of=node_of,
         PlotArea=charts.PlotArea,
         ramp=charts.RAMP,
         CONVERGED=CONVERGED,
@@ -121,29 +123,37 @@ def environment() -> Environment:
     return found
 
 
-def render(run: RunView) -> str:
-    """The page as text."""
+def render(run: RunView, version: str = "") -> str:
+    """The page as text; `version`: of a page that is served, and loaded again when it has another one."""
+    return _page("report.html", "connect-src 'self'; " if version else "", version=version, **_context(run))
+
+
+def _page(template: str, policy: str = "", **context: Any) -> str:
+    """A page with its style sheet, its script and the policy that admits it."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        environment()
-        .get_template("report.html")
-        .render(
-            css=Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-            script=Markup(script),
-            policy=POLICY.format(digest),
-            run=run,
-            state=run.state,
-            noise=charts.NoiseScale(run.noise_levels()),
-            root_config=tables.root_config(run.state),
-            mutations={n.id: tables.describe_mutation(run.state, n, short=True) for n in run.nodes},
-            rows=tables.nodes_table(run.state),
-            large=functools.partial(_pictures, run, side=LARGE),
-            small=functools.partial(_pictures, run, side=SMALL),
-            confirmed=confirmed(run.state),
-            pending=pending_input(run.folder, run.state).strip(),
-            landscape_maps=landscape.report_section(run.folder, run.search_ranges, run.truth_metric),
-        )
+    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
+    page = environment().get_template(template)
+    return page.render(css=Markup(css), script=Markup(script), policy=policy + POLICY.format(digest), **context)
+
+
+def _context(run: RunView) -> dict[str, Any]:
+    """What the templates show of a run."""
+    return dict(
+        run=run,
+        state=run.state,
+        trained={n.id: n for n in run.state.all_nodes},
+        prefix="",
+        score=run.score_axis,
+        noise=charts.NoiseScale(run.noise_levels()),
+        root_config=tables.root_config(run.state),
+        mutations={n.id: tables.describe_mutation(run.state, n, short=True) for n in run.nodes},
+        rows=tables.nodes_table(run.state),
+        large=functools.partial(_pictures, run, side=LARGE),
+        small=functools.partial(_pictures, run, side=SMALL),
+        confirmed=confirmed(run.state),
+        pending=pending_input(run.folder, run.state).strip(),
+        landscape_maps=landscape.report_section(run.folder, run.search_ranges, run.truth_metric),
     )
 
 

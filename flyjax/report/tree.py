@@ -111,7 +111,7 @@ def draw_tree(nodes: list[Node]) -> TreeDrawing:
     """Places of a block's nodes, closer together where they are many."""
     layout, last = tree_layout(nodes), max(n.iter_in_block for n in nodes)
     crowded = len(nodes) > 80 or layout.n_lanes > 12
-    radius, row, least = (6.0, 35.0, 38.0) if crowded else (8.0, 41.0, 46.0)
+    radius, row, least = (6.0, 36.0, 62.0) if crowded else (8.0, 42.0, 66.0)
     step, left, top = min(110.0, max(least, 960.0 / (last + 0.5))), 34.0, 34.0
     place = {k: (left + column * step, top + 12 + lane * row) for k, (column, lane) in layout.place.items()}
     return TreeDrawing(

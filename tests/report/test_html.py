@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 from support.made_up_run import DIFF, Maker, metrics, two_blocks
 
-from flyjax.config import parse_experiment
+from flyjax.config import load_experiment, parse_experiment
 from flyjax.report.html import write_report
 from flyjax.report.run_view import RunView
 from flyjax.search.journal.journal import read_journal
@@ -234,6 +235,64 @@ def test_report_of_a_run_of_the_real_loop(tmp_path, root):
         assert outcome.state.blocks[block].ended["edit"]["reason"] in unescape(text)
     best = max(n.reward for n in outcome.state.nodes.values())
     assert f"<b>{best:.3f}</b>" in text
+
+
+def test_a_click_leads_to_the_figures_and_settings_of_a_node(made):
+    page, state = Page(text_of(write_report(made))), fold(read_journal(made))
+    marks = [a for tag, a in page.tags if tag == "a" and "data-node" in a]
+    assert {a["data-node"] for a in marks} == {str(n) for n in state.nodes}
+    assert all(a["href"] == f"#card-{a['data-node']}" for a in marks)
+
+
+def cards_of(text):
+    """Values of the cards by node and name."""
+    found = re.findall(r'<details class="card" id="card-(\d+)".*?\n</div></details>', text, re.S)
+    bodies = {i: re.search(rf'id="card-{i}".*?\n</div></details>', text, re.S)[0] for i in found}
+    return {
+        int(i): dict(re.findall(r'data-name="([^"]*)" data-value="([^"]*)"', body)) | {"yaml": unescape(yaml_of(body))}
+        for i, body in bodies.items()
+    }
+
+
+def yaml_of(card):
+    return re.search(r'class="configuration".*?<pre>(.*?)</pre>', card, re.S)[1]
+
+
+def test_cards_have_every_setting_and_a_configuration_that_can_be_trained(made, tmp_path):
+    cards, state = cards_of(text_of(write_report(made))), fold(read_journal(made))
+    assert sorted(cards) == sorted(state.nodes)
+    for i, node in state.nodes.items():
+        assert {k: cards[i][k] for k in node.config} == {k: str(v) for k, v in node.config.items()}
+        assert cards[i]["strategy"] == node.strategy and cards[i]["block"] == str(node.block)
+    path = tmp_path / "copied.yaml"
+    path.write_text(cards[1]["yaml"])
+    assert load_experiment(path).training.model_dump(mode="json") == state.nodes[1].config
+
+
+def test_training_curves_end_at_the_last_value(made):
+    values = [0.1, 0.5, 0.93, 0.97]
+    lines = [{"lane": "node_0004/seed_0", "step": 250 * k, "loss": 1 / k, "connectivity_R2": v}
+             for k, v in enumerate(values, 1)]  # fmt: skip
+    (made / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = RunView(made)
+    curves = run.curves("connectivity_R2", run.state.nodes[4])
+    ((lane, points),) = curves.lines
+    assert lane == "node_0004/seed_0" and curves.last_step == 1000
+    assert points[-1] == (1.0, curves.axis.place(0.97)) and len(points) == 4
+    assert run.curves("connectivity_R2", run.state.nodes[5]) is None
+    assert 'id="curves"' in text_of(write_report(made))
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no browser on this machine")
+def test_the_script_runs_in_a_browser(made):
+    page = write_report(made).as_uri()
+    browser = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", f"{page}#card-13"]
+    dom = subprocess.run(browser, capture_output=True, text=True, timeout=60).stdout
+    page = Page(dom)
+    opened = [a.get("id") for tag, a in page.tags if tag == "details" and "open" in a]
+    assert opened == [None, "card-13"]  # the gallery, and the card that the address names
+    assert sum(tag == "option" for tag, _ in page.tags) == 27
+    assert not any("hidden" in a for tag, a in page.tags if a.get("id") == "filter")
 
 
 def test_command_line(made, root):

@@ -9,6 +9,7 @@ from support.made_up_run import HOSTILE, Maker, metrics, two_blocks
 
 import flyjax
 from flyjax.config import dump_yaml, parse_experiment
+from flyjax.report.html import write_report
 from flyjax.report.run_tables import as_csv, load_run
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
@@ -88,6 +89,12 @@ def test_a_sweep_of_trainings_names_the_script_for_its_map(tmp_path):
     (tmp_path / "trainings.csv").write_text("seed\n")
     with pytest.raises(UserError, match="scripts/landscape.py"):
         load_run(tmp_path)
+
+
+def test_a_sweep_has_a_report(tmp_path):
+    text = write_report(sweep(tmp_path)).read_text()
+    assert 'id="node-2"' in text and 'id="curves"' in text and "<script>alert" not in text
+    assert 'id="tree"' not in text and 'id="blocks"' not in text
 
 
 def test_no_cell_is_a_formula(tmp_path):

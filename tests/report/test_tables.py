@@ -8,7 +8,7 @@ import pytest
 from support.made_up_run import Maker, metrics, two_blocks
 
 from flyjax.report import tables
-from flyjax.report.charts import Axis, NoiseScale
+from flyjax.report.charts import Axis, NoiseScale, ScoreAxis
 from flyjax.report.run_view import RunView
 from flyjax.report.tree import MANY_LANES, tree_layout
 from flyjax.search.journal.journal import read_journal
@@ -145,6 +145,14 @@ def test_axes_and_colours(made):
     scale = NoiseScale(run.noise_levels())
     assert scale.levels == [0.0, 0.05, 0.1, 0.15, 0.2]
     assert len({scale(run.state.nodes[i].config["noise_model_level"]) for i in (0, 1, 3, 10, 18)}) == 5
+
+
+def test_scores_lie_on_a_logarithmic_axis_of_what_is_missing_to_1():
+    axis = ScoreAxis([0.3, None, 0.996])
+    assert axis.top == 0.998 and axis.place(0.0) == 0 and axis.place(0.998) == axis.place(0.9999) == 1
+    assert axis.place(0.99) - axis.place(0.9) == pytest.approx(axis.place(0.9)) and axis.place(-3.0) == 0
+    assert axis.place(None) is None and [text for _, text in axis.tick_labels((0, 0.9, 0.999))] == ["0", "0.9"]
+    assert ScoreAxis([]).top == ScoreAxis([0.2]).top == 0.95
 
 
 def test_cost_is_given_or_not_reported(tmp_path):

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flyjax.report.charts import ScoreAxis
 from flyjax.report.figures.style import house_style, save_png
 from flyjax.report.run_view import RunView
 from flyjax.report.tree import SHAPES, tree_layout
@@ -29,15 +30,9 @@ AUTHORS = {
     "replay": "the replayed answer",
     "rules": "the rules",
 }
-TICKS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
 LINE = 150  # characters of a line of the protocol
 N_LINES = 14  # of an edit
 ADDED, REMOVED, GREY = "#2e7d4f", "#b03a2e", "0.35"
-
-
-def _log_scale(r2: float) -> float:
-    """R2 on a scale where 0.9, 0.99 and 0.999 are equally far apart."""
-    return -np.log10(max(1 - r2, 1e-4))
 
 
 def mark(strategy: str, size: float) -> dict[str, Any]:
@@ -86,21 +81,21 @@ def _draw_tree(ax: Axes, run: RunView, block: int) -> None:
 def _draw_progress(ax: Axes, run: RunView) -> None:
     """The reward of every node, and the best so far of every block."""
     rewards = [(n, n.reward) for n in run.nodes if n.reward is not None]
+    axis = ScoreAxis(reward for _, reward in rewards)
     for node, reward in rewards:
         style = mark(node.strategy, 6)
-        ax.plot(node.id, _log_scale(reward), **style, zorder=3)
+        ax.plot(node.id, axis.place(reward), **style, zorder=3)
         if node.spread.get("std") is not None:  # from the worst seed to as far above the mean
             low, high = node.spread["min"], min(1.0, 2 * reward - node.spread["min"])
-            ax.plot([node.id] * 2, [_log_scale(low), _log_scale(high)], color=style["color"], lw=1.2, zorder=2)
+            ax.plot([node.id] * 2, [axis.place(low), axis.place(high)], color=style["color"], lw=1.2, zorder=2)
     for block in run.state.blocks.values():
         best = np.maximum.accumulate([max(0.0, run.state.nodes[i].reward or 0.0) for i in block.nodes])
         x = np.array(block.nodes)[:, None] + [-0.5, 0.5]
-        ax.plot(x.ravel(), np.repeat([_log_scale(b) for b in best], 2), color="0.8", lw=1, zorder=1)
+        ax.plot(x.ravel(), np.repeat([axis.place(b) for b in best], 2), color="0.8", lw=1, zorder=1)
         if block.number > 1:
             ax.axvline(min(block.nodes) - 0.5, color="0.85", lw=1)
-    values = [reward for _, reward in rewards] or [0.0, 1.0]
-    ticks = [t for t in TICKS if min(values) - 0.2 <= t <= max(values) + 0.002]
-    ax.set_yticks([_log_scale(t) for t in ticks], [f"{t:g}" for t in ticks], fontsize=8)
+    places, labels = zip(*axis.tick_labels(), strict=True)
+    ax.set_yticks(places, labels, fontsize=8)
     ax.set(xlabel="node", ylabel=run.metric.replace("_R2", " R²"))
     ax.tick_params(labelsize=8)
     used = [s for s in COLOURS if any(n.strategy == s for n in run.nodes)]
