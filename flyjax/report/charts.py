@@ -98,11 +98,15 @@ class ScoreAxis:
     def place(self, value: Any) -> float | None:
         """Where `value` lies, 0 to 1; None where it is no finite number."""
         value = finite(value)
-        return None if value is None else math.log(1 - min(max(0.0, value), self.top)) / math.log(1 - self.top)
+        return None if value is None else self.height(value)
+
+    def height(self, value: float) -> float:
+        """Where a number lies, 0 to 1."""
+        return math.log(1 - min(max(0.0, value), self.top)) / math.log(1 - self.top)
 
     def tick_labels(self, only: Sequence[float] = SCORES) -> list[tuple[float, str]]:
         """Place and text of the values of `only` on the axis."""
-        return [(self.place(s) or 0.0, f"{s:g}") for s in only if s <= self.top]
+        return [(self.height(s), f"{s:g}") for s in only if s <= self.top]
 
 
 @dataclass(frozen=True)

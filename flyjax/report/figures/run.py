@@ -84,14 +84,14 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
     axis = ScoreAxis(reward for _, reward in rewards)
     for node, reward in rewards:
         style = mark(node.strategy, 6)
-        ax.plot(node.id, axis.place(reward), **style, zorder=3)
+        ax.plot(node.id, axis.height(reward), **style, zorder=3)
         if node.spread.get("std") is not None:  # from the worst seed to as far above the mean
             low, high = node.spread["min"], min(1.0, 2 * reward - node.spread["min"])
-            ax.plot([node.id] * 2, [axis.place(low), axis.place(high)], color=style["color"], lw=1.2, zorder=2)
+            ax.plot([node.id] * 2, [axis.height(low), axis.height(high)], color=style["color"], lw=1.2, zorder=2)
     for block in run.state.blocks.values():
         best = np.maximum.accumulate([max(0.0, run.state.nodes[i].reward or 0.0) for i in block.nodes])
         x = np.array(block.nodes)[:, None] + [-0.5, 0.5]
-        ax.plot(x.ravel(), np.repeat([axis.place(b) for b in best], 2), color="0.8", lw=1, zorder=1)
+        ax.plot(x.ravel(), np.repeat([axis.height(b) for b in best], 2), color="0.8", lw=1, zorder=1)
         if block.number > 1:
             ax.axvline(min(block.nodes) - 0.5, color="0.85", lw=1)
     places, labels = zip(*axis.tick_labels(), strict=True)
