@@ -14,21 +14,32 @@ app = make_app("markdown")
 EPILOG = """
 **Examples**
 
-`python scripts/report.py runs/quickstart`
-
 `python scripts/report.py runs/quickstart --open`
+
+`python scripts/report.py runs/quickstart --serve`  while the search runs: the page follows it, Ctrl-C ends it
+
+`python scripts/report.py --compare runs/a runs/b --open`  side by side, in comparison.html
 
 `python scripts/report.py runs/quickstart --csv nodes.csv --trainings trainings.csv`
 
 `python scripts/report.py runs/quickstart --transcript answers.jsonl`  then, without a key:
 `python scripts/meta_loop.py --proposer replay --set search.transcript=answers.jsonl --run runs/again`
+
+Searches, sweeps and single trainings have a report. In the page, click a mark of any chart for the node behind it, and
+filter nodes by words and conditions: `explore connectivity_R2>0.9 batch_size=4`. How to read it: docs/report.md
 """
 
 
 @app.command(epilog=EPILOG)
 def main(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="a run directory, in progress or finished")],
+    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="a run directory, in progress or finished")],
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,
+    serve: Annotated[
+        bool, typer.Option("--serve", help="serve the page to this machine alone, new whenever the run has moved on")
+    ] = False,
+    port: Annotated[int, typer.Option(help="of --serve; 0: any free one", min=0, max=65535)] = 8400,
+    compare: Annotated[bool, typer.Option("--compare", help="draw all RUN_DIRs on one page, side by side")] = False,
+    out: Annotated[Path, typer.Option(help="the page of --compare")] = Path("comparison.html"),
     csv: Annotated[
         Path | None, typer.Option(help="also write the nodes as CSV: metrics, place in the tree, every setting")
     ] = None,
@@ -43,16 +54,30 @@ def main(
 ) -> None:
     """Write RUN_DIR/report.html from the run's journal and figures; safe while the run is in progress."""
     from flyjax.report.figures.run import run_figure
-    from flyjax.report.html import write_report
+    from flyjax.report.html import write_comparison, write_report
     from flyjax.report.run_tables import as_csv, load_run
+    from flyjax.report.serve import ReportServer
     from flyjax.report.tables import markdown_table
     from flyjax.search.proposers.replay import write_transcript
     from flyjax.utils.atomic_io import write_atomic
     from flyjax.utils.errors import UserError
 
-    written = [write_report(run_dir)]
-    run = load_run(run_dir)
-    tables = {csv: as_csv(run.nodes), trainings: as_csv(run.trainings), markdown: markdown_table(run.nodes)}
+    run_dir = run_dirs[0]
+    if len(run_dirs) > 1 and not compare:
+        raise UserError("several run directories: add --compare to draw them side by side")
+    if serve:
+        with ReportServer(run_dir, port) as server:
+            typer.echo(f"{run_dir} at {server.address} on this machine; Ctrl-C ends it")
+            if open_:
+                webbrowser.open(server.address)
+            server.serve_forever()
+    written = [write_comparison(run_dirs, out) if compare else write_report(run_dir)]
+    exported = load_run(run_dir)
+    tables = {
+        csv: as_csv(exported.nodes),
+        trainings: as_csv(exported.trainings),
+        markdown: markdown_table(exported.nodes),
+    }
     for path, table in tables.items():
         if path is None:
             continue

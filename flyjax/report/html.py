@@ -9,6 +9,7 @@ import base64
 import functools
 import hashlib
 import io
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from flyjax.search.proposals.types import STRATEGIES
 from flyjax.search.run.user_files import pending_input
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
-from flyjax.utils.format import duration, plural
+from flyjax.utils.format import MISSING, duration, finite, plural
 from flyjax.utils.metric_names import NODE_TABLE, RECOVERY
 from flyjax.utils.run_directory import refuse_links
 
@@ -77,7 +78,10 @@ def write_report(run_dir: str | Path) -> Path:
     """
     refuse_links(run_dir)  # a pipe would be waited for
     run = RunView(run_dir)
-    path, page = run.folder / NAME, render(run)
+    return _write(run.folder / NAME, render(run))
+
+
+def _write(path: Path, page: str) -> Path:
     try:
         write_atomic(path, page)
     except OSError as error:
@@ -97,6 +101,7 @@ def environment() -> Environment:
     found.filters.update(
         num=tables.format_score,
         setting=tables.format_setting,
+        metric_of=lambda node, name: tables.format_cell(name, node and finite((node.metrics or {}).get(name))),
         short=lambda name: tables.SHORT_NAMES.get(name, name),
         utc=_format_time,
         duration=duration,
@@ -128,6 +133,61 @@ def render(run: RunView, version: str = "") -> str:
     return _page("report.html", "connect-src 'self'; " if version else "", version=version, **_context(run))
 
 
+def write_comparison(run_dirs: Sequence[str | Path], path: str | Path) -> Path:
+    """Write a page with runs side by side, and return its path.
+
+    **Raises:** `UserError` for fewer than two runs, one that cannot be read, or a path that cannot be written.
+    """
+    if len(run_dirs) < 2:
+        raise UserError("--compare needs two run directories or more: report.py --compare runs/a runs/b")
+    for folder in run_dirs:
+        refuse_links(folder)
+    return _write(Path(path), render_comparison([RunView(folder) for folder in run_dirs]))
+
+
+def render_comparison(runs: Sequence[RunView]) -> str:
+    """The page of a comparison as text."""
+    values = [run.value(n, run.truth_metric) for run in runs for n in run.nodes]
+    shared = {
+        "score": charts.ScoreAxis(values),
+        "noise": charts.NoiseScale(sorted({level for run in runs for level in run.noise_levels()})),
+    }
+    labels = [str(run.folder) for run in runs]
+    side = environment().get_template("side.html")
+    sides = [
+        Markup(side.render(_context(run) | shared | {"prefix": f"{k}-", "label": label}))
+        for k, (run, label) in enumerate(zip(runs, labels, strict=True), 1)
+    ]
+    bests = [run.best for run in runs]
+    return _page(
+        "compare.html",
+        runs=runs,
+        labels=labels,
+        sides=sides,
+        bests=bests,
+        experiments=_differences([dict(_flat(run.state.experiment)) for run in runs]),
+        best_configs=_differences([{} if best is None else best.config for best in bests]),
+        prefix="",
+        version="",
+    )
+
+
+def _differences(sections: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+    """The names whose values differ between sections, with the values."""
+    names = dict.fromkeys(name for section in sections for name in section)
+    rows = [(name, [tables.format_setting(s[name]) if name in s else MISSING for s in sections]) for name in names]
+    return [(name, values) for name, values in rows if len(set(values)) > 1]
+
+
+def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The settings of an experiment by their full name, such as `training.batch_size`."""
+    for name, value in section.items():
+        if isinstance(value, Mapping) and not prefix.startswith("search.ranges"):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
 def _page(template: str, policy: str = "", **context: Any) -> str:
     """A page with its style sheet, its script and the policy that admits it."""
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
@@ -153,7 +213,7 @@ def _context(run: RunView) -> dict[str, Any]:
         small=functools.partial(_pictures, run, side=SMALL),
         confirmed=confirmed(run.state),
         pending=pending_input(run.folder, run.state).strip(),
-        landscape_maps=landscape.report_section(run.folder, run.search_ranges, run.truth_metric),
+        landscape_maps=functools.partial(landscape.report_section, run.folder, run.search_ranges, run.truth_metric),
     )
 
 

@@ -14,11 +14,12 @@ from html.parser import HTMLParser
 
 import pytest
 from PIL import Image
-from support.made_up_run import DIFF, Maker, metrics, two_blocks
+from support.made_up_run import DIFF, HOSTILE, Maker, metrics, two_blocks
 
 from flyjax.config import load_experiment, parse_experiment
-from flyjax.report.html import write_report
+from flyjax.report.html import write_comparison, write_report
 from flyjax.report.run_view import RunView
+from flyjax.report.tables import format_score
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
@@ -293,6 +294,33 @@ def test_the_script_runs_in_a_browser(made):
     assert opened == [None, "card-13"]  # the gallery, and the card that the address names
     assert sum(tag == "option" for tag, _ in page.tags) == 27
     assert not any("hidden" in a for tag, a in page.tags if a.get("id") == "filter")
+
+
+def test_two_recorded_runs_side_by_side(root, tmp_path):
+    runs = [root / "experiments/results/quickstart", root / "experiments/results/whole_eye"]
+    text = text_of(write_comparison(runs, tmp_path / "page.html"))
+    page, views = Page(text), [RunView(run) for run in runs]
+    assert page.open == [] and len(set(page.ids)) == len(page.ids)
+    assert all(link[1:] in page.ids for link in page.links)
+    for k, view in enumerate(views, 1):
+        assert {f"{k}-card-{n.id}" for n in view.nodes} <= set(page.ids)
+    row = re.search(r'<td class="name">connectivity_R2</td>(.*?)</tr>', text)[1]
+    assert re.findall(r">([^<]*)</td>", row) == [format_score(view.best.metrics["connectivity_R2"]) for view in views]
+    extents = re.search(r'<td class="name">simulation.extent</td>(.*?)</tr>', text)[1]
+    assert re.findall(r">([^<]*)</td>", extents) == [str(v.state.experiment["simulation"]["extent"]) for v in views]
+
+
+def test_a_comparison_needs_two_runs(made, tmp_path):
+    with pytest.raises(UserError, match="--compare"):
+        write_comparison([made], tmp_path / "page.html")
+
+
+def test_hostile_names_do_not_act_in_a_comparison(tmp_path):
+    for name in ("a", "b"):
+        m = Maker(tmp_path / f"{name}<img src=x onerror=alert(1)>")
+        m.train(1, 1, [("root", {"schedule": HOSTILE}, HOSTILE)], results=[metrics(0.6)])
+    text = text_of(write_comparison(list(tmp_path.iterdir()), tmp_path / "page.html"))
+    assert text.count("<script") == 1 and "<img src=x" not in text and "&lt;img src=x" in text
 
 
 def test_command_line(made, root):

@@ -70,7 +70,8 @@
     cards.forEach(function (card) {
       var option = document.createElement("option");
       option.value = card.dataset.node;
-      option.textContent = card.querySelector("summary").textContent.trim().replace(/\s+/g, " ").slice(0, 60);
+      var run = card.parentElement.dataset.run;
+      option.textContent = (run ? run + ": " : "") + card.querySelector("summary").textContent.trim().replace(/\s+/g, " ").slice(0, 60);
       select.appendChild(option);
     });
     var show = function (id) {
