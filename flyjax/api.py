@@ -7,8 +7,9 @@ from typing import Any
 
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
+from flyjax.data.own_recording import split_in_time
 from flyjax.data.recorder import held_out
-from flyjax.data.recording import Recording
+from flyjax.data.recording import Recording, load_recording
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
 from flyjax.stimulus.registry import fingerprint
@@ -46,7 +47,10 @@ class _SingleRecording:
     capacity = 1_000  # it is in memory once, however many nodes use it
 
     def __init__(self, recording: Recording):
-        self._train, self.test = recording, held_out(recording)
+        if recording.is_simulated:
+            self._train, self.test = recording, held_out(recording)
+        else:
+            self._train, self.test = split_in_time(recording)
 
     def train(self, level: float) -> Recording:
         if level != self._train.noise_model_level:
@@ -72,6 +76,7 @@ def train_candidates(
 
     - `simulation_or_recording`: a simulation gets one training recording per distinct
       `noise_model_level`; a given recording serves a single level, and is evaluated on the test split of its circuit.
+      Of a recording of one's own the last fifth, at most 1,000 frames, is held out; its `noise_model_level` is 0.
     - `candidates`: training settings, as `Training` or as a dictionary of what differs from its defaults.
     - `seeds`: of initial values and batch order, the same for every candidate.
     - `model`: shapes of the network.
@@ -85,6 +90,10 @@ def train_candidates(
     if isinstance(seeds, str) or not isinstance(seeds, Iterable) or not all(isinstance(s, Integral) for s in seeds):
         raise UserError(f"seeds: a list of integers, for example [0, 1]; got {seeds!r:.80}")
     # The protocol's ranges bind the search, not a candidate on its own.
+    if isinstance(simulation_or_recording, Simulation) and simulation_or_recording.recording is not None:
+        simulation_or_recording = load_recording(simulation_or_recording.recording)
+    if isinstance(simulation_or_recording, Recording) and not simulation_or_recording.is_simulated:
+        candidates = [{"noise_model_level": 0.0, **c} if isinstance(c, Mapping) else c for c in candidates]
     trainings, own_seeds = [Training.model_validate(c) for c in candidates], tuple(map(int, seeds))
     if not trainings or not own_seeds:
         raise UserError("train_candidates needs at least one candidate and one seed")

@@ -48,12 +48,13 @@ def main(
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
+    from flyjax.data import with_recording
     from flyjax.experiments.sweep import describe, node_specs, run_sweep, sweep_candidates
     from flyjax.experiments.trainings import run_trainings
     from flyjax.training.loggers import MetricLogger
     from flyjax.utils.run_directory import check, run_path
 
-    experiment = load_experiment(config, settings)
+    experiment = with_recording(load_experiment(config, settings))
     check_stimuli(experiment, dry_run, search=False)
     candidates = sweep_candidates(experiment)
     out, console = run_path(run_dir, experiment.name), Console()

@@ -45,11 +45,12 @@ def main(
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
+    from flyjax.data import with_recording
     from flyjax.experiments.sweep import describe, run_sweep
     from flyjax.training.loggers import MetricLogger
     from flyjax.utils.run_directory import check, run_path
 
-    experiment = load_experiment(config, settings)
+    experiment = with_recording(load_experiment(config, settings))
     out, console = run_path(run_dir, f"{experiment.name}-train"), Console()
     check(out, "train")
     MetricLogger(viewers or (), out, experiment.name)  # a missing package is an error of a dry run, too

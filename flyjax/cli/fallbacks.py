@@ -19,6 +19,8 @@ def check_stimuli(experiment: Experiment, dry_run: bool = False, search: bool = 
 
     **Raises:** `UserError` that says what to download, or that nothing uses `simulation.data_path`.
     """
+    if experiment.simulation.recording is not None:
+        return  # nothing is shown
     with_files = not dry_run or data_root(experiment.simulation.data_path) is not None
     span = experiment.search.simulation_ranges.get("visual_input_type") if search else None
     blocks = range(1, experiment.search.n_blocks + 1) if search else ()
@@ -49,6 +51,8 @@ def apply_stimulus_fallbacks(
 
     **Raises:** `UserError` for a data set that is missing and not replaced.
     """
+    if experiment.simulation.recording is not None:
+        return experiment, (experiment.simulation.visual_input_type,), {}
     available = stimulus.available(experiment.simulation.data_path)
     missing = {name: used for name, used in FALLBACKS.items() if name not in available} if allowed else {}
     if not missing:

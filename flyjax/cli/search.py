@@ -8,11 +8,12 @@ from typing import Any
 from flyjax.cli.console import Console, node_table
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks
 from flyjax.config import Experiment, Training, read_config
+from flyjax.data import with_recording
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
 from flyjax.search.confirmation import summary_lines
-from flyjax.search.iteration import IterationPlan, n_seeds
+from flyjax.search.iteration import IterationPlan, circuit_text, n_seeds
 from flyjax.search.journal.state import State, objective_metric
 from flyjax.search.llm.budget import announce
 from flyjax.search.loop import Outcome, Provenance, SearchCallbacks, run_loop
@@ -61,6 +62,7 @@ class SearchRun:
         dry_run: bool = False,
     ):
         self.console, self.run_dir, self.protocol = Console(), run_dir, protocol
+        experiment = with_recording(experiment)
         self.asked_for = experiment.search.proposer
         self.progress = self.console.progress()
         self.state: State | None = None
@@ -122,7 +124,7 @@ class SearchRun:
         log(
             f"{experiment.name}: {search.n_blocks} blocks x {search.n_iter_block} iterations x {search.n_candidates} "
             f"candidates x {experiment.training.n_seeds} seeds (roots {n_seeds(experiment, True)}), "
-            f"extent {experiment.simulation.extent}, proposer {proposer.name}, {limits_text(experiment)}; "
+            f"{circuit_text(dict(experiment.simulation))}, proposer {proposer.name}, {limits_text(experiment)}; "
             f"run directory {run_dir}"
         )
         self.logger = MetricLogger(viewers, run_dir, experiment.name)

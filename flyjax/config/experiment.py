@@ -1,12 +1,13 @@
 """One config file: its sections, and the relations between them that are checked before anything runs."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from flyjax.config.schema import Model, Search, Simulation, Sweep, Training
+from flyjax.config.search_space import PROTOCOL_RANGES
 from flyjax.config.strict import StrictModel, updated
 
 #: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
@@ -58,12 +59,48 @@ class Experiment(StrictModel):
     search: Search = Field(Search(), description="the outer loop")
     sweep: Sweep = Field(Sweep(), description="configurations of a sweep")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_recording(cls, data: Any) -> Any:
+        """A recording of one's own has the noise that it has, is the only one, and tells no ground truth."""
+        simulation = data.get("simulation") if isinstance(data, Mapping) else None
+        own = simulation.get("recording") if isinstance(simulation, Mapping) else getattr(simulation, "recording", None)
+        if own is None:
+            return data
+        ranges = {name: span for name, span in PROTOCOL_RANGES.items() if name != "noise_model_level"}
+        defaults: dict[str, dict[str, Any]] = {
+            "training": {"noise_model_level": 0.0},
+            "search": {"objective": "blind", "ranges": ranges, "simulation_ranges": {}},
+        }
+        given = {name: data.get(name) or {} for name in defaults}
+        return {**data, **{k: {**defaults[k], **v} if isinstance(v, Mapping) else v for k, v in given.items()}}
+
     @model_validator(mode="after")
     def _can_run(self):
         """What would fail after hours is an error now."""
         if problem := next(_problems(self), None):
             raise ValueError(problem)
         return self
+
+
+#: The keys of a simulation that a recording of one's own gives, and how much of it is held out.
+OF_RECORDING = ("recording", "visual_input_type", "n_frames", "n_test_frames", "delta_t")
+
+
+def _recording_problems(experiment: Experiment, has_level: bool) -> Iterator[str]:
+    without, search = "with simulation.recording", experiment.search
+    for name, field in Simulation.model_fields.items():
+        if name not in OF_RECORDING and getattr(experiment.simulation, name) != field.default:
+            yield f"simulation.{name} has no meaning {without}: leave it out"
+    if has_level:
+        yield (
+            f"noise_model_level has no meaning {without}, which has the noise that it has: set "
+            "training.noise_model_level to 0 and leave it out of ranges and candidates"
+        )
+    if search.simulation_ranges or search.simulations:
+        yield f"search.simulations and search.simulation_ranges vary a simulation: leave them out {without}"
+    if experiment.model.stimulus == "field":
+        yield f"model.stimulus: field needs columns of the eye, which there are none of {without}: use given"
 
 
 def _problems(experiment: Experiment) -> Iterator[str]:
@@ -82,6 +119,8 @@ def _problems(experiment: Experiment) -> Iterator[str]:
         if problem:
             yield problem
     noise = search.ranges.get("noise_model_level")
+    if simulation.recording is not None:
+        yield from _recording_problems(experiment, noise is not None or any(t.noise_model_level for t in trainings))
     level = max([t.noise_model_level for t in trainings] + list(noise.ends if noise else ()))
     if simulation.solver != "euler" and level:
         yield (

@@ -41,14 +41,23 @@ MAX_CONFIGURATIONS = 10_000  # of a sweep
 class Simulation(StrictModel):
     """The ground truth, its stimulus and how it is integrated."""
 
+    recording: str | None = Field(
+        None,
+        description="file of a recording of one's own (npz, zarr) that is learned from instead of a simulation; most "
+        "other keys of this section then have no meaning",
+    )
     extent: int = Field(8, ge=0, le=15, description="radius of the hexagonal eye, columns; flyvis uses 8")
     parameters: str = Field("sampled", description="'sampled', 'flow/0000/000' or the path of a checkpoint")
     parameters_seed: Seed = Field(0, description="seed of sampled parameters")
     visual_input_type: str = Field("DAVIS", description="training stimulus, a name of flyjax.stimulus")
     test_visual_input_type: str | None = Field(None, description="held-out stimulus; by default the other kind")
     n_frames: int = Field(64_000, ge=16, le=1_000_000, description="training frames")
-    n_test_frames: int = Field(1_000, ge=16, le=100_000, description="held-out frames, always noise-free")
-    delta_t: float = Field(0.02, ge=0.001, le=0.05, description="integration step and frame interval, s")
+    n_test_frames: int = Field(
+        1_000, ge=16, le=100_000, description="held-out frames, always noise-free; of a recording of one's own the last"
+    )
+    delta_t: float = Field(
+        0.02, gt=0, le=60, description="integration step and frame interval, s; 0.001 to 0.05 in a simulation"
+    )
     clamp_tau: bool = Field(True, description="integrate with max(tau, delta_t), as flyvis does")
     solver: Literal["euler", "heun", "midpoint", "ralston", "bosh3", "tsit5", "dopri5", "dopri8"] = Field(
         "euler", description="name of the diffrax solver"
@@ -107,6 +116,13 @@ class Simulation(StrictModel):
         False, description="store dV/dt with the training voltages instead of computing it when needed"
     )
     seed: Seed = Field(0, description="seed of the stimulus and the process noise")
+
+    @field_validator("delta_t")
+    @classmethod
+    def _fine_enough(cls, delta_t: float, info: ValidationInfo) -> float:
+        if info.data.get("recording") is None and not 0.001 <= delta_t <= 0.05:
+            raise ValueError("out of range, at least 0.001 and at most 0.05")
+        return delta_t
 
     @model_validator(mode="before")
     @classmethod

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from flyjax.config import Simulation
+from flyjax.data.own_recording import check_level, own_splits
 from flyjax.data.recorder import record
 from flyjax.data.recording import Recording, load_recording
 from flyjax.data.splits import cache_key
@@ -79,6 +80,9 @@ class Recordings:
     def _get(self, split: str, level: float) -> Recording:
         key = (split, level)
         recording = self._in_memory.pop(key, None)
+        if self.simulation.recording is not None:
+            check_level(level)
+            recording = own_splits(self.simulation)[split == "test"]
         if recording is None:
             if self._cache_dir is None:
                 recording = record(self.simulation, level, split)

@@ -16,6 +16,8 @@ alone, (voltage[t + 1] - voltage[t]) / dt, process and measurement noise include
 
 A recording may have several **parts**, one after the other, each with a start, a stimulus and noise of its own. No
 pair spans a border: where a part ends, voltage[t + 1] does not follow from voltage[t].
+
+A recording of one's own (`Recording.from_arrays`) keeps the convention. Its true parameters may be unknown: NaN.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ from jaxtyping import Float32, Int
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
+from flyjax.data.arrays import fields_from_arrays
 from flyjax.data.splits import measurement_noise_std, storage_dtype, uses_finite_differences
 from flyjax.ground_truth import learner_view
 from flyjax.simulation import derivative
@@ -71,7 +74,7 @@ def measurement_noise(
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One simulated split and everything that made it.
+    """One split, and everything that made it where it was simulated.
 
     **Attributes:**
 
@@ -79,7 +82,7 @@ class Recording:
     - `luminance`: (T, n_col) float32 in [0, 1].
     - `final`: (N,) float32, voltage after the last frame.
     - `connectome`, `parameters`: the circuit as a learner is given it: null edges are in it with weight 0, removed ones
-        are not.
+        are not. What is unknown of a recording of one's own is NaN.
     - `simulation`: its configuration.
     - `noise_model_level`: standard deviation of the process noise per step that this recording has.
     - `split`: 'train' or 'test'.
@@ -105,6 +108,34 @@ class Recording:
     simulated: tuple[Connectome, Parameters] | None = None
     parts: tuple[Part, ...] = ()
     stored_derivative: np.ndarray | None = None
+
+    @classmethod
+    def from_arrays(cls, voltage, dt: float, **arrays: Any) -> "Recording":
+        """A recording of one's own, of `voltage` (T, N) at an interval `dt` in s.
+
+        **Arguments:**
+
+        - `arrays`: whatever else is known, by the names of [own recordings](how_to/own_recording.md).
+
+        **Raises:** `UserError`, one line, for arrays that do not fit together or hold what is not finite.
+        """
+        return cls._from_named({"voltage": voltage, "dt": dt, **arrays}, "recording")
+
+    @classmethod
+    def _from_named(cls, arrays: dict[str, Any], where: str) -> "Recording":
+        fields = fields_from_arrays(arrays, where)
+        parts = tuple(Part(n, 0) for n in fields.pop("lengths"))
+        return cls(**fields, parts=parts if len(parts) > 1 else ())
+
+    @property
+    def is_simulated(self) -> bool:
+        """Whether flyjax made it; else it is one's own."""
+        return self.simulation.recording is None
+
+    @cached_property
+    def unknown(self) -> tuple[str, ...]:
+        """The true parameters that are not known, of weight, tau and v_rest."""
+        return tuple(name for name, x in self.parameters._asdict().items() if not np.isfinite(np.asarray(x)).all())
 
     @property
     def ground_truth(self) -> tuple[Connectome, Parameters]:
@@ -205,6 +236,7 @@ class Recording:
             *self.parameters,
             self.connectome.senders,
             self.connectome.receivers,
+            *([] if self.is_simulated else [self.stored_derivative]),
         ):
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()[:16]
@@ -232,7 +264,8 @@ class Recording:
         """
         # In float16 they were rounded when they were recorded.
         arrays = {"voltage": self.voltage.astype(storage_dtype(self.simulation, self.split), copy=False)}
-        if self.split == "train" and self.simulation.store_derivative and self.simulation.target == "exact":
+        wanted = self.split == "train" and self.simulation.store_derivative and self.simulation.target == "exact"
+        if wanted or not self.is_simulated:
             arrays["derivative"] = self.derivative
         connectome, parameters = self.ground_truth
         arrays |= {"luminance": self.luminance, "final": self.final}
@@ -253,10 +286,16 @@ _META = ("noise_model_level", "split", "seed", "visual_input_type", "cache_key",
 
 
 def load_recording(path: str | Path) -> Recording:
-    """Read a recording; every file is verified against its checksum.
+    """Read a recording that was saved, every file verified against its checksum, or one of one's own.
 
-    **Raises:** `UserError`, one line, if there is none, or it is torn, edited or of another format.
+    The latter is an .npz file or a zarr group of [arrays by name](how_to/own_recording.md); of a zarr group, attributes
+    may stand for arrays.
+
+    **Raises:** `UserError`, one line, if there is none, it is torn, edited or of another format, or its arrays cannot
+    be used.
     """
+    if not (Path(path) / array_store.MANIFEST).is_file() and (arrays := array_store.read_arrays(path)) is not None:
+        return Recording._from_named(arrays, str(path))
     with reading(path, "delete the folder and record again"):
         arrays, meta = array_store.read_store(path)
         simulation = Simulation.model_validate(meta["simulation"])

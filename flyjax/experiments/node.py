@@ -11,8 +11,8 @@ from threadpoolctl import threadpool_limits
 
 from flyjax.config import Experiment, Model, Simulation, Training, parse_experiment
 from flyjax.data.cache import Recordings
+from flyjax.data.own_recording import known_connectome
 from flyjax.data.recording import Recording
-from flyjax.ground_truth import known_circuit
 from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate
 from flyjax.recovery.evaluate import conditions
@@ -58,7 +58,7 @@ def learner_for(simulation: Simulation, model: Model) -> Learner:
     **Raises:** `UserError` for a model from which no circuit can be read, before anything is trained.
     """
     check_readable(model)
-    return make_learner(known_circuit(simulation)[0], model)
+    return make_learner(known_connectome(simulation), model)
 
 
 def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     reasons: dict[str, str] = {}
     for name in dict.fromkeys(name for metrics in per_seed for name in metrics if name != "reasons"):
         known = [m[name] for m in per_seed if m.get(name) is not None]
-        if name in ("computed_on", "stimulus"):  # equal for all seeds
+        if name in ("computed_on", "stimulus", "ground_truth"):  # equal for all seeds
             out[name] = known[0]
             continue
         out[name] = float(np.mean(known)) if known else None
@@ -107,7 +107,7 @@ def evaluate_node(
             cost["stopped_at"] = one.stopped_at
         if one.diverged_at is not None or one.final_loss is None:
             reason = f"the training diverged at step {one.diverged_at}"
-            missing = {"connectivity_R2": None, "final_loss": None}
+            missing = {**({} if "weight" in train.unknown else {"connectivity_R2": None}), "final_loss": None}
             per_seed.append({**described, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
         losses: dict[str, Any] = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}

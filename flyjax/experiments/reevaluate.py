@@ -1,6 +1,7 @@
 """Evaluate a trained node again from its folder: its parameters, config and recordings."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flyjax.recovery.model_selection import selection
 from flyjax.recovery.rollout import lesion_metrics
 from flyjax.report.figures import circuit
 from flyjax.report.tables import markdown_table
+from flyjax.search.iteration import circuit_text
 from flyjax.training import load_params
 from flyjax.training.hparams import held_out_of_field
 from flyjax.utils.atomic_io import write_atomic, write_json
@@ -56,6 +58,12 @@ def _metrics(folder: Path) -> dict:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
 
 
+def _score(metrics: Mapping) -> float:
+    """connectivity_R2, or where no true weights are known test_R2."""
+    value = finite(metrics.get("connectivity_R2", metrics.get("test_R2")))
+    return -math.inf if value is None else value
+
+
 def _nodes(run: Path) -> dict[int, Path]:
     return {int(p.parent.name): p.parent for p in sorted(run.glob("nodes/[0-9]*/metrics.json"))}
 
@@ -67,7 +75,7 @@ def _folder(where: Path, node: int) -> Path:
     if not folders:
         raise UserError(f"no trained node in {where}: give a run directory (runs/quickstart) or a node's folder in it")
     if not node:
-        node = max(folders, key=lambda k: finite(_metrics(folders[k]).get("connectivity_R2")) or -1.0)
+        node = max(folders, key=lambda k: _score(_metrics(folders[k])))
     if node not in folders:
         raise UserError(f"no node {node} in {where}; there are {', '.join(map(str, folders))}")
     return folders[node]
@@ -147,6 +155,8 @@ def type_table(result: Evaluation, train) -> list[dict]:
 def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
     """Draw all figures of a node; returns the metrics of the spectra in one of them."""
     write_figures(folder, result, train, test)
+    if train.unknown:
+        return Metrics()
     c = train.connectome
     true = spectrum(c, train.parameters.weight)
     learned = (
@@ -190,11 +200,13 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
         console.log(note)
     learner = learner_for(experiment.simulation, model)
     unknown = learner.learns_stimulus
+    if lesion and experiment.simulation.recording is not None:
+        raise UserError("--lesion needs a circuit that can be simulated, not a recording of one's own: leave it out")
     if lesion and unknown:
         raise UserError("--lesion needs a given stimulus, and this one was learned as a field: leave --lesion out")
     train, test = recordings.train(training.noise_model_level), recordings.test
     title = (
-        f"{folder}: extent {experiment.simulation.extent}, {train.visual_input_type}, noise "
+        f"{folder}: {circuit_text(dict(experiment.simulation))}, {train.visual_input_type}, noise "
         f"{training.noise_model_level:g}, width {model.width}, circuit {train.origin['circuit']}"
     )
     text = [f"# {title}\n\n{LEGEND}\n"]
@@ -203,7 +215,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
         """Print tables, and note them for evaluation.md."""
         console.log(heading)
         text.append(f"## {heading}\n")
-        for rows in tables:
+        for rows in filter(None, tables):
             console.table(rows, list(rows[0]))
             text.append(markdown_table(rows, list(rows[0])))
 
@@ -216,7 +228,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     earlier = dict(zip(config["seeds"], stored["per_seed"], strict=True))
     finished = {seed: m for seed, m in earlier.items() if m.get("final_loss") is not None}
     for seed in [seed for seed in earlier if seed not in finished]:
-        console.log(f"seed {seed}: {earlier[seed]['reasons'].get('connectivity_R2', 'no result')}")
+        console.log(f"seed {seed}: {earlier[seed]['reasons'].get('final_loss', 'no result')}")
     if not finished:
         return
     best = min(finished, key=lambda seed: finished[seed]["final_loss"])  # needs no ground truth

@@ -161,11 +161,16 @@ def _train_and_tabulate(
     names = varied(candidates)
     rows = [_row(spec, results[spec.id], names) for spec in specs]
     # The best first: by what was recovered, without which by number.
+    known = {name for result in results.values() for name in result["metrics"] or {}}
+    ranked_by = (
+        "connectivity_R2" if experiment.simulation.recording is None or "connectivity_R2" in known else "test_R2"
+    )
     best_first = sorted(
-        rows, key=lambda r: (-1.0 if r["connectivity_R2"] is None else r["connectivity_R2"], -r["node"]), reverse=True
+        rows, key=lambda r: (-math.inf if r[ranked_by] is None else r[ranked_by], -r["node"]), reverse=True
     )
     stopped = ["stopped_at"] if any(r["stopped_at"] is not None for r in rows) else []
-    columns = ["node", *names, *SWEEP_TABLE, *stopped, "reason"]
+    shown_metrics = [name for name in SWEEP_TABLE if name in known or experiment.simulation.recording is None]
+    columns = ["node", *names, *shown_metrics, *stopped, "reason"]
     write_atomic(run_dir / "results.csv", csv_table(columns, rows))
     written = ["results.md", "results.csv"]
     figure = ""
@@ -187,14 +192,15 @@ def _train_and_tabulate(
         {
             "node": row["node"],
             "settings": ", ".join(f"{SHORT_NAMES.get(name, name)} {row[name]}" for name in names) or "as configured",
-            **{short: row[name] for short, name in brief.items()},
+            **{short: row[name] for short, name in brief.items() if name in shown_metrics},
             "final_loss": row["final_loss"],
             **{name: row[name] for name in stopped},
         }
         for row in shown
     ]
+    heads = [short for short, name in brief.items() if name in shown_metrics]
     # More than three settings would wrap.
-    console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *brief, "final_loss", *stopped])
+    console.table(lines, ["node", *(["settings"] if len(names) <= 3 else []), *heads, "final_loss", *stopped])
     console.log(f"Wrote {', '.join(written)}, {HISTORY} and nodes/ with figures and parameters to {run_dir}")
     return results
 

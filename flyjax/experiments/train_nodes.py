@@ -14,7 +14,7 @@ from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
-from flyjax.recovery import Evaluation, extract
+from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node, traces
@@ -31,10 +31,24 @@ def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: 
         node.stimulus_field_figure(folder / "light.png", evaluation)
     else:
         traces.activity_figure(folder / "activity.png", evaluation, test)
-    node.recovery_figure(folder / "recovery.png", evaluation, train)
+    if not train.unknown:
+        node.recovery_figure(folder / "recovery.png", evaluation, train)
     if evaluation.embedding is not None:  # known_ode has none
         node.embedding_figure(folder / "embedding.png", evaluation, train)
     node.functions_figure(folder / "functions.png", evaluation, train)
+
+
+def write_circuit(path: Path, evaluation: Evaluation, train: Recording) -> None:
+    """Write what was read off a recording of one's own: the circuit, and which of it can be identified."""
+    c, bound = train.connectome, closed_form(train)
+    arrays: dict[str, np.ndarray] = {
+        "pre": c.senders, "post": c.receivers, "identifiable_edges": bound.edges, "identifiable_neurons": bound.neurons
+    }  # fmt: skip
+    estimates = {"": evaluation.estimate, "_refit": evaluation.refit, "_closed_form": bound.estimate}
+    for suffix, estimate in estimates.items():
+        if estimate is not None:
+            arrays |= {f"{name}{suffix}": getattr(estimate, name) for name in ("weight", "tau", "v_rest")}
+    np.savez_compressed(path, allow_pickle=False, **arrays)
 
 
 def _write_node(
@@ -97,7 +111,7 @@ def train_nodes(
         """connectivity_R2 of a network in training."""
         recording = recordings.train(specs[lane.candidate].training.noise_model_level)
         readout = extract(learner, params, with_learned_stimulus(learner, params, recording))
-        value = circuit_metrics(readout.estimate, recording).as_dict()["connectivity_R2"]
+        value = circuit_metrics(readout.estimate, recording).values.get("connectivity_R2")
         return {} if value is None else {"connectivity_R2": value}
 
     def report(progress: Progress) -> None:
@@ -134,12 +148,14 @@ def train_nodes(
         _write_node(folder, config, {**metrics, "per_seed": per_seed}, runs)
         out[spec.id] = {"metrics": metrics, "per_seed": per_seed, "reason": ""}
         if evaluation is None:
-            reason = per_seed[0]["reasons"]["connectivity_R2"]
+            reason = per_seed[0]["reasons"]["final_loss"]
             out[spec.id] |= {"metrics": None, "reason": reason, "activity": reason}
         else:
             out[spec.id]["activity"] = evaluation.activity_line
             write_json(folder / "activity.json", evaluation.activity)
             train = recordings.train(spec.training.noise_model_level)
+            if not train.is_simulated:
+                write_circuit(folder / "circuit.npz", evaluation, train)
             write_figures(folder / "figures", evaluation, train, recordings.test)
         if len(out) < len(specs):
             on_stage(f"evaluating, {len(out)} of {len(specs)} done")

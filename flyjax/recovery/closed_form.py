@@ -76,9 +76,9 @@ class ClosedForm:
         return self.estimate.v_rest
 
     def __repr__(self) -> str:
-        m = self.metrics
+        m, r2 = self.metrics, self.metrics.get("connectivity_R2_ceiling")
         return (
-            f"ClosedForm(W R2 {m['connectivity_R2_ceiling']}, identifiable: {m['identifiable_edges']:.1%} of edges, "
+            f"ClosedForm(W R2 {r2}, identifiable: {m['identifiable_edges']:.1%} of edges, "
             f"{m['identifiable_neurons']:.1%} of neurons)"
         )
 
@@ -141,11 +141,12 @@ def closed_form(recording: Recording, *, n_workers: int | None = None) -> Closed
     metrics = circuit_metrics(estimate, recording, "_ceiling").update(
         circuit_metrics(estimate, recording, "_ceiling_identifiable", edges, neurons)
     )
-    true = np.asarray(recording.parameters.weight, np.float64)
-    spread = (true - true.mean()) ** 2
     metrics.put("identifiable_edges", edges.mean())
     metrics.put("identifiable_neurons", neurons.mean())
-    metrics.put("identifiable_weight_variance", spread[edges].sum() / spread.sum() if spread.sum() else None)
+    if "weight" not in recording.unknown:
+        true = np.asarray(recording.parameters.weight, np.float64)
+        spread = (true - true.mean()) ** 2
+        metrics.put("identifiable_weight_variance", spread[edges].sum() / spread.sum() if spread.sum() else None)
     if sigma:
         noise_of_messages, chunks = relu_noise(recording.voltage, sigma), _chunks(recording, sigma=sigma)
         corrected = corrected_estimate(recording, chunks, 1, noise_of_messages, leak_sign=-1.0, n_workers=n_workers)

@@ -23,6 +23,7 @@ from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.cluster import contingency_matrix
 
 from flyjax.circuit import Parameters
+from flyjax.data.own_recording import has_types
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate, Metrics, true_tau
 from flyjax.recovery.samples import per_recording
@@ -157,12 +158,16 @@ def all_cluster_metrics(
     seed: int = 0,
     refit: CircuitEstimate | Parameters | None = None,
 ) -> Metrics:
-    """Cluster metrics of an estimate and, beside them, of the true parameters.
+    """Cluster metrics of an estimate and, beside them, of the true parameters as far as they are known.
+
+    None where cell types are unknown.
 
     `refit` is clustered by the features of the true parameters, without embedding (names end in _refit).
     """
     c = recording.connectome
+    if not (recording.is_simulated or has_types(c)):
+        return Metrics()
     n_embedding = 0 if embedding is None else np.shape(embedding)[1]
     metrics = cluster_metrics(features(c, estimate, embedding), c.cell_type, seed, n_embedding)
     refitted = [] if refit is None else [cluster_metrics(features(c, refit), c.cell_type, seed, suffix="_refit")]
-    return metrics.update(true_cluster_metrics(recording), *refitted)
+    return metrics.update(*([] if recording.unknown else [true_cluster_metrics(recording)]), *refitted)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from flyjax.data.own_recording import has_types
 from flyjax.data.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.closed_form import closed_form
@@ -75,7 +76,8 @@ def curves(readout: PublishedReadout, recording: Recording) -> Curves:
 
 
 def conditions(train_recording: Recording, test_recording: Recording, learns_stimulus: bool) -> dict[str, Any]:
-    """The entries of metrics.json that are no numbers: `computed_on`, and `stimulus` where it was learned as a field.
+    """The entries of metrics.json that are no numbers: `computed_on`, `stimulus` where it was learned as a field, and
+    what is unknown of the `ground_truth` of a recording of one's own.
 
     **Raises:** `UserError` where the recordings are of different circuits: no metric would mean anything.
     """
@@ -86,7 +88,12 @@ def conditions(train_recording: Recording, test_recording: Recording, learns_sti
             f"the training recording is of circuit {circuits[0]}, the held-out one of {circuits[1]}: record both with "
             "the same connectome and parameters"
         )
-    return {"computed_on": computed_on} | ({"stimulus": "field"} if learns_stimulus else {})
+    described = {"computed_on": computed_on} | ({"stimulus": "field"} if learns_stimulus else {})
+    types = [] if train_recording.is_simulated or has_types(train_recording.connectome) else ["cell types"]
+    if missing := [*train_recording.unknown, *types]:
+        text = f"unknown of this recording: {', '.join(missing)}; metrics that compare with them are absent"
+        described["ground_truth"] = text
+    return described
 
 
 def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:

@@ -179,7 +179,8 @@ def circuit_metrics(
 ) -> Metrics:
     """connectivity_R2, tau_R2 and V_rest_R2 with slope and identity, names ending in `suffix`.
 
-    Over all neurons also tau_R2 and V_rest_R2 as connectome-gnn defines them, `put_without_outliers`.
+    Over all neurons also tau_R2 and V_rest_R2 as connectome-gnn defines them, `put_without_outliers`. Nothing is
+    compared with what is unknown of a recording of one's own.
 
     **Arguments:**
 
@@ -188,15 +189,19 @@ def circuit_metrics(
     """
     true, metrics = recording.parameters, Metrics()
     edges = slice(None) if edges is None else edges
-    put_fit(
-        metrics,
-        f"connectivity_R2{suffix}",
-        np.asarray(true.weight)[edges],
-        estimate.weight[edges],
-        MAX_WEIGHT_ERROR,
-    )
-    pairs = {"tau_R2": (true_tau(recording), estimate.tau), "V_rest_R2": (np.asarray(true.v_rest), estimate.v_rest)}
-    for name, (expected, found) in pairs.items():
+    if "weight" not in recording.unknown:
+        put_fit(
+            metrics,
+            f"connectivity_R2{suffix}",
+            np.asarray(true.weight)[edges],
+            estimate.weight[edges],
+            MAX_WEIGHT_ERROR,
+        )
+    pairs = {"tau": (true_tau(recording), estimate.tau), "v_rest": (np.asarray(true.v_rest), estimate.v_rest)}
+    for quantity, (expected, found) in pairs.items():
+        if quantity in recording.unknown:
+            continue
+        name = {"tau": "tau_R2", "v_rest": "V_rest_R2"}[quantity]
         compared = slice(None) if neurons is None else neurons
         put_fit(metrics, f"{name}{suffix}", expected[compared], found[compared])
         if neurons is None:

@@ -77,6 +77,11 @@ class RunView:
         #: The ground-truth metric that charts show, also where the search was blind to it.
         self.truth_metric = "connectivity_R2" if self.state.objective == "blind" else self.metric
         self.nodes = sorted(self.state.nodes.values(), key=lambda n: n.id)
+        #: The file of a recording of one's own; without true weights, charts show the blind metric.
+        self.recording: str | None = (self.state.experiment.get("simulation") or {}).get("recording")
+        self.has_truth = not self.recording or any("connectivity_R2" in (n.metrics or {}) for n in self.nodes)
+        if not self.has_truth:
+            self.truth_metric = self.metric
         #: Where each node stands in a row of all of them, 0 to 1.
         self.place = {n.id: (k + 0.5) / len(self.nodes) for k, n in enumerate(self.nodes)}
         #: Ids of the nodes that the steps chose.

@@ -1,5 +1,6 @@
 """An iteration: what is trained, what the proposer is asked next, and how many nodes there may be."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,12 @@ def block_simulation(experiment: Experiment, block: int) -> dict[str, Any]:
     """The simulation `search.simulations` gives a block (cyclically), or the base one."""
     base, listed = experiment.simulation.model_dump(mode="json"), experiment.search.simulations
     return {**base, **(listed[(block - 1) % len(listed)] if listed else {})}
+
+
+def circuit_text(simulation: Mapping[str, Any]) -> str:
+    """What a simulation section is of: the fly of an extent, or a recording of one's own."""
+    own, rings = simulation.get("recording"), simulation["extent"]
+    return f"recording {Path(own).name}" if own else f"extent {rings} ({3 * rings * (rings + 1) + 1} columns)"
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,11 @@ def computes_target(recording) -> bool:
     They cost a message sum (1 to 2 % of a step at extent 8), and stored as much memory as the voltages. With
     measurement noise or finite differences they depend on the noise that was drawn and are stored.
     """
-    exact = hasattr(recording, "ground_truth") and not measurement_noise_std(recording.simulation, recording.split)
+    exact = (
+        hasattr(recording, "ground_truth")
+        and recording.is_simulated
+        and not measurement_noise_std(recording.simulation, recording.split)
+    )
     exact = exact and not uses_finite_differences(recording.simulation, recording.split)
     return exact and recording.voltage.size * 4 > TARGET_BYTES
 

@@ -22,6 +22,7 @@ import jax
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
+from flyjax.data.own_recording import known_connectome
 from flyjax.models import Learner, make_learner
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
 from flyjax.training.data import TARGET_BYTES, TARGET_FRAMES
@@ -77,10 +78,11 @@ def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Siz
 
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     """The same from a configuration alone: neither checkpoint nor videos are needed."""
-    connectome = build_connectome(simulation.extent)
-    # Without a known stimulus targets cannot be computed.
+    own = simulation.recording is not None
+    connectome = known_connectome(simulation) if own else build_connectome(simulation.extent)
+    # Without a known stimulus, or a circuit, targets cannot be computed.
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
-    large = exact and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
+    large = exact and not own and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
     sizes = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
     true = sizes.n_edges * (1 - simulation.cut_edges)
     edges = round(true * (1 - simulation.removed_edges + simulation.null_edges))

@@ -10,13 +10,13 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import zarr
 
 from flyjax.utils.atomic_io import sha256, write_atomic
-from flyjax.utils.errors import UserError
+from flyjax.utils.errors import UserError, reading
 from flyjax.utils.run_directory import scratch, scratch_bytes, sweep_scratch
 
 MANIFEST = "manifest.json"
@@ -100,6 +100,23 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
             raise UserError(f"{path} is torn or edited, {name} {what}: delete the folder and record again")
     group = zarr.open_group(path, mode="r")
     return {name: np.asarray(cast(zarr.Array, group[name])[...]) for name in manifest["arrays"]}, manifest["meta"]
+
+
+def read_arrays(path: str | Path) -> dict[str, Any] | None:
+    """Arrays by name of an .npz file, or arrays and attributes of a zarr group; None where it is neither.
+
+    **Raises:** `UserError` for one that cannot be read; nothing in it is executed.
+    """
+    path = Path(path)
+    if path.suffix == ".npz" or path.is_file():
+        with reading(path, "give an .npz file or a zarr group of arrays by name"):
+            with np.load(path, allow_pickle=False) as stored:
+                return {name: stored[name] for name in stored.files}
+    if not any((path / name).is_file() for name in ("zarr.json", ".zgroup")):
+        return None
+    with reading(path, "give an .npz file or a zarr group of arrays by name"):
+        group = zarr.open_group(path, mode="r")
+        return dict(group.attrs) | {name: np.asarray(array[...]) for name, array in group.arrays()}
 
 
 def store_bytes(path: Path) -> int:

@@ -158,24 +158,32 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
 
 @house_style
 def functions_figure(path: str | Path, evaluation: Evaluation, train_recording: Recording) -> Path:
-    """Learned message and update functions of one neuron per type over the voltages it visits, beside the true ones."""
+    """Learned message and update functions of one neuron per type over the voltages it visits, beside the true ones.
+
+    The comparison is left out where V_rest or tau is unknown.
+    """
     curves, c = evaluation.curves, train_recording.connectome
     figure, axes = panels(9.6, 3.1, 1, 3, left=0.055, right=0.99, bottom=0.15, top=0.89, wspace=0.26)
     message, update, comparison = axes
+    has_truth = bool(np.isfinite(curves.true_update).any())
     for k, group in enumerate(groups_of(c.cell_types)[c.cell_type[c.central]]):
         style = {"color": GROUPS[group].colour, "alpha": 0.7, "lw": 0.8}
         message.plot(curves.voltage[k], curves.message[k], **style)
         update.plot(curves.voltage[k], curves.update[k], **style)
         comparison.plot(curves.true_update[k], curves.update[k], **style)
-        update.plot(curves.voltage[k][[0, -1]], curves.true_update[k][[0, -1]], lw=0.5, zorder=0, **DASHED_TRUTH)
+        if has_truth:
+            update.plot(curves.voltage[k][[0, -1]], curves.true_update[k][[0, -1]], lw=0.5, zorder=0, **DASHED_TRUTH)
     grid = np.linspace(curves.voltage.min(), curves.voltage.max(), 200)
     relu = np.maximum(grid, 0)
     message.plot(grid, relu, lw=1.4, label="relu(v)", **DASHED_TRUTH)
     message.set(title="Message g / slope", xlabel="voltage (a.u.)")
     message.set_ylim(*limits(relu, bulk(curves.message, 0.02)))
     message.legend(loc="upper left")
-    update.plot([], [], lw=1.4, label="(V_rest - v) / tau", **DASHED_TRUTH)
     update.set(title="Update f(v, a, 0, 0)", xlabel="voltage (a.u.)", ylabel="dv/dt (1/s)")
+    if not has_truth:
+        comparison.remove()
+        return save_png(figure, path)
+    update.plot([], [], lw=1.4, label="(V_rest - v) / tau", **DASHED_TRUTH)
     update.legend(loc="upper right")
     diagonal(comparison, *limits(curves.true_update))
     comparison.set(title="Learned against true update", xlabel="true f (1/s)", ylabel="learned f (1/s)")

@@ -28,6 +28,8 @@ N_COLUMNS = 3
 SPACING = 1.45
 LEFT, RIGHT, GAP = 0.066, 0.958, 0.1
 TITLE_Y = 0.968
+#: Traces of activity.png at most; a recording of one's own may have more types.
+MAX_TRACES = 66
 #: Frames of activity.png.
 N_FRAMES = 200
 
@@ -126,6 +128,7 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
     frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
     seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
     order = type_order(c.cell_types)
+    order = order[np.unique(np.linspace(0, len(order) - 1, MAX_TRACES).round().astype(int))]
     true, learned = (np.asarray(x.voltage[frames][:, c.central[order]], np.float64) for x in (test_recording, rollout))
     scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
     traces, luminance = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)], test_recording.luminance[frames]

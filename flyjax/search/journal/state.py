@@ -53,8 +53,8 @@ class Node:
 
     @property
     def classification(self) -> str:
-        """converged (> 0.9), partial or failed (< 0.1), by connectivity_R2."""
-        r2 = finite((self.metrics or {}).get("connectivity_R2"))
+        """converged (> 0.9), partial or failed (< 0.1), by connectivity_R2, or the reward where it is unknown."""
+        r2 = finite((self.metrics or {}).get("connectivity_R2", self.reward))
         if r2 is None or r2 < FAILED:
             return "failed"
         return "converged" if r2 > CONVERGED else "partial"

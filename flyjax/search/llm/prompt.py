@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from flyjax.config import SIMULATION_TUNABLE, Range
-from flyjax.search.iteration import n_seeds
+from flyjax.search.iteration import circuit_text, n_seeds
 from flyjax.search.llm.budget import image_tokens, text_tokens
 from flyjax.search.llm.results_text import history_text, is_blind, new_nodes_text, pairs, shown
 from flyjax.search.llm.schema import expected_tool, tools
@@ -105,13 +105,12 @@ def setting_text(context: Context) -> str:
     names = ("max_nodes", "max_wall_s", "target", "patience")
     limits = pairs({k: getattr(search, k) for k in names if getattr(search, k) is not None})
     simulation = state.blocks[context.block].simulation if context.block in state.blocks else e.simulation.model_dump()
-    rings = e.simulation.extent
     steps = round(0.2 * simulation["n_frames"] * e.training.data_augmentation_loop / e.training.batch_size)
     return "\n".join(
         [
             f"Run: block {context.block} of {search.n_blocks}; {len(state.nodes)} of {total} nodes trained"
             + (f"; it ends at {limits}" if limits else ""),
-            f"Setting: circuit of extent {rings} ({3 * rings * (rings + 1) + 1} columns), "
+            f"Setting: circuit of {circuit_text(e.simulation.model_dump())}, "
             f"model variant {e.model.variant}, width {e.model.width}, {e.model.embedding_size} embedding dimensions; "
             f"seeds: {n_seeds(e, False)} for a node, {n_seeds(e, True)} for a root",
             f"Simulation of this block: {pairs({k: simulation[k] for k in SIMULATION_TUNABLE if k in simulation})}",

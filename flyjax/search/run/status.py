@@ -4,7 +4,7 @@ from pathlib import Path
 
 from flyjax.config import Experiment
 from flyjax.search.confirmation import confirmation_size, search_limit
-from flyjax.search.iteration import block_simulation, n_seeds, next_context, next_nodes
+from flyjax.search.iteration import block_simulation, circuit_text, n_seeds, next_context, next_nodes
 from flyjax.search.journal.state import State
 from flyjax.search.llm.budget import NOT_REPORTED, announce, dollars
 from flyjax.search.proposals.types import Context
@@ -114,7 +114,7 @@ def plan_text(experiment: Experiment, proposer: str) -> str:
     for block in range(1, search.n_blocks + 1):
         s = block_simulation(experiment, block)
         frames = f"{s['n_frames']} frames of {s['delta_t']} s"
-        lines.append(f"  block {block}: {s['visual_input_type']}, {frames}, extent {s['extent']}")
+        lines.append(f"  block {block}: {s['visual_input_type']}, {frames}, {circuit_text(s)}")
     return "\n".join([*lines, f"  {limits_text(experiment)}"])
 
 
