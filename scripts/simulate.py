@@ -17,6 +17,8 @@ Examples:
   python scripts/simulate.py --visual-input-type moving_edges --show\n
   python scripts/simulate.py --visual-input-type optical_flow --show\n
   python scripts/simulate.py --extent 8 --noise 0.05 --save\n
+  python scripts/simulate.py --protocol moving_edges --parameters flow/0000/000\n
+  python scripts/simulate.py --protocol flashes --extent 3 --set radius=2\n
   python scripts/simulate.py --strip experiments/results/scenes.png\n
   python scripts/simulate.py --extent 1 --noise 0.05 --compare scenes_texture --compare DAVIS
 """
@@ -25,7 +27,8 @@ Examples:
 @app.command(epilog=EXAMPLES)
 def main(
     extent: Annotated[
-        int | None, typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip.")
+        int | None,
+        typer.Option(help="Hexagonal radius, columns: 0 to 15. Default: 3, and 8 for --strip and --protocol."),
     ] = None,
     visual_input_type: Annotated[
         str,
@@ -35,7 +38,9 @@ def main(
         ),
     ] = "scenes_flow",
     n_frames: Annotated[int, typer.Option(help="Frames, one integration step each.")] = 1000,
-    dt: Annotated[float, typer.Option(help="Step and frame interval, s.")] = 0.02,
+    dt: Annotated[
+        float | None, typer.Option(help="Step and frame interval, s. Default: 0.02, and 0.005 for --protocol.")
+    ] = None,
     noise: Annotated[float, typer.Option(help="Process noise, std per step.")] = 0.0,
     parameters: Annotated[
         str, typer.Option(help="sampled, flow/0000/000, or the path of a flyvis checkpoint.")
@@ -82,18 +87,33 @@ def main(
         list[str] | None,
         typer.Option(help="Instead: print what is identifiable under this stimulus beside its statistics; repeatable."),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            help="Instead: measure tuning, moving_edges (direction and orientation selectivity), flashes "
+            "(flash response index) or white_noise (receptive fields)."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Of --protocol: KEY=VALUE, e.g. speeds=[9.7,19] or radius=3; repeatable."),
+    ] = None,
 ):
     """Simulate, print a summary of the activity (rank, SNR), draw it and store it."""
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import apply_stimulus_fallbacks
     from flyjax.config import Experiment, parse_experiment
     from flyjax.experiments import simulate
+    from flyjax.utils.errors import UserError
 
     console = Console()
+    if settings and protocol is None:
+        raise UserError("--set changes the settings of a protocol: give --protocol too")
+    step = dt or 0.02
     if extent is None:
-        extent = 3 if strip is None else 8
+        extent = 3 if strip is None and protocol is None else 8
     given = dict(
-        extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=dt,
+        extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=step,
         parameters=parameters, parameters_seed=parameters_seed, solver=solver, initial=initial, seed=seed,
         frame_rate=frame_rate, voltage_dtype=voltage_dtype, data_path=None if data_path is None else str(data_path),
         test_visual_input_type=visual_input_type,
@@ -106,11 +126,18 @@ def main(
 
         columns = lattice(extent)
         console.table(
-            simulate.film_statistics(columns, dt, seed=seed),
+            simulate.film_statistics(columns, step, seed=seed),
             ["stimulus", "mean", "contrast", "frame_contrast", "temporal_slope"],
         )
-        path = scenes_figure(strip, columns, seed=seed, dt=dt)
+        path = scenes_figure(strip, columns, seed=seed, dt=step)
         console.log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")
+        return
+    if protocol is not None:
+        from flyjax.experiments import tuning
+
+        chosen = tuning.settings_of(protocol, settings or (), dt)
+        folder = out or Path("runs") / f"simulate-{protocol}-{extent}"
+        tuning.measure_ground_truth(experiment.simulation, protocol, chosen, folder, console)
         return
     if compare:
         rows = simulate.compare_stimuli(experiment.simulation, compare, noise)

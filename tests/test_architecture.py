@@ -17,6 +17,7 @@ ROOMS = (
     "models",
     "training",
     "recovery",
+    "tuning",
     "landscape",
     "search",
     "report",

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from flyjax.config import Search, Simulation, content_hash, parse_experiment, read_yaml_file
+from flyjax.config import Experiment, Search, Simulation, content_hash, parse_experiment, read_yaml_file
 from flyjax.data.cache import Recordings
 from flyjax.data.recorder import lesioned
 from flyjax.experiments.node import learner_for
@@ -68,7 +68,8 @@ def _nodes(run: Path) -> dict[int, Path]:
     return {int(p.parent.name): p.parent for p in sorted(run.glob("nodes/[0-9]*/metrics.json"))}
 
 
-def _folder(where: Path, node: int) -> Path:
+def folder_of(where: Path, node: int) -> Path:
+    """The folder of a node of a run, by default (0) of the best, or the one given."""
     if (where / "config.yaml").is_file() and (where / "params").is_dir():
         return where
     folders = _nodes(where)
@@ -79,6 +80,15 @@ def _folder(where: Path, node: int) -> Path:
     if node not in folders:
         raise UserError(f"no node {node} in {where}; there are {', '.join(map(str, folders))}")
     return folders[node]
+
+
+def experiment_of(folder: Path, config: Mapping) -> Experiment:
+    """The experiment that a node's config.yaml describes."""
+    what = {
+        **{k: config[k] for k in ("simulation", "model", "training")},
+        "search": {"ranges": {}, "simulation_ranges": {}},
+    }
+    return parse_experiment(what, str(folder / "config.yaml"))
 
 
 def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
@@ -186,14 +196,10 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
 
     **Raises:** `UserError` where the node or its parameters are missing or damaged.
     """
-    folder = _folder(where, node)
+    folder = folder_of(where, node)
     refuse_links(folder)
     config, stored = read_yaml_file(folder / "config.yaml"), _metrics(folder)
-    what = {
-        **{k: config[k] for k in ("simulation", "model", "training")},
-        "search": {"ranges": {}, "simulation_ranges": {}},
-    }
-    experiment = parse_experiment(what, str(folder / "config.yaml"))
+    experiment = experiment_of(folder, config)
     training, model = experiment.training, experiment.model
     recordings, note = _recordings(folder, experiment.simulation)
     if note:
