@@ -30,4 +30,23 @@ Memory = Annotated[
     float | None, typer.Option(help="With --dry-run: plan for an accelerator of so many GB instead of this machine.")
 ]
 
-__all__ = ["ROOT", "DryRun", "Memory", "Settings", "Viewers", "commit", "make_app", "prepare_devices", "run"]
+
+def _also_as(ctx: typer.Context, formats: list[str] | None) -> list[str] | None:
+    from flyjax.report.figures.exports import FORMATS, also_as
+
+    for name in formats or ():
+        if name not in FORMATS:
+            raise typer.BadParameter(f"{name}: one of {', '.join(FORMATS)}")
+    ctx.with_resource(also_as(formats or ()))
+    return formats
+
+
+Figures = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--figures",
+        callback=_also_as,
+        help="Also write every figure as svg or pdf, with the numbers behind it as CSV; repeatable.",
+    ),
+]
+__all__ = ["ROOT", "Figures", "DryRun", "Memory", "Settings", "Viewers", "commit", "make_app", "prepare_devices", "run"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import make_app, prepare_devices, run
+from _cli import Figures, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +17,9 @@ Examples:
   python scripts/evaluate.py runs/quickstart\n
   python scripts/evaluate.py runs/quickstart --node 7\n
   python scripts/evaluate.py runs/quickstart/nodes/0007 --lesion 0.5\n
-  python scripts/evaluate.py runs/quickstart --protocol moving_edges
+  python scripts/evaluate.py runs/quickstart --protocol moving_edges\n
+  # the figures of a node for a paper, with their numbers\n
+  python scripts/evaluate.py runs/quickstart --node 7 --figures pdf
 """
 
 
@@ -35,6 +37,7 @@ def main(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Of --protocol: KEY=VALUE, e.g. speeds=[9.7,19]; repeatable.")
     ] = None,
+    figures: Figures = None,
 ):
     """Print and write every metric of a trained node beside the ceiling, per cell type, and draw its figures."""
     prepare_devices()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import make_app, run
+from _cli import Figures, make_app, run
 from pathlib import Path
 from typing import Annotated
 
@@ -34,6 +34,7 @@ def main(
     metric: Annotated[str, typer.Option(help="What is mapped.")] = "connectivity_R2",
     pool: Annotated[bool, typer.Option("--pool", help="One map of all conditions together.")] = False,
     title: Annotated[str, typer.Option(help="Of the page.")] = "The training landscape",
+    figures: Figures = None,
 ):
     """Write landscape.md, landscape.html, figures/ and trainings.csv.gz, the table of all trainings."""
     from flyjax.landscape import Trainings, fit

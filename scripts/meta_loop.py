@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, Memory, Viewers, commit, make_app, prepare_devices, run
+from _cli import ROOT, Figures, Memory, Viewers, commit, make_app, prepare_devices, run
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
@@ -74,6 +74,7 @@ def main(
         ),
     ] = False,
     viewers: Viewers = None,
+    figures: Figures = None,
     dry_run: Annotated[
         bool,
         typer.Option(

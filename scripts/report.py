@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
-from _cli import make_app, run
+from _cli import Figures, make_app, run
 from pathlib import Path
 from typing import Annotated
 
@@ -51,6 +51,7 @@ def main(
         Path | None, typer.Option(help="also write the answers of the run's proposer, for --proposer replay")
     ] = None,
     tree: Annotated[Path | None, typer.Option(help="also draw the tree and the edits of the protocol as PNG")] = None,
+    figures: Figures = None,
 ) -> None:
     """Write RUN_DIR/report.html from the run's journal and figures; safe while the run is in progress."""
     from flyjax.report.figures.run import run_figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import make_app, run
+from _cli import Figures, make_app, run
 from pathlib import Path
 from typing import Annotated
 
@@ -98,6 +98,7 @@ def main(
         list[str] | None,
         typer.Option("--set", help="Of --protocol: KEY=VALUE, e.g. speeds=[9.7,19] or radius=3; repeatable."),
     ] = None,
+    figures: Figures = None,
 ):
     """Simulate, print a summary of the activity (rank, SNR), draw it and store it."""
     from flyjax.cli.console import Console

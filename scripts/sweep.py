@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, DryRun, Memory, Settings, Viewers, make_app, prepare_devices, run
+from _cli import ROOT, DryRun, Figures, Memory, Settings, Viewers, make_app, prepare_devices, run
 from pathlib import Path
 from typing import Annotated
 
@@ -36,6 +36,7 @@ def main(
     run_dir: Annotated[Path | None, typer.Option("--run", help="Where to write. Default: runs/<config name>.")] = None,
     settings: Settings = None,
     viewers: Viewers = None,
+    figures: Figures = None,
     dry_run: DryRun = False,
     memory: Memory = None,
 ):

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from flyjax.circuit import Connectome
 from flyjax.circuit.hexgrid import positions
 from flyjax.data.recording import Recording
+from flyjax.report.figures.exports import note
 from flyjax.report.figures.style import (
     GROUPS,
     LEARNED,
@@ -74,7 +75,9 @@ def draw_hexagons(
         outline = centres[:, None] + 1.1 * corners
         axes.add_collection(PolyCollection(outline, facecolors="#9a9a9a", edgecolors="#9a9a9a", lw=0.8))
     # Edges in the colour of the face: no seams.
-    axes.add_collection(PolyCollection(centres[:, None] + corners, facecolors=faces, edgecolors="face", lw=0.35))
+    cells = PolyCollection(centres[:, None] + corners, facecolors=faces, edgecolors="face", lw=0.35)
+    axes.add_collection(cells)
+    note(cells, "column", np.asarray(values))
     reach = np.abs(centres).max(axis=0) + 0.62
     axes.set(xlim=(-reach[0], reach[0]), ylim=(reach[1], -reach[1]), aspect="equal")
     axes.axis("off")

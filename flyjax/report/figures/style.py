@@ -17,6 +17,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from flyjax.report.figures.exports import export
+
 TRUE = "#1a1a1a"
 LEARNED = "#d55e00"
 ACCENT = "#0072b2"
@@ -129,7 +131,7 @@ def cell(
 
 
 def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
-    """Write a small PNG file.
+    """Write a small PNG file, and the formats that were asked for (`flyjax.report.figures.exports`).
 
     **Arguments:**
 
@@ -146,6 +148,7 @@ def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
     if mode == "L":  # 64 greys halve the file and look the same
         image = image.point(lambda g: round(g / 255 * 63) * 255 // 63)
     image.save(path, optimize=mode != "P")
+    export(figure, path)
     return path
 
 

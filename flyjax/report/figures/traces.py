@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from flyjax.data.recording import Recording
 from flyjax.recovery import Evaluation
+from flyjax.report.figures.exports import note
 from flyjax.report.figures.style import (
     LEARNED,
     MUTED,
@@ -40,6 +41,7 @@ class Trace(NamedTuple):
     voltage: Float[np.ndarray, "T n"]
     width: float
     colour: str | None = None
+    name: str = "voltage"
 
 
 def draw_traces(
@@ -66,7 +68,7 @@ def draw_traces(
         scaled += [np.clip((t.voltage - low) / span, -0.2, 1.2) for t in traces[1:]]
     n_rows = -(-len(cell_types) // N_COLUMNS)
     width = (RIGHT - LEFT - GAP * (N_COLUMNS - 1)) / N_COLUMNS
-    for k in range(N_COLUMNS):
+    for k in range(-(-len(cell_types) // n_rows)):  # a small circuit fills fewer
         x = LEFT + k * (width + GAP)
         top = figure.add_axes((x, 0.895, width, 0.055))
         if stimulus.ndim > 1:
@@ -88,7 +90,9 @@ def draw_traces(
             if zero_line and low[i] < 0 < low[i] + span[i]:
                 axes.plot([0, end], [y - low[i] / span[i]] * 2, color="#cccccc", lw=0.6, zorder=0)
             for trace, values in zip(traces, scaled, strict=True):
-                axes.plot(seconds, values[:, i] + y, color=trace.colour or type_colour(cell_types[i]), lw=trace.width)
+                colour = trace.colour or type_colour(cell_types[i])
+                (line,) = axes.plot(seconds, values[:, i] + y, color=colour, lw=trace.width)
+                note(line, f"{cell_types[i]}, {trace.name}", trace.voltage[:, i])
             own = float(np.ptp(first[:, i]))
             text = f"{own:.2g}" if own >= 1e-3 else "< 0.001"
             axes.text(end * 1.012, y + 0.5, text, fontsize=6, color=MUTED, va="center", clip_on=False)
@@ -131,7 +135,8 @@ def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Re
     order = order[np.unique(np.linspace(0, len(order) - 1, MAX_TRACES).round().astype(int))]
     true, learned = (np.asarray(x.voltage[frames][:, c.central[order]], np.float64) for x in (test_recording, rollout))
     scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
-    traces, luminance = [Trace(true, 1.1, TRUE), Trace(learned, 0.8, LEARNED)], test_recording.luminance[frames]
+    traces = [Trace(true, 1.1, TRUE, "true"), Trace(learned, 0.8, LEARNED, "rollout")]
+    luminance = test_recording.luminance[frames]
     figure = draw_traces(seconds, [c.cell_types[t] for t in order], traces, np.asarray(luminance), smallest=scale)
     r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
     if r2 is not None and r is not None:
