@@ -34,13 +34,17 @@ class Pace:
     def update(self, now: float, step: int, n_steps: int) -> None:
         self._updates[1:] = [(now, step, n_steps)]
 
-    def left(self, now: float, form: str = "{}") -> str:
-        """The time left in words; empty before a second update that has moved on."""
+    def seconds(self, now: float) -> float | None:
+        """The time left; None before a second update that has moved on."""
         if len(self._updates) < 2 or self._updates[1][1] <= self._updates[0][1]:
-            return ""
+            return None
         (began, first, _), (newest, step, n_steps) = self._updates
-        seconds = (n_steps - step) * (newest - began) / (step - first) - (now - newest)
-        return form.format(duration(max(0.0, seconds)))
+        return max(0.0, (n_steps - step) * (newest - began) / (step - first) - (now - newest))
+
+    def left(self, now: float, form: str = "{}") -> str:
+        """The time left in words; empty where it is not known."""
+        seconds = self.seconds(now)
+        return "" if seconds is None else form.format(duration(seconds))
 
 
 @dataclass
@@ -138,6 +142,7 @@ class RunProgress:
         self.is_live = console.is_terminal or console.is_jupyter
         self._log, self._clock, self._last_line = log, clock, clock()  # what takes less than the interval has no line
         self._title, self._stage, self._note = "", "", ""
+        self._due: float | None = None  # when the first result of a run is expected
         self._lanes, self._run_pace, self._pace = LaneTable(clock=clock), Pace(), Pace()
 
         def left(task: Task) -> str:
@@ -161,7 +166,13 @@ class RunProgress:
 
     def renderable(self) -> Group:
         """The bars, the state of the training in a line, and the table of trainings."""
-        return Group(self._bar, Text(f"  {self._note}", "dim", no_wrap=True, overflow="ellipsis"), self._lanes)
+        note = ", ".join(filter(None, (self.first_result(), self._note)))
+        return Group(self._bar, Text(f"  {note}", "dim", no_wrap=True, overflow="ellipsis"), self._lanes)
+
+    def first_result(self) -> str:
+        """When the first result of a run is due; empty once it is there."""
+        left = None if self._due is None else self._due - self._clock()
+        return "" if left is None else f"first result in about {duration(left)}" if left > 1 else "first result due"
 
     def __enter__(self) -> "RunProgress":
         if self.is_live:
@@ -182,16 +193,20 @@ class RunProgress:
 
     @contextmanager
     def iteration(
-        self, title: str, ids: Sequence[int] = (), done: int = 0, total: int = 1
+        self, title: str, ids: Sequence[int] = (), done: int = 0, total: int = 1, first_result_s: float | None = None
     ) -> Iterator[tuple[Callable[[TrainingProgress], None], Callable[[str], None]]]:
         """Show one batch of trainings, which stops at Ctrl-C.
 
-        **Arguments:** `ids` are its nodes; `done` of `total` iterations of the run were finished before it.
+        **Arguments:**
+
+        - `ids` are its nodes; `done` of `total` iterations of the run were finished before it.
+        - `first_result_s`: seconds until the first result of the run, as forecast; the pace of training corrects it.
 
         **Returns:** (on_progress, on_stage) for `flyjax.experiments.train_nodes.train_nodes`.
         """
         self._title, self._lanes = title, LaneTable(ids, self._clock)
         self._run_pace.update(self._clock(), done, total)
+        self._due = None if first_result_s is None else self._clock() + first_result_s
         self._bar.update(self._run_task, completed=done, total=total, visible=total > 1)
         with interruptible() as check:
 
@@ -205,6 +220,7 @@ class RunProgress:
                 self._line(stage)
 
             yield on_progress, on_stage
+        self._due = None
         self._bar.update(self._run_task, completed=done + 1)
         self._lanes = LaneTable()
         self._begin("choosing")
@@ -220,6 +236,8 @@ class RunProgress:
         if self._stage != "training":
             self._begin("training")
         self._pace.update(now, step, n_steps)
+        if self._due is not None and (seconds := self._pace.seconds(now)) is not None:
+            self._due = now + seconds
         self._lanes.update(progress)
         self._bar.update(self._task, completed=step, total=n_steps)
         parts = [

@@ -9,6 +9,7 @@ from flyjax.cli.console import Console, node_table
 from flyjax.cli.fallbacks import apply_stimulus_fallbacks
 from flyjax.config import Experiment, Training, read_config
 from flyjax.data import with_recording
+from flyjax.experiments.forecast import first_result_seconds
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.html import write_report
@@ -33,6 +34,7 @@ from flyjax.training import Progress
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils import environment
 from flyjax.utils.errors import UserError
+from flyjax.utils.format import duration, plural
 from flyjax.utils.run_directory import check, remove_checkpoints
 from flyjax.utils.system import devices
 
@@ -171,7 +173,14 @@ class SearchRun:
         title = f"block {plan.block}, {plan.kind or place}"
         done = plan.number - 1
         total = done + (remaining(self.experiment, self.state)[1] if self.state is not None else 1)
-        with self.progress.iteration(title, [n.id for n in plan.nodes], done, total) as (on_progress, on_stage):
+        first = first_result_seconds(self.experiment) if plan.number == 1 else None
+        if first is not None:
+            self.console.log(
+                f"first result in about {duration(first)} of training, after simulating and compiling: "
+                f"{plural(len(plan.nodes), 'node')}; scripts/report.py {self.run_dir} --serve shows it in a browser"
+            )
+        ids = [n.id for n in plan.nodes]
+        with self.progress.iteration(title, ids, done, total, first) as (on_progress, on_stage):
             self._check_time()
 
             def report(progress: Progress) -> None:

@@ -120,6 +120,15 @@ def _candidates_of_many_levels(experiment: Experiment) -> list[Training]:
     return [root.model_copy(update={"noise_model_level": levels[i % len(levels)]}) for i in range(k)]
 
 
+def first_result_seconds(experiment: Experiment) -> float | None:
+    """Seconds of training until a search has its first result; None where no rate can be measured."""
+    simulation = experiment.simulation.model_copy(update=block_simulation(experiment, 1))
+    candidates = _candidates_of_many_levels(experiment)
+    seeds = [range(n_seeds(experiment, k == 0)) for k in range(len(candidates))]
+    rate, disk = measured_rate(), experiment.search.max_disk_gb
+    return forecast(simulation, experiment.model, candidates, seeds, rate, None, disk).seconds
+
+
 def forecast_search(experiment: Experiment, memory: grouping.Memory | None = None) -> str:
     """Forecast one iteration of each block at its largest, every candidate with a noise level of its own."""
     search, rate = experiment.search, measured_rate() if memory is None else None

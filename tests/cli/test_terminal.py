@@ -497,6 +497,29 @@ def test_a_live_r2_names_its_step_until_it_is_final():
         assert final.count("0.898") == 3 and "at step" not in final
 
 
+def test_the_first_result_is_announced_until_it_is_there():
+    screen = Screen(80)
+    with screen.run.iteration("block 1, iteration 1/3", [1, 2], 0, 9, first_result_s=300) as (on_progress, on_stage):
+        on_stage("compiling")
+        screen.now += 60
+        assert "first result in about 4 min" in screen.lines()[2]
+        for step in (1_000, 2_000):  # twice as fast as forecast
+            screen.now += 20
+            on_progress(Progress(0, 1, step, 8_000, 0.0123, 0))
+        assert "first result in about 2 min" in screen.lines()[2] and "loss" in screen.lines()[2]
+        screen.now += 200
+        assert "first result due" in screen.lines()[2]
+    with screen.run.iteration("block 1, iteration 2/3", [3], 1, 9):
+        assert "first result" not in screen.lines()[2]
+
+
+def test_a_search_says_when_its_first_result_is_due(call):
+    said = "first result in about"
+    code, out, _ = call()
+    assert code == 0 and out.count(said) == 1
+    assert said not in call()[1], "it is there"
+
+
 def test_progress_reaches_a_file_at_once(monkeypatch, tmp_path):
     monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0)
     with (tmp_path / "log").open("w") as file:
