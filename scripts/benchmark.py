@@ -10,22 +10,17 @@ from typing import Annotated
 
 import typer
 
-app = make_app("markdown")
+app = make_app()
 
 EXAMPLES = """
-**Examples**
+Examples:
 
-`python scripts/benchmark.py simulate`
-
-`python scripts/benchmark.py simulate --extent 8 --json simulate.json`
-
-`python scripts/benchmark.py train --extent 1 --candidates 4 --width 32`
-
-`python scripts/benchmark.py profile --extent 8 --rows 2048`
-
-`python scripts/benchmark.py judge --extent 8 --frames 64000 --json judge.json`
-
-`python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2 --json full.json`
+  python scripts/benchmark.py simulate\n
+  python scripts/benchmark.py simulate --extent 8 --json simulate.json\n
+  python scripts/benchmark.py train --extent 1 --candidates 4 --width 32\n
+  python scripts/benchmark.py profile --extent 8 --rows 2048\n
+  python scripts/benchmark.py judge --extent 8 --frames 64000\n
+  python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2
 """
 
 

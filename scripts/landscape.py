@@ -15,7 +15,7 @@ Examples:
 
   python scripts/landscape.py runs/quickstart\n
   python scripts/landscape.py runs/a runs/b --out runs/map\n
-  python scripts/landscape.py experiments/results/landscape/trainings.csv.gz --metric V_rest_R2
+  python scripts/landscape.py trainings.csv.gz --metric V_rest_R2 --out map
 
 Trainings of each condition (learner, ground truth, stimulus, ...) have a map of their own. How to read it:
 docs/landscape.md
@@ -48,7 +48,7 @@ def main(
     maps = {name: fit(part, ranges, metric, pool=pool) for name, part in parts.items()}
     folder = out or (runs[0] / "landscape" if runs[0].is_dir() else runs[0].parent)
     typer.echo(f"{plural(len(trainings), 'training')} of {plural(len(maps), 'condition')}")
-    for path in write_page(folder, title, maps, trainings, ranges):
+    for path in write_page(folder, title, maps, trainings, ranges, runs):
         typer.echo(f"wrote {path}")
     for name, one in maps.items():
         typer.echo(f"{name}: {one.problem or f'R2 {one.surrogate().skill.value:.2f} on held-out configurations'}")

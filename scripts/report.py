@@ -9,28 +9,29 @@ from typing import Annotated
 
 import typer
 
-app = make_app("markdown")
+app = make_app()
 
-EPILOG = """
-**Examples**
+EXAMPLES = """
+Examples:
 
-`python scripts/report.py runs/quickstart --open`
+  python scripts/report.py runs/quickstart --open\n
+  python scripts/report.py runs/quickstart --csv nodes.csv\n
+  python scripts/report.py runs/quickstart --trainings trainings.csv\n
+  python scripts/report.py runs/quickstart --transcript answers.jsonl
 
-`python scripts/report.py runs/quickstart --serve`  while the search runs: the page follows it, Ctrl-C ends it
+  # the page follows a search that runs, until Ctrl-C\n
+  python scripts/report.py runs/quickstart --serve
 
-`python scripts/report.py --compare runs/a runs/b --open`  side by side, in comparison.html
+  # side by side, in comparison.html\n
+  python scripts/report.py --compare runs/a runs/b --open
 
-`python scripts/report.py runs/quickstart --csv nodes.csv --trainings trainings.csv`
-
-`python scripts/report.py runs/quickstart --transcript answers.jsonl`  then, without a key:
-`python scripts/meta_loop.py --proposer replay --set search.transcript=answers.jsonl --run runs/again`
-
+A transcript is repeated without a key: meta_loop.py with --proposer replay and --set search.transcript=FILE.
 Searches, sweeps and single trainings have a report. In the page, click a mark of any chart for the node behind it, and
-filter nodes by words and conditions: `explore connectivity_R2>0.9 batch_size=4`. How to read it: docs/report.md
+filter nodes by words and conditions: explore connectivity_R2>0.9 batch_size=4. How to read it: docs/report.md
 """
 
 
-@app.command(epilog=EPILOG)
+@app.command(epilog=EXAMPLES)
 def main(
     run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR", help="a run directory, in progress or finished")],
     open_: Annotated[bool, typer.Option("--open", help="show the page in a browser")] = False,

@@ -20,7 +20,7 @@ Examples:
   python scripts/simulate.py --protocol moving_edges --parameters flow/0000/000\n
   python scripts/simulate.py --protocol flashes --extent 3 --set radius=2\n
   python scripts/simulate.py --strip experiments/results/scenes.png\n
-  python scripts/simulate.py --extent 1 --noise 0.05 --compare scenes_texture --compare DAVIS
+  python scripts/simulate.py --compare scenes_flow --compare DAVIS
 """
 
 

@@ -17,7 +17,7 @@ Examples:
   python scripts/sweep.py experiments/sweep_random.yaml --log tensorboard\n
   python scripts/sweep.py experiments/quickstart.yaml --set sweep.n_random=8\n
   python scripts/sweep.py --set "sweep.grid={batch_size: [1, 4]}"\n
-  python scripts/sweep.py experiments/landscape_published.yaml --set sweep.n_sobol=512\n
+  python scripts/sweep.py experiments/landscape_published.yaml\n
   python scripts/sweep.py experiments/full_scale.yaml --dry-run --memory 80
 
 The same command continues a sweep that was stopped; after its end it changes nothing. To train again, give another

@@ -6,7 +6,6 @@ else, so that thousands are affordable: only the published read-out and the pred
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,7 @@ from flyjax.training import Trained, train_sweep
 from flyjax.training.hparams import Static, n_steps, static_of
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
-from flyjax.utils.format import csv_table, duration, plural
+from flyjax.utils.format import csv_table, duration, plural, read_csv
 from flyjax.utils.metric_names import PREDICTION, QUANTITIES
 from flyjax.utils.run_directory import RunDirectory
 
@@ -117,10 +116,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
                 return number(text)
         return text or None
 
-    if not path.is_file():
-        return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{name: value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+    rows = [{name: value(text) for name, text in row.items()} for row in read_csv(path)] if path.is_file() else []
+    if not all(isinstance(row.get(name), int) for row in rows for name in ("node", "seed")):
+        raise UserError(f"{path}: a row has no whole number of node and seed; restore the file from a copy")
+    return rows
 
 
 def chunks(specs: Sequence[NodeSpec], n_frames: int, size: int) -> Iterator[Sequence[NodeSpec]]:

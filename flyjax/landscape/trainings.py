@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from flyjax.config import PROTOCOL_RANGES, TUNABLE, Model, Simulation, Training, read_yaml_file
+from flyjax.config.strict import SectionError
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError, reading
-from flyjax.utils.format import csv_table, finite
+from flyjax.utils.event_lines import read_events
+from flyjax.utils.format import csv_table, finite, printable, read_csv
 from flyjax.utils.metric_names import TRANSCRIPT
 from flyjax.utils.run_directory import JOURNAL
 
@@ -81,9 +81,12 @@ class Trainings:
 
         Trainings that were stopped early by successive halving are left out: they are no result of their setting.
 
-        **Raises:** `UserError` for a path that holds neither, or a damaged file.
+        A training that is read twice counts once.
+
+        **Raises:** `UserError` for a path that holds neither, a damaged file, or a value that no training can have.
         """
-        return cls.from_rows(row for path in paths for row in _rows(Path(path)))
+        rows = {_key(row): row for path in map(Path, paths) for row in _rows(path) if _check(path, row)}
+        return cls.from_rows(rows.values())
 
     def write(self, path: str | Path) -> None:
         """Write a compressed table that `read` reads, numbers to five digits; settings that nobody varied are left out.
@@ -188,9 +191,24 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     }
     for found, read in kinds.values():
         if found(path):
-            yield from read(path)
+            with reading(path, "restore it from a copy"):
+                yield from read(path)
             return
     raise UserError(f"{path} holds no trainings: name a run directory, or a table such as {TABLE}")
+
+
+def _check(path: Path, row: Mapping[str, Any]) -> bool:
+    """**Raises:** `UserError` for a setting that no training can have, or a seed or metric that is no number."""
+    try:
+        Training.model_validate({name: value for name, value in row["settings"].items() if value is not None})
+    except SectionError as error:
+        raise UserError(f"{path}: {error.problem}; correct it, or remove this training") from None
+    for name, value in {**row["metrics"], "seed": row["seed"]}.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int if name == "seed" else (int, float))):
+            raise UserError(printable(f"{path}: {name} is {value!r:.60}, no number; correct it"))
+        if is_score(name) and value is not None and value > 1 + 1e-6:
+            raise UserError(f"{path}: {name} is {value:g}, and no score is above 1; correct it")
+    return True
 
 
 def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,20 +253,21 @@ def _journal_rows(path: Path) -> Iterator[dict[str, Any]]:
     """The trainings of the finished and failed nodes of a search."""
     sections: dict[str, Any] = {}
     planned: dict[int, tuple[dict[str, Any], list[int]]] = {}
-    with reading(path, "restore the file from a copy"):
-        *lines, last = path.read_bytes().split(b"\n")  # the last may be cut off while it is written
-        for event in map(json.loads, lines):
-            name = event.get("event")
-            if name in ("run_started", "run_resumed"):
-                sections = event.get("experiment") or sections
-            elif name == "iteration_started":
-                simulation = {**sections.get("simulation", {}), **event["simulation"]}
-                for node in event["nodes"]:
-                    config = {"simulation": simulation, "model": sections.get("model"), "training": node["config"]}
-                    planned[node["node"]] = config, node["seeds"]
-            elif name in ("node_finished", "node_failed"):
-                per_seed = event.get("per_seed") or [event.get("metrics")]
-                yield from _trained(*planned[event["node"]], per_seed, event.get("reason") or "")
+    trained: dict[int, list[dict[str, Any]]] = {}  # a node that was trained again has its newest result
+    for event in read_events(path)[0]:
+        name = event["event"]
+        if name in ("run_started", "run_resumed"):
+            sections = event.get("experiment") or sections
+        elif name == "iteration_started":
+            simulation = {**sections.get("simulation", {}), **event["simulation"]}
+            for node in event["nodes"]:
+                config = {"simulation": simulation, "model": sections.get("model"), "training": node["config"]}
+                planned[node["node"]] = config, node["seeds"]
+        elif name in ("node_finished", "node_failed"):
+            per_seed = event.get("per_seed") or [event.get("metrics")]
+            trained[event["node"]] = [*_trained(*planned[event["node"]], per_seed, event.get("reason") or "")]
+    for rows in trained.values():
+        yield from rows
 
 
 def _node_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -266,10 +285,7 @@ def _table_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     What the columns do not tell is in the config.yaml beside the table of a sweep.
     """
-    with reading(path, "restore the file from a copy"):
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-        rows = list(csv.DictReader(io.StringIO(text)))
+    rows = read_csv(path)
     if not rows or "seed" not in rows[0] or not set(rows[0]) & set(TUNABLE):
         raise UserError(f"{path} is no table of trainings: it needs the column seed and columns of settings")
     config = path.with_name("config.yaml")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -195,6 +195,7 @@ def write_page(
     landscapes: Mapping[str, Landscape],
     trainings: Trainings,
     ranges: Mapping[str, Range],
+    sources: Iterable[Path] = (),
 ) -> list[Path]:
     """Write landscape.md, landscape.html, figures/ and trainings.csv.gz, and return their paths.
 
@@ -203,13 +204,15 @@ def write_page(
     - `landscapes`: by the description of their condition.
     - `trainings`: all of them.
     - `ranges`: the axes of the maps.
+    - `sources`: what the trainings were read from; a table among them stays as it is, with all its columns.
 
     **Raises:** `UserError` where a file cannot be written.
     """
     folder = Path(folder)
     paths = [folder / name for name in ("landscape.md", "landscape.html", TABLE)]
     try:
-        trainings.write(paths[2])
+        if paths[2].resolve() not in {p.resolve() for source in sources for p in (source, source / TABLE)}:
+            trainings.write(paths[2])
         blocks = page_blocks(landscapes, trainings, ranges, folder)
         write_atomic(paths[0], markdown(title, blocks))
         css = (TEMPLATES / "report.css").read_text(encoding="utf-8")

@@ -3,14 +3,14 @@
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flyjax.config import Range, dump_yaml, ranges
+from flyjax.config import Range, dump_yaml, parse_experiment, ranges
 from flyjax.landscape.trainings import is_score
 from flyjax.report import tables
 from flyjax.report.charts import Axis, Curves, ScoreAxis
@@ -70,6 +70,8 @@ class RunView:
         self.is_search = (self.folder / JOURNAL).is_file()
         if self.state.started is None:
             raise UserError(f"{self.folder}: the journal holds no run yet; start one with scripts/meta_loop.py")
+        whole = parse_experiment(self.state.experiment, str(self.folder / JOURNAL))
+        self.state = replace(self.state, experiment=whole.model_dump(mode="json"))
         self.name = str(self.state.experiment.get("name") or self.folder.resolve().name)
         self.search: dict[str, Any] = self.state.experiment.get("search") or {}
         #: The metric that the search maximises.

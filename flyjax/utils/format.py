@@ -1,11 +1,15 @@
 """Numbers, sizes, durations and tables as people read them."""
 
 import csv
+import gzip
 import io
 import math
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
+
+from flyjax.utils.errors import UserError, reading
 
 MISSING = "–"
 
@@ -65,6 +69,24 @@ def csv_table(columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
         # A spreadsheet would evaluate a text that begins like a formula.
         writer.writerow({k: f"'{v}" if isinstance(v, str) and v[:1] in tuple("=+-@") else v for k, v in row.items()})
     return out.getvalue()
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table in UTF-8, compressed or not.
+
+    **Raises:** `UserError` where two columns have one name, or a row has more or fewer cells than the header.
+    """
+    remedy = "restore the file from a copy"
+    with reading(path, remedy):
+        data = path.read_bytes()
+        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8-sig")
+        header, *lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line] or [[]]
+    if twice := [name for name in header if header.count(name) > 1]:
+        raise UserError(f"{path}: two columns are called {twice[0]!r}; {remedy}")
+    for number, line in enumerate(lines, 1):
+        if len(line) != len(header):
+            raise UserError(f"{path}: row {number} has {len(line)} cells, the header {len(header)}; {remedy}")
+    return [dict(zip(header, line, strict=True)) for line in lines]
 
 
 def aligned_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from flyjax.training import LaneProgress, Progress, train_sweep
 from flyjax.training.grouping import Lane
 from flyjax.utils.errors import UserError, as_user_errors, user_message
 
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
     "name": "small",
     "simulation": {"extent": 1, "visual_input_type": "scenes_texture", "n_frames": 1600},
@@ -542,3 +544,11 @@ def test_tables_cut_no_number_and_no_word(terminal):
     words = out.getvalue().split()
     assert {"published", "0.988", "-1.23e+05", "1234567", "identifiable", "5.500", "several"} <= set(words)
     assert terminal or len(out.getvalue().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "scripts").glob("[a-z]*.py")))
+def test_an_example_can_be_copied_from_the_help_of_a_narrow_terminal(script, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, output, _ = script(name, "--help")
+    commands = [c.strip() for c in importlib.import_module(name).EXAMPLES.split("\n") if "python scripts/" in c]
+    assert code == 0 and commands and {*commands} <= {line.strip() for line in output.splitlines()}

@@ -102,3 +102,13 @@ def test_a_training_that_diverges_is_a_row_without_metrics(tmp_path):
     rows = run(study(1, learning_rate_embedding_start=1e12), tmp_path)
     assert len(rows) == 2 and all("diverged at step" in r["reason"] and r["connectivity_R2"] is None for r in rows)
     assert all(r["final_loss"] is None and r["n_steps"] < 80 for r in rows)
+
+
+@pytest.mark.parametrize(
+    "table", ["seed\n1\n", "node,seed\n1,x\n", "node,seed\n1\n", "node,seed,node\n1,2,3\n", "node,seed\n1,2\n\0"]
+)
+def test_a_damaged_table_is_one_line_and_not_continued(tmp_path, table):
+    path = tmp_path / "trainings.csv"
+    path.write_text(table)
+    with pytest.raises(UserError, match=str(path)):
+        trainings.read_rows(path)

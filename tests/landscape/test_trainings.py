@@ -51,3 +51,55 @@ def test_what_holds_no_trainings_is_one_line(tmp_path, content):
     with pytest.raises(UserError, match=str(path)) as error:
         Trainings.read([path])
     assert "\n" not in str(error.value)
+
+
+HEADER = "seed,learning_rate_start,batch_size,connectivity_R2\n"
+
+
+@pytest.mark.parametrize(
+    "table, named",
+    [
+        (HEADER + "1,nan,2,0.5\n", "learning_rate_start"),
+        (HEADER + "1,inf,2,0.5\n", "learning_rate_start"),
+        (HEADER + "1,-0.001,2,0.5\n", "learning_rate_start"),
+        (HEADER + "1,0.001,x,0.5\n", "batch_size"),
+        (HEADER + "1,0.001,1.5,0.5\n", "batch_size"),
+        (HEADER + "inf,0.001,2,0.5\n", "seed"),
+        (HEADER + "1.5,0.001,2,0.5\n", "seed"),
+        (HEADER + "1,0.001,2,high\n", "connectivity_R2"),
+        (HEADER + "1,0.001,2,1.5\n", "connectivity_R2"),
+        (HEADER + "1,0.001,2\n", "row 1"),
+        (HEADER + "1,0.001,2,0.5,7\n", "row 1"),
+        ("seed,batch_size,connectivity_R2,batch_size\n1,2,0.5,4\n", "batch_size"),
+    ],
+)
+def test_a_value_that_no_training_has_is_refused_with_its_name(tmp_path, table, named):
+    path = tmp_path / "mine.csv"
+    path.write_text(table)
+    with pytest.raises(UserError, match=named) as error:
+        Trainings.read([path])
+    assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_training_that_is_read_twice_counts_once(tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_text(HEADER + "1,0.001,2,0.5\n2,0.001,2,0.5\n1,0.001,2,0.5\n")
+    assert Trainings.read([path, path]).seeds == (1, 2)
+
+
+def test_a_journal_is_read_as_the_search_reads_it(root, tmp_path):
+    """A line that was cut off is left out, lost lines are refused, and a node has one result."""
+    data = (root / "experiments" / "results" / "quickstart" / "journal.jsonl").read_bytes()
+    *lines, _ = data.split(b"\n")
+    number = next(k for k, line in enumerate(lines) if b'"node_finished"' in line)
+    journal = tmp_path / "journal.jsonl"
+    n = len(Trainings.read([root / "experiments" / "results" / "quickstart"]))
+    for tail in (b'{"schema": 1, "ev', b"\0\0\0\n", b"\n"):
+        journal.write_bytes(data + tail)
+        assert len(Trainings.read([tmp_path])) == n
+    again = json.dumps({k: v for k, v in json.loads(lines[number]).items() if k != "seq"}).encode()
+    journal.write_bytes(data + again + b"\n")
+    assert len(Trainings.read([tmp_path])) == n
+    journal.write_bytes(b"\n".join(lines[:number] + lines[number + 1 :]) + b"\n")
+    with pytest.raises(UserError, match="lost"):
+        Trainings.read([tmp_path])

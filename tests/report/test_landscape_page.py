@@ -70,3 +70,13 @@ def test_the_script_maps_a_run_and_refuses_what_is_none(script, tmp_path, root):
     assert {p.name for p in (tmp_path / "map").iterdir()} == {"landscape.md", "landscape.html", "trainings.csv.gz"}
     code, _, errors = script("landscape", tmp_path)
     assert code == 2 and str(tmp_path) in errors and errors.count("\n") == 1
+
+
+def test_a_table_that_is_read_is_not_written_over(script, tmp_path):
+    table = tmp_path / "trainings.csv.gz"
+    table.write_text("seed,batch_size,connectivity_R2,my_notes\n1,2,0.123456789,precious\n")
+    before = table.read_bytes()
+    for given in (table, tmp_path):
+        code, _, errors = script("landscape", given, "--out", tmp_path)
+        assert code == 0 and table.read_bytes() == before, errors
+    assert (tmp_path / "landscape.md").is_file()

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from support.search_landscape import experiment
 from support.search_runs import go
 
-from flyjax.search.journal.journal import EVENTS, OLD_NAMES, Journal, clean, read_journal
+from flyjax.search.journal.journal import EVENTS, Journal, clean, read_journal
 from flyjax.utils.errors import UserError
+from flyjax.utils.event_lines import OLD_NAMES
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters()),
@@ -207,6 +208,13 @@ GARBLED = [
     {"event": "choice", "iteration": 1, "chosen": "2", "next_parents": []},
     {"event": "run_paused", "waited_s": "x"},
     {"event": "anything", "time": "now"},
+    {"event": "anything", "time": 1e300},
+    {"event": "anything", "time": -1.0},
+    {"event": "run_started", "experiment": {"search": [1]}, "protocol": ""},
+    {"event": "run_resumed", "experiment": {"simulation": None}},
+    {"event": "iteration_started", "iteration": 1, "block": 1, "iter_in_block": 1, "simulation": {}, "nodes": []},
+    {"event": "node_finished", "node": 1, "metrics": {"reasons": 5}},
+    {"event": "node_finished", "node": 1, "per_seed": [{"reasons": []}]},
 ]
 
 

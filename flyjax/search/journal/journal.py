@@ -14,28 +14,22 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, Self
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, StringConstraints, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
+from flyjax.utils.event_lines import SCHEMA, read_events
 from flyjax.utils.run_directory import JOURNAL as FILE_NAME
 from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.secrets import redact
 
-SCHEMA = 1
-
-#: Names of fields in journals of earlier versions -> their names today.
-OLD_NAMES = {
-    "said": "config_overrides",
-    "stand_ins": "stimulus_fallbacks",
-    "unseen_s": "crashed_session_s",
-}
-
 _Data = dict[str, Any]
 _NodeTexts = dict[Annotated[str, StringConstraints(pattern=r"^\d{1,9}$")], str]  # node id -> a line of the log
 _Text = str | None
+_Time = Annotated[float, Field(ge=0, lt=2.5e11)]  # unix seconds, before the year 9892
+_Config = dict[str, float | str | bool | None]
 _Usage = _Data | None  # what was paid: calls, tokens, usd; {}: nothing, None: not known
 
 
@@ -48,13 +42,16 @@ def _model(required: dict[str, Any], **optional: Any) -> type[BaseModel]:
 
 def _event(required: dict[str, Any] | None = None, **optional: Any) -> type[BaseModel]:
     # waited_s: of the time since the last event, seconds that a user's answer was waited for
-    return _model({"event": str, "time": float, **(required or {})}, waited_s=float, **optional)
+    return _model({"event": str, "time": _Time, **(required or {})}, waited_s=float, **optional)
 
 
 #: `old` is replaced by `new` in the protocol; both empty where nothing changes.
 _Edit: Any = _model({}, old=str, new=str, reason=str)
+_Metrics: Any = _model({}, reasons=_Data)
+_Experiment: Any = _model({}, **dict.fromkeys(("simulation", "model", "training", "search"), _Data))
+_Simulation: Any = _model({"visual_input_type": str})
 _PlannedNode: Any = _model(
-    {"node": int, "parent": int | str, "config": _Data, "changes": _Data, "strategy": str, "seeds": list[int]}
+    {"node": int, "parent": int | str, "config": _Config, "changes": _Data, "strategy": str, "seeds": list[int]}
 )
 # crashed_session_s: worked by a session that was killed, after its last event; startup_s: by this process before it
 _session: dict[str, Any] = {"config_overrides": _Data, "made_with": _Data} | dict.fromkeys(
@@ -63,8 +60,8 @@ _session: dict[str, Any] = {"config_overrides": _Data, "made_with": _Data} | dic
 
 #: Every kind of event: (what it must have, what it may have).
 EVENTS: dict[str, type[BaseModel]] = {
-    "run_started": _event({"experiment": _Data, "protocol": str}, stimulus_fallbacks=dict[str, str], **_session),
-    "run_resumed": _event(experiment=_Data, **_session),
+    "run_started": _event({"experiment": _Experiment, "protocol": str}, stimulus_fallbacks=dict[str, str], **_session),
+    "run_resumed": _event(experiment=_Experiment, **_session),
     "run_paused": _event(reason=str, usage=_Usage),
     "run_finished": _event(reason=str),
     "protocol_edited": _event(
@@ -82,32 +79,17 @@ EVENTS: dict[str, type[BaseModel]] = {
     ),
     "proposal_rejected": _event(errors=list[str], usage=_Usage),
     "iteration_started": _event(
-        {"iteration": int, "block": int, "iter_in_block": int, "simulation": _Data, "nodes": list[_PlannedNode]},
+        {"iteration": int, "block": int, "iter_in_block": int, "simulation": _Simulation, "nodes": list[_PlannedNode]},
         kind=str,
     ),
     "node_finished": _event(
-        {"node": int}, metrics=_Data | None, per_seed=list[_Data] | None, reason=_Text, activity=_Text
+        {"node": int}, metrics=_Metrics | None, per_seed=list[_Metrics] | None, reason=_Text, activity=_Text
     ),
     "node_failed": _event({"node": int}, reason=_Text),
     "choice": _event({"iteration": int, "chosen": int, "next_parents": list[int | str]}, reason=str, map_score=_Data),
     "block_ended": _event({"block": int, "summary": str, "edit": _Edit}, measures=_Data),
 }  # fmt: skip
 _OTHER = _event()
-
-
-def _refuse_constant(token: str) -> NoReturn:
-    raise ValueError(f"{token} is not JSON")
-
-
-def parse_line(line: bytes) -> dict[str, Any]:
-    """A line of the file, its fields under today's names.
-
-    **Raises:** `ValueError` for an incomplete event, such as a line that was cut off.
-    """
-    event = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
-    if not isinstance(event, dict) or not isinstance(event.get("event"), str) or "time" not in event:
-        raise ValueError("not an event")
-    return {OLD_NAMES.get(str(name), str(name)): value for name, value in event.items()}
 
 
 def check_event(event: dict[str, Any]) -> None:
@@ -146,34 +128,11 @@ def _to_line(event: dict[str, Any], number: int) -> bytes:
 
 
 def _read(path: Path) -> tuple[list[dict[str, Any]], int, bool]:
-    """The events of a file, the number of bytes they take, and whether a line that was cut off follows them."""
-    *lines, rest = (path.read_bytes() if path.exists() else b"").split(b"\n")
-    events: list[dict[str, Any]] = []
-    size = 0
-    for number, line in enumerate(lines, 1):
-        try:
-            event = parse_line(line)
-        except (ValueError, RecursionError):
-            if number == len(lines) and not rest:
-                return events, size, True
-            raise UserError(
-                f"{path}: line {number} is damaged and lines follow it; "
-                "restore the file from a copy, or start a new run"
-            ) from None
-        if event.get("schema") != SCHEMA:
-            raise UserError(
-                f"{path}: line {number} has schema {event.get('schema')!r}, this version reads {SCHEMA}; "
-                "use the version that wrote the run"
-            )
-        if event.get("seq", number) != number:  # journals of earlier versions do not number their lines
-            raise UserError(
-                f"{path}: line {number} says that it is line {event['seq']!r}: lines were lost or added before it; "
-                "restore the file from a copy, or start a new run"
-            )
+    """As `read_events`, with the fields of every event checked."""
+    events, size, cut_off = read_events(path)
+    for event in events:
         check_event(event)
-        events.append({name: value for name, value in event.items() if name != "seq"})
-        size += len(line) + 1
-    return events, size, bool(rest)
+    return events, size, cut_off
 
 
 def read_journal(run_dir: str | Path) -> list[dict[str, Any]]:

@@ -245,6 +245,10 @@ def _with_node(state: State, event: Event, **fields: Any) -> State:
     return replace(state, nodes=state.nodes | {number: replace(state.nodes[number], reason=reason, **fields)})
 
 
+def _damaged(problem: str) -> UserError:
+    return UserError(f"the journal is damaged: {problem}; restore the file from a copy")
+
+
 def _proposal(state: State, event: Event) -> State:
     nodes, user_input = dict(state.nodes), event.get("user_input")
     for key in ("activity", "observation"):
@@ -275,6 +279,8 @@ def _iteration_started(state: State, event: Event) -> State:
         fields = {name: planned[name] for name in _PLANNED if name in planned}
         new[planned["node"]] = Node(planned["node"], **place, **fields, seeds=tuple(planned["seeds"]))
     number = event["iteration"]
+    if state.pending or state.confirming or {*new} & {node.id for node in state.all_nodes}:
+        raise _damaged(f"iteration {number} begins twice, or before the one before it has ended")
     if event.get("kind") == CONFIRMATION:
         confirmation = Confirmation(number, event["block"], new)
         return replace(state, confirmations=state.confirmations | {number: confirmation}, finished=None)
@@ -361,10 +367,7 @@ def apply(state: State, event: Event) -> State:
     try:
         after = _after(state, event)
     except KeyError as missing:
-        raise UserError(
-            f"the journal is damaged: {event['event']!r} is about {missing}, which never began; "
-            "restore the file from a copy"
-        ) from None
+        raise _damaged(f"{event['event']!r} is about {missing}, which never began") from None
     if "reverts" in event:
         return after  # written between sessions: no work
     seconds, training = _work_seconds(state, event), state.pending

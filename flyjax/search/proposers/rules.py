@@ -145,7 +145,8 @@ class RulesProposer:
         else:
             helped = [m for m in tried if m.gain > max(0.01, m.clear)]
             hurt = [m for m in tried if m.gain < -max(0.05, m.clear)]
-            summary = f"helped: {_moves_text(helped)}; hurt: {_moves_text(hurt[::-1])}; {measures.describe()}"
+            parts = [f"{word}: {_moves_text(m)}" for word, m in (("helped", helped), ("hurt", hurt[::-1])) if m]
+            summary = "; ".join([*(parts or ["no change clearly helped or hurt"]), measures.describe()])
         found = {
             "": [f"block {block}: {summary}"],
             **memory_notes.findings(block, tried, self.experiment.search.ranges),
@@ -204,7 +205,7 @@ def _moves_text(tried: list[moves.Move]) -> str:
     distinct: dict[str, float] = {}
     for move in tried:
         distinct.setdefault(" and ".join(f"{k}={v}" for k, v in move.changes.items()), move.gain)
-    return ", ".join(f"{text} ({gain:+.2f})" for text, gain in list(distinct.items())[:3]) or "nothing"
+    return ", ".join(f"{text} ({gain:+.2f})" for text, gain in list(distinct.items())[:3])
 
 
 def activity_line(node: Node) -> str:
