@@ -204,7 +204,9 @@ def _check(path: Path, row: Mapping[str, Any]) -> bool:
     except SectionError as error:
         raise UserError(f"{path}: {error.problem}; correct it, or remove this training") from None
     for name, value in {**row["metrics"], "seed": row["seed"]}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int if name == "seed" else (int, float))):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int if name == "seed" else (int, float))
+        ):
             raise UserError(printable(f"{path}: {name} is {value!r:.60}, no number; correct it"))
         if is_score(name) and value is not None and value > 1 + 1e-6:
             raise UserError(f"{path}: {name} is {value:g}, and no score is above 1; correct it")
