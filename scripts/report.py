@@ -27,7 +27,8 @@ Examples:
 
 A transcript is repeated without a key: meta_loop.py with --proposer replay and --set search.transcript=FILE.
 Searches, sweeps and single trainings have a report. In the page, click a mark of any chart for the node behind it, and
-filter nodes by words and conditions: explore connectivity_R2>0.9 batch_size=4. How to read it: docs/report.md
+filter nodes by words and conditions: explore connectivity_R2>0.9 batch_size=4. How to read it:
+docs/how_to/read_a_run.md
 """
 
 
