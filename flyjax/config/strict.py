@@ -1,4 +1,4 @@
-"""Sections that take what they declare and nothing else, and one line for what they refuse."""
+"""Sections that accept only the keys they declare, and report every other one in one line."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, Self, get_args, get_origin

@@ -1,4 +1,4 @@
-"""The speed of a training beside that of a matrix product measured in the same run, and of an evaluation by parts."""
+"""Benchmarks: a training step relative to a matrix product of the same run, and the parts of an evaluation."""
 
 import dataclasses
 import datetime

@@ -10,8 +10,8 @@ variant A; in variant B (`PairGNN`) phi also depends on v_i and a_i.
 
 With `units: data` the networks work on numbers of the order of one: with s the standard deviation of
 all voltages and r that of all derivatives, g = s phi(v/s, a)^2 and dv/dt = r f(v/s, a, msg/s, I). Voltages
-are some 0.1 in a typical recording, where a fresh network is all but linear: training then first fits
-linear messages, and some seeds never leave them.
+are about 0.1 in a typical recording, where a new network is almost linear: training then first fits
+linear messages, and the messages of some seeds stay linear.
 
 The variants that know the equation and not its constants have W, tau and V_rest as parameters:
 
@@ -21,9 +21,9 @@ Their error is what the data leave open: a reference for the networks. tau = exp
 log_tau and V_rest learn at the embedding's rate. There are no networks, so the regularisers on them are 0.
 
 The derivative is a jraph graph network whose node update is f; no other module imports jraph, which is no longer
-maintained. For the loss the same network's node
-update returns the inputs of f, and f, the error and its gradient are evaluated segment by segment in one pass
-(`chunked_map.square_sum`): the activations of all neurons and frames never exist at once.
+maintained. For the loss, the node update of the same network returns the inputs of f; then f, the error and its
+gradient are evaluated segment by segment in one pass (`chunked_map.square_sum`), so that the activations of all
+neurons and frames never exist at once.
 
 Arrays put neurons first and frames second, (N, B): on CPU a gather along the leading axis with the
 batch behind it was about twice as fast as the other way round.

@@ -12,9 +12,9 @@ first frame of the batch, their inputs detached (so the embeddings get no gradie
     coeff_update_bend  c || f(p) - 2 f((p + q)/2) + f(q) ||_2, p = (v, msg, I) of the first frame, q = (v', 0, 0)
                        with v' of the last: the update has no curvature between an observed state and no input
 
-The last two change nothing where the data are decisive. They settle what the data leave open: which constant
-g sends (g and V_rest share it) and the value of f without input, where the published read-out evaluates it. They
-are priors of simplicity, true of a circuit of rectified messages; their default is 0.
+The last two change nothing where the data determine the functions. They determine what the data do not: which
+constant g sends (g and V_rest share it) and the value of f without input, where the published read-out evaluates it.
+They are simplicity priors that hold for rectified messages; their default is 0.
 
 Where the stimulus is unknown, a field among the parameters, with I its luminance at the first frame:
 

@@ -1,6 +1,6 @@
 """The search loop: train K candidates, take one step, journal both, repeat.
 
-The next thing to do follows from the journal alone, so a run that was killed at any moment goes on where it was.
+The next thing to do follows from the journal alone, so a killed run continues where it stopped.
 """
 
 import time

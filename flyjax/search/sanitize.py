@@ -1,4 +1,4 @@
-"""Texts from outside made harmless: invisible characters removed, keys replaced, sizes bounded."""
+"""Sanitise texts from outside: remove invisible characters, replace keys, bound sizes."""
 
 import json
 import math

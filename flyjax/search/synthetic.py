@@ -1,5 +1,4 @@
-"""Made-up landscapes to compare proposers on: random functions over the ranges, nothing of them shaped after
-any proposer's habits.
+"""Synthetic landscapes on which proposers are compared: random functions over the ranges, adapted to no proposer.
 
     landscape = make_landscape("valley", seed=3, experiment=experiment)
     landscape.value(config)              # noise-free, 1 at the optimum, None where a training would fail

@@ -1,4 +1,4 @@
-"""Adam with one learning rate per group of parameters, and the one schedule.
+"""Adam with one learning rate per group of parameters, and the learning-rate schedule.
 
 Parameters are packed as one vector per group: the optimiser then runs three kernels and not three per matrix,
 which on small circuits is most of a step.

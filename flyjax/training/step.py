@@ -1,6 +1,6 @@
 """One training as a pure function: (candidate, key, data) -> trained parameters.
 
-Nothing here knows of other candidates, files or clocks. Everything a candidate may vary is a traced
+It does not depend on other candidates, files or the time. Everything a candidate may vary is a traced
 number; only what shapes the program is static (`Static`).
 
 **Several steps.** With `rollout_steps` R > 1 the learner is followed from the recorded state v_t for R

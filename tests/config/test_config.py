@@ -1,7 +1,5 @@
 """Bad configs are one line that helps; good ones survive a round trip."""
 
-import subprocess
-import sys
 from typing import get_args
 
 import numpy as np
@@ -113,18 +111,19 @@ def test_content_hash_sees_every_part():
 @pytest.mark.parametrize(
     "arguments, expected",
     [
-        (["scripts/meta_loop.py", "--set", "simulation.extnt=2"], "Did you mean 'extent'?"),
-        (["scripts/meta_loop.py", "nowhere.yaml"], "no config file"),
-        (["scripts/meta_loop.py", "--proposer", "oracle"], "search.proposer"),
-        (["scripts/evaluate.py", "nowhere"], "no trained node"),
-        (["scripts/sweep.py", "experiments/quickstart.yaml"], "nothing to sweep"),
+        (["meta_loop", "--set", "simulation.extnt=2"], "Did you mean 'extent'?"),
+        (["meta_loop", "nowhere.yaml"], "no config file"),
+        (["meta_loop", "--proposer", "oracle"], "search.proposer"),
+        (["evaluate", "nowhere"], "no trained node"),
+        (["sweep", "experiments/quickstart.yaml"], "nothing to sweep"),
     ],
 )
-def test_scripts_fail_in_one_line_with_code_2(root, arguments, expected):
-    done = subprocess.run([sys.executable, *arguments], cwd=root, capture_output=True, text=True)
-    assert done.returncode == 2, done.stderr
-    assert expected in done.stderr and "Traceback" not in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+def test_scripts_fail_in_one_line_with_code_2(root, script, monkeypatch, arguments, expected):
+    monkeypatch.chdir(root)
+    code, _, errors = script(*arguments)
+    assert code == 2, errors
+    assert expected in errors and "Traceback" not in errors
+    assert len(errors.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -34,15 +34,17 @@ def test_sum_of_squares_and_gradient_do_not_depend_on_the_segments(problem, n):
     cut = lambda shared, rows: chunked_map.square_sum(values, n, shared, rows, fixed)  # noqa: E731
     assert float(cut(shared, rows)) == pytest.approx(float(plain(shared, rows)), rel=1e-5)
     # Through a root, as in a norm: the cotangent is not 1.
-    wanted, got = (jax.grad(lambda s, r: losses.safe_root(f(s, r)), (0, 1))(shared, rows) for f in (plain, cut))
+    wanted, got = (
+        jax.jit(jax.grad(lambda s, r: losses.safe_root(f(s, r)), (0, 1)))(shared, rows) for f in (plain, cut)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), wanted, got)
 
 
 def test_segments_of_lanes_are_lanes_of_segments(problem):
     shared, rows, fixed = problem
     lanes = jax.tree.map(lambda x: jnp.stack([x, 2.0 * x]), shared)
-    gradient = jax.grad(lambda s: chunked_map.square_sum(values, 5, s, rows, fixed))
-    together = jax.jit(jax.vmap(gradient))(lanes)
+    gradient = jax.jit(jax.grad(lambda s: chunked_map.square_sum(values, 5, s, rows, fixed)))
+    together = jax.vmap(gradient)(lanes)
     for k in range(2):
         alone = gradient(jax.tree.map(lambda x: x[k], lanes))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a[k], b, rtol=1e-4, atol=1e-6), together, alone)
@@ -56,7 +58,7 @@ def test_values_and_gradient_in_segments(problem):
     total = lambda n: lambda s: jnp.sum(jnp.sin(chunked_map.mapped(values, n, s, (rows, fixed))))  # noqa: E731
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
-        *(jax.grad(total(n))(shared) for n in (1, 4)),
+        *(jax.jit(jax.grad(total(n)))(shared) for n in (1, 4)),
     )
 
 
@@ -72,7 +74,8 @@ def test_the_loss_does_not_depend_on_the_segments():
     coefficients = {name: np.float32(0.1 * (i + 1)) for i, name in enumerate(losses.COEFFICIENTS)}
 
     def loss_and_gradient(learner):
-        return jax.value_and_grad(lambda p: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0])(params)
+        loss = lambda p, batch: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0]  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss))(params, batch)
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *map(loss_and_gradient, (one, many))

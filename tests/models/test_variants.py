@@ -76,7 +76,8 @@ def test_jraph_network_is_the_written_equations(circuit, batch, variant):
 def test_gradient_is_the_finite_difference(circuit, batch, variant):
     learner, params = learner_and_params(circuit, variant)
     coefficients = {name: np.float32(0) for name in losses.COEFFICIENTS} | {"coeff_W_L1": np.float32(0.1)}
-    gradient = jax.grad(lambda p: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0])(params)
+    loss = lambda p, batch: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params, batch)
 
     def total(p):
         want = [
@@ -98,7 +99,9 @@ def test_gradient_is_the_finite_difference(circuit, batch, variant):
 def test_segments_change_no_gradient(circuit, batch, variant):
     learner, params = learner_and_params(circuit, variant)
     other = make_learner(circuit, learner.config, segment_rows=100)
-    one, many = (jax.grad(lambda p: each.squared_error(p, **batch))(params) for each in (learner, other))
+    one, many = (
+        jax.jit(jax.grad(lambda p, batch: each.squared_error(p, **batch)))(params, batch) for each in (learner, other)
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-2), one, many)
 
 
@@ -182,5 +185,5 @@ def test_rounded_products_are_close_and_other(circuit, batch):
         assert got.dtype == jnp.float32
         assert float(jnp.linalg.norm(got - exact_) / jnp.linalg.norm(exact_)) < tolerance
         assert precision == "highest" or not np.allclose(got, exact_, rtol=1e-5)
-        gradient = jax.grad(lambda p: other.squared_error(p, **batch))(params)
+        gradient = jax.jit(jax.grad(lambda p, batch: other.squared_error(p, **batch)))(params, batch)
         assert all(np.isfinite(g).all() and g.dtype == jnp.float32 for g in jax.tree.leaves(gradient))

@@ -1,7 +1,5 @@
 """Pictures of the fly's view: the right hexagon in the right place and colour, and files that open."""
 
-import subprocess
-import sys
 import warnings
 
 import jax
@@ -124,30 +122,14 @@ def test_the_strip_of_the_scenes(tmp_path):
     assert path.stat().st_size < 300_000 and len(np.unique(pixels)) > 20 and pixels.std() > 30
 
 
-def test_the_command_simulates_draws_and_saves(root, tmp_path):
-    def run(*arguments):
-        command = [sys.executable, str(root / "scripts" / "simulate.py"), *map(str, arguments)]
-        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-
+def test_the_command_simulates_draws_and_saves(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     # A made-up checkpoint: sampled parameters would be calibrated for a while.
     (tmp_path / "model").write_bytes(flyvis_checkpoint(edges_syn_strength=np.full(604, 1e-3)))
-    done = run(
-        "--extent",
-        0,
-        "--parameters",
-        "model",
-        "--n-frames",
-        60,
-        "--visual-input-type",
-        "flashes",
-        "--noise",
-        0.05,
-        "--save",
-        "--out",
-        "fly",
-    )
-    assert done.returncode == 0, done.stderr
-    assert "activity rank" in done.stdout and "SNR" in done.stdout
+    simulation = ["--extent", 0, "--parameters", "model", "--n-frames", 60, "--visual-input-type", "flashes"]
+    code, out, errors = script("simulate", *simulation, "--noise", 0.05, "--save", "--out", "fly")
+    assert code == 0, errors
+    assert "activity rank" in out and "SNR" in out
     assert {"maps.png", "film.gif", "recording"} <= {p.name for p in (tmp_path / "fly").iterdir()}
-    bad = run("--visual-input-type", "optical_flow", "--show")
-    assert bad.returncode == 2 and "Sintel" in bad.stderr and bad.stderr.count("\n") == 1
+    code, _, errors = script("simulate", "--visual-input-type", "optical_flow", "--show")
+    assert code == 2 and "Sintel" in errors and errors.count("\n") == 1

@@ -125,7 +125,8 @@ def test_each_loss_term_is_its_formula(circuit, learner, problem, term):
 def test_gradient_is_the_finite_difference(circuit, learner, problem):
     params, coefficients, batch = problem
     # The regularisers on messages do not reach the embeddings, so they are tested without them.
-    gradient = jax.grad(lambda p: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0])(params)
+    loss = lambda p, batch: losses.loss(learner, p, coefficients, batch, jnp.float32(1.3))[0]  # noqa: E731
+    gradient = jax.jit(jax.grad(loss))(params, batch)
     rng = np.random.default_rng(3)
     direction = jax.tree.map(lambda x: rng.normal(size=x.shape), in_float64(params))
     direction["embedding"] = np.zeros_like(direction["embedding"])
@@ -151,8 +152,10 @@ def test_gradient_is_the_finite_difference(circuit, learner, problem):
 
 def test_regularisers_leave_embeddings_alone(learner, problem):
     params, coefficients, batch = problem
-    terms = lambda p: sum(losses.regularisers(learner, p, coefficients, batch, jnp.float32(1.3)).values())  # noqa: E731
-    gradient = jax.grad(terms)(params)
+    terms = lambda p, batch: sum(  # noqa: E731
+        losses.regularisers(learner, p, coefficients, batch, jnp.float32(1.3)).values()
+    )
+    gradient = jax.jit(jax.grad(terms))(params, batch)
     assert not np.any(gradient["embedding"])
     assert np.any(gradient["message_network"]["signals"])
 

@@ -6,6 +6,8 @@ a bad field costs no other. Texts are cleaned before they get here (`sanitize.cl
 """
 
 import contextlib
+import copy
+import functools
 import math
 import re
 from typing import Annotated, Any
@@ -184,6 +186,11 @@ def _strict(schema: Any, definitions: dict[str, Any]) -> Any:
     return out
 
 
+@functools.cache
+def _answer_schema() -> dict[str, Any]:
+    return Answer.model_json_schema()
+
+
 def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]:
     """The three strict tools, the same bytes in every call of a run; the request names the one to call.
 
@@ -191,7 +198,7 @@ def tools(experiment: Experiment, drafted: bool = False) -> list[dict[str, Any]]
     """
     search = experiment.search
     simulation = {name: {"type": _json_type(span)} for name, span in sorted(search.simulation_ranges.items())}
-    schema = Answer.model_json_schema()
+    schema = copy.deepcopy(_answer_schema())
     definitions, properties = schema["$defs"], schema["properties"]
     definitions["Change"]["properties"]["name"]["enum"] = sorted(search.ranges)
     if not drafted:
