@@ -42,8 +42,11 @@ def main(
         float | None, typer.Option(help="Step and frame interval, s. Default: 0.02, and 0.005 for --protocol.")
     ] = None,
     noise: Annotated[float, typer.Option(help="Process noise, std per step.")] = 0.0,
+    connectome: Annotated[
+        Path | None, typer.Option(help="Circuit of your own: a folder with tables of neurons and edges.")
+    ] = None,
     parameters: Annotated[
-        str, typer.Option(help="sampled, flow/0000/000, or the path of a flyvis checkpoint.")
+        str, typer.Option(help="sampled, flow/0000/000, a flyvis checkpoint, or an .npz or folder of your own values.")
     ] = "sampled",
     parameters_seed: Annotated[int, typer.Option(help="Of sampled parameters.")] = 0,
     solver: Annotated[
@@ -117,7 +120,7 @@ def main(
         extent=extent, visual_input_type=visual_input_type, n_frames=n_frames, n_test_frames=n_frames, delta_t=step,
         parameters=parameters, parameters_seed=parameters_seed, solver=solver, initial=initial, seed=seed,
         frame_rate=frame_rate, voltage_dtype=voltage_dtype, data_path=None if data_path is None else str(data_path),
-        test_visual_input_type=visual_input_type,
+        test_visual_input_type=visual_input_type, connectome=None if connectome is None else str(connectome),
     )  # fmt: skip
     free = {"ranges": {}, "simulation_ranges": {}}
     experiment: Experiment = parse_experiment({"simulation": given, "search": free}, "simulate")

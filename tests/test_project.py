@@ -19,7 +19,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 #: What requirements-dev.txt joins.
-DEV_EXTRAS = ("test", "notebooks", "compare", "video", "tensorboard", "docs", "dev")
+DEV_EXTRAS = ("test", "notebooks", "compare", "video", "tensorboard", "tables", "docs", "dev")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """The circuit: the connectome and its parameters."""
 
-from flyjax.circuit.connectome import Connectome, build_connectome
+from flyjax.circuit.build import build_connectome
+from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.hexgrid import lattice
 from flyjax.circuit.parameters import Parameters, TypeParameters, expand, load_flyvis_parameters, read_flyvis
+from flyjax.circuit.tables import load_parameters
 
 __all__ = [
     "Connectome",
@@ -12,5 +14,6 @@ __all__ = [
     "expand",
     "lattice",
     "load_flyvis_parameters",
+    "load_parameters",
     "read_flyvis",
 ]

@@ -8,8 +8,7 @@ that would leave it are dropped.
 import hashlib
 import json
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
-from numbers import Integral
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,6 @@ from jaxtyping import Float32, Int32, Int64
 from flyjax.circuit.hexgrid import lattice
 from flyjax.utils.errors import UserError, reading
 
-MAX_EXTENT = 15
 CONNECTOME_FILE = Path(__file__).parent / "data" / "fib25-fib19_v2.2.json"
 CONNECTOME_SHA256 = "bfbb0766251ff09e22723d0ebbf7b14793e70b3ae8ad0eea64eac9d28223351a"
 
@@ -159,14 +157,17 @@ def read_specs(path: Path, sha256: str | None = None) -> ConnectomeSpecs:
 class Connectome:
     """A network of identified neurons. Arrays are read-only; equality is that of the content.
 
-    Neurons are ordered by type (file order), inside a type by column (u, then v). Edges are
+    In the fly neurons are ordered by type (file order), inside a type by column (u, then v). Edges are
     sorted by (receiver, sender) and their node pairs are unique. Type pairs and offset keys
     are the same at every extent; which of them occur among the edges depends on it.
+
+    A circuit from tables (`flyjax.circuit.tables`) keeps the order of its neurons. Its columns are those of the eye
+    that it looks through; `column` is -1 for a neuron without a place in it, and every edge is a key of its own.
     """
 
     extent: int
-    cell_types: tuple[str, ...]  #: names of the 65 types
-    input_types: tuple[str, ...]  #: types that receive luminance, R1..R8
+    cell_types: tuple[str, ...]  #: names of the types, 65 in the fly
+    input_types: tuple[str, ...]  #: types that receive luminance, R1..R8 in the fly
     output_types: tuple[str, ...]  #: types that a flyvis decoder reads
     columns: Int32[np.ndarray, "n_col 2"]  #: (u, v) of each column
     cell_type: Int32[np.ndarray, " N"]
@@ -186,6 +187,7 @@ class Connectome:
     key_n_syn: Float32[np.ndarray, " K"]
     inputs: Int32[np.ndarray, " n_in"]  #: neurons that receive luminance
     input_column: Int32[np.ndarray, " n_in"]  #: whose luminance they receive
+    ids: tuple[str, ...] = ()  #: of the neurons, in a circuit from tables
 
     @property
     def n_neurons(self) -> int:
@@ -219,9 +221,22 @@ class Connectome:
         return hash(self.fingerprint)
 
     @property
+    def is_lattice(self) -> bool:
+        """Whether it is the fly's, whose edges repeat from column to column, and not a circuit from tables."""
+        return not self.ids
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether every neuron has a column and shares it with no other of its type, so that a type is a map."""
+        places = self.cell_type.astype(np.int64) * self.n_columns + self.column
+        return bool((self.column >= 0).all()) and len(np.unique(places)) == self.n_neurons
+
+    @cached_property
     def central(self) -> Int32[np.ndarray, " n_types"]:
-        """The neuron of each type in column (0, 0)."""
-        return np.flatnonzero((self.u == 0) & (self.v == 0)).astype(np.int32)
+        """The neuron of each type in column (0, 0), or the one nearest to it; without places the first of the type."""
+        distance = np.maximum.reduce([np.abs(self.u), np.abs(self.v), np.abs(self.u + self.v)])
+        order = np.lexsort((distance, self.column < 0, self.cell_type))
+        return order[np.unique(self.cell_type[order], return_index=True)[1]].astype(np.int32)
 
     @property
     def node_pairs(self) -> Int64[np.ndarray, " E"]:
@@ -232,7 +247,8 @@ class Connectome:
         return f"Connectome(extent={self.extent}, {self.n_neurons:,} neurons, {self.n_edges:,} edges)"
 
 
-def _assemble(specs: ConnectomeSpecs, extent: int) -> Connectome:
+def assemble(specs: ConnectomeSpecs, extent: int) -> Connectome:
+    """The tables of a connectome file on the lattice of an extent."""
     columns = lattice(extent)
     n_col, n_types = len(columns), len(specs.cell_types)
     stride = specs.strides[:, None, :]  # (types, 1, 2)
@@ -289,29 +305,3 @@ def _assemble(specs: ConnectomeSpecs, extent: int) -> Connectome:
         output_types=specs.output_types,
         **arrays,
     )
-
-
-@lru_cache(maxsize=4)
-def _packaged_connectome(extent: int) -> Connectome:
-    return _assemble(read_specs(CONNECTOME_FILE, CONNECTOME_SHA256), extent)
-
-
-def build_connectome(extent: int = 8, path: str | Path | None = None) -> Connectome:
-    """The network on a hexagonal lattice of 1 + 3 extent (extent + 1) columns.
-
-    Reproduces flyvis 1.2.0 with `fib25-fib19_v2.2.json` and hull filling (`n_syn_fill=1`):
-    13,741 neurons and 434,112 edges at extent 8. Repeated calls return the same object.
-
-    **Arguments:**
-
-    - `extent`: hexagonal radius in columns, 0 to 15.
-    - `path`: another connectome file of the same format; by default the packaged one, whose SHA-256 is verified.
-
-    **Raises:** `UserError` if the extent is not an integer in 0..15, or the file is missing,
-    changed or not a connectome.
-    """
-    if isinstance(extent, bool) or not isinstance(extent, Integral) or not 0 <= extent <= MAX_EXTENT:
-        raise UserError(f"extent must be an integer from 0 to {MAX_EXTENT}, got {extent!r}")
-    if path is None:
-        return _packaged_connectome(int(extent))
-    return _assemble(read_specs(Path(path)), int(extent))

@@ -47,7 +47,16 @@ class Simulation(StrictModel):
         "other keys of this section then have no meaning",
     )
     extent: int = Field(8, ge=0, le=15, description="radius of the hexagonal eye, columns; flyvis uses 8")
-    parameters: str = Field("sampled", description="'sampled', 'flow/0000/000' or the path of a checkpoint")
+    connectome: str | None = Field(
+        None,
+        description="a circuit of one's own: a folder with tables of neurons and edges, or a file like flyvis'; by "
+        "default the fly's",
+    )
+    parameters: str = Field(
+        "sampled",
+        description="'sampled', 'flow/0000/000', the path of a checkpoint, or weight, tau and v_rest of one's own: an "
+        ".npz or a folder with tables",
+    )
     parameters_seed: Seed = Field(0, description="seed of sampled parameters")
     visual_input_type: str = Field("DAVIS", description="training stimulus, a name of flyjax.stimulus")
     test_visual_input_type: str | None = Field(None, description="held-out stimulus; by default the other kind")

@@ -109,7 +109,7 @@ def _circuit(
         if connectome is not None and connectome != ground_truth[0]:
             raise UserError("a circuit made by hand needs its own parameters")
     else:
-        ground_truth = connectome or circuit.build_connectome(simulation.extent), parameters
+        ground_truth = connectome or circuit.build_connectome(simulation.extent, simulation.connectome), parameters
     if (extent := ground_truth[0].extent) != simulation.extent:
         raise UserError(f"the circuit has extent {extent}, the simulation {simulation.extent}: make them equal")
     return ground_truth

@@ -90,19 +90,24 @@ def true_flow(recording: Recording):
 
 
 def draw(recording: Recording, folder: Path, log=lambda text: None) -> list[Path]:
-    """Draw maps.png, strip.png, kinograph.png, traces.png, film.gif and, if ffmpeg is installed, film.mp4."""
+    """Draw maps.png, strip.png, kinograph.png, traces.png, film.gif and, if ffmpeg is installed, film.mp4.
+
+    Of a circuit without columns only the traces, for there is no map of it.
+    """
     folder, maps = Path(folder), hexmaps.VoltageMaps(recording)
     # 250 frames around the most eventful one.
     first = int(max(0, min(hexmaps.most_eventful_frame(recording.luminance) - 125, recording.n_frames - 250)))
-    film = films.film_frames(maps, first)
-    paths: list[Path | None] = [
-        hexmaps.maps_figure(folder / "maps.png", maps),
-        hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
-        hexmaps.kinograph_figure(folder / "kinograph.png", maps, first),
-        traces.traces_figure(folder / "traces.png", recording, first),
-        films.write_gif(folder / "film.gif", film, recording.dt),
-        films.write_mp4(folder / "film.mp4", film, recording.dt),
-    ]
+    paths: list[Path | None] = [traces.traces_figure(folder / "traces.png", recording, first)]
+    if recording.connectome.has_columns:
+        film = films.film_frames(maps, first)
+        paths = [
+            hexmaps.maps_figure(folder / "maps.png", maps),
+            hexmaps.strip_figure(folder / "strip.png", maps, flow=true_flow(recording)),
+            hexmaps.kinograph_figure(folder / "kinograph.png", maps, first),
+            *paths,
+            films.write_gif(folder / "film.gif", film, recording.dt),
+            films.write_mp4(folder / "film.mp4", film, recording.dt),
+        ]
     drawn = [path for path in paths if path is not None]
     for path in drawn:
         log(f"{path}  ({path.stat().st_size / 1000:,.0f} kB)")

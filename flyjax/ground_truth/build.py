@@ -10,9 +10,11 @@ from jaxtyping import Float32
 
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
+from flyjax.circuit.tables import content, is_table
 from flyjax.config import Simulation
 from flyjax.ground_truth.flyvis_ensemble import checkpoint_file
 from flyjax.ground_truth.sampling import sample_parameters
+from flyjax.utils.environment import expanded
 
 Weight = Float32[np.ndarray, " E"]
 #: The fields of a connectome that have one value per edge, and those of an edge that does not exist.
@@ -22,10 +24,13 @@ NULL_EDGE: dict[str, Any] = {
 
 
 @lru_cache(maxsize=4)
-def _ground_truth(extent: int, parameters: str, seed: int, cut_edges: float) -> tuple[Connectome, Parameters]:
-    connectome = circuit.build_connectome(extent)
+def _ground_truth(
+    connectome: Connectome, parameters: str, content: str, seed: int, cut_edges: float
+) -> tuple[Connectome, Parameters]:
     if parameters == "sampled":
         values = sample_parameters(connectome, seed=seed)
+    elif is_table(expanded(parameters)):
+        values = circuit.load_parameters(connectome, expanded(parameters))
     else:
         values = circuit.load_flyvis_parameters(connectome, checkpoint_file(parameters))
     if cut_edges:
@@ -37,13 +42,24 @@ def _ground_truth(extent: int, parameters: str, seed: int, cut_edges: float) -> 
 def build_ground_truth(simulation: Simulation) -> tuple[Connectome, Parameters]:
     """The circuit and its parameters; the same objects for the same settings.
 
-    `simulation.parameters` is 'sampled' (by `parameters_seed`), 'flow/0000/000' (looked for in FLYJAX_DATA and in
-    ~/.cache/flyjax/flyvis) or the path of a checkpoint. A share `simulation.cut_edges` of the edges is left out.
+    `simulation.connectome` is the fly's at `extent`, or a circuit of one's own. `simulation.parameters` is 'sampled'
+    (by `parameters_seed`), 'flow/0000/000' (looked for in FLYJAX_DATA and in ~/.cache/flyjax/flyvis), the path of a
+    checkpoint, or weight, tau and v_rest of one's own (`flyjax.circuit.load_parameters`). A share
+    `simulation.cut_edges` of the edges is left out.
 
-    **Raises:** `UserError` if the checkpoint is not there, naming the command that fetches it.
+    **Raises:** `UserError` if a file is not there or wrong; for a checkpoint it names the command that fetches it.
     """
-    s = simulation
-    return _ground_truth(s.extent, s.parameters, s.parameters_seed, s.cut_edges)
+    s, connectome = simulation, circuit.build_connectome(simulation.extent, simulation.connectome)
+    return _ground_truth(connectome, s.parameters, files_of(simulation), s.parameters_seed, s.cut_edges)
+
+
+def files_of(simulation: Simulation) -> str:
+    """Changes when the files of the circuit and of its parameters do, wherever they lie."""
+    parts = [content(expanded(simulation.connectome)) if simulation.connectome else ""]
+    if simulation.parameters != "sampled":
+        own = expanded(simulation.parameters)
+        parts.append(content(own if is_table(own) else checkpoint_file(simulation.parameters)))
+    return " ".join(parts)
 
 
 def known_circuit(simulation: Simulation) -> tuple[Connectome, Parameters]:

@@ -126,7 +126,7 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
     coupling = _type_sum(c, c.sign.astype(np.float64) * c.n_syn * types.syn_strength[c.edge_pair])
 
     # The same rollout many times: a fast sum pays for its compilation.
-    kernel = "window" if c.n_neurons > 5000 and hex_convolution.make_grid(c).is_regular else "auto"
+    kernel = "window" if c.n_neurons > 5000 and hex_convolution.is_regular(c) else "auto"
     bias = types.bias.astype(np.float64)
     for _ in range(n_simulations):
         p = expand(c, bias.astype(np.float32), types.tau, types.syn_strength)

@@ -95,11 +95,18 @@ def make_grid(c: Connectome) -> Grid:
     )
 
 
+def is_regular(c: Connectome) -> bool:
+    """Whether the edges are exactly those of a lattice. Of a circuit from tables no grid is laid out."""
+    return c.is_lattice and make_grid(c).is_regular
+
+
 def is_applicable(c: Connectome, weight: np.ndarray) -> bool:
     """Whether edges and weights repeat over the lattice, as in flyvis and in drawn circuits."""
+    if not is_regular(c):
+        return False
     weight = np.asarray(weight)
     g = make_grid(c)
-    return g.is_regular and bool((np.append(weight, np.float32(0))[g.edge_of_key][c.offset_key] == weight).all())
+    return bool((np.append(weight, np.float32(0))[g.edge_of_key][c.offset_key] == weight).all())
 
 
 def to_grid(g: Grid, x: Float32[Array, "... N B"]) -> Float32[Array, "... n_types L B"]:

@@ -79,7 +79,7 @@ def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Siz
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     """The same from a configuration alone: neither checkpoint nor videos are needed."""
     own = simulation.recording is not None
-    connectome = known_connectome(simulation) if own else build_connectome(simulation.extent)
+    connectome = known_connectome(simulation) if own else build_connectome(simulation.extent, simulation.connectome)
     # Without a known stimulus, or a circuit, targets cannot be computed.
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
     large = exact and not own and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
