@@ -4,11 +4,12 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from flyjax.config.schema import Model, Search, Simulation, Sweep, Training
 from flyjax.config.search_space import PROTOCOL_RANGES
 from flyjax.config.strict import StrictModel, updated
+from flyjax.utils import registry
 
 #: Frames at most between the training and the held-out frames, which are near copies of their neighbours.
 GAP = 50
@@ -53,6 +54,11 @@ class Experiment(StrictModel):
         description="by default the name of the file; runs/<name> is the default run directory",
     )
     description: str = Field("", description="free text")
+    plugins: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Python files of one's own that register stimuli, models, ...; a list of paths, which a run keeps "
+        "with their SHA-256",
+    )
     simulation: Simulation = Field(Simulation(), description="the ground truth and its recordings")
     model: Model = Field(Model(), description="the learner")
     training: Training = Field(Training(), description="the root candidate")
@@ -74,6 +80,16 @@ class Experiment(StrictModel):
         }
         given = {name: data.get(name) or {} for name in defaults}
         return {**data, **{k: {**defaults[k], **v} if isinstance(v, Mapping) else v for k, v in given.items()}}
+
+    @field_validator("plugins", mode="before")
+    @classmethod
+    def _load_plugins(cls, plugins: Any) -> dict[str, str]:
+        """Before the sections that name what they register."""
+        if isinstance(plugins, list):
+            plugins = dict.fromkeys(plugins)
+        if not isinstance(plugins, dict) or not all(isinstance(path, str) for path in plugins):
+            raise ValueError("a list of Python files, for example [my_lab.py]")
+        return {path: registry.load_plugin(path, sha256) for path, sha256 in plugins.items()}
 
     @model_validator(mode="after")
     def _can_run(self):

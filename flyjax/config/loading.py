@@ -214,7 +214,8 @@ def parse_experiment(data: Any, source: str = "config", settings: Sequence[str] 
     if not isinstance(data, dict):
         raise UserError(f"{source}: a config is a mapping of sections, got {type(data).__name__}")
     try:
-        return Experiment.model_validate(_follow_stimulus(data, settings))
+        # The section is made after the plugins were loaded, which may add coefficients.
+        return Experiment.model_validate(_follow_stimulus({"training": {}, **data}, settings))
     except SectionError as error:
         causes = [s for s in settings if f"{error.key}.".startswith(f"{s.partition('=')[0].strip()}.")]
         raise UserError(printable(f"{f'--set {causes[-1]}' if causes else source}: {error.problem}")) from None

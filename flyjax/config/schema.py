@@ -1,9 +1,18 @@
 """The sections of a config file and their defaults, validated strictly; `experiment` has what relates them."""
 
 import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from flyjax.config.search_space import (
     PROTOCOL_RANGES,
@@ -14,6 +23,7 @@ from flyjax.config.search_space import (
     Values,
 )
 from flyjax.config.strict import StrictModel, updated
+from flyjax.utils import registry
 from flyjax.utils.errors import nearest
 
 #: Seeds of NumPy and JAX, and rates and penalties that are finite in single precision.
@@ -22,19 +32,23 @@ Rate = Annotated[float, Field(ge=1e-30, le=1e30)]
 Penalty = Annotated[float, Field(ge=0, le=1e30)]
 
 
-def _known(names: tuple[str, ...]) -> AfterValidator:
+def _known(names: Callable[[], Iterable[str]]) -> AfterValidator:
+    """One of some names, asked for at every check: plugins register more."""
+
     def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"unknown name {name[:60]!r}.{nearest(name, names)}")
+        if name not in (known := tuple(names())):
+            raise ValueError(f"unknown name {name[:60]!r}.{nearest(name, known)} Known: {', '.join(known)}")
         return name
 
     return AfterValidator(check)
 
 
 #: Names of parameters that a search may vary.
-Tunable = Annotated[str, _known(TUNABLE)]
-SimulationTunable = Annotated[str, _known(SIMULATION_TUNABLE)]
+Tunable = Annotated[str, _known(lambda: (*TUNABLE, *registry.regulariser.own))]
+SimulationTunable = Annotated[str, _known(lambda: SIMULATION_TUNABLE)]
 
+#: Of a search, beside the metrics of plugins.
+OBJECTIVES = ("connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind", "map")
 MAX_CONFIGURATIONS = 10_000  # of a sweep
 
 
@@ -154,7 +168,7 @@ class Simulation(StrictModel):
 class Model(StrictModel):
     """Static shapes of the learner: a change here compiles another program."""
 
-    variant: Literal["A", "B", "known_ode", "known_ode_tanh"] = Field(
+    variant: Annotated[str, _known(lambda: registry.model)] = Field(
         "A",
         description="A: messages from the source neuron alone; B: from source and target, per edge; "
         "known_ode: W, tau and V_rest themselves, linear or with tanh of the summed messages",
@@ -209,7 +223,13 @@ class Model(StrictModel):
 
 
 class Training(StrictModel):
-    """The root candidate. Names and defaults are the protocol's."""
+    """The root candidate. Names and defaults are the protocol's.
+
+    It may also have the coefficients of regularisers that plugins have registered, by name.
+    """
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Penalty] = Field(init=False)
 
     learning_rate_W_start: Rate = Field(1e-3, description="learning rate of W")
     learning_rate_start: Rate = Field(5e-4, description="learning rate of the message and update networks")
@@ -266,6 +286,16 @@ class Training(StrictModel):
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
     checkpoint_every: int = Field(2_000, ge=1, le=10**9, description="optimiser steps between checkpoints")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_coefficients(cls, data: Any) -> Any:
+        """Other keys are coefficients of regularisers that plugins have registered."""
+        known = {*cls.model_fields, *registry.regulariser.own}
+        if isinstance(data, Mapping) and (unknown := [name for name in data if name not in known]):
+            details: Any = {"type": "extra_forbidden", "loc": (unknown[0],), "input": data[unknown[0]]}
+            raise ValidationError.from_exception_data(cls.__name__, [details])
+        return {**dict.fromkeys(registry.regulariser.own, 0.0), **data} if isinstance(data, Mapping) else data
+
     @model_validator(mode="after")
     def _best_needs_validation(self):
         if self.select == "best" and not self.validation_fraction:
@@ -302,13 +332,13 @@ class LLM(StrictModel):
 class Search(StrictModel):
     """The outer loop."""
 
-    proposer: Literal["auto", "llm", "rules", "random", "tpe", "cmaes", "map", "hybrid", "replay"] = Field(
+    proposer: Annotated[str, _known(lambda: ("auto", *registry.proposer))] = Field(
         "auto", description="'auto': the run's own; for a new run llm if ANTHROPIC_API_KEY is set, else rules"
     )
     n_candidates: int = Field(4, ge=1, le=64, description="K, nodes per iteration")
     n_iter_block: int = Field(12, ge=1, le=10_000, description="iterations per block")
     n_blocks: int = Field(2, ge=1, le=10_000, description="blocks of the run")
-    objective: Literal["connectivity_R2", "tau_R2", "V_rest_R2", "cluster_accuracy", "blind", "map"] = Field(
+    objective: Annotated[str, _known(lambda: (*OBJECTIVES, *registry.metric.own))] = Field(
         "connectivity_R2",
         description="what the search maximises; blind uses held-out prediction only, map is the skill of its map",
     )
@@ -352,7 +382,8 @@ class Search(StrictModel):
 
         def checked(name: str, span: Range) -> Range:
             where = f"search.{info.field_name}"
-            if span.scale not in ("int", "choice") and section.model_fields[name].annotation is int:
+            field = section.model_fields.get(name)  # none for a plugin's coefficient
+            if span.scale not in ("int", "choice") and field is not None and field.annotation is int:
                 raise ValueError(f"{where}.{name}: takes whole numbers: set scale to int, or to choice with 'values'")
             values = tuple(getattr(updated(section, {name: value}, where), name) for value in span.ends)
             return span.model_copy(update={"values": values}) if span.scale == "choice" else span

@@ -63,7 +63,7 @@ def sobol_settings(ranges: Mapping[str, Range], n: int, seed: int) -> list[dict[
 
 def varied(candidates: list[Training]) -> list[str]:
     """Names whose values differ between candidates."""
-    return [name for name in Training.model_fields if len({getattr(c, name) for c in candidates}) > 1]
+    return [name for name in dict(candidates[0]) if len({getattr(c, name) for c in candidates}) > 1]
 
 
 def node_specs(experiment: Experiment, candidates: list[Training]) -> list[NodeSpec]:

@@ -380,11 +380,3 @@ class KnownODE(MessagePassing):
 
     def messages(self, voltage):
         return {}, lambda sender, receiver: self.message(sender["voltage"])
-
-
-VARIANTS: dict[str, type[MessagePassing]] = {
-    "A": GNN,
-    "B": PairGNN,
-    "known_ode": KnownODE,
-    "known_ode_tanh": KnownODE,
-}

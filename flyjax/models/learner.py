@@ -11,7 +11,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.gnn import VARIANTS, GraphsTuple, MessagePassing, make_graph, neuron_stimulus
+from flyjax.models.gnn import GraphsTuple, MessagePassing, make_graph, neuron_stimulus
+from flyjax.utils import registry
 from flyjax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class Learner:
     segment_rows: int
 
     def _build(self, key: PRNGKeyArray) -> MessagePassing:
-        c, variant = self.connectome, VARIANTS[self.config.variant]
+        c, variant = self.connectome, registry.model[self.config.variant]
         return variant(c.n_neurons, c.n_edges, self.config, self.segment_rows, nnx.Rngs(params=key))
 
     @cached_property

@@ -33,22 +33,13 @@ from jaxtyping import Array, Float
 from flyjax.models import chunked_map
 from flyjax.models.gnn import MessagePassing
 from flyjax.models.learner import Learner
+from flyjax.utils import registry
 
-#: Coefficients of a candidate: all traced.
-COEFFICIENTS = (
-    "coeff_W_L1",
-    "coeff_edge_diff",
-    "coeff_edge_norm",
-    "coeff_message_L1",
-    "coeff_message_L2",
-    "coeff_update_L1",
-    "coeff_update_L2",
-    "coeff_edge_bend",
-    "coeff_update_bend",
-)
 #: Those of an unknown stimulus, and the step in luminance of their finite difference.
 FIELD_COEFFICIENTS = ("coeff_light_diff",)
 LUMINANCE_STEP = 0.1
+#: The built-in coefficients of a candidate whose stimulus is known: all traced.
+COEFFICIENTS = tuple(name for name in registry.regulariser.built_in if name not in FIELD_COEFFICIENTS)
 #: Those that cost as much as a frame or two: left out of a program in which they are 0.
 CURVATURE_COEFFICIENTS = ("coeff_edge_bend", "coeff_update_bend")
 
@@ -59,48 +50,78 @@ def safe_root(square) -> Float[Array, ""]:
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, square, 1.0)), 0.0)
 
 
-#: The regularisers of the messages, with x = 1.5 std(v): the voltages at which g is evaluated, and a residual of its
-#: values there. g should not fall over a small step in voltage, be 2x at 2x, and a straight line through the origin.
-MESSAGE_TERMS: dict[str, tuple[Callable, Callable]] = {
-    "coeff_edge_diff": (lambda v, x: (v, v + 0.05 * x), lambda g, x: jax.nn.relu(g[:, 0] - g[:, 1])),
-    "coeff_edge_norm": (lambda v, x: (2.0 * x,), lambda g, x: g[:, 0] - 2.0 * x),
-    "coeff_edge_bend": (lambda v, x: (v, 0.5 * v), lambda g, x: g[:, 0] - 2.0 * g[:, 1]),
-}
+def coefficient_names(field: bool) -> tuple[str, ...]:
+    """Names of all regularisers, those of plugins among them; `field`: where the stimulus is unknown."""
+    return tuple(name for name in registry.regulariser if field or name not in FIELD_COEFFICIENTS)
+
+
+def weight_L1(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
+    """Sum of |W|."""
+    return jnp.sum(jnp.abs(params["W"]))
+
+
+def _message_term(points: Callable, residual: Callable) -> Callable:
+    """A regulariser of the messages.
+
+    **Arguments:**
+
+    - `points`: the voltages at which g is evaluated, of the sender's voltage and x = 1.5 std(v).
+    - `residual`: of the values of g there and x.
+    """
+
+    def term(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
+        model = learner.bind(params)
+        voltage: Float[Array, " N"] = batch["voltage"][0]
+        probe = model.message_probe(voltage, learner.connectome)
+        if probe is None:
+            return jnp.zeros(())
+        function, state, rows = probe
+
+        def residuals(state, no_rows_and_fixed):
+            voltage, x, *rows = no_rows_and_fixed[1]
+            return residual(function(state, jnp.stack(points(voltage, x), axis=1), rows), x)
+
+        # Only the network's parameters get a gradient: voltages and embeddings are fixed.
+        fixed = voltage, jnp.broadcast_to(x_norm, voltage.shape), *rows
+        n_segments = model.n_segments(len(points(voltage, voltage)) * voltage.size)
+        return safe_root(chunked_map.square_sum(residuals, n_segments, state, None, fixed))
+
+    return term
+
+
+# g should not fall over a small step in voltage, be 2x at 2x, and a straight line through the origin.
+edge_diff = _message_term(lambda v, x: (v, v + 0.05 * x), lambda g, x: jax.nn.relu(g[:, 0] - g[:, 1]))
+edge_norm = _message_term(lambda v, x: (2.0 * x,), lambda g, x: g[:, 0] - 2.0 * x)
+edge_bend = _message_term(lambda v, x: (v, 0.5 * v), lambda g, x: g[:, 0] - 2.0 * g[:, 1])
+
+
+def _matrix_term(network: str, size: Callable) -> Callable:
+    """Sum of `size` of the entries of a network's matrices."""
+
+    def term(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
+        matrices = [leaf for leaf in jax.tree.leaves(params.get(network, ())) if leaf.ndim == 2]
+        return sum((jnp.sum(size(m)) for m in matrices), jnp.zeros(()))
+
+    return term
+
+
+message_L1, update_L1 = (_matrix_term(f"{name}_network", jnp.abs) for name in ("message", "update"))
+message_L2, update_L2 = (_matrix_term(f"{name}_network", jnp.square) for name in ("message", "update"))
 
 
 def regularisers(learner: Learner, params, coefficients, batch, x_norm, with_curvature: bool = True) -> dict:
     """Each regulariser, multiplied by its coefficient, by its name; on the first frame of the batch.
 
-    Without `with_curvature` those of `CURVATURE_COEFFICIENTS` are 0 whatever their coefficients.
+    Without `with_curvature` those of `CURVATURE_COEFFICIENTS` are 0 whatever their coefficients. A coefficient that is
+    not given is 0.
     """
-    model = learner.bind(params)
-    voltage: Float[Array, " N"] = batch["voltage"][0]
-    terms: dict = dict.fromkeys(COEFFICIENTS, jnp.zeros(())) | {"coeff_W_L1": jnp.sum(jnp.abs(params["W"]))}
-    probe = model.message_probe(voltage, learner.connectome)
-    if probe is not None:
-        function, state, rows = probe
 
-        def norm(points, residual):
-            def residuals(state, no_rows_and_fixed):
-                voltage, x, *rows = no_rows_and_fixed[1]
-                return residual(function(state, jnp.stack(points(voltage, x), axis=1), rows), x)
+    def value(name: str) -> Float[Array, ""]:
+        if name not in coefficients or (name in CURVATURE_COEFFICIENTS and not with_curvature):
+            return jnp.zeros(())
+        return coefficients[name] * registry.regulariser[name](learner, params, batch, x_norm)
 
-            # Only the network's parameters get a gradient: voltages and embeddings are fixed.
-            fixed = voltage, jnp.broadcast_to(x_norm, voltage.shape), *rows
-            n_segments = model.n_segments(len(points(voltage, voltage)) * voltage.size)
-            return safe_root(chunked_map.square_sum(residuals, n_segments, state, None, fixed))
-
-        for name, term in MESSAGE_TERMS.items():
-            if with_curvature or name not in CURVATURE_COEFFICIENTS:
-                terms[name] = norm(*term)
-        if with_curvature:
-            terms["coeff_update_bend"] = _update_curvature(learner, model, batch)
-    for name in ("message", "update"):
-        if f"{name}_network" in params:
-            matrices = [leaf for leaf in jax.tree.leaves(params[f"{name}_network"]) if leaf.ndim == 2]
-            terms[f"coeff_{name}_L1"] = sum(jnp.sum(jnp.abs(m)) for m in matrices)
-            terms[f"coeff_{name}_L2"] = sum(jnp.sum(jnp.square(m)) for m in matrices)
-    return {name: coefficients[name] * value for name, value in terms.items()}
+    return {name: value(name) for name in coefficient_names(learner.learns_stimulus)}
 
 
 def _first_frame(learner: Learner, model: MessagePassing, batch):
@@ -110,8 +131,11 @@ def _first_frame(learner: Learner, model: MessagePassing, batch):
     return jax.lax.stop_gradient((signals, model.embedding[...]))
 
 
-def _update_curvature(learner: Learner, model: MessagePassing, batch) -> Float[Array, ""]:
+def update_bend(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
     """Norm of the second differences of f, 1/s. Only f's own parameters get a gradient."""
+    model = learner.bind(params)
+    if model.message_probe(batch["voltage"][0], learner.connectome) is None:
+        return jnp.zeros(())  # the equation is known
     signals, embedding = _first_frame(learner, model, batch)
     f, state = model.update_fn()
 
@@ -127,8 +151,8 @@ def _update_curvature(learner: Learner, model: MessagePassing, batch) -> Float[A
     return safe_root(chunked_map.square_sum(second_difference, n_segments, state, None, fixed))
 
 
-def stimulus_regularisers(learner: Learner, params, coefficients, batch) -> dict:
-    """Those of an unknown stimulus, multiplied by their coefficients, by name; `batch["luminance"]` is the field's."""
+def light_diff(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
+    """Norm of the decrease of f with luminance at the input neurons; `batch["luminance"]` is the field's."""
     model = learner.bind(params)
     signals, embedding = _first_frame(learner, model, batch)
     inputs = jnp.asarray(learner.connectome.inputs)
@@ -136,8 +160,7 @@ def stimulus_regularisers(learner: Learner, params, coefficients, batch) -> dict
     f, state = model.update_fn()
     before = f(state, (voltage, msg, stimulus), embedding[inputs])
     after = f(state, (voltage, msg, stimulus + LUMINANCE_STEP), embedding[inputs])
-    decrease = safe_root(jnp.sum(jnp.square(jax.nn.relu(before - after))))
-    return {"coeff_light_diff": coefficients["coeff_light_diff"] * decrease}
+    return safe_root(jnp.sum(jnp.square(jax.nn.relu(before - after))))
 
 
 def loss(learner: Learner, params, coefficients, batch, x_norm, with_curvature: bool = True):
@@ -152,8 +175,6 @@ def loss(learner: Learner, params, coefficients, batch, x_norm, with_curvature: 
     """
     data = safe_root(learner.squared_error(params, batch["voltage"], batch["luminance"], batch["target"]))
     terms = regularisers(learner, params, coefficients, batch, x_norm, with_curvature)
-    if learner.learns_stimulus:
-        terms |= stimulus_regularisers(learner, params, coefficients, batch)
     return data + sum(terms.values()), data
 
 

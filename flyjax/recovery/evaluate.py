@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from flyjax.recovery.learned_stimulus import (
     learned_stimulus_metrics,
     with_learned_stimulus,
 )
-from flyjax.recovery.linear_readout import linear_readout
+from flyjax.recovery.linear_readout import LinearReadout, linear_readout
 from flyjax.recovery.metrics import (
     N_EVALUATION_FRAMES,
     CircuitEstimate,
@@ -35,6 +37,7 @@ from flyjax.recovery.readout import PublishedReadout, extract
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
 from flyjax.recovery.samples import spread_frames
+from flyjax.utils import registry
 from flyjax.utils.errors import UserError
 
 
@@ -96,21 +99,132 @@ def conditions(train_recording: Recording, test_recording: Recording, learns_sti
     return described
 
 
-def _prediction_metrics(learner, params, recording: Recording, test_recording: Recording, run, held_out) -> Metrics:
+@dataclass(frozen=True, eq=False)
+class Evaluated:
+    """A trained network with the recordings that it is evaluated on: what metrics and read-outs are computed from.
+
+    What follows from them is computed at first use, and once.
+    """
+
+    learner: Any  #: see `evaluate`
+    params: Any  #: of the learner
+    train_recording: Recording  #: where the functions are probed; it has the ground truth
+    test_recording: Recording  #: held-out and noise-free
+    recording: Any  #: the training recording with the luminance that the network was given, or has learned
+    seed: int = 0  #: of the mixtures
+    with_refit: bool = True
+    with_ceiling: bool = True
+    held_out: Int[np.ndarray, " frames"] | None = None  #: where the stimulus was learned, frames not trained on
+    n_workers: int | None = None  #: threads; by default one per core
+
+    @property
+    def learns_stimulus(self) -> bool:
+        return isinstance(self.recording, RecordingWithLearnedStimulus)
+
+    @cached_property
+    def readout(self) -> PublishedReadout:
+        return extract(self.learner, self.params, self.recording)
+
+    @cached_property
+    def linear(self) -> LinearReadout:
+        return linear_readout(self.learner, self.params, self.recording)
+
+    @cached_property
+    def rollout(self) -> Rollout | None:
+        """On the test recording; None where the stimulus was learned."""
+        return None if self.learns_stimulus else rollout(self.learner, self.params, self.test_recording)
+
+    @cached_property
+    def estimates(self) -> dict[str, CircuitEstimate]:
+        """Every read-out, by the ending of the names of its metrics: '', '_data', '_refit', or '_NAME' of a plugin."""
+        found: dict[str, CircuitEstimate] = {}
+        for name, read_out in registry.read_out.items():
+            estimate = read_out(self)
+            found |= estimate if isinstance(estimate, dict) else {f"_{name}": CircuitEstimate(*estimate)}
+        return found
+
+
+def published(e: Evaluated) -> dict[str, CircuitEstimate]:
+    """The read-out of the publication."""
+    return {"": e.readout.estimate}
+
+
+def data(e: Evaluated) -> dict[str, CircuitEstimate]:
+    """Lines and planes through the learned functions at training frames."""
+    return {"_data": e.linear.estimate}
+
+
+def refitted(e: Evaluated) -> dict[str, CircuitEstimate]:
+    """Least squares on the learned messages, and its correction for measurement noise."""
+    if not e.with_refit:
+        return {}
+    found = refit(e.learner, e.params, e.recording, e.readout, e.linear, n_workers=e.n_workers)
+    corrected = {} if found.corrected is None else {"_refit_corrected": found.corrected}
+    return {"_refit": found.estimate, **corrected}
+
+
+def prediction_metrics(e: Evaluated) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
-    pairs = evaluation_pairs(test_recording)
-    found = network_outputs(learner, params, *pairs[:2])
-    if isinstance(recording, RecordingWithLearnedStimulus):
-        frames = held_out[spread_frames(len(held_out), N_EVALUATION_FRAMES)]
-        own_pairs = recording.pairs(frames)
-        return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
-            one_step_metrics(network_outputs(learner, params, *own_pairs[:2]), own_pairs[2]),
-            learned_stimulus_metrics(recording, held_out),
-            input_metrics(found, test_recording, "_inverted"),
+    pairs = evaluation_pairs(e.test_recording)
+    found = network_outputs(e.learner, e.params, *pairs[:2])
+    if e.rollout is not None:
+        return rollout_metrics(e.rollout, e.test_recording).update(
+            one_step_metrics(found, pairs[2]), input_metrics(found, e.test_recording)
         )
-    return rollout_metrics(run, test_recording).update(
-        one_step_metrics(found, pairs[2]), input_metrics(found, test_recording)
+    assert e.held_out is not None  # `evaluate` checks it
+    frames = e.held_out[spread_frames(len(e.held_out), N_EVALUATION_FRAMES)]
+    own_pairs = e.recording.pairs(frames)
+    return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
+        one_step_metrics(network_outputs(e.learner, e.params, *own_pairs[:2]), own_pairs[2]),
+        learned_stimulus_metrics(e.recording, e.held_out),
+        input_metrics(found, e.test_recording, "_inverted"),
     )
+
+
+def recovery_metrics(e: Evaluated) -> Metrics:
+    """Every read-out against the ground truth."""
+    found = (circuit_metrics(estimate, e.train_recording, suffix) for suffix, estimate in e.estimates.items())
+    metrics = Metrics().update(*found)
+    metrics.put("update_affine_R2_data", 1.0 - np.median(e.linear.nonlinear_share))
+    return metrics
+
+
+def ceiling_metrics(e: Evaluated) -> Metrics:
+    """The closed form of the training recording, and every read-out on what is identifiable."""
+    if not e.with_ceiling:
+        return Metrics()
+    bound = closed_form(e.train_recording, n_workers=e.n_workers)
+    identifiable = (
+        circuit_metrics(estimate, e.train_recording, f"{suffix}_identifiable", bound.edges, bound.neurons)
+        for suffix, estimate in e.estimates.items()
+    )
+    # Not into the metrics of the closed form, which is computed once per recording.
+    return Metrics().update(Metrics(bound.metrics, bound.metrics["reasons"]), *identifiable)
+
+
+def cluster_metrics(e: Evaluated) -> Metrics:
+    """Cell types found from the published read-out and the embedding."""
+    refit = e.estimates.get("_refit")
+    return all_cluster_metrics(e.readout.estimate, _embedding(e.params), e.train_recording, e.seed, refit)
+
+
+def _embedding(params) -> Float[np.ndarray, "N d"] | None:
+    return np.asarray(params["embedding"][...]) if "embedding" in params else None
+
+
+def _compute(name: str, e: Evaluated) -> Metrics:
+    """One entry of the registry. A plugin's may return a number or several by name; its error is a missing value."""
+    compute = registry.metric[name]
+    if name not in registry.metric.own:
+        return compute(e)
+    try:
+        value = compute(e)
+    except Exception as error:  # hours of training are not lost to it
+        return Metrics.missing((name,), f"{type(error).__name__}: {error}")
+    metrics = Metrics()
+    for key, number in value.items() if isinstance(value, Mapping) else [(name, value)]:
+        metrics.put(key, number, "the plugin returned none")
+    return metrics
 
 
 def evaluate(
@@ -164,39 +278,21 @@ def evaluate(
     described = conditions(train_recording, test_recording, unknown)
     if unknown and held_out is None:
         raise UserError("the stimulus was learned as a field: name the training frames that were held out (held_out)")
-    readout = extract(learner, params, recording)
-    linear = linear_readout(learner, params, recording)
-    refitted = refit(learner, params, recording, readout, linear, n_workers=n_workers) if with_refit else None
-    estimates = {"": readout.estimate, "_data": linear.estimate}
-    if refitted is not None:
-        estimates["_refit"] = refitted.estimate
-        if refitted.corrected is not None:
-            estimates["_refit_corrected"] = refitted.corrected
-    run = None if unknown else rollout(learner, params, test_recording)
-
-    metrics = _prediction_metrics(learner, params, recording, test_recording, run, held_out)
-    metrics.update(*(circuit_metrics(e, train_recording, suffix) for suffix, e in estimates.items()))
-    metrics.put("update_affine_R2_data", 1.0 - np.median(linear.nonlinear_share))
-    if with_ceiling:
-        bound = closed_form(train_recording, n_workers=n_workers)
-        identifiable = (
-            circuit_metrics(e, train_recording, f"{suffix}_identifiable", bound.edges, bound.neurons)
-            for suffix, e in estimates.items()
-        )
-        metrics.update(Metrics(bound.metrics, bound.metrics["reasons"]), *identifiable)
-    embedding = np.asarray(params["embedding"][...]) if "embedding" in params else None
-    metrics.update(all_cluster_metrics(readout.estimate, embedding, train_recording, seed, estimates.get("_refit")))
+    e = Evaluated(
+        learner, params, train_recording, test_recording, recording, seed, with_refit, with_ceiling, held_out, n_workers
+    )
+    metrics = Metrics().update(*(_compute(name, e) for name in registry.metric))
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
         metrics.put(name, value, "the training reported none" if value is None else None)
-    summary = activity(train_recording, run)
+    summary = activity(train_recording, e.rollout)
     return Evaluation(
         metrics=described | metrics.as_dict(),
-        estimate=readout.estimate,
+        estimate=e.readout.estimate,
         raw_weight=np.asarray(params["W"][...]),
-        embedding=embedding,
-        refit=estimates.get("_refit"),
-        rollout=run,
-        curves=curves(readout, recording),
+        embedding=_embedding(params),
+        refit=e.estimates.get("_refit"),
+        rollout=e.rollout,
+        curves=curves(e.readout, recording),
         activity=summary,
         activity_line=activity_line(summary),
         recording=recording,

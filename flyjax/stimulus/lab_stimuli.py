@@ -8,7 +8,7 @@
 - `blank`: grey.
 """
 
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from jaxtyping import Int8
@@ -115,3 +115,6 @@ def lab_film(name: str, columns, n_frames: int, dt: float, split: str = "train",
         )
     image, flow = _without_flow(_DIRECT[name](columns, n_frames, dt, split, seed))
     return Film(image.astype(np.float32), flow.astype(np.float32))
+
+
+flashes, moving_edges, gratings, tiles, white_noise, blank = (partial(lab_film, name) for name in NAMES)

@@ -9,21 +9,22 @@ import itertools
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int
 
-from flyjax.stimulus import lab_stimuli, scenes
-from flyjax.stimulus.clips import N_ORIENTATIONS, Blank, play
-from flyjax.stimulus.davis import DAVIS, OWN, PUBLISHED_TURNS, Videos, published_order
-from flyjax.stimulus.sintel import SINTEL
+from flyjax.stimulus.clips import N_ORIENTATIONS, Blank, DataSet, play
+from flyjax.stimulus.davis import PUBLISHED_TURNS, Videos, published_order
+from flyjax.stimulus.scenes import Film
 from flyjax.stimulus.textures import generator
 from flyjax.stimulus.video import FOLDER_RATE
+from flyjax.utils import registry
 from flyjax.utils.errors import UserError, nearest, reading
 
+NAMES = registry.stimulus.built_in
 #: Names that need files.
-DATA_SETS = {data.name: data for data in (DAVIS, SINTEL, OWN)}
-NAMES = (*DATA_SETS, *scenes.NAMES, *lab_stimuli.NAMES)
+DATA_SETS: dict[str, Any] = {name: entry for name in NAMES if isinstance(entry := registry.stimulus[name], DataSet)}
 SPLITS = ("train", "test")
 FRAME_RATES = ("default", "native", "resampled")
 PIPELINES = ("flyjax", "flyvis_gnn")
@@ -59,7 +60,7 @@ def parts_of(name: str) -> list[tuple[str, float]]:
             raise UserError(f"stimulus {name!r}: {part!r} needs a positive weight, as in scenes_texture:0.7+blank:0.3")
         if kind in weights:
             raise UserError(f"stimulus {name!r} names a part twice: add its weights")
-        check_known("stimulus", kind, NAMES)
+        check_known("stimulus", kind, registry.stimulus)
         weights[kind] = weight
     total = sum(weights.values())
     return [(kind, weight / total) for kind, weight in weights.items()]
@@ -87,6 +88,22 @@ def schedule(parts: list[tuple[str, float]], n_frames: int, dt: float, split: st
     return part_of_frame
 
 
+def _film(quantity: str, name: str, columns, n_frames: int, dt: float, split: str, seed: int, blank) -> np.ndarray:
+    """Luminance or flow of a stimulus that is computed. **Raises:** `UserError` for what one's own cannot give."""
+    make = registry.stimulus[name]
+    if name not in registry.stimulus.own:
+        return getattr(make(columns, n_frames, dt, split, seed, blank=blank), quantity)
+    if blank.fraction:
+        raise UserError(f"{name} knows no blank frames: set simulation.blank_prefix_fraction to 0")
+    shown = make(columns, n_frames, dt, split, seed)
+    if quantity == "flow" and not isinstance(shown, Film):
+        raise UserError(f"the optic flow of {name} is not known: it returns luminance alone")
+    values = np.asarray(getattr(shown, quantity) if isinstance(shown, Film) else shown, np.float32)
+    if values.shape[:2] != (n_frames, len(columns)):
+        raise UserError(f"stimulus {name} has the shape {values.shape}, expected ({n_frames}, {len(columns)})")
+    return values
+
+
 def _render(
     quantity: str, name, columns, n_frames, dt, split, seed, data_path, frame_rate, folder_rate, pipeline, blank
 ) -> np.ndarray:
@@ -104,8 +121,7 @@ def _render(
 
     def render(part: str, n: int) -> np.ndarray:
         if part not in DATA_SETS:
-            make = scenes.film if part in scenes.NAMES else lab_stimuli.lab_film
-            return getattr(make(part, columns, n, dt, split, seed, blank=blank), quantity)
+            return _film(quantity, part, columns, n, dt, split, seed, blank)
         data = DATA_SETS[part]
         resampled = data.resampled if frame_rate == "default" else frame_rate == "resampled"
         clips = data.clips(quantity, columns, dt, split, data_path, resampled, folder_rate, pipeline)
@@ -144,7 +160,7 @@ def luminance(
 
     **Arguments:**
 
-    - `name`: one of `NAMES`, or a mixture `a:0.7+b:0.3` of them.
+    - `name`: one of `NAMES`, one of a plugin, or a mixture `a:0.7+b:0.3` of them.
     - `columns`: integers (u, v).
     - `n_frames`: frames wanted; a data set that is shorter is looped.
     - `dt`: frame interval, s. Built-in scenes sample the same film at any dt.
@@ -193,19 +209,23 @@ def flow(
 
 def available(data_path: str | Path | None = None) -> tuple[str, ...]:
     """Names that can be shown on this machine: the built-in ones, and the data sets that are there."""
-    return tuple(name for name in NAMES if name not in DATA_SETS or DATA_SETS[name].find(data_path) is not None)
+    names = tuple(registry.stimulus)
+    return tuple(name for name in names if name not in DATA_SETS or DATA_SETS[name].find(data_path) is not None)
 
 
 def fingerprint(name: str, data_path: str | Path | None = None) -> str | None:
-    """Changes when the files of a data set do (names and sizes); None for built-in stimuli.
+    """Changes when the files of a data set do (names and sizes), or that of a plugin; None for built-in stimuli.
 
     **Raises:** `UserError` for an unknown name or an absent data set.
     """
     digest = hashlib.sha256()
-    sets = sorted(part for part, _ in parts_of(name) if part in DATA_SETS)
+    parts = [part for part, _ in parts_of(name)]
+    sets, own = sorted({*parts} & {*DATA_SETS}), sorted({*parts} & {*registry.stimulus.own})
+    for part in own:
+        digest.update(f"{part} {registry.stimulus.source(part)}\n".encode())
     for part in sets:
         folder = DATA_SETS[part].require(data_path)
         for path in DATA_SETS[part].files(data_path):
             with reading(path):
                 digest.update(os.fsencode(os.path.relpath(path, folder)) + f"\0{path.stat().st_size}\n".encode())
-    return digest.hexdigest()[:16] if sets else None
+    return digest.hexdigest()[:16] if sets or own else None

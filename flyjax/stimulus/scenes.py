@@ -308,3 +308,4 @@ def square_wave(phase, per_column):
 
 
 _SHOTS = {"scenes_texture": _texture_shot, "scenes_edges": _edges_shot, "scenes_flow": _flow_shot}
+scenes_texture, scenes_edges, scenes_flow = (partial(film, name) for name in NAMES)

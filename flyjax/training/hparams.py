@@ -16,7 +16,7 @@ import numpy as np
 from flyjax.config import Training, split_sizes, training_problem
 from flyjax.data.recording import Recording
 from flyjax.models import Learner
-from flyjax.models.losses import COEFFICIENTS, CURVATURE_COEFFICIENTS, FIELD_COEFFICIENTS
+from flyjax.models.losses import CURVATURE_COEFFICIENTS, coefficient_names
 from flyjax.utils.errors import UserError
 
 VALIDATION_FRAMES = 32  # held-out frames that are evaluated
@@ -76,8 +76,9 @@ def traced_hparams(
     - `field`: whether the stimulus is unknown.
     """
     rates = [name for group, name in RATES.items() if field or group != "field"]
-    names = (*rates, *COEFFICIENTS, *(FIELD_COEFFICIENTS if field else ()), "warmup_fraction", "average_decay")
+    names = (*rates, "warmup_fraction", "average_decay")
     hparams: dict[str, Any] = {name: np.float32(getattr(training, name)) for name in names}
+    hparams |= {name: np.float32(getattr(training, name, 0.0)) for name in coefficient_names(field)}
     n_training, n_held_out = split_sizes(training, n_frames)
     if field:
         held_out = held_out_of_field(training, n_frames)

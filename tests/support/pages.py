@@ -1,4 +1,4 @@
-"""Pages of docs/how_to carried out: blocks with a title are files, the others are run in their order."""
+"""Pages of docs/how_to carried out: blocks with a title are (parts of) files, the others are run in order."""
 
 import importlib
 import re
@@ -12,11 +12,13 @@ BLOCK = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE |
 
 def follow(page: Path) -> list[str]:
     """Write and run every block of a page in the current folder; what the commands printed."""
-    printed = []
+    printed, written = [], set()
     for language, title, text in BLOCK.findall(page.read_text(encoding="utf-8")):
         if title:
             Path(title).parent.mkdir(parents=True, exist_ok=True)
-            Path(title).write_text(text, encoding="utf-8")
+            with open(title, "a" if title in written else "w", encoding="utf-8") as file:
+                file.write(f"\n\n{text}" if title in written else text)
+            written.add(title)
         elif language == "python":
             exec(compile(text, page.name, "exec"), {"__name__": page.stem})
         elif language == "bash":
@@ -24,6 +26,7 @@ def follow(page: Path) -> list[str]:
                 python, script, *arguments = shlex.split(line)
                 assert python == "python" and script.startswith("scripts/")
                 result = CliRunner().invoke(importlib.import_module(Path(script).stem).app, arguments)
-                assert result.exit_code == 0, f"{line}\n{result.output}"
+                if result.exit_code:
+                    raise AssertionError(f"{line}\n{result.output}") from result.exception
                 printed.append(result.output)
     return printed

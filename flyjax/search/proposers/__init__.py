@@ -1,26 +1,13 @@
 """Proposers behind one interface (`flyjax.search.proposals.types.Proposer`), by name."""
 
-import pkgutil
 from pathlib import Path
 
 from flyjax.config import Experiment
 from flyjax.search.journal.journal import FILE_NAME, read_journal
 from flyjax.search.proposals.types import Proposer
-from flyjax.utils import environment
-from flyjax.utils.errors import UserError, nearest
+from flyjax.utils import environment, registry
 
-#: Imported when asked for: most proposers do without the SDK of the language model.
-CLASSES = {
-    "llm": "flyjax.search.llm.proposer:LLMProposer",
-    "rules": "flyjax.search.proposers.rules:RulesProposer",
-    "random": "flyjax.search.proposers.samplers:RandomProposer",
-    "tpe": "flyjax.search.proposers.samplers:TPEProposer",
-    "cmaes": "flyjax.search.proposers.samplers:CMAESProposer",
-    "map": "flyjax.search.proposers.samplers:MapProposer",
-    "hybrid": "flyjax.search.proposers.samplers:HybridProposer",
-    "replay": "flyjax.search.proposers.replay:ReplayProposer",
-}
-NAMES = tuple(CLASSES)
+NAMES = registry.proposer.built_in
 
 
 def resolve_name(name: str, run_dir: str | Path | None = None) -> str:
@@ -32,7 +19,7 @@ def resolve_name(name: str, run_dir: str | Path | None = None) -> str:
         return name
     if run_dir is not None and (Path(run_dir) / FILE_NAME).is_file():
         sessions = [e for e in read_journal(run_dir) if e["event"] in ("run_started", "run_resumed")]
-        if sessions and sessions[-1].get("proposer") in NAMES:
+        if sessions and sessions[-1].get("proposer") in registry.proposer:
             return sessions[-1]["proposer"]
     return "llm" if environment.api_key() else "rules"
 
@@ -42,7 +29,4 @@ def make_proposer(name: str, experiment: Experiment, run_dir: str | Path | None 
 
     **Raises:** `UserError` for an unknown name, or one whose key or package is missing.
     """
-    name = resolve_name(name, run_dir)
-    if name not in CLASSES:
-        raise UserError(f"no proposer {name!r}; there are: {', '.join(NAMES)}, auto.{nearest(name, NAMES)}")
-    return pkgutil.resolve_name(CLASSES[name])(experiment, run_dir)
+    return registry.proposer[resolve_name(name, run_dir)](experiment, run_dir)
