@@ -169,7 +169,7 @@ def test_the_luminance_regulariser_penalises_a_falling_f_alone(learner, fly):
     def term(params):
         luminance = learner.luminance(params, jnp.array([5, 6]))
         batch = {"voltage": voltage, "luminance": luminance}
-        return losses.stimulus_regularisers(learner, params, {"coeff_light_diff": 7.0}, batch)["coeff_light_diff"]
+        return 7.0 * losses.light_diff(learner, params, batch, None)
 
     def flipped(sign):
         signals = start["update_network"]["signals"].at[2].multiply(sign)
