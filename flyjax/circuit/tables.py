@@ -227,8 +227,8 @@ def read_tables(folder: Path, extent: int) -> Connectome:
     pair, first, row_pair = np.unique(pair_of_row, return_index=True, return_inverse=True)
     if len(pair) < len(pair_of_row) and "neuropil" not in edges.columns:
         row = int(np.setdiff1d(np.arange(len(pair_of_row)), first)[0])
-        ends = edges.texts("pre")[row], edges.texts("post")[row]
-        raise edges.refuse(row, f"the edge {ends[0]} to {ends[1]} is listed twice: add up its counts")
+        pre, post = edges.texts("pre")[row], edges.texts("post")[row]
+        raise edges.refuse(row, f"the edge {pre} to {post} is listed twice: add up its counts")
     n_syn = np.bincount(row_pair, count)
     sign = np.where(np.bincount(row_pair, sign * count) < 0, -1.0, 1.0)
     senders, receivers = senders[first], receivers[first]

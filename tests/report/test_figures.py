@@ -15,7 +15,7 @@ from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
 from flyjax.report.figures import node, run, sweep, traces
-from flyjax.report.figures.style import GROUPS, group_of
+from flyjax.report.figures.style import GROUPS, MAX_TYPES, group_of, type_order
 from flyjax.report.html import environment
 from flyjax.search.proposals.types import STRATEGIES
 
@@ -79,6 +79,11 @@ def test_embeddings_of_other_sizes(good, both, tmp_path):
     for d in (1, 5):
         other = dataclasses.replace(good, embedding=np.random.default_rng(d).normal(size=(443, d)))
         assert node.embedding_figure(tmp_path / f"{d}.png", other, both[0]).exists()
+
+
+def test_figures_of_many_types_show_some_of_each_part():
+    shown = type_order(tuple(f"X{k}" for k in range(8000)))
+    assert len(set(shown)) == MAX_TYPES and {shown[0], shown[-1]} == {0, 7999}
 
 
 def test_every_type_has_its_group(both):

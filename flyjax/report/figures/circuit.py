@@ -166,7 +166,7 @@ def types_figure(path: str | Path, evaluation: Evaluation, train_recording: Reco
         _draw_types(ax, None if true is None else _quartiles(true, labels, order)[1], quartiles)
         ax.set_title(title)
     names = [c.cell_types[t] for t in order]
-    axes[2].set_xticks(np.arange(c.n_types), names, rotation=90, fontsize=6)
+    axes[2].set_xticks(np.arange(len(names)), names, rotation=90, fontsize=6)
     colour_types(axes[2].get_xticklabels(), names)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="upper right", ncols=3, bbox_to_anchor=(0.99, 0.995))
     note = "Every cell type: median and quartiles over its neurons or incoming edges; triangles: beyond the scale"

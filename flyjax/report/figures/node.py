@@ -16,6 +16,7 @@ from flyjax.report.figures.style import (
     DPI,
     GROUPS,
     LEARNED,
+    MAX_TYPES,
     MUTED,
     TRUE,
     bulk,
@@ -141,7 +142,10 @@ def embedding_figure(path: str | Path, evaluation: Evaluation, train_recording: 
         colour = GROUPS[groups[t]].colour
         axes.scatter(points[:, 0], points[:, 1], s=14, lw=0.3, ec="white", color=colour, marker=marker, alpha=0.85)
     axes.autoscale(False)
-    _name_points(axes, x, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types)
+    if c.n_types <= MAX_TYPES:
+        _name_points(
+            axes, x, np.array([np.median(x[c.cell_type == t], axis=0) for t in range(c.n_types)]), c.cell_types
+        )
     axes.set(xlabel=labels[0], ylabel=labels[1], title="Embedding of the neurons")
     keys = [axes.plot([], [], "o", color=group.colour, label=group.name, ms=5)[0] for group in GROUPS]
     axes.legend(handles=keys, loc="upper left", bbox_to_anchor=(1.02, 1.0), title="group of types", title_fontsize=7)

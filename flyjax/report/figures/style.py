@@ -74,6 +74,7 @@ GROUPS = (
     TypeGroup("T4, T5", ("T4", "T5"), "#d55e00"),
     TypeGroup("transmedullary", ("Tm",), "#cc79a7"),
 )
+MAX_TYPES = 130  # shown in one figure
 OTHER = 3  # the grey group, for names that fit none
 
 
@@ -95,8 +96,12 @@ def type_colour(cell_type: str) -> str:
 
 
 def type_order(cell_types: tuple[str, ...]) -> Int[np.ndarray, " n_types"]:
-    """Indices of the cell types from the eye inwards: group by group, in the connectome's order within each."""
-    return np.argsort(groups_of(cell_types), kind="stable")
+    """Indices of the cell types from the eye inwards: group by group, in the connectome's order within each.
+
+    Of a circuit with more than `MAX_TYPES` as many, evenly spread: a figure has a row or a panel for each.
+    """
+    order = np.argsort(groups_of(cell_types), kind="stable")
+    return order[np.unique(np.linspace(0, len(order) - 1, min(len(order), MAX_TYPES)).round().astype(int))]
 
 
 def new_figure(width: float, height: float) -> Figure:
