@@ -199,6 +199,12 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     folder = folder_of(where, node)
     refuse_links(folder)
     config, stored = read_yaml_file(folder / "config.yaml"), _metrics(folder)
+    what = {
+        **{k: config[k] for k in ("simulation", "model", "training")},
+        "plugins": config.get("plugins") or {},
+        "search": {"ranges": {}, "simulation_ranges": {}},
+    }
+    experiment = parse_experiment(what, str(folder / "config.yaml"))
     experiment = experiment_of(folder, config)
     training, model = experiment.training, experiment.model
     recordings, note = _recordings(folder, experiment.simulation)

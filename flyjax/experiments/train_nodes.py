@@ -143,6 +143,7 @@ def train_nodes(
             "seeds": list(spec.seeds),
             "simulation": simulation.model_dump(mode="json"),
             "model": experiment.model.model_dump(mode="json"),
+            **({"plugins": experiment.plugins} if experiment.plugins else {}),
             "training": spec.training.model_dump(mode="json"),
         }
         _write_node(folder, config, {**metrics, "per_seed": per_seed}, runs)

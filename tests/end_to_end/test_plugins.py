@@ -74,11 +74,20 @@ def test_proposer_draws_halves(lab):
     assert rates[1] == pytest.approx(1e-3, rel=0.05) and events(lab, "run_started")[0]["proposer"] == "bisect"
 
 
-def test_the_journal_has_the_checksum_and_another_file_is_refused(lab, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["plugins", "connectome", "parameters", "variant", "proposer"])
+def test_no_search_varies_what_names_a_file(name):
+    """A proposal may change what has a range, and nothing else."""
+    for ranges in ("ranges", "simulation_ranges"):
+        with pytest.raises(UserError, match=name):
+            parse_experiment({"search": {ranges: {name: {"scale": "choice", "values": ["evil.py"]}}}})
+
+
+def test_the_journal_has_the_checksum_and_another_file_is_refused(lab, node, monkeypatch, tmp_path):
     copy = shutil.copytree(lab, tmp_path / "copy")
     monkeypatch.chdir(copy)
     plugins = events(lab, "run_started")[0]["experiment"]["plugins"]
     assert list(plugins) == ["my_lab.py"] and len(plugins["my_lab.py"]) == 64
+    assert node[0]["plugins"] == plugins
     (copy / "my_lab.py").write_text((copy / "my_lab.py").read_text() + "\n")
     import meta_loop
 
