@@ -271,10 +271,10 @@ def read_tables(folder: Path, extent: int) -> Connectome:
 
 def content(path: Path) -> str:
     """SHA-256 of a file, or of the tables in a folder."""
-    files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
     digest = hashlib.sha256()
-    for file in files:
-        with reading(file):
+    with reading(path, "give a file, or a folder with tables of neurons and edges"):
+        files = [path] if path.is_file() else sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES))
+        for file in files:
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -109,6 +109,13 @@ def test_a_bad_table_is_one_line(tmp_path, case):
     assert where in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_folder_that_is_not_there_is_named(tmp_path):
+    simulation = Simulation(connectome=str(tmp_path / "nowhere"), visual_input_type="scenes_texture")
+    for use in (build_ground_truth, lambda s: cache_key(s, 0.1, "train", 0)):
+        with pytest.raises(UserError, match="nowhere"):
+            use(simulation)
+
+
 def test_a_folder_without_a_table_names_it(tmp_path):
     with pytest.raises(UserError, match="neurons"):
         build_connectome(1, tmp_path)
