@@ -59,8 +59,7 @@ class Registry(Mapping[str, Any]):
     def __getitem__(self, name: str) -> Any:
         """**Raises:** `UserError` for an unknown name, naming the nearest."""
         if name not in self._entries:
-            known = ", ".join(self)
-            raise UserError(f"unknown {self.kind} {name!r}.{nearest(name, self)} Known: {known}.")
+            raise UserError(f"no {self.kind} {name!r}; there are: {', '.join(self)}.{nearest(name, self)}")
         entry = self._entries[name]
         return pkgutil.resolve_name(entry) if isinstance(entry, str) else entry
 
