@@ -86,6 +86,7 @@ def experiment_of(folder: Path, config: Mapping) -> Experiment:
     """The experiment that a node's config.yaml describes."""
     what = {
         **{k: config[k] for k in ("simulation", "model", "training")},
+        "plugins": config.get("plugins") or {},
         "search": {"ranges": {}, "simulation_ranges": {}},
     }
     return parse_experiment(what, str(folder / "config.yaml"))
@@ -199,12 +200,6 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     folder = folder_of(where, node)
     refuse_links(folder)
     config, stored = read_yaml_file(folder / "config.yaml"), _metrics(folder)
-    what = {
-        **{k: config[k] for k in ("simulation", "model", "training")},
-        "plugins": config.get("plugins") or {},
-        "search": {"ranges": {}, "simulation_ranges": {}},
-    }
-    experiment = parse_experiment(what, str(folder / "config.yaml"))
     experiment = experiment_of(folder, config)
     training, model = experiment.training, experiment.model
     recordings, note = _recordings(folder, experiment.simulation)

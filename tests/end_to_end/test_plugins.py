@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from flyjax.config import Experiment, load_experiment, parse_experiment
 from flyjax.data.splits import cache_key
+from flyjax.experiments.reevaluate import experiment_of
 from flyjax.search.journal.journal import read_journal
 from flyjax.utils import registry
 from flyjax.utils.errors import UserError
@@ -91,7 +92,7 @@ def test_the_journal_has_the_checksum_and_another_file_is_refused(lab, node, mon
     monkeypatch.chdir(copy)
     plugins = events(lab, "run_started")[0]["experiment"]["plugins"]
     assert list(plugins) == ["my_lab.py"] and len(plugins["my_lab.py"]) == 64
-    assert node[0]["plugins"] == plugins
+    assert node[0]["plugins"] == plugins and experiment_of(lab, node[0]).plugins == plugins
     (copy / "my_lab.py").write_text((copy / "my_lab.py").read_text() + "\n")
     import meta_loop
 
