@@ -101,6 +101,24 @@ def test_a_film_has_a_clock_and_the_scale_of_its_colours(made_up):
     assert (footer[:, :, : film.shape[2] // 2][:, :20] == footer[0, :20, : film.shape[2] // 2]).all()
 
 
+def test_a_film_compares_learned_with_true(made_up):
+    recording = made_up[0]
+    camera = np.linspace(0, 1, 5)[:, None, None] * np.ones((5, 8, 8))
+    same, other = (
+        films.comparison_frames(VoltageMaps(recording), voltage, camera, ("L1", "Mi1"), 3)
+        for voltage in (recording.voltage, recording.voltage + 1.0)
+    )
+    above, below = (
+        slice(films.LABEL + k * (films.TILE + 8), films.LABEL + k * (films.TILE + 8) + films.TILE) for k in (0, 1)
+    )
+    types = slice(same.shape[2] // 2, None)
+    assert np.array_equal(same[:, above, types], same[:, below, types])
+    assert np.array_equal(same[:, above], other[:, above]), "the true row does not depend on what was learned"
+    shift = other[:, below, types].astype(int) - same[:, below, types]
+    assert shift[..., 2].min() < -50, "higher voltages are red: less blue"
+    assert np.all(np.diff(same[:, above.start + 60, 80, 0].astype(int)) > 50), "the video gets brighter"
+
+
 def test_films_are_written_and_read_without_a_warning(made_up, tmp_path):
     """JAX warns of every fork of its process, once it has started."""
     pytest.importorskip("imageio_ffmpeg")

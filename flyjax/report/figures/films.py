@@ -1,11 +1,12 @@
 """Moving pictures of stimulus and activity, and a still one of the built-in scenes."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageDraw, ImageFont
 from scipy.spatial import KDTree
 
@@ -17,7 +18,7 @@ from flyjax.report.figures.hexmaps import (
     draw_hexagons,
     hexagon_centres,
 )
-from flyjax.report.figures.style import MUTED, TRUE, house_style, new_figure, save_png
+from flyjax.report.figures.style import LEARNED, MUTED, TRUE, house_style, new_figure, save_png, type_colour
 from flyjax.stimulus import scenes, video
 
 N_COLUMNS = 4
@@ -63,8 +64,7 @@ def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) ->
     size = [n + n % 2 for n in (N_COLUMNS * (width + GAP) + GAP, bottom + 40)]  # video codecs need even numbers
     background = Image.new("RGB", (size[0], size[1]), (BACKGROUND,) * 3)
     draw = ImageDraw.Draw(background)
-    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    font, small = (ImageFont.truetype(fonts / f"DejaVuSans{b}.ttf", n) for b, n in (("-Bold", 12), ("", 10)))
+    font, small = _fonts()
     places = []
     for k, layer in enumerate(layers):
         row, column = divmod(k, N_COLUMNS)
@@ -84,6 +84,53 @@ def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) ->
         clock = Image.new("RGB", (width, 20), (BACKGROUND,) * 3)
         ImageDraw.Draw(clock).text((width, 2), f"{k * maps.recording.dt:.2f} s", fill=TRUE, font=font, anchor="rt")
         frame[bottom + 4 : bottom + 24, size[0] - GAP - width : size[0] - GAP] = np.asarray(clock)
+    return film
+
+
+def _fonts() -> tuple[ImageFont.FreeTypeFont, ImageFont.FreeTypeFont]:
+    """A bold font for names and a smaller one for notes."""
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    return ImageFont.truetype(folder / "DejaVuSans-Bold.ttf", 12), ImageFont.truetype(folder / "DejaVuSans.ttf", 10)
+
+
+def comparison_frames(
+    maps: VoltageMaps,
+    learned: Float[np.ndarray, "T N"],
+    camera: Float[np.ndarray, "frames height width"],
+    cell_types: Sequence[str],
+    first_frame: int = 0,
+) -> Film:
+    """The video and what the eye sees of it, then one cell type per column: true above, learned below.
+
+    **Arguments:**
+
+    - `learned`: voltages of a free rollout on the recording, drawn on the scale of the true ones.
+    - `camera`: the video from `first_frame` on, in [0, 1]; its length is that of the film.
+    """
+    frames = np.arange(first_frame, first_frame + len(camera))
+    c, rows = maps.connectome, (maps, VoltageMaps.on_scale_of(maps, learned))
+    tiles = [[_draw_tiles(c.columns, layer) for layer in row.layers(cell_types, frames, frames)] for row in rows]
+    width, name_width = tiles[0][0].shape[2], 68
+    bottom = 2 * (TILE + 8) + LABEL
+    size = [n + n % 2 for n in (name_width + len(tiles[0]) * (width + GAP), bottom + 22)]
+    background = Image.new("RGB", (size[0], size[1]), (BACKGROUND,) * 3)
+    draw, (font, small) = ImageDraw.Draw(background), _fonts()
+    for row, (name, colour) in enumerate((("true", TRUE), ("learned", LEARNED))):
+        draw.text((name_width - 6, LABEL + row * (TILE + 8) + TILE / 2), name, fill=colour, font=font, anchor="rm")
+    for k, name in enumerate(("video, eye", *cell_types)):
+        middle = name_width + k * (width + GAP) + width / 2
+        draw.text((middle, LABEL - 4), name, fill=type_colour(name) if k else TRUE, font=font, anchor="mb")
+    note = "deviation of each voltage from its mean: red above, blue below"
+    draw.text((size[0] - GAP, bottom + 4), note, fill=MUTED, font=small, anchor="rt")
+    film = np.tile(np.asarray(background), (len(frames), 1, 1, 1))
+    for row, maps_of_row in enumerate(tiles):
+        for k, tile in enumerate(maps_of_row):
+            y, x = LABEL + row * (TILE + 8), name_width + k * (width + GAP)
+            film[:, y : y + TILE, x : x + width] = tile
+    for k, picture in enumerate(camera):
+        grey = Image.fromarray((255 * np.clip(picture, 0, 1)).astype(np.uint8))
+        shown = np.asarray(grey.resize((width, TILE), Image.Resampling.BILINEAR))
+        film[k, LABEL : LABEL + TILE, name_width : name_width + width] = shown[..., None]
     return film
 
 

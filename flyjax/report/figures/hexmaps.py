@@ -1,6 +1,7 @@
 """The fly's view as hexagonal maps: all types at one frame, successive frames, and kinographs (space against time)."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +101,13 @@ class VoltageMaps:
     def __init__(self, recording: Recording):
         self.recording, self.connectome = recording, recording.connectome
         self._statistics = cache(self._compute_statistics)
+
+    @classmethod
+    def on_scale_of(cls, other: "VoltageMaps", voltage: Float[np.ndarray, "T N"]) -> "VoltageMaps":
+        """Maps of other voltages of the same circuit under the same stimulus, with the means and scales of `other`."""
+        maps = cls(replace(other.recording, voltage=voltage))
+        maps._statistics = other._statistics
+        return maps
 
     def _compute_statistics(self, cell_type: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"], float]:
         """(neurons of the type, their mean voltages, scale of the type)."""
