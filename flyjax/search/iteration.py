@@ -32,9 +32,12 @@ def block_simulation(experiment: Experiment, block: int) -> dict[str, Any]:
 
 
 def circuit_text(simulation: Mapping[str, Any]) -> str:
-    """What a simulation section is of: the fly of an extent, or a recording of one's own."""
-    own, rings = simulation.get("recording"), simulation["extent"]
-    return f"recording {Path(own).name}" if own else f"extent {rings} ({3 * rings * (rings + 1) + 1} columns)"
+    """What a simulation section is of: the fly of an extent, or a recording or connectome of one's own."""
+    rings = simulation["extent"]
+    eye = f"extent {rings} ({3 * rings * (rings + 1) + 1} columns)"
+    if own := simulation.get("recording"):
+        return f"recording {Path(own).name}"
+    return f"connectome {Path(own).name}, {eye}" if (own := simulation.get("connectome")) else eye
 
 
 @dataclass(frozen=True)

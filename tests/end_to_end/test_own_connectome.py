@@ -16,7 +16,8 @@ from flyjax.training import train_sweep
 
 def test_the_page_recovers_three_neurons(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    follow(root / "docs" / "how_to" / "own_connectome.md")
+    printed = follow(root / "docs" / "how_to" / "own_connectome.md")
+    assert "connectome three_neurons" in printed[0]
     node = tmp_path / "runs" / "three_neurons" / "nodes" / "0001"
     metrics = json.loads((node / "metrics.json").read_text())
     assert min(metrics[name] for name in ("connectivity_R2", "tau_R2", "V_rest_R2", "test_R2")) > 0.99
