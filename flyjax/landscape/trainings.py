@@ -199,11 +199,14 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 def _check(path: Path, row: Mapping[str, Any]) -> bool:
     """**Raises:** `UserError` for a setting that no training can have, or a seed or metric that is no number."""
+    given = {name: value for name, value in row["settings"].items() if value is not None}
+    # Coefficients of plugins, which are not loaded to read their results.
+    own = {name: value for name, value in given.items() if name not in TUNABLE}
     try:
-        Training.model_validate({name: value for name, value in row["settings"].items() if value is not None})
+        Training.model_validate({name: value for name, value in given.items() if name not in own})
     except SectionError as error:
         raise UserError(f"{path}: {error.problem}; correct it, or remove this training") from None
-    for name, value in {**row["metrics"], "seed": row["seed"]}.items():
+    for name, value in {**row["metrics"], **own, "seed": row["seed"]}.items():
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int if name == "seed" else (int, float))
         ):
@@ -213,9 +216,15 @@ def _check(path: Path, row: Mapping[str, Any]) -> bool:
     return True
 
 
+def _is_setting(name: str) -> bool:
+    """Whether a key of the section `training` is a setting of the landscape: tunable, or a plugin's coefficient."""
+    return name in TUNABLE or name.startswith("coeff_")
+
+
 def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
     """The conditions of a training, from the sections of its config."""
-    fixed = {k: v for k, v in training.items() if k not in (*TUNABLE, "n_seeds", "checkpoint_every")}
+    free = ("n_seeds", "checkpoint_every")
+    fixed = {k: v for k, v in training.items() if not _is_setting(k) and k not in free}
     differences = [
         f"{name} {value}"
         for section, values in ((Model(), model), (Training(), fixed))
@@ -225,9 +234,10 @@ def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], trainin
     learner = ", ".join(differences)
     seed = simulation.get("parameters_seed", 0)
     truth = str(simulation.get("parameters", Simulation().parameters))
+    named, own = f"{truth} {seed}" if truth == "sampled" and seed else truth, simulation.get("connectome")
     return {
         "learner": LEARNERS.get(learner, learner),
-        "ground_truth": f"{truth} {seed}" if truth == "sampled" and seed else truth,
+        "ground_truth": f"{named} of {own}" if own else named,
         "stimulus": simulation.get("visual_input_type"),
         **{name: simulation.get(name) for name in CONDITIONS[3:-1]},
         "width": model.get("width"),
@@ -237,7 +247,7 @@ def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], trainin
 def _trained(config: Mapping[str, Any], seeds: Sequence[int], per_seed: Sequence[Any], reason: str) -> Iterator[dict]:
     """The rows of a node."""
     sections = [config.get(k) or {} for k in ("simulation", "model", "training")]
-    settings = {k: v for k, v in sections[2].items() if k in TUNABLE}
+    settings = {k: v for k, v in sections[2].items() if _is_setting(k)}
     for k, seed in enumerate(seeds):
         metrics = per_seed[k] if k < len(per_seed) and isinstance(per_seed[k], Mapping) else {}
         if metrics.get("stopped_at") is None:

@@ -33,20 +33,22 @@ class Registry(Mapping[str, Any]):
 
     - `kind`: what the entries are, as the config calls it.
     - `built_in`: places of the built-in entries, "module:name".
+    - `prefix`: with which every name begins.
     """
 
-    def __init__(self, kind: str, built_in: Mapping[str, str]):
-        self.kind, self.built_in = kind, tuple(built_in)
+    def __init__(self, kind: str, built_in: Mapping[str, str], prefix: str = ""):
+        self.kind, self.built_in, self._prefix = kind, tuple(built_in), prefix
         self._entries: dict[str, Any] = dict(built_in)
         self._sources: dict[str, str] = {}
 
     def __call__(self, name: str) -> Callable[[T], T]:
         """Decorator that registers a function or class under a name.
 
-        **Raises:** `UserError` for a name that is taken, or is no identifier.
+        **Raises:** `UserError` for a name that is taken, is no identifier, or has another prefix.
         """
-        if not name.isidentifier():
-            raise UserError(f"{self.kind} {name!r}: a name has letters, digits and _, and begins with no digit")
+        if not name.isidentifier() or not name.startswith(self._prefix):
+            begins = f"begins with {self._prefix}" if self._prefix else "begins with no digit"
+            raise UserError(f"{self.kind} {name!r}: a name has letters, digits and _, and {begins}")
         if name in self._entries:
             raise UserError(f"there is a {self.kind} {name!r} already: choose another name")
 
@@ -123,6 +125,7 @@ regulariser = Registry(
         "coeff_update_bend": "flyjax.models.losses:update_bend",
         "coeff_light_diff": "flyjax.models.losses:light_diff",
     },
+    prefix="coeff_",
 )
 read_out = Registry(
     "read-out",

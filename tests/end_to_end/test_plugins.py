@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from flyjax.config import Experiment, load_experiment, parse_experiment
 from flyjax.data.splits import cache_key
 from flyjax.experiments.reevaluate import experiment_of
+from flyjax.landscape import Trainings
 from flyjax.search.journal.journal import read_journal
 from flyjax.utils import registry
 from flyjax.utils.errors import UserError
@@ -63,6 +64,7 @@ def test_model(lab, node):
 def test_regulariser(lab, node):
     values = [config["coeff_tau_spread"] for config in configs(lab)]
     assert values[:2] == [0.1, 0.5] and node[1]["final_loss_total"] > node[1]["final_loss"]
+    assert {0.1, 0.5} < set(Trainings.read([lab / "runs" / "my_lab"]).settings["coeff_tau_spread"])
 
 
 def test_metric_is_the_objective(lab, node):
@@ -104,6 +106,7 @@ WRONG = {
     "no such file": None,
     "syntax": "def (",
     "error": "import numpy\n1 / 0\n",
+    "no coefficient": "from flyjax.utils import registry\n@registry.regulariser('batch_size')\ndef f(): ...\n",
     "taken": "from flyjax.utils import registry\n@registry.stimulus('blank')\ndef f(): ...\n",
 }
 

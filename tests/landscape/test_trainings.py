@@ -103,3 +103,13 @@ def test_a_journal_is_read_as_the_search_reads_it(root, tmp_path):
     journal.write_bytes(b"\n".join(lines[:number] + lines[number + 1 :]) + b"\n")
     with pytest.raises(UserError, match="lost"):
         Trainings.read([tmp_path])
+
+
+def test_trainings_of_another_connectome_are_of_another_ground_truth(tmp_path):
+    for number, folder in enumerate(("a", None)):
+        node = tmp_path / "nodes" / f"000{number}"
+        node.mkdir(parents=True)
+        config = {"simulation": {"connectome": folder}, "model": {}, "training": {"batch_size": 2}, "seeds": [0]}
+        (node / "config.yaml").write_text(json.dumps(config))
+        (node / "metrics.json").write_text(json.dumps({"connectivity_R2": 0.5, "test_R2": 0.5}))
+    assert Trainings.read([tmp_path]).conditions["ground_truth"] == ("sampled of a", "sampled")
