@@ -13,9 +13,10 @@ from scipy.special import stdtrit
 
 from flyjax.config import Experiment
 from flyjax.config.ranges import derive_seed
-from flyjax.search.journal.state import CONFIRMATION, Node, State
+from flyjax.search.journal.state import CONFIRMATION, Node, State, objective_metric
 from flyjax.search.policy.measures import noise_estimate
 from flyjax.search.policy.run_map import run_map
+from flyjax.utils.metric_names import limits
 
 LEVEL = 0.9  # of the intervals
 Z = 1.645  # standard deviations below the mean of a map: the end of such an interval
@@ -99,6 +100,7 @@ def planned_confirmation(experiment: Experiment, state: State, wall_s: float) ->
     if search.max_wall_s is not None and newest.wall_s > 0:
         size = min(size, int((search.max_wall_s - wall_s) * len(newest.nodes) / newest.wall_s))
     best, source = ranked(state, newest.block) if size > 0 else ([], "")
+    least = limits(objective_metric(state.objective))[0]
     # As many settings as repetitions of each.
     best = best[: math.isqrt(max(size, 0))]
     if not best:
@@ -110,7 +112,7 @@ def planned_confirmation(experiment: Experiment, state: State, wall_s: float) ->
         nodes.append(
             {
                 "node": first + k, "parent": same[-1].id, "changes": {}, "config": same[-1].config, "seeds": seeds,
-                "strategy": CONFIRMATION, "parent_rule": f"{source}: {bound:.3f}",
+                "strategy": CONFIRMATION, "parent_rule": f"{source}: {max(least, bound):.3f}",
             }
         )  # fmt: skip
     return {
@@ -134,6 +136,7 @@ class Confirmed:
     - `mean`, `n`, `deviation`: of the trainings on fresh seeds; `deviation` is None for a single one.
     - `half_width`: of the 90 % interval of the mean (Student's t, the spread pooled over the settings); None where
       no setting was trained twice.
+    - `limits`: between which values the objective lies.
     """
 
     node: Node
@@ -144,16 +147,36 @@ class Confirmed:
     n: int
     deviation: float | None
     half_width: float | None
+    limits: tuple[float, float]
 
     @property
-    def low(self) -> float:
-        """The lower bound of the mean on fresh seeds."""
+    def bound(self) -> float:
+        """The lower bound by which settings are ranked, also where it lies outside the limits of the objective."""
         return self.mean - (self.half_width or 0.0)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 90 % interval of the mean on fresh seeds.
+
+        Student's t does not know the limits of the objective; a mean of values within them lies within them.
+        """
+        if self.half_width is None:
+            return None
+        least, most = self.limits
+        return max(least, self.mean - self.half_width), min(most, self.mean + self.half_width)
 
     @property
     def winners_curse(self) -> float:
         """What the best single training of the search promised too much."""
         return self.best_single - self.mean
+
+    @property
+    def winners_curse_interval(self) -> tuple[float, float] | None:
+        """Its 90 % interval, that of the mean."""
+        if self.interval is None:
+            return None
+        low, high = self.interval
+        return self.best_single - high, self.best_single - low
 
 
 def confirmed(state: State) -> list[Confirmed]:
@@ -175,28 +198,30 @@ def confirmed(state: State) -> list[Confirmed]:
     else:
         deviation, freedom = _deviation(state, newest.block)
     searched = {_setting(nodes[0]): nodes for nodes in _settings(state, newest.block)}
-    out = []
+    out, within = [], limits(objective_metric(state.objective))
     for (setting, nodes), values in zip(groups.items(), fresh):
         before = [n for n in searched[setting] if n.id < nodes[0].id]
         single, n = _values(before), len(values)
         half = None if deviation is None else float(stdtrit(freedom, (1 + LEVEL) / 2)) * deviation / math.sqrt(n)
         spread = float(values.std(ddof=1)) if n > 1 else None
         repeated = tuple(node.id for node in nodes)
-        out.append(
-            Confirmed(before[-1], repeated, float(single.max()), len(single), float(values.mean()), n, spread, half)
-        )
-    return sorted(out, key=lambda c: (-c.low, c.node.id))
+        best, mean = float(single.max()), float(values.mean())
+        out.append(Confirmed(before[-1], repeated, best, len(single), mean, n, spread, half, within))
+    return sorted(out, key=lambda c: (-c.bound, c.node.id))
 
 
 def describe(found: Confirmed, metric: str) -> str:
     """A confirmed setting in one line."""
-    interval = "" if found.half_width is None else f" +- {found.half_width:.3f}"
+    mean, curse = (
+        "" if ends is None else f" ({ends[0]:{sign}.3f} to {ends[1]:{sign}.3f})"
+        for ends, sign in ((found.interval, ""), (found.winners_curse_interval, "+"))
+    )
     spread = "" if found.deviation is None else f", std {found.deviation:.3f}"
     trainings = "training" if found.n_search == 1 else "trainings"
     return (
-        f"setting of node {found.node.id}: {metric} on fresh seeds {found.mean:.3f}{interval} (n={found.n}{spread}), "
+        f"setting of node {found.node.id}: {metric} on fresh seeds {found.mean:.3f}{mean}, n={found.n}{spread}, "
         f"best of {found.n_search} {trainings} in the search {found.best_single:.3f}, "
-        f"winner's curse {found.winners_curse:+.3f}{interval}"
+        f"winner's curse {found.winners_curse:+.3f}{curse}"
     )
 
 

@@ -1,5 +1,7 @@
 """The lists of metric names that tables, logs and transcripts share; metrics.json of a node has more."""
 
+import math
+
 #: The recovered quantities, each with its symbol in tables.
 QUANTITIES = {"connectivity_R2": "W", "tau_R2": "tau", "V_rest_R2": "V_rest"}
 RECOVERY = (*QUANTITIES, "cluster_accuracy")
@@ -22,3 +24,10 @@ SWEEP_TABLE = (*TRANSCRIPT, "external_input_R2", "one_step_R2", "final_loss", "w
 BLIND_CRITERIA = {"test_R2": True, "one_step_R2": True, "final_error": False}
 #: All that a search with the objective `blind` may show a proposer.
 BLIND = (*PREDICTION, "one_step_R2", "final_loss", "n_steps", "wall_s")
+
+
+def limits(name: str) -> tuple[float, float]:
+    """Between which values a metric lies: correlations squared and shares, R2 of predictions, anything else."""
+    if name in RECOVERY:
+        return 0.0, 1.0
+    return (-math.inf, 1.0) if name.endswith("_R2") else (-math.inf, math.inf)

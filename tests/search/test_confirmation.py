@@ -67,13 +67,33 @@ def test_the_winners_curse_is_what_luck_added(tmp_path):
     top = max(found, key=lambda c: c.best_single)
     assert top.best_single > 0.55 and abs(top.mean - 0.5) < 0.1 and top.winners_curse > 0
     for c in found:
-        assert c.winners_curse == pytest.approx(c.best_single - c.mean) and c.low < c.mean
-    lows = [c.low for c in found]
+        assert c.winners_curse == pytest.approx(c.best_single - c.mean) and c.bound < c.mean
+    lows = [c.bound for c in found]
     assert lows == sorted(lows, reverse=True), "the first is recommended"
     # Student's t with 9 degrees of freedom, the spread pooled over the three settings.
     values = [[v for i in c.repeated for n in again(tmp_path) if n.id == i for v in n.values] for c in found]
     squares = sum(sum((v - sum(one) / 4) ** 2 for v in one) for one in values)
     assert found[0].half_width == pytest.approx(1.8331 * (squares / 9) ** 0.5 / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("objective", ["connectivity_R2", "blind"])
+def test_intervals_stay_within_the_range_of_the_objective(tmp_path, objective):
+    """Two trainings of each setting: Student's t would reach far beyond 0 and 1."""
+
+    def unsteady(plan):
+        values = {n.id: 0.99 if n.id // 2 % 2 else 0.01 * n.id for n in plan.nodes}
+        return {i: {"metrics": dict.fromkeys(("connectivity_R2", "test_R2"), v)} for i, v in values.items()}
+
+    found = confirmed(go(tmp_path, confirming(objective=objective), trainer=unsteady).state)
+    assert any(c.mean + c.half_width > 1 for c in found) and any(c.mean - c.half_width < 0 for c in found)
+    least = min(c.interval[0] for c in found)
+    assert least == 0 if objective == "connectivity_R2" else least < 0, "a prediction may be worse than the mean"
+    for c in found:
+        assert c.interval[0] <= c.mean <= c.interval[1] <= 1
+        assert c.winners_curse_interval[0] <= c.winners_curse <= c.winners_curse_interval[1]
+        assert c.best_single - c.winners_curse_interval[0] <= 1
+    bounds = [c.bound for c in found]
+    assert bounds == sorted(bounds, reverse=True) and len(set(bounds)) > 1, "ranked also where both end at 0"
 
 
 def test_a_setting_that_diverges_again_counts_as_zero(tmp_path):
