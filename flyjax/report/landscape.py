@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -189,6 +190,14 @@ def page_blocks(
     return blocks
 
 
+_LINKED = re.compile(r"\]\((figures/(?:map_\d+|conditions)_[a-z]+\.png)\)")
+
+
+def _linked_figures(page: Path) -> set[str]:
+    """The figures of a page that was written before, and no others: a user may keep files beside them."""
+    return set(_LINKED.findall(page.read_text(encoding="utf-8", errors="replace"))) if page.is_file() else set()
+
+
 def write_page(
     folder: str | Path,
     title: str,
@@ -198,6 +207,8 @@ def write_page(
     sources: Iterable[Path] = (),
 ) -> list[Path]:
     """Write landscape.md, landscape.html, figures/ and trainings.csv.gz, and return their paths.
+
+    Figures of the page that is replaced, and that the new one no longer has, are deleted.
 
     **Arguments:**
 
@@ -211,12 +222,15 @@ def write_page(
     folder = Path(folder)
     paths = [folder / name for name in ("landscape.md", "landscape.html", TABLE)]
     try:
+        before = _linked_figures(paths[0])
         if paths[2].resolve() not in {p.resolve() for source in sources for p in (source, source / TABLE)}:
             trainings.write(paths[2])
         blocks = page_blocks(landscapes, trainings, ranges, folder)
         write_atomic(paths[0], markdown(title, blocks))
         css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
         write_atomic(paths[1], PAGE.format(title=escape(title), css=css, body=html(blocks, folder)))
+        for name in before - {block.path for block in blocks}:
+            (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None
     return paths

@@ -52,6 +52,21 @@ def test_the_page_has_every_condition_and_can_be_made_again_from_its_table(maps,
     assert len(again) == len(both) and list(again.split(known.RANGES)) == list(maps)
 
 
+def test_figures_of_conditions_that_went_away_are_deleted_and_no_other_file(maps, tmp_path):
+    published, figures = maps["published"], tmp_path / "figures"
+    two = {"published": published, "again": published}
+    write_page(tmp_path, "Map", two, joined(maps), known.RANGES)
+    first = {p.name for p in figures.iterdir()}
+    assert {"map_1_effects.png", "map_2_effects.png", "conditions_importance.png"} <= first
+    own = {"map_3_effects.png", "map_2_notes.txt", "mine.png"}
+    for name in own:
+        (figures / name).write_bytes(b"kept")
+    (tmp_path / "notes.png").write_bytes(b"kept")
+    write_page(tmp_path, "Map", {"published": published}, published.trainings, known.RANGES)
+    assert {p.name for p in figures.iterdir()} == {n for n in first if n.startswith("map_1")} | own
+    assert (tmp_path / "notes.png").exists()
+
+
 def test_texts_of_a_page_are_escaped(tmp_path):
     blocks = [Block("p", "<b>a|b</b>"), Block("table", columns=("x|y",), rows=(("<i>",),))]
     assert "<b>" not in html(blocks, tmp_path) and "<i>" not in html(blocks, tmp_path)
