@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from flyjax.config import PROTOCOL_RANGES, Range
 from flyjax.landscape import effects, regions
-from flyjax.landscape.classes import CLASSES, ClassMap
+from flyjax.landscape.classes import CLASSES, ClassMap, Exceedance
 from flyjax.landscape.effects import Curve, Surface
 from flyjax.landscape.importance import Importance, importance
 from flyjax.landscape.seeds import SeedNoise, seed_noise, targets
@@ -21,8 +21,10 @@ from flyjax.landscape.surrogate import FULL, KINDS, LEVEL, Estimate, Sizes, Surr
 from flyjax.landscape.trainings import Trainings, is_score
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import plural
+from flyjax.utils.metric_names import CONVERGED
 
 MIN_CONFIGURATIONS = 12
+LEVELS = (CONVERGED, 0.7, 0.5, 0.3)  # of connectivity_R2, at which a boundary may be drawn
 Z = 1.645  # standard deviations of a 90 % interval
 REACH = 0.1  # half the width of a neighbourhood, in parts of every range
 N_NEIGHBOURS = 16
@@ -137,12 +139,20 @@ class Landscape:
     def classes(self) -> ClassMap:
         """Probabilities of converged, partial and failed."""
         values = self.trainings.values("connectivity_R2")
-        return ClassMap.fit(self.x, values, self.groups, self.sizes, self.kinds[:1], self.seed)
+        return ClassMap.fit(self.x, values, self.groups, self.sizes, self.seed)
+
+    @cached_property
+    def above(self) -> Exceedance | None:
+        """Where trainings exceed the highest of `LEVELS` for which that is predicted; None without one.
+
+        Where too few trainings converge, a lower level may still be known.
+        """
+        return next((one for one in map(self.classes.above, LEVELS) if one.skill.low > 0), None)
 
     @property
     def tells_where(self) -> bool:
-        """Whether it is known where trainings converge: classes are predicted, some converge and some do not."""
-        return self.classes.skill.low > 0 and self.classes.converged.surrogate is not None
+        """Whether it is known where trainings converge."""
+        return self.above is not None and self.above.level == CONVERGED
 
     def seed_noise(self, metric: str | None = None) -> SeedNoise:
         """How much of a metric is the seed's."""
@@ -175,9 +185,9 @@ class Landscape:
         """The effect of one setting on a metric."""
         return effects.curve(self.surrogate(metric).draws, self.space, name, n_points=self.sizes.points // 16)
 
-    def class_curve(self, name: str) -> Curve:
-        """The effect of one setting on the probability of convergence."""
-        return effects.curve(self.classes.converged.draws, self.space, name, n_points=self.sizes.points // 16)
+    def class_curve(self, name: str, level: float = CONVERGED) -> Curve:
+        """The effect of one setting on the probability to exceed a level of connectivity_R2."""
+        return effects.curve(self.classes.above(level).draws, self.space, name, n_points=self.sizes.points // 16)
 
     def surface(self, names: tuple[str, str]) -> Surface:
         """The effect of two settings on the map's metric."""
@@ -202,10 +212,10 @@ class Landscape:
         (mean,), (deviation,) = self.surrogate(metric).predict(place[None])
         return self._interval(metric or self.metric, mean, deviation)
 
-    def converged(self, place: Float[np.ndarray, " d"]) -> Estimate:
-        """The probability that a training converges at a point of the unit cube."""
-        threshold = self.classes.converged
-        return Estimate.of(threshold.probability(place[None])[0], threshold.draws(place[None])[:, 0])
+    def reaches(self, place: Float[np.ndarray, " d"], level: float = CONVERGED) -> Estimate:
+        """The probability that a training exceeds a level of connectivity_R2 at a point of the unit cube."""
+        draws = self.classes.above(level).draws(place[None])[:, 0]
+        return Estimate.of(draws.mean(), draws)
 
     def _interval(self, metric: str, mean: float, deviation: float) -> Estimate:
         bounds = self.surrogate(metric).data.bounds
@@ -279,11 +289,11 @@ class Landscape:
         return self.setting(place, outside=outside, **known)
 
     def stable_ranges(self, setting: Setting) -> tuple[float | None, list[regions.StableRange]]:
-        """(probability of convergence that holds in them, the stable range of every setting)."""
-        level = regions.level_at(self.classes, setting.place)
-        if level is None:
+        """(probability to exceed the level of `above` that holds in them, the stable range of every setting)."""
+        reliability = None if self.above is None else regions.reliability_at(self.above, setting.place)
+        if self.above is None or reliability is None:
             return None, []
-        return level, regions.stable_ranges(self.classes, self.space, setting.place, level)
+        return reliability, regions.stable_ranges(self.above, self.space, setting.place, reliability)
 
     def summary(self) -> dict[str, Any]:
         """The map as a compact table of plain values, for a prompt or a JSON file."""
@@ -299,11 +309,12 @@ class Landscape:
         def row(e: Estimate) -> list[float]:
             return [round(v, 3) for v in (e.value, e.low, e.high)]
 
-        level, stable = self.stable_ranges(self.recommended)
+        reliability, stable = self.stable_ranges(self.recommended)
         found = self.importance()
         classes = {
             "probabilities": dict(zip(CLASSES, self.recommended.probabilities.round(3).tolist())),
-            "stable_level": level,
+            "above": None if self.above is None else self.above.level,
+            "stable_probability": reliability,
             "stable_ranges": {s.name: [s.low, s.high] for s in stable},
         }
         return out | {
@@ -315,7 +326,7 @@ class Landscape:
             "pairs": {" x ".join(names): row(e) for names, e in found.pairs.items() if e.low > 0.01},
             "recommended": self.recommended.settings,
             "expected": row(self.recommended.expected),
-            **(classes if self.tells_where else {}),
+            **(classes if self.above is not None else {}),
         }
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from flyjax.config import Range
 from flyjax.config.ranges import at
-from flyjax.landscape.classes import ClassMap
+from flyjax.landscape.classes import ClassMap, Exceedance
 from flyjax.landscape.space import Space
 from flyjax.landscape.surrogate import EDGES, Estimate
 
@@ -22,7 +22,7 @@ N_POINTS = 2048
 
 @dataclass(frozen=True)
 class StableRange:
-    """The values of one setting, the others fixed, with which trainings converge.
+    """The values of one setting, the others fixed, with which trainings exceed a level of connectivity_R2.
 
     **Attributes:**
 
@@ -40,24 +40,26 @@ class StableRange:
     fails_at: Any
 
 
-def level_at(classes: ClassMap, place: Float[np.ndarray, " d"]) -> float | None:
-    """The probability of convergence that a stable range keeps: 0.9, else 0.5, None where even that is not reached."""
-    probability = classes.converged.probability(place[None])[0]
-    return next((level for level in (RELIABLE, LIKELY) if probability >= level), None)
+def reliability_at(above: Exceedance, place: Float[np.ndarray, " d"]) -> float | None:
+    """The probability that a stable range keeps: 0.9, else 0.5, None where even that is not reached."""
+    probability = above.probability(place[None])[0]
+    return next((p for p in (RELIABLE, LIKELY) if probability >= p), None)
 
 
-def stable_ranges(classes: ClassMap, space: Space, place: Float[np.ndarray, " d"], level: float) -> list[StableRange]:
-    """Ranges within which the probability of convergence stays at least `level`, one axis at a time."""
+def stable_ranges(
+    above: Exceedance, space: Space, place: Float[np.ndarray, " d"], reliability: float
+) -> list[StableRange]:
+    """Ranges within which the probability to exceed a level stays at least `reliability`, one axis at a time."""
     out = []
     for k, (name, span) in enumerate(space.ranges.items()):
         places = np.union1d(space.grid(name, N_PLACES), place[k])
         x = np.repeat(place[None], len(places), 0)
         x[:, k] = places
         home = int(np.searchsorted(places, place[k]))
-        draws = classes.converged.draws(x)
-        low, high = _around(classes.converged.probability(x) >= level, home)
-        members = np.array([_around(one >= level, home) for one in draws])
-        failing = np.flatnonzero(classes.probabilities(x)[:, 0] >= LIKELY)
+        draws = above.draws(x)
+        low, high = _around(draws.mean(0) >= reliability, home)
+        members = np.array([_around(one >= reliability, home) for one in draws])
+        failing = np.flatnonzero(above.classes.probabilities(x)[:, 0] >= LIKELY)
         nearest = min(failing, key=lambda i: abs(places[i] - place[k]), default=None)
         out.append(
             StableRange(
@@ -88,12 +90,10 @@ def _interval(span: Range, places: Float[np.ndarray, " members"]) -> tuple[Any, 
     return at(span, low), at(span, high)
 
 
-def share_reliable(classes: ClassMap, space: Space, level: float = RELIABLE) -> Estimate:
-    """The share of the space in which a training converges with probability `level` or more."""
-    x = space.sample(N_POINTS)
-    return Estimate.of(
-        float(np.mean(classes.converged.probability(x) >= level)), (classes.converged.draws(x) >= level).mean(1)
-    )
+def share_reliable(above: Exceedance, space: Space) -> Estimate:
+    """The share of the space in which nine seeds of ten or more exceed a level."""
+    draws = above.draws(space.sample(N_POINTS))
+    return Estimate.of(float(np.mean(draws.mean(0) >= RELIABLE)), (draws >= RELIABLE).mean(1))
 
 
 def distance_to_failure(classes: ClassMap, space: Space, place: Float[np.ndarray, " d"]) -> Estimate:

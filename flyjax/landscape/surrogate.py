@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.optimize import nnls
-from sklearn.base import clone
+from scipy.optimize import minimize, nnls
 from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from sklearn.model_selection import KFold
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 N_FOLDS = 5
 N_DRAWS = 500  # of the bootstrap of a score
@@ -31,6 +30,7 @@ N_KERNEL, N_KERNEL_AGAIN = 256, 96
 N_SHARING = 4  # members with the same kernel: fitting one costs more than fitting a process
 KINDS = ("forest", "Gaussian process")
 
+one_thread = ThreadpoolController().wrap(limits=1)  # many small matrices: threads cost more than they save
 Predictor = Callable[[Float[np.ndarray, "n d"]], Float[np.ndarray, " n"]]
 
 
@@ -84,6 +84,7 @@ class Targets:
     - `n`: number of seeds.
     - `noise`: variance of `y` due to the seeds; 0 where no configuration has two.
     - `bounds`: between which the quantity lies.
+    - `prior`: mean and spread that are expected where there are no data; None: those of the data.
     """
 
     x: Float[np.ndarray, "n d"]
@@ -91,59 +92,125 @@ class Targets:
     n: Int[np.ndarray, " n"]
     noise: Float[np.ndarray, " n"]
     bounds: tuple[float, float] = (-np.inf, np.inf)
+    prior: tuple[float, float] | None = None
 
     def part(self, rows: Int[np.ndarray, " m"]) -> Targets:
-        return Targets(self.x[rows], self.y[rows], self.n[rows], self.noise[rows], self.bounds)
+        return Targets(self.x[rows], self.y[rows], self.n[rows], self.noise[rows], self.bounds, self.prior)
 
     def scale(self) -> tuple[float, float]:
         """Mean and spread by which values are standardised."""
-        return float(self.y.mean()), float(self.y.std()) or 1.0
+        return self.prior or (float(self.y.mean()), float(self.y.std()) or 1.0)
+
+
+#: Log-normal priors of a process of standardised values: median, and standard deviation of the logarithm. Without them
+#: a few dozen configurations fit nine length scales by chance.
+_AMPLITUDE, _LENGTH, _NOISE = (1.0, 0.5), (1.5, 0.6), (0.2, 1.0)
 
 
 def _fit_kernel(data: Targets, start: Any, rng: np.random.Generator) -> Any:
-    """The kernel of a Gaussian process of standardised values; by default without a start, from all its data."""
-    n_rows = N_KERNEL if start is None else N_KERNEL_AGAIN
+    """The most probable kernel of a process of standardised values; without a start from all its data."""
+    d, n_rows = data.x.shape[1], N_KERNEL if start is None else N_KERNEL_AGAIN
+    median, spread = np.array([_AMPLITUDE, *[_LENGTH] * d, _NOISE]).T
     if start is None:
-        scales = Matern(np.full(data.x.shape[1], 0.5), (0.1, 30), nu=2.5)
-        start = ConstantKernel(1.0, (0.05, 20)) * scales + WhiteKernel(0.1, (1e-4, 2))
-    else:
-        # From the end of its range, where a setting does nothing, no length scale would come back.
-        near = np.minimum(start.k1.k2.length_scale, 2.0)
-        start = clone(start).set_params(k1__k2__length_scale=near)
+        scales = Matern(median[1:-1], (0.05, 50), nu=2.5)
+        start = ConstantKernel(median[0], (0.05, 20)) * scales + WhiteKernel(median[-1], (1e-3, 3))
+
+    def most_probable(negative_log_likelihood: Callable, theta, bounds):
+        def loss(theta):
+            value, gradient = negative_log_likelihood(theta)
+            z = (theta - np.log(median)) / spread
+            return value + z @ z / 2, gradient + z / spread
+
+        found = minimize(loss, theta, jac=True, bounds=bounds, method="L-BFGS-B")
+        return found.x, found.fun
+
     some = data.part(rng.permutation(len(data.y))[:n_rows])
-    mean, spread = data.scale()
+    mean, scale = data.scale()
+    process = GaussianProcessRegressor(start, alpha=1e-8 + some.noise / scale**2, optimizer=most_probable)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: the setting does nothing
-        process = GaussianProcessRegressor(start, alpha=1e-8 + some.noise / spread**2)
-        return process.fit(some.x, (some.y - mean) / spread).kernel_
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: the setting has a step
+        return process.fit(some.x, (some.y - mean) / scale).kernel_
 
 
-def _fit_process(data: Targets, weight: Int[np.ndarray, " n"], kernel: Any) -> Predictor:
-    """A Gaussian process with a fitted kernel; `weight` counts how often a configuration was drawn."""
-    mean, spread = data.scale()
-    noise = (data.noise / spread**2 + kernel.k2.noise_level) / weight
-    process = GaussianProcessRegressor(kernel.k1, alpha=1e-8 + noise, optimizer=None)
-    process.fit(data.x, (data.y - mean) / spread)
-    return lambda x: mean + spread * process.predict(x)
+def fit_kernel(data: Targets, seed: int) -> Any:
+    """The kernel of a process of all data, where the kernels of an ensemble start."""
+    return _fit_kernel(data, None, np.random.default_rng(seed))
 
 
-def _ensemble(
-    kind: str, data: Targets, n_members: int, n_trees: int, rng: np.random.Generator, kernel: Any = None
-) -> list[Predictor]:
-    """Members fitted on configurations drawn with replacement; `kernel` is where their own kernels start."""
-    members: list[Predictor] = []
+@dataclass(frozen=True)
+class Process:
+    """A fitted Gaussian process.
+
+    **Attributes:**
+
+    - `mean`, `scale`: by which its values are standardised.
+    - `noise`: variance of a configuration around the expected value, beside that of its seeds.
+    """
+
+    process: GaussianProcessRegressor
+    mean: float
+    scale: float
+    noise: float
+
+    @classmethod
+    def fit(cls, data: Targets, weight: Int[np.ndarray, " n"], kernel: Any) -> Process:
+        """With a fitted kernel; `weight` counts how often a configuration was drawn."""
+        mean, scale = data.scale()
+        noise = (data.noise / scale**2 + kernel.k2.noise_level) / weight
+        process = GaussianProcessRegressor(kernel.k1, alpha=1e-8 + noise, optimizer=None)
+        return cls(process.fit(data.x, (data.y - mean) / scale), mean, scale, kernel.k2.noise_level * scale**2)
+
+    def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """The expected value."""
+        return self.mean + self.scale * self.process.predict(x)
+
+    def moments(self, x: Float[np.ndarray, "n d"]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """(mean, variance) of the value of a configuration; far from all data the variance is that of the prior."""
+        mean, deviation = self.process.predict(x, return_std=True)
+        return self.mean + self.scale * mean, (self.scale * deviation) ** 2 + self.noise
+
+
+def processes(data: Targets, n_members: int, rng: np.random.Generator, kernel: Any) -> list[Process]:
+    """Gaussian processes of configurations drawn with replacement; `kernel` is where their own kernels start."""
+    members: list[Process] = []
     own: Any = None
     for k in range(n_members):
-        counts = rng.multinomial(len(data.y), np.full(len(data.y), 1 / len(data.y)))
-        keep = np.flatnonzero(counts)
-        some, weight = data.part(keep), counts[keep]
-        if kernel is None:
-            trees = ExtraTreesRegressor(n_trees, random_state=int(rng.integers(2**31)))
-            members.append(trees.fit(some.x, some.y, sample_weight=weight * some.n).predict)
-        else:
-            own = _fit_kernel(some, kernel, rng) if k % N_SHARING == 0 else own
-            members.append(_fit_process(some, weight, own))
+        some, weight = _drawn(data, rng)
+        own = _fit_kernel(some, kernel, rng) if k % N_SHARING == 0 else own
+        members.append(Process.fit(some, weight, own))
     return members
+
+
+def _drawn(data: Targets, rng: np.random.Generator) -> tuple[Targets, Int[np.ndarray, " m"]]:
+    """Configurations drawn with replacement, and how often each was drawn."""
+    counts = rng.multinomial(len(data.y), np.full(len(data.y), 1 / len(data.y)))
+    keep = np.flatnonzero(counts)
+    return data.part(keep), counts[keep]
+
+
+@dataclass(frozen=True)
+class Forest:
+    """Extremely randomised trees."""
+
+    trees: tuple[Any, ...]
+
+    @classmethod
+    def fit(cls, data: Targets, weight: Int[np.ndarray, " n"], n_trees: int, seed: int) -> Forest:
+        """`weight` counts how often a configuration was drawn."""
+        forest = ExtraTreesRegressor(n_trees, random_state=seed)
+        forest.fit(data.x, data.y, sample_weight=weight * data.n)
+        return cls(tuple(tree.tree_ for tree in forest.estimators_))
+
+    def __call__(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " n"]:
+        """The expected value, without the checks and the parallel loop that take milliseconds for a single point."""
+        return np.mean([tree.predict(x.astype(np.float32))[:, 0] for tree in self.trees], 0)
+
+
+def _ensemble(data: Targets, n_members: int, n_trees: int, rng: np.random.Generator, kernel: Any) -> list[Predictor]:
+    """Members fitted on configurations drawn with replacement: processes, or forests without a kernel."""
+    if kernel is not None:
+        return [*processes(data, n_members, rng, kernel)]
+    return [Forest.fit(*_drawn(data, rng), n_trees, int(rng.integers(2**31))) for _ in range(n_members)]
 
 
 def _evaluate(members: Sequence[Predictor], x: Float[np.ndarray, "n d"], bounds) -> Float[np.ndarray, "members n"]:
@@ -166,11 +233,11 @@ class _CrossValidated:
 
     @classmethod
     def of(cls, kind: str, data: Targets, sizes: Sizes, seed: int) -> _CrossValidated:
-        kernel = _fit_kernel(data, None, np.random.default_rng(seed)) if kind == KINDS[1] else None
+        kernel = fit_kernel(data, seed) if kind == KINDS[1] else None
         predicted, variance, base = np.empty((3, len(data.y)))
         for k, (fit, out) in enumerate(folds(len(data.y))):
             rng = np.random.default_rng([seed, k])
-            ensemble = _ensemble(kind, data.part(fit), sizes.fold_members, sizes.trees, rng, kernel)
+            ensemble = _ensemble(data.part(fit), sizes.fold_members, sizes.trees, rng, kernel)
             draws = _evaluate(ensemble, data.x[out], data.bounds)
             predicted[out], variance[out] = draws.mean(0), draws.var(0, ddof=1)
             base[out] = np.average(data.y[fit], weights=data.n[fit])
@@ -202,7 +269,7 @@ class Surrogate:
     scale: float
 
     @classmethod
-    @threadpool_limits.wrap(limits=1)  # many small matrices: threads would cost more than they save
+    @one_thread
     def fit(cls, data: Targets, sizes: Sizes = FULL, kinds: Sequence[str] = KINDS, seed: int = 0) -> Surrogate:
         """Fit the kind of surrogate that predicts held-out configurations best, or several that do so equally well."""
         tried = {kind: _CrossValidated.of(kind, data, sizes, seed) for kind in kinds}
@@ -223,14 +290,14 @@ class Surrogate:
         if floor == scale == 0:  # the residuals are within the noise of the seeds
             scale = 1.0
         members: list[Predictor] = []
-        for kind, one in kept.items():
+        for one in kept.values():
             n, rng = sizes.members // len(kept), np.random.default_rng(seed)
-            members += _ensemble(kind, data, n, sizes.trees, rng, one.kernel)
+            members += _ensemble(data, n, sizes.trees, rng, one.kernel)
         return cls(
             " and ".join(kept), tuple(members), data, predicted, skill, float(max(0.0, attainable)), floor, scale
         )
 
-    @threadpool_limits.wrap(limits=1)
+    @one_thread
     def draws(self, x: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "members n"]:
         """The prediction of every member."""
         return _evaluate(self.members, x, self.data.bounds)

@@ -14,6 +14,7 @@ from markupsafe import Markup, escape
 
 from flyjax.config import Range
 from flyjax.landscape import FAST, Estimate, Landscape, Trainings, fit, regions
+from flyjax.landscape.landscape import LEVELS
 from flyjax.landscape.surrogate import LEVEL, resampled
 from flyjax.landscape.trainings import TABLE
 from flyjax.report.figures import landscape as figures
@@ -25,6 +26,7 @@ from flyjax.report.landscape_text import (
     SHOWN,
     TEMPLATES,
     Block,
+    chance_text,
     class_rate,
     condition_blocks,
     decided_settings,
@@ -57,12 +59,19 @@ def comparison_blocks(landscapes: Mapping[str, Landscape], folder: Path) -> list
     path = figures.conditions_figure(folder / "figures/conditions_importance.png", good, metrics)
     blocks += [
         Block("figure", "Importance of each setting in each condition.", path=f"figures/{path.name}"),
-        Block("h3", "Where W converges in nine seeds of ten, and the published settings"),
+        Block("h3", "Where W is recovered in nine seeds of ten, and the published settings"),
+        Block("p", _LEVEL_NOTE),
         table(("condition", *_REACHED), [[name, *_reached(one)] for name, one in good.items()]),
     ]
-    if drawn := {name: one for name, one in good.items() if one.tells_where}:
-        path = figures.probability_figure(folder / "figures/conditions_converged.png", drawn)
-        caption = "Probability of convergence along each setting, the others averaged over their ranges."
+    levels = {name: one.above.level for name, one in good.items() if one.above is not None}
+    if levels:
+        level = min(levels.values())
+        drawn = {name: good[name] for name in levels}
+        path = figures.probability_figure(folder / "figures/conditions_probability.png", drawn, level)
+        caption = (
+            f"{chance_text(level)} along each setting, the others averaged over their ranges; {level:g} is the highest "
+            "level known in every condition that is drawn."
+        )
         blocks.append(Block("figure", caption, path=f"figures/{path.name}"))
     return blocks
 
@@ -101,8 +110,15 @@ def _depends(one: Landscape) -> list[str]:
     ]
 
 
+_LEVEL_NOTE = (
+    f"Level: {CONVERGED:g}, or where too few trainings converge to tell where, the highest of "
+    f"{', '.join(f'{level:g}' for level in LEVELS[1:])} of which that is known. P: the probability that a training "
+    f"exceeds it; the space above it, and a stable region: where P is at least {regions.RELIABLE:g}."
+)
 _REACHED = (
-    "space that converges",
+    "level",
+    "trainings above it",
+    "space above it",
     "at the recommended",
     *(f"at the {name}" for name in COMPARED),
     "in a stable region?",
@@ -110,20 +126,22 @@ _REACHED = (
 
 
 def _reached(one: Landscape) -> list[str]:
-    """What is expected, with the probability of convergence where it is predicted."""
-    classes = one.tells_where
+    """What is expected, with the probability to exceed a level where it is predicted."""
+    above = one.above
     given = [one.given({**DEFAULTS, **changes}) for changes in COMPARED.values()]
-    cells = []
-    for setting in (one.recommended, *given):
-        cells.append(spell(setting.expected) + (f"; P {spell(one.converged(setting.place))}" if classes else ""))
-    if not classes:
-        return [MISSING, *cells, "not known: P is not predicted"]
+    chances = [None if above is None else one.reaches(s.place, above.level) for s in (one.recommended, *given)]
+    cells = [
+        spell(setting.expected) + ("" if chance is None else f"; P {spell(chance)}")
+        for setting, chance in zip((one.recommended, *given), chances, strict=True)
+    ]
+    if above is None:
+        return [MISSING] * 3 + [*cells, "not known: P is not predicted"]
     stable = []
-    for name, setting in zip(COMPARED, given, strict=True):
-        low, high = one.converged(setting.place).low, one.converged(setting.place).high
-        verdict = "yes" if low >= regions.RELIABLE else "no" if high < regions.RELIABLE else "not decided"
+    for name, setting, p in zip(COMPARED, given, chances[1:], strict=True):
+        verdict = "yes" if p.low >= regions.RELIABLE else "no" if p.high < regions.RELIABLE else "not decided"
         stable.append(f"{name}: {verdict}" + (" (outside the map)" if setting.outside else ""))
-    return [percent(regions.share_reliable(one.classes, one.space)), *cells, "; ".join(stable)]
+    share = percent(regions.share_reliable(above, one.space))
+    return [f"{above.level:g}", f"{above.rate:.0%}", share, *cells, "; ".join(stable)]
 
 
 def paired_blocks(trainings: Trainings, ranges: Mapping[str, Range], metrics: Sequence[str]) -> list[Block]:

@@ -106,6 +106,11 @@ def html(blocks: Sequence[Block], folder: Path) -> Markup:
     return Markup("\n".join(parts))
 
 
+def chance_text(level: float) -> str:
+    """The probability to exceed a level, as a heading."""
+    return f"P({short('connectivity_R2')} > {level:g})"
+
+
 def spell(e: Estimate, digits: int = 2) -> str:
     """A number with its interval: 0.62 (0.55 to 0.68)."""
     if math.isnan(e.value):
@@ -182,9 +187,9 @@ def _skill(landscape: Landscape) -> str:
     )
     if classes.skill.low > 0:
         return (
-            f"{text} The class probabilities have a log loss of {classes.log_loss:.2f} per held-out training, "
-            f"{percent(classes.skill)} below that of the base rates ({classes.base_log_loss:.2f}); Brier score "
-            f"{classes.brier:.2f}."
+            f"{text} The class probabilities have a log loss of {classes.score.log_loss:.2f} per held-out training, "
+            f"{percent(classes.skill)} below that of the base rates ({classes.score.base_log_loss:.2f}); Brier score "
+            f"{classes.score.brier:.2f}."
         )
     return f"{text} The class of a training cannot be predicted better than by the base rates: {_no_classes(landscape)}"
 
@@ -291,33 +296,32 @@ def trend_text(e: Estimate) -> str:
 
 
 def _boundaries(landscape: Landscape) -> list[Block]:
-    classes, space = landscape.classes, landscape.space
-    if classes.skill.low <= 0:
-        return [Block("p", f"The classes cannot be predicted: {_no_classes(landscape)}")]
+    classes, space, above = landscape.classes, landscape.space, landscape.above
+    blocks = []
     if not landscape.tells_where:
-        return [
-            Block("p", f"{percent(class_rate(landscape, 2))} of the trainings converged: where they do is not known.")
-        ]
-    share, setting = regions.share_reliable(classes, space), landscape.recommended
-    blocks = [
-        Block(
-            "p",
-            f"Trainings converge in nine seeds of ten in {percent(share)} of the space of settings (probability of "
-            f"converged at least {regions.RELIABLE:g}).",
-        )
-    ]
+        rate = f"{percent(class_rate(landscape, 2))} of the trainings converged (above {CONVERGED:g})"
+        blocks.append(Block("p", f"{rate}, too few to tell where: no boundary of convergence is stated."))
+    if above is None:
+        return [*blocks, Block("p", "Nor is it known where trainings exceed a lower level.")]
+    share, setting, w = regions.share_reliable(above, space), landscape.recommended, short("connectivity_R2")
+    below = "" if landscape.tells_where else (
+        f"The highest level for which it is known is {above.level:g}, which {above.rate:.0%} of the trainings exceed "
+        f"(skill {spell(above.skill)}). "
+    )  # fmt: skip
+    text = f"{w} exceeds {above.level:g} in nine seeds of ten in {percent(share)} of the space of settings."
+    blocks.append(Block("p", below + text))
     level, found = landscape.stable_ranges(setting)
     if level is None:
-        highest = spell(landscape.converged(setting.place))
-        text = f"Even at the recommended setting the probability of convergence is {highest}: there is no stable range."
+        highest = spell(landscape.reaches(setting.place, above.level))
+        text = f"Even at the recommended setting the probability of it is {highest}: there is no stable range."
         return [*blocks, Block("p", text)]
     tight = [s for s in found if not s.whole]
     listed = "; ".join(f"{short(s.name)} holds from {format_setting(s.low)} to {format_setting(s.high)}" for s in tight)
     blocks.append(
         Block(
             "p",
-            f"Around the recommended setting, changing one setting at a time keeps the probability of convergence at "
-            f"{level:g} or more: "
+            f"Around the recommended setting, changing one setting at a time keeps the probability of a {w} above "
+            f"{above.level:g} at {level:g} or more: "
             + (listed + ("; the others hold over their whole ranges." if len(tight) < len(found) else ".") if tight
                else "every setting holds over its whole range."),
         )
@@ -358,8 +362,9 @@ def _settings(landscape: Landscape) -> list[Block]:
                 ]
             )
     rows.append([f"{short(landscape.metric)} around it", *(spell(s.around) for s in columns.values())])
-    if landscape.tells_where:
-        rows.append(["P(converged)", *(spell(landscape.converged(s.place)) for s in columns.values())])
+    if (above := landscape.above) is not None:
+        chances = (spell(landscape.reaches(s.place, above.level)) for s in columns.values())
+        rows.append([chance_text(above.level), *chances])
     rows.append(["observed mean (trainings)", *(_observed(s) for s in columns.values())])
     best, own = landscape.best_node, landscape.recommended
     texts = [

@@ -6,7 +6,7 @@ from scipy.stats import norm
 from support import analytic_landscape as known
 
 from flyjax.landscape import CLASSES, FAST, Trainings, fit, regions
-from flyjax.landscape.classes import reliability
+from flyjax.landscape.classes import ClassMap, reliability
 from flyjax.utils.errors import UserError
 
 RANGES = known.RANGES
@@ -72,7 +72,7 @@ def test_class_probabilities_are_those_of_the_noise(ramp):
     values, groups = ramp.trainings.values("connectivity_R2"), ramp.groups
     p = norm.cdf((ramp.x[:, 0] - known.BOUNDARY) / known.WIDTH)
     ideal = -np.mean(np.log(np.where(values > 0.9, p, 1 - p)))
-    assert ideal - 0.05 < ramp.classes.log_loss < ideal + 0.12 < ramp.classes.base_log_loss
+    assert ideal - 0.05 < ramp.classes.score.log_loss < ideal + 0.12 < ramp.classes.score.base_log_loss
     share = np.bincount(groups, values > 0.9) / np.bincount(groups)
     bins = reliability(ramp.classes.held_out[:, 2], share, np.bincount(groups))
     assert np.abs(bins[:, 0] - bins[:, 1]).mean() < 0.08
@@ -87,7 +87,7 @@ def test_the_boundary_and_the_distance_to_failure_are_found(steps):
     assert first.low_interval[0] <= 1e-3 * 1.1 and not first.whole
     assert 1.5e-4 < first.fails_at < 2.9e-4  # a sixth is 2.2e-4
     assert all(other.whole and other.fails_at is None for other in others)
-    share = regions.share_reliable(steps.classes, steps.space)
+    share = regions.share_reliable(steps.above, steps.space)
     assert share.value == pytest.approx(0.5, abs=0.03)
     distance = regions.distance_to_failure(steps.classes, steps.space, setting.place)
     assert distance.value == pytest.approx(setting.place[0] - 1 / 6, abs=0.12)
@@ -167,7 +167,36 @@ def test_conditions_are_mapped_on_their_own_or_pooled_on_request():
         fit(rows[0], RANGES, "no_metric")
 
 
-def test_where_nothing_converges_no_probability_of_convergence_is_stated():
+def test_where_nothing_converges_a_lower_level_is_known():
     landscape = fit(known.trainings(lambda u: 0.6 * (u[:, 0] > 0.5), 0.01, n=64), RANGES, sizes=FAST)
     assert landscape.classes.skill.low > 0 and not landscape.tells_where
-    assert not {"probabilities", "stable_ranges"} & landscape.summary().keys()
+    assert landscape.above.level == 0.5 and landscape.above.rate == pytest.approx(0.5, abs=0.02)
+    reliability, (first, *_) = landscape.stable_ranges(landscape.recommended)
+    assert reliability is not None and 8e-4 < first.low < 1.6e-3 and first.high == 1e-2
+    assert landscape.summary()["above"] == 0.5
+    assert regions.share_reliable(landscape.above, landscape.space).value == pytest.approx(0.5, abs=0.1)
+
+
+def clustered(n=48):
+    """Nodes of a search that has exploited: all partial, in a corner of the space."""
+    rng = np.random.default_rng(0)
+    u = 0.7 + 0.3 * rng.random((n, 5))
+    u[:, 3] = 0.5
+    return ClassMap.fit(u, 0.6 + 0.1 * u[:, 1] + 0.05 * rng.normal(size=n), np.arange(n), FAST), u
+
+
+def test_far_from_all_trainings_the_classes_are_not_known():
+    classes, near = clustered()
+    far = classes.probabilities(np.zeros((1, 5)))[0]
+    assert classes.probabilities(near)[:, 1].min() > 0.9
+    assert far[0] > 0.03 and far[2] > 0.1, "no class is excluded that no training excludes"
+
+
+def test_values_that_a_level_divides_are_told_apart():
+    rng = np.random.default_rng(1)
+    u = rng.random((96, 5))
+    classes = ClassMap.fit(u, np.clip(0.8 * u[:, 0] + 0.02 * rng.normal(size=96), 0, 1), np.arange(96), FAST)
+    for level in (0.3, 0.5, 0.7):
+        one = classes.above(level)
+        assert one.skill.low > 0.5 and one.rate == np.mean(classes.values > level)
+    assert classes.converged.skill.value == 0, "nothing converged"

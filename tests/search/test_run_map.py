@@ -134,9 +134,9 @@ def test_the_objective_map_scores_the_predictions_and_leaves_the_tree(tmp_path):
     assert trees[0] == trees[1], "UCB and choices keep connectivity_R2"
     scores = [c.map_score for c in state.choices.values()]
     assert scores[:2] == [None, None], "fewer than 12 configurations"
-    classes = run_map(state, 1).classes
-    assert scores[3]["log_loss"] == pytest.approx(classes.log_loss, abs=1e-4)
-    assert scores[3]["skill"] == pytest.approx(1 - classes.log_loss / classes.base_log_loss, abs=1e-3)
+    score = run_map(state, 1).classes.score
+    assert scores[3]["log_loss"] == pytest.approx(score.log_loss, abs=1e-4)
+    assert scores[3]["skill"] == pytest.approx(1 - score.log_loss / score.base_log_loss, abs=1e-3)
     shown = f"{scores[3]['brier']:.3f}"
     assert shown in texts[1] and shown in write_report(tmp_path / "map").read_text()
     assert map_text(state, 1).count(shown) == 1

@@ -69,12 +69,15 @@ def _reliability(ax: Axes, landscape: Landscape) -> None:
         return
     values, n = landscape.trainings.values("connectivity_R2"), np.bincount(groups)
     ax.plot([0, 1], [0, 1], color=MUTED, lw=0.7, ls=DASHED)
-    reached = {"converged": (classes.held_out[:, 2], values > CONVERGED, GOOD)}
-    reached["failed"] = (classes.held_out[:, 0], values < FAILED, LEARNED)
+    reached = {"failed": (classes.held_out[:, 0], values < FAILED, LEARNED)}
+    if (above := landscape.above) is not None:
+        reached[f"above {above.level:g}"] = above.held_out, values > above.level, GOOD
     for name, (stated, hit, colour) in reached.items():
         if 0 < hit.mean() < 1:
             bins = reliability(stated, np.bincount(groups, hit) / n, n)
-            ax.errorbar(bins[:, 0], bins[:, 1], 1.645 * bins[:, 2], marker="o", ms=3, color=colour, lw=0.9, label=name)
+            ends = np.clip([bins[:, 1] - 1.645 * bins[:, 2], bins[:, 1] + 1.645 * bins[:, 2]], 0, 1)
+            errors = np.abs(ends - bins[:, 1])
+            ax.errorbar(bins[:, 0], bins[:, 1], errors, marker="o", ms=3, color=colour, lw=0.9, label=name)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="stated probability", ylabel="share of held-out trainings")
     ax.set_title(f"Reliability (skill {classes.skill.value:.2f})")
     ax.legend(loc="upper left")
@@ -83,7 +86,7 @@ def _reliability(ax: Axes, landscape: Landscape) -> None:
 def _ranges(ax: Axes, landscape: Landscape, defaults: Mapping[str, Any]) -> None:
     """The stable range of every setting around the recommended one, on unit axes."""
     setting, space = landscape.recommended, landscape.space
-    level, found = landscape.stable_ranges(setting) if landscape.tells_where else (None, [])
+    (level, found), above = landscape.stable_ranges(setting), landscape.above
     for y, name in enumerate(space.names):
         ax.plot([0, 1], [y, y], color=GUIDE, lw=5, solid_capstyle="butt", zorder=0)
         ax.plot(setting.place[y], y, marker="*", ms=9, color=GOOD, mec="white", mew=0.5, ls="none")
@@ -102,7 +105,10 @@ def _ranges(ax: Axes, landscape: Landscape, defaults: Mapping[str, Any]) -> None
     ax.invert_yaxis()
     ax.set_xticks([0, 1], ["low end", "high end"])
     ax.set_xlabel("★ recommended   ○ best node   × default   | fails")
-    ax.set_title("No stable range" if level is None else f"P(converged) is at least {level:g}")
+    known = above is not None and level is not None
+    ax.set_title(
+        f"P({short('connectivity_R2')} > {above.level:g}) is at least {level:g}" if known else "No stable range"
+    )
 
 
 @house_style
@@ -126,7 +132,7 @@ def overview_figure(
 
 @house_style
 def effects_figure(path: str | Path, landscape: Landscape, metrics: Sequence[str]) -> Path:
-    """The effect of every setting on some metrics and on the probability of convergence; a dot per configuration."""
+    """The effect of every setting on some metrics and on the probability to exceed a level; a dot per configuration."""
     names = landscape.importance().ranked()[:N_SHOWN]
     data = landscape.surrogate().data
     n_columns = min(3, len(names))
@@ -141,9 +147,9 @@ def effects_figure(path: str | Path, landscape: Landscape, metrics: Sequence[str
             one, colour = landscape.curve(name, metric), COLOURS.get(metric, TRUE)
             ax.fill_between(one.places, *one.band, color=colour, alpha=0.2, lw=0)
             ax.plot(one.places, one.mean, color=colour, lw=1.4, label=short(metric))
-        if landscape.tells_where:
-            one = landscape.class_curve(name)
-            ax.plot(one.places, one.mean, color=GOOD, lw=1.2, ls=DASHED, label="P(converged)")
+        if (above := landscape.above) is not None:
+            one, label = landscape.class_curve(name, above.level), f"P({short('connectivity_R2')} > {above.level:g})"
+            ax.plot(one.places, one.mean, color=GOOD, lw=1.2, ls=DASHED, label=label)
         _ticks(ax, landscape.space.ranges[name])
         ax.set(ylim=(-0.02, 1.02))
         ax.set_title(short(name))
@@ -208,8 +214,8 @@ def conditions_figure(path: str | Path, landscapes: Mapping[str, Landscape], met
 
 
 @house_style
-def probability_figure(path: str | Path, landscapes: Mapping[str, Landscape]) -> Path:
-    """The probability of convergence along every setting, other settings averaged, for every condition."""
+def probability_figure(path: str | Path, landscapes: Mapping[str, Landscape], level: float) -> Path:
+    """The probability to exceed a level along every setting, other settings averaged, for every condition."""
     names = list(dict.fromkeys(n for one in landscapes.values() for n in one.space.names))[:N_SHOWN]
     n_columns = min(3, len(names))
     n_rows = -(-len(names) // n_columns)
@@ -219,7 +225,7 @@ def probability_figure(path: str | Path, landscapes: Mapping[str, Landscape]) ->
     for ax, name in zip(all_axes, names, strict=False):
         for k, (condition, one) in enumerate(landscapes.items()):
             if name in one.space.names:
-                line = one.class_curve(name)
+                line = one.class_curve(name, level)
                 ax.fill_between(line.places, *line.band, color=cycle[k % len(cycle)], alpha=0.12, lw=0)
                 ax.plot(line.places, line.mean, color=cycle[k % len(cycle)], lw=1.3, label=condition)
                 _ticks(ax, one.space.ranges[name])

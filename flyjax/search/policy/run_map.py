@@ -16,7 +16,7 @@ from flyjax.search.journal.state import State, objective_metric
 if TYPE_CHECKING:
     from flyjax.landscape import Landscape
 
-N_PROCESS = 128  # rows from which on a map is made of trees alone: Gaussian processes would take seconds
+N_PROCESS = 128  # trainings up to which a map is made of Gaussian processes, from there on of the faster trees
 N_POINTS = 256  # of the space, among which the most uncertain are looked for
 SPACING = 0.25  # of the cube's diagonal: picks of a batch that are closer tell the same
 
@@ -54,7 +54,7 @@ def _fit(table: str) -> Landscape | None:
     ]
     if not rows:
         return None
-    kinds = KINDS if len(rows) <= N_PROCESS else KINDS[:1]
+    kinds = KINDS[1:] if len(rows) <= N_PROCESS else KINDS[:1]
     return landscape.fit(landscape.Trainings.from_rows(rows), ranges, sizes=landscape.FAST, kinds=kinds)
 
 
@@ -75,9 +75,9 @@ def map_score(state: State, block: int) -> dict[str, float] | None:
     found = run_map(state, block)
     if found is None or found.n_configurations < MIN_CONFIGURATIONS:
         return None
-    classes = found.classes
-    skill, low, high = classes.skill.value, classes.skill.low, classes.skill.high
-    values = {"skill": skill, "low": low, "high": high, "log_loss": classes.log_loss, "brier": classes.brier}
+    score = found.classes.score
+    skill, low, high = score.skill.value, score.skill.low, score.skill.high
+    values = {"skill": skill, "low": low, "high": high, "log_loss": score.log_loss, "brier": score.brier}
     return {name: round(value, 4) for name, value in values.items()}
 
 
@@ -149,7 +149,8 @@ def map_text(state: State, block: int, n_uncertain: int = 3) -> str:
     share, least, most = facts["seed_share"]
     noise = f"{share:.0%} of the variance ({least:.0%} to {most:.0%})" if np.isfinite(share) else "not measured"
     stable = facts.get("stable_ranges") or {}
-    level = f", stable range (P(R2 > 0.9) >= {facts['stable_level']:g}, others as recommended)" if stable else ""
+    stated = f"P(R2 > {facts['above']:g}) >= {facts['stable_probability']:g}" if stable else ""
+    level = f", stable range ({stated}, others as recommended)" if stable else ""
     lines = [score + head, f"setting | importance (total Sobol' index, 90 % interval) | recommended{level}"]
     for name, (total, least, most) in facts["importance"].items():
         span = f" | {_number(stable[name][0])} to {_number(stable[name][1])}" if name in stable else ""
