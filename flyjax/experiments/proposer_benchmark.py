@@ -23,6 +23,7 @@ from flyjax.data.splits import cache_key
 from flyjax.experiments.node import learner_for, pool_metrics
 from flyjax.landscape import CLASSES, FAST, Benchmark, Trainings, benchmark, fit
 from flyjax.landscape.classes import classify
+from flyjax.landscape.study import METRICS
 from flyjax.recovery import extract
 from flyjax.recovery.metrics import Metrics, circuit_metrics
 from flyjax.search.iteration import IterationPlan
@@ -70,7 +71,7 @@ class StudyLandscape:
 
     def observe(self, config: dict[str, Any], seed: int) -> float:
         """connectivity_R2 of one training."""
-        return self.benchmark.ask(config, seed)["connectivity_R2"]
+        return self.benchmark.ask(config, seed, METRICS[:1])["connectivity_R2"]
 
     def evaluate(self, plan: IterationPlan) -> dict[int, dict[str, Any]]:
         """The nodes of a plan, as `run_loop` wants them."""
@@ -78,7 +79,7 @@ class StudyLandscape:
 
     def quality(self, node: Node) -> float:
         """The expected connectivity_R2, seeds averaged."""
-        return self.benchmark.expected(node.config)["connectivity_R2"]
+        return self.benchmark.expected(node.config, METRICS[:1])["connectivity_R2"]
 
     def again(self, config: dict[str, Any]) -> list[float]:
         """connectivity_R2 of a configuration on `FRESH_SEEDS`."""

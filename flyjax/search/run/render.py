@@ -8,7 +8,9 @@
 protocol.md itself is written by the session, which first reads what a user changed there.
 """
 
+import json
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -189,11 +191,16 @@ def analysis_log(state: State) -> str:
     return "\n".join(lines) + "\n"
 
 
+@lru_cache(maxsize=8)  # it seldom changes, and writing YAML is slower than all the rest
+def _config_yaml(data: str) -> str:
+    return dump_yaml(json.loads(data))
+
+
 def write(run_dir: Path, state: State) -> None:
     """Bring every rendering up to date."""
     run_dir = Path(run_dir)
     files = {
-        "config.yaml": dump_yaml({**state.experiment, "made_with": state.made_with}),
+        "config.yaml": _config_yaml(json.dumps({**state.experiment, "made_with": state.made_with})),
         "analysis.md": analysis_md(state),
         "analysis.log": analysis_log(state),
         "ucb_scores.txt": "".join(f"{line}\n" for line in ucb_lines(state, state.ucb_c)),
