@@ -37,6 +37,7 @@ class Slot:
     strategy: str
     parent: int | str
     factor: float = 10.0  # of a failure-probe
+    anywhere: bool = False  # whether the mutation may lead anywhere in the ranges
 
 
 def condition_holds(condition: Condition, state: State, block: int, n_iter_block: int) -> bool:

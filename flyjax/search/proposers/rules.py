@@ -21,6 +21,9 @@ from flyjax.search.protocol.document import Rules, rules
 from flyjax.search.protocol.revision import revise
 
 N_COMPARED = 64  # drafts of a slot that the map compares
+#: Slots that exploit from which on the last of them mutates to anywhere in the ranges: small steps alone end on the
+#: first hill, and leave a map that knows nothing of the rest.
+N_EXPLOIT = 3
 PATIENCE = 400  # drafts per slot before the space is taken to be exhausted
 
 
@@ -71,6 +74,9 @@ class RulesProposer:
         )
         sources: dict[tuple, Iterator] = {}  # slots of one kind draw from one stream of drafts
         out = []
+        exploiting = [k for k, slot in enumerate(slots) if slot.strategy == "exploit"]
+        if len(exploiting) >= N_EXPLOIT:
+            slots[exploiting[-1]] = replace(slots[exploiting[-1]], anywhere=True)
         for slot in slots:
             proposal = self._fill(context, slot, taken, known, rng, sources)
             if proposal is None and slot.strategy != "exploit":
@@ -85,7 +91,7 @@ class RulesProposer:
         parent = state.nodes[slot.parent]
         if slot.strategy == "robustness-test":
             return Proposal(parent.id, {}, slot.strategy, f"node {parent.id} (R2 {score(parent):.3f}) is reproducible")
-        key = (slot.strategy, slot.parent)
+        key = (slot.strategy, slot.parent, slot.anywhere)
         if key not in sources:
             drafts = self._drafts(context, slot, parent, known, ranges, rng)
             sources[key] = drafts if slot.strategy == "exploit" else _most_informative(context, parent, drafts)
@@ -94,6 +100,8 @@ class RulesProposer:
     def _drafts(self, context, slot, parent: Node, known, ranges, rng) -> Iterator[dict[str, Any]]:
         state, block = context.state, context.block
         nodes = state.block_nodes(block)
+        if slot.anywhere:
+            return (moves.anywhere(ranges, parent.config, rng) for _ in itertools.count())
         if slot.strategy == "failure-probe":
             probed = {k for n in nodes if n.strategy == slot.strategy for k in n.changes}
             return moves.probes(ranges, parent, probed, slot.factor, rng)
