@@ -18,7 +18,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from flyjax.report import charts, landscape, tables, tree
+from flyjax.report import charts, landscape, map_use, tables, tree
 from flyjax.report.run_view import RunView, node_of
 from flyjax.search.confirmation import confirmed
 from flyjax.search.journal.state import CONVERGED, FAILED, Node
@@ -61,6 +61,11 @@ HEADINGS = {
 #: (column, heading, long name); the status cell also shows class and reason.
 COLUMNS = [(c, *HEADINGS.get(c, (c, c))) for c in tables.COLUMNS if c not in ("seeds", "class", "reason")]
 TEXT_COLUMNS = ("parent", "strategy", "mutation", "status")
+#: Columns that are shown on request: with them the table is wider than a screen.
+DETAIL_COLUMNS = (
+    *("block", "iteration", "cluster_accuracy", "test_pearson", "external_input_R2", "final_loss"),
+    *("reward_min", "reward_CV"),
+)
 
 #: Pixels of the long side: figures of the best nodes, and of all others.
 LARGE, SMALL = 1600, 760
@@ -115,6 +120,7 @@ def environment() -> Environment:
         strategies=STRATEGIES,
         columns=COLUMNS,
         text_columns=TEXT_COLUMNS,
+        detail_columns=DETAIL_COLUMNS,
         node_metrics=NODE_TABLE,
         block_metrics=(*RECOVERY, "test_R2"),
         corners=tree.corners,
@@ -214,6 +220,7 @@ def _context(run: RunView) -> dict[str, Any]:
         confirmed=confirmed(run.state),
         pending=pending_input(run.folder, run.state).strip(),
         landscape_maps=functools.partial(landscape.report_section, run.folder, run.search_ranges, run.truth_metric),
+        map_use=functools.partial(map_use.report_section, run.state),
     )
 
 
