@@ -151,7 +151,7 @@ class Trainings:
         for number in range(groups.max(initial=-1) + 1):
             part = self.where(groups == number)
             columns = {**part.settings, **part.conditions}
-            out[", ".join(_describe(name, columns[name][0]) for name in names) or "all trainings"] = part
+            out[", ".join(describe(name, columns[name][0]) for name in names) or "all trainings"] = part
         return out
 
     @property
@@ -174,7 +174,8 @@ def _key(value: Any) -> str:
     return json.dumps(float(value) if isinstance(value, (int, float)) else value, sort_keys=True, default=str)
 
 
-def _describe(name: str, value: Any) -> str:
+def describe(name: str, value: Any) -> str:
+    """A condition in words: its value, with its name where that is a number."""
     return str(value) if isinstance(value, str) else f"{name} {value:g}" if finite(value) is not None else f"no {name}"
 
 

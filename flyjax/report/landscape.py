@@ -16,7 +16,7 @@ from flyjax.config import Range
 from flyjax.landscape import FAST, Estimate, Landscape, Trainings, fit, regions
 from flyjax.landscape.landscape import LEVELS
 from flyjax.landscape.surrogate import LEVEL, resampled
-from flyjax.landscape.trainings import TABLE
+from flyjax.landscape.trainings import TABLE, describe
 from flyjax.report.figures import landscape as figures
 from flyjax.report.figures.landscape import short
 from flyjax.report.landscape_text import (
@@ -154,7 +154,7 @@ def paired_blocks(trainings: Trainings, ranges: Mapping[str, Range], metrics: Se
             values = [{n: part.conditions[n][0] for n in names} for part in (a, b)]
             if [n for n in names if values[0][n] != values[1][n]] != [name]:
                 continue
-            rest = ", ".join(str(values[0][n]) for n in names if n != name)
+            rest = ", ".join(describe(n, values[0][n]) for n in names if n != name)
             n_pairs, gains = _paired(a, b, ranges, metrics)
             if n_pairs > 1:
                 change = f"{values[0][name]} → {values[1][name]}"

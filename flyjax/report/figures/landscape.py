@@ -205,6 +205,8 @@ def conditions_figure(path: str | Path, landscapes: Mapping[str, Landscape], met
                         text = f"{e.value:.2f}\n{e.low:.2f}–{e.high:.2f}"
                         ax.text(k, row, text, ha="center", va="center", fontsize=5.5,
                                 color="white" if e.value > 0.45 else TRUE)  # fmt: skip
+            else:
+                ax.text((len(names) - 1) / 2, row, "not predicted", ha="center", va="center", fontsize=7, color=MUTED)
         ax.imshow(table, cmap="Oranges" if metric == "connectivity_R2" else "Blues", vmin=0, vmax=0.8, aspect="auto")
         ax.set_xticks(range(len(names)), [short(n) for n in names], rotation=35, ha="right")
         ax.set_yticks(range(len(landscapes)), list(landscapes))
