@@ -9,10 +9,15 @@ import nbformat
 import pytest
 
 NAMES = (
-    "01_the_fly_sees", "02_train_and_recover", "03_a_batched_sweep", "04_the_search_loop", "05_read_a_run"
-)  # fmt: skip
+    "01_the_fly_sees",
+    "02_train_and_recover",
+    "03_a_batched_sweep",
+    "04_the_search_loop",
+    "05_read_a_run",
+    "06_your_own_circuit",
+)
 #: Pictures shown, without those of matplotlib.
-PICTURES = {"01": 6, "02": 2, "03": 0, "04": 1, "05": 2}
+PICTURES = {"01": 6, "02": 2, "03": 0, "04": 1, "05": 2, "06": 0}
 
 
 @pytest.fixture(scope="module")
