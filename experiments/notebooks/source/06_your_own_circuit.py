@@ -2,8 +2,8 @@
 # # 6. Your own circuit
 #
 # A circuit is two tables, neurons and edges; it needs no hexagonal lattice. Here three neurons, written by hand, are
-# simulated, recorded, trained and read off. `docs/how_to/own_connectome.md` has every column, a subset of the fly's cell
-# types, and FlyWire.
+# simulated, recorded, trained and read off. `docs/how_to/own_connectome.md` has every column, a subset of the fly's
+# cell types, and FlyWire.
 
 # %%
 import os
