@@ -17,7 +17,7 @@ Examples:
   python scripts/simulate.py --visual-input-type moving_edges --show\n
   python scripts/simulate.py --visual-input-type optical_flow --show\n
   python scripts/simulate.py --extent 8 --noise 0.05 --save\n
-  python scripts/simulate.py --protocol moving_edges --parameters flow/0000/000\n
+  python scripts/simulate.py --protocol flashes --parameters flow/0000/000\n
   python scripts/simulate.py --protocol flashes --extent 3 --set radius=2\n
   python scripts/simulate.py --strip experiments/results/scenes.png\n
   python scripts/simulate.py --compare scenes_flow --compare DAVIS

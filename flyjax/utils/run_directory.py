@@ -193,6 +193,8 @@ def _stamp_old_folders(path: Path) -> None:
             if (folder / "config.yaml").read_text("utf-8").startswith(f"node: {int(folder.name)}\n"):
                 (folder / STAMP).touch()
     for folder in checkpoint_folder(path).glob("*"):
+        if re.fullmatch(r"planned_[0-9a-f]+\.json", folder.name):  # plans are in folders today
+            folder.unlink()
         inside = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         if re.fullmatch("[0-9a-f]{16}", folder.name) and all(n.isdigit() or "orbax" in n for n in inside):
             (folder / STAMP).touch()

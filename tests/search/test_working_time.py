@@ -67,6 +67,15 @@ def test_a_session_writes_its_heartbeat_and_removes_it(tmp_path, monkeypatch):
     assert not list(tmp_path.glob(heartbeat.FILE_NAME + "*"))
 
 
+def test_a_folder_in_the_place_of_the_heartbeat_stays_and_ends_no_run(tmp_path):
+    (tmp_path / heartbeat.FILE_NAME / "mine").mkdir(parents=True)
+    beat = heartbeat.Heartbeat(tmp_path, time.time)
+    beat.start()
+    beat.stop()
+    assert heartbeat.crashed_session_seconds(tmp_path, 10.0, 20.0) == 0.0
+    assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")] == [".alive", ".alive/mine"]
+
+
 def test_waiting_for_approval_is_no_work(tmp_path, monkeypatch):
     now, answers = [1000.0], [True, True, KeyboardInterrupt, False, Killed, True]
 

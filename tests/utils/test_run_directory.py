@@ -132,6 +132,7 @@ def old_sweep(folder):
     (folder / "nodes" / "0002").mkdir(parents=True)
     (folder / "nodes" / "0002" / "mine.txt").write_text("x")
     (folder / "checkpoints" / "0123456789abcdef" / "250").mkdir(parents=True)
+    (folder / "checkpoints" / "planned_0123456789abcdef.json").write_text("{}")
     (folder / "checkpoints" / "mine").mkdir(parents=True)
     (folder / "checkpoints" / "mine" / "model.pt").write_text("x")
 

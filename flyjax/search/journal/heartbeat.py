@@ -55,7 +55,8 @@ class Heartbeat:
             self.discard()
 
     def discard(self) -> None:
-        self._path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody's folder, or a directory that can no longer be written
+            self._path.unlink()
 
     def _run(self) -> None:
         ended = False
