@@ -157,11 +157,20 @@ class Trainings:
     @property
     def diverged(self) -> int:
         """Number of trainings without a result."""
-        return int(np.isnan(self.metrics["connectivity_R2"]).sum())
+        return int(np.isnan(self.metrics[self._result_of("connectivity_R2")]).sum())
+
+    def _result_of(self, metric: str) -> str:
+        """The metric, or test_R2 for connectivity_R2 where no training has it: of a recording without ground truth."""
+        known = self.metrics.get(metric)
+        has_none = known is None or not np.isfinite(known).any()
+        return "test_R2" if metric == "connectivity_R2" and has_none and "test_R2" in self.metrics else metric
 
     def values(self, metric: str) -> Float[np.ndarray, " n"]:
-        """A metric of every training; where 1 is the best value, no result and values below 0 count as 0."""
-        values = self.metrics.get(metric, np.full(len(self), np.nan))
+        """A metric of every training; where 1 is the best value, no result and values below 0 count as 0.
+
+        Where no training has connectivity_R2, as on a recording without ground truth, test_R2 stands for it.
+        """
+        values = self.metrics.get(self._result_of(metric), np.full(len(self), np.nan))
         return np.maximum(np.nan_to_num(values, nan=0.0), 0.0) if is_score(metric) else values
 
 
@@ -234,7 +243,7 @@ def _conditions(simulation: Mapping[str, Any], model: Mapping[str, Any], trainin
     ]
     learner = ", ".join(differences)
     seed = simulation.get("parameters_seed", 0)
-    truth = str(simulation.get("parameters", Simulation().parameters))
+    truth = str(simulation.get("recording") or simulation.get("parameters", Simulation().parameters))
     named, own = f"{truth} {seed}" if truth == "sampled" and seed else truth, simulation.get("connectome")
     return {
         "learner": LEARNERS.get(learner, learner),

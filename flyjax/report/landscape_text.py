@@ -280,8 +280,12 @@ def traded_settings(landscape: Landscape) -> list[str]:
 
 
 def skilled_metrics(landscape: Landscape) -> list[str]:
-    """The metrics of `SHOWN` that the map predicts."""
-    return [m for m in SHOWN if m in landscape.metrics and landscape.surrogate(m).skill.low > 0]
+    """The metrics of `SHOWN`, and the map's own, that the map predicts."""
+    return [
+        m
+        for m in dict.fromkeys((*SHOWN, landscape.metric))
+        if m in landscape.metrics and landscape.surrogate(m).skill.low > 0
+    ]
 
 
 def _sign(e: Estimate) -> int:

@@ -43,6 +43,17 @@ def test_a_table_is_read_as_it_was_written(tmp_path):
     assert again.settings == trainings.settings and again.reasons == trainings.reasons
 
 
+def test_held_out_prediction_stands_for_weights_that_nobody_knows():
+    def rows(truth):
+        metrics = [{"connectivity_R2": truth, "test_R2": value} for value in (0.95, 0.5, None)]
+        return [{"settings": {"batch_size": k}, "seed": k, "metrics": m} for k, m in enumerate(metrics)]
+
+    unknown = Trainings.from_rows(rows(None))
+    np.testing.assert_array_equal(unknown.values("connectivity_R2"), [0.95, 0.5, 0])
+    assert unknown.diverged == 1
+    np.testing.assert_array_equal(Trainings.from_rows(rows(0.7)).values("connectivity_R2"), [0.7] * 3)
+
+
 @pytest.mark.parametrize("content", [None, b"a,b\n1,2\n", b"\x1f\x8bdamaged"])
 def test_what_holds_no_trainings_is_one_line(tmp_path, content):
     path = tmp_path / "trainings.csv"
