@@ -131,9 +131,14 @@ def _problems(experiment: Experiment) -> Iterator[str]:
     for name, values in experiment.sweep.grid.items():
         trainings += [updated(training, {name: value}, "sweep.grid") for value in values]
     for one, candidate in itertools.product([simulation, *blocks], trainings):
-        problem = training_problem(experiment.model, candidate, one.n_frames, one.n_frames // one.n_recordings)
+        problem = training_problem(experiment.model, candidate, one.n_observed, one.n_observed // one.n_recordings)
         if problem:
             yield problem
+        if one.observe_every > 1 and candidate.rollout_steps > 1:
+            yield (
+                f"simulation.observe_every={one.observe_every} gives no state after each step, which rollout_steps="
+                f"{candidate.rollout_steps} needs: set rollout_steps to 1"
+            )
     noise = search.ranges.get("noise_model_level")
     if simulation.recording is not None:
         yield from _recording_problems(experiment, noise is not None or any(t.noise_model_level for t in trainings))

@@ -129,6 +129,19 @@ class Simulation(StrictModel):
     cut_edges: float = Field(
         0.0, ge=0, lt=1, description="share of edges removed before the simulation, from circuit and learner"
     )
+    hidden_neurons: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the neurons that are not recorded: the learner knows neither them nor their edges",
+    )
+    observe_every: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="training frames are recorded only every so many steps; targets are then the "
+        "differences over the gap",
+    )
     n_recordings: int = Field(
         1, ge=1, le=64, description="recordings, of other scenes and noise, among which the training frames are divided"
     )
@@ -157,12 +170,21 @@ class Simulation(StrictModel):
 
     @model_validator(mode="after")
     def _parts_have_ends(self):
-        if self.n_recordings > 1 and self.target == "difference":
+        if self.n_recordings > 1 and (self.target == "difference" or self.observe_every > 1):
             raise ValueError(
-                "target: difference needs the voltage after every frame, which parts lack at their ends: set "
-                "n_recordings to 1"
+                "target: difference and observe_every need the voltage after every frame, which parts lack at their "
+                "ends: set n_recordings to 1"
+            )
+        if self.measurement_noise_level and (self.hidden_neurons or self.observe_every > 1):
+            raise ValueError(
+                "measurement_noise_level does not work with hidden_neurons or observe_every: set one of them to 0 or 1"
             )
         return self
+
+    @property
+    def n_observed(self) -> int:
+        """Frames of the training recording."""
+        return self.n_frames // self.observe_every
 
 
 class Model(StrictModel):

@@ -22,7 +22,7 @@ from flyjax.data.splits import (
     uses_finite_differences,
     videos_line,
 )
-from flyjax.ground_truth import build_ground_truth, learner_view
+from flyjax.ground_truth import build_ground_truth, learner_view, seen_neurons
 from flyjax.simulation import initial_state, simulate_chunks
 from flyjax.utils.errors import UserError
 
@@ -193,9 +193,30 @@ def record(
         cache_key=cache_key(simulation, noise_model_level, split, seed) if parameters is None else None,
         parts=tuple(parts) if len(parts) > 1 else (),
     )
+    if not recording.has_equation:
+        recording = _observed(recording)
     if store is not None:
         recording.save(store)
     return recording
+
+
+def _observed(recording: Recording) -> Recording:
+    """A simulation as it is observed: without hidden neurons, a training every `observe_every` frames."""
+    s, states = recording.simulation, np.concatenate([recording.voltage, recording.final[None]])
+    seen = seen_neurons(recording.ground_truth[0], s.hidden_neurons, s.parameters_seed)
+    gap = s.observe_every if recording.split == "train" else 1
+    frames = gap * np.arange(recording.n_frames // gap)
+    if gap == 1:
+        derivative = recording.derivative
+    else:
+        derivative = (states[frames + gap] - states[frames]) / np.float32(gap * recording.dt)
+    return dataclasses.replace(
+        recording,
+        voltage=states[frames][:, seen],
+        luminance=recording.luminance[frames],
+        final=states[frames[-1] + gap][seen],
+        stored_derivative=derivative[:, seen],
+    )
 
 
 def _made_by_its_circuit(recording: Recording) -> bool:
@@ -226,6 +247,11 @@ def held_out(recording: Recording) -> Recording:
         raise UserError(
             "the recording is a test split, on which networks are evaluated: train on record(simulation, split='train')"
         )
+    if not recording.has_equation:
+        raise UserError(
+            "a recording with hidden_neurons or observe_every tells too little to simulate its circuit: pass the "
+            "simulation instead, which makes both recordings"
+        )
     if not _made_by_its_circuit(recording):
         raise UserError(
             "the recording's voltages are not those of its circuit under its luminance (were they replaced?), so that "
@@ -253,6 +279,8 @@ def lesioned(recording: Recording, fraction: float = 0.5, seed: int = 0) -> Lesi
 
     **Raises:** `UserError` unless 0 <= fraction < 1.
     """
+    if recording.simulation.hidden_neurons:
+        raise UserError("a lesion needs all neurons: set simulation.hidden_neurons to 0")
     if not 0 <= fraction < 1:
         raise UserError(f"a lesion takes a share of the edges in 0 <= fraction < 1, got {fraction}")
     (true, p), known = recording.ground_truth, recording.connectome

@@ -82,7 +82,7 @@ class Recording:
     - `luminance`: (T, n_col) float32 in [0, 1].
     - `final`: (N,) float32, voltage after the last frame.
     - `connectome`, `parameters`: the circuit as a learner is given it: null edges are in it with weight 0, removed ones
-        are not. What is unknown of a recording of one's own is NaN.
+        and hidden neurons are not. What is unknown of a recording of one's own is NaN.
     - `simulation`: its configuration.
     - `noise_model_level`: standard deviation of the process noise per step that this recording has.
     - `split`: 'train' or 'test'.
@@ -131,6 +131,12 @@ class Recording:
     def is_simulated(self) -> bool:
         """Whether flyjax made it; else it is one's own."""
         return self.simulation.recording is None
+
+    @property
+    def has_equation(self) -> bool:
+        """Whether the derivative follows from the voltages and the circuit; else it is stored."""
+        hides = self.simulation.hidden_neurons or (self.split == "train" and self.simulation.observe_every > 1)
+        return self.is_simulated and not hides
 
     @cached_property
     def unknown(self) -> tuple[str, ...]:
@@ -265,7 +271,7 @@ class Recording:
         # In float16 they were rounded when they were recorded.
         arrays = {"voltage": self.voltage.astype(storage_dtype(self.simulation, self.split), copy=False)}
         wanted = self.split == "train" and self.simulation.store_derivative and self.simulation.target == "exact"
-        if wanted or not self.is_simulated:
+        if wanted or not self.has_equation:
             arrays["derivative"] = self.derivative
         connectome, parameters = self.ground_truth
         arrays |= {"luminance": self.luminance, "final": self.final}

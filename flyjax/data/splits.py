@@ -83,7 +83,7 @@ def cache_key(simulation: Simulation, noise_model_level: float, split: str, seed
     # The stimulus shown and its files count, wherever they lie; settings of the other split do not.
     excluded = {"visual_input_type", "test_visual_input_type", "data_path", "connectome"}
     if split == "test":
-        excluded |= {"n_frames", "n_recordings", "voltage_dtype", "store_derivative", "target"}
+        excluded |= {"n_frames", "n_recordings", "voltage_dtype", "store_derivative", "target", "observe_every"}
     else:
         excluded |= {"n_test_frames"}
     content = simulation.model_dump(mode="json", exclude=excluded)

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int
 
 from flyjax import circuit
 from flyjax.circuit import Connectome, Parameters
@@ -63,7 +63,8 @@ def files_of(simulation: Simulation) -> str:
 
 
 def known_circuit(simulation: Simulation) -> tuple[Connectome, Parameters]:
-    """The circuit that a learner is given: `build_ground_truth` with null edges and without removed ones.
+    """The circuit that a learner is given: `build_ground_truth` with null edges, without removed ones
+    and hidden neurons.
 
     The same connectome object for the same circuit.
 
@@ -76,17 +77,19 @@ def known_circuit(simulation: Simulation) -> tuple[Connectome, Parameters]:
 def learner_view(simulation: Simulation, ground_truth: tuple[Connectome, Parameters]) -> dict[str, Any]:
     """Fields of a recording: the circuit that the learner is given, and the simulated one if that is another."""
     connectome, parameters = ground_truth
-    if not (simulation.null_edges or simulation.removed_edges):
+    s = simulation
+    if not (s.null_edges or s.removed_edges or s.hidden_neurons):
         return {"connectome": connectome, "parameters": parameters}
-    settings = simulation.null_edges, simulation.null_edges_kind, simulation.removed_edges, simulation.parameters_seed
-    known, weight = _edit_edges(settings, connectome, np.asarray(parameters.weight, np.float32).tobytes())
-    parameters = parameters._replace(weight=jnp.asarray(weight))
+    settings = s.null_edges, s.null_edges_kind, s.removed_edges, s.hidden_neurons, s.parameters_seed
+    known, weight = _edit(settings, connectome, np.asarray(parameters.weight, np.float32).tobytes())
+    seen = seen_neurons(connectome, s.hidden_neurons, s.parameters_seed)
+    parameters = Parameters(jnp.asarray(weight), parameters.tau[seen], parameters.v_rest[seen])
     return {"connectome": known, "parameters": parameters, "simulated": ground_truth}
 
 
 @lru_cache(maxsize=8)
-def _edit_edges(settings: tuple, connectome: Connectome, weight_bytes: bytes) -> tuple[Connectome, Weight]:
-    null, kind, removed, seed = settings
+def _edit(settings: tuple, connectome: Connectome, weight_bytes: bytes) -> tuple[Connectome, Weight]:
+    null, kind, removed, hidden, seed = settings
     known, weight = connectome, np.frombuffer(weight_bytes, np.float32)
     if removed:
         known, weight = without_edges(known, weight, removed, seed)
@@ -94,7 +97,31 @@ def _edit_edges(settings: tuple, connectome: Connectome, weight_bytes: bytes) ->
         # A removed edge does not come back as a null one.
         forbidden = np.setdiff1d(connectome.node_pairs, known.node_pairs)
         known, weight = with_null_edges(known, weight, null, seed, kind, forbidden)
+    if hidden:
+        known, weight = _with_neurons(known, weight, seen_neurons(connectome, hidden, seed))
     return known, weight
+
+
+def seen_neurons(c: Connectome, hidden: float, seed: int) -> Int[np.ndarray, " n"]:
+    """All neurons but a random share that is hidden; the central ones, which figures show, are never."""
+    order = np.setdiff1d(np.arange(c.n_neurons), c.central)
+    order = np.random.default_rng([seed, 4]).permutation(order)
+    return np.setdiff1d(np.arange(c.n_neurons), order[: round(hidden * c.n_neurons)])
+
+
+def _with_neurons(c: Connectome, weight: Weight, seen: Int[np.ndarray, " n"]) -> tuple[Connectome, Weight]:
+    """The circuit of these neurons and the edges among them."""
+    number = np.full(c.n_neurons, -1, np.int32)
+    number[seen] = np.arange(len(seen))
+    edges = (number[c.senders] >= 0) & (number[c.receivers] >= 0)
+    lit = number[c.inputs] >= 0
+    fields = {name: getattr(c, name)[seen] for name in ("cell_type", "column", "u", "v")}
+    fields |= {name: getattr(c, name)[edges] for name in NULL_EDGE}
+    fields |= {name: number[fields[name]] for name in ("senders", "receivers")}
+    fields |= {"inputs": number[c.inputs[lit]], "input_column": c.input_column[lit]}
+    for values in fields.values():
+        values.setflags(write=False)
+    return dataclasses.replace(c, **fields), weight[edges]
 
 
 def _with_edges(c: Connectome, fields: dict[str, Any]) -> tuple[Connectome, Weight]:

@@ -36,7 +36,7 @@ def computes_target(recording) -> bool:
     """
     exact = (
         hasattr(recording, "ground_truth")
-        and recording.is_simulated
+        and recording.has_equation
         and not measurement_noise_std(recording.simulation, recording.split)
     )
     exact = exact and not uses_finite_differences(recording.simulation, recording.split)

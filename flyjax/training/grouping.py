@@ -83,7 +83,7 @@ def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     # Without a known stimulus, or a circuit, targets cannot be computed.
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
     large = exact and not own and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
-    sizes = sizes_of(make_learner(connectome, model), simulation.n_frames, not large)
+    sizes = sizes_of(make_learner(connectome, model), simulation.n_observed, not large)
     true = sizes.n_edges * (1 - simulation.cut_edges)
     edges = round(true * (1 - simulation.removed_edges + simulation.null_edges))
     return sizes._replace(n_edges=edges, n_params=sizes.n_params + edges - sizes.n_edges)

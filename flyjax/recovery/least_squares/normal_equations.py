@@ -264,6 +264,6 @@ def target_noise(recording: Recording) -> float:
     simulation, square = recording.simulation, 0.0
     if recording.split == "train":
         square += 2 * simulation.measurement_noise_level**2
-        if simulation.target == "difference":
-            square += recording.noise_model_level**2
+        if simulation.target == "difference" or simulation.observe_every > 1:
+            square += recording.noise_model_level**2 / simulation.observe_every
     return float(np.sqrt(square)) / simulation.delta_t
