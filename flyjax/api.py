@@ -7,7 +7,7 @@ from typing import Any
 
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
-from flyjax.data.own_recording import split_in_time
+from flyjax.data.own_recording import check_level, split_in_time
 from flyjax.data.recorder import held_out
 from flyjax.data.recording import Recording, load_recording
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
@@ -56,6 +56,8 @@ class _SingleRecording:
             self._train, self.test = split_in_time(recording)
 
     def train(self, level: float) -> Recording:
+        if not self._train.is_simulated:
+            check_level(level)
         if level != self._train.noise_model_level:
             raise UserError(
                 f"the recording has noise_model_level {self._train.noise_model_level:g}, a candidate {level:g}: "

@@ -48,7 +48,7 @@ def _checked(given: dict[str, Any], where: str) -> dict[str, np.ndarray]:
     if missing := [name for name in ("voltage", "dt") if name not in arrays]:
         raise UserError(f"{where} lacks {' and '.join(missing)}: voltage is (frames, neurons), dt in s")
     if lone := next((name for name, other in TOGETHER.items() if name in arrays and other not in arrays), None):
-        raise UserError(f"{where}: {lone} needs {TOGETHER[lone]}: give both or neither")
+        raise UserError(f"{where}: {lone} needs {TOGETHER[lone]}: add it, or leave {lone} out")
     sizes: dict[str, int] = {}
     for name, array in arrays.items():
         if array.ndim != len(SHAPES[name]):

@@ -300,7 +300,10 @@ def load_recording(path: str | Path) -> Recording:
     **Raises:** `UserError`, one line, if there is none, it is torn, edited or of another format, or its arrays cannot
     be used.
     """
-    if not (Path(path) / array_store.MANIFEST).is_file() and (arrays := array_store.read_arrays(path)) is not None:
+    has_manifest = (Path(path) / array_store.MANIFEST).is_file()
+    arrays = None if has_manifest else array_store.read_arrays(path)
+    # With the array of a saved one it is that, and lost its manifest.
+    if arrays is not None and "parameters.weight" not in arrays:
         return Recording._from_named(arrays, str(path))
     with reading(path, "delete the folder and record again"):
         arrays, meta = array_store.read_store(path)

@@ -114,11 +114,11 @@ def _with_neurons(c: Connectome, weight: Weight, seen: Int[np.ndarray, " n"]) ->
     number = np.full(c.n_neurons, -1, np.int32)
     number[seen] = np.arange(len(seen))
     edges = (number[c.senders] >= 0) & (number[c.receivers] >= 0)
-    lit = number[c.inputs] >= 0
+    kept = number[c.inputs] >= 0
     fields = {name: getattr(c, name)[seen] for name in ("cell_type", "column", "u", "v")}
     fields |= {name: getattr(c, name)[edges] for name in NULL_EDGE}
     fields |= {name: number[fields[name]] for name in ("senders", "receivers")}
-    fields |= {"inputs": number[c.inputs[lit]], "input_column": c.input_column[lit]}
+    fields |= {"inputs": number[c.inputs[kept]], "input_column": c.input_column[kept]}
     for values in fields.values():
         values.setflags(write=False)
     return dataclasses.replace(c, **fields), weight[edges]

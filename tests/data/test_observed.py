@@ -36,8 +36,10 @@ def test_hidden_neurons_leave_the_recording_and_the_circuit(tmp_path, split):
     assert np.array_equal(part.parameters.weight, np.asarray(weight)[both])
     assert np.array_equal(part.parameters.tau, np.asarray(tau)[seen])
     assert np.array_equal(known.cell_types, c.cell_types) and np.array_equal(known.cell_type, c.cell_type[seen])
-    lit = dict(zip(c.inputs.tolist(), c.input_column.tolist()))
-    assert dict(zip(seen[known.inputs].tolist(), known.input_column.tolist())) == {k: lit[k] for k in lit if k in seen}
+    columns = dict(zip(c.inputs.tolist(), c.input_column.tolist()))
+    assert dict(zip(seen[known.inputs].tolist(), known.input_column.tolist())) == {
+        k: columns[k] for k in columns if k in seen
+    }
     again = load_recording(part.save(tmp_path / "saved"))
     assert np.array_equal(again.derivative, part.derivative) and again.connectome == known
 
