@@ -48,7 +48,8 @@ class Axis:
 
     def _decades(self) -> list[float]:
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
-        return [10.0**k for k in range(first, last + 1)] if last > first else [self.low, self.high]
+        every = -(-(last - first + 1) // 6)  # at most six labels
+        return [10.0**k for k in range(first, last + 1, every)] if last > first else [self.low, self.high]
 
     def _round_numbers(self) -> list[float]:
         ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
@@ -125,6 +126,10 @@ class PlotArea:
 
     def y(self, fraction: float) -> float:
         return self.bottom - min(1.0, max(0.0, fraction)) * (self.bottom - self.top)
+
+    def path(self, points: Iterable[tuple[float, float]]) -> str:
+        """The SVG path through points in fractions."""
+        return "M" + "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in points)
 
 
 #: Points of a training curve at most.

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -89,6 +90,7 @@ class RunView:
         #: Ids of the nodes that the steps chose.
         self.chosen = {choice.chosen for choice in self.state.choices.values()}
         self.best = measures.best_node(self.state)
+        self._sections: dict[int, str] = {}
         self.search_ranges = {name: Range(**span) for name, span in (self.search.get("ranges") or {}).items()}
         #: Metrics of every training of a node.
         self.per_seed = {
@@ -113,10 +115,28 @@ class RunView:
 
     def curves(self, name: str, node: Node | None = None) -> Curves | None:
         """The curves of a logged quantity, of all trainings or of a node's."""
-        lanes = self.history
-        if node is not None:
-            lanes = {lane: entries for lane, entries in lanes.items() if node_of(lane) == node.id}
-        return Curves.of(lanes, name, is_score(name))
+        return Curves.of(self.history if node is None else self._lanes.get(node.id, {}), name, is_score(name))
+
+    @cached_property
+    def _lanes(self) -> dict[int | None, dict[str, list[dict[str, float]]]]:
+        """The history by node."""
+        out: dict[int | None, dict[str, list[dict[str, float]]]] = {}
+        for lane, entries in self.history.items():
+            out.setdefault(node_of(lane), {})[lane] = entries
+        return out
+
+    def parallel(
+        self, names: Sequence[str]
+    ) -> tuple[dict[str, Axis | ScoreAxis], list[tuple[Node, list[tuple[float, float]]]]]:
+        """Axes of settings, then of the ground-truth metric, and the places of every finished node on them."""
+        axes: dict[str, Axis | ScoreAxis] = {name: self.axis(name) for name in names}
+        axes[self.truth_metric] = self.score_axis
+        lines = []
+        for node in (n for n in self.ranked if n.status == "finished"):
+            values = node.config | {self.truth_metric: self.value(node, self.truth_metric)}
+            places = [axis.place(values.get(name)) for name, axis in axes.items()]
+            lines.append((node, [(k / len(names), y) for k, y in enumerate(places) if y is not None]))
+        return axes, [(node, points) for node, points in lines if points]
 
     @cached_property
     def score_axis(self) -> ScoreAxis:
@@ -126,9 +146,13 @@ class RunView:
 
     def as_yaml(self, node: Node) -> str:
         """A node's configuration as an experiment file."""
-        simulation = self.state.blocks[node.block].simulation
-        sections = {"simulation": simulation, "model": self.state.experiment.get("model") or {}}
-        return dump_yaml({"name": f"{self.name}-node-{node.id}", **sections, "training": node.config})
+        if node.block not in self._sections:  # the same for all nodes of a block
+            simulation = self.state.blocks[node.block].simulation
+            self._sections[node.block] = dump_yaml(
+                {"simulation": simulation, "model": self.state.experiment.get("model") or {}}
+            )
+        head, training = dump_yaml({"name": f"{self.name}-node-{node.id}"}), dump_yaml({"training": node.config})
+        return head + self._sections[node.block] + training
 
     def events_named(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] in names]
