@@ -285,6 +285,36 @@ MUTATIONS = (
         "utils/test_secrets.py::test_files",
         fast=True,
     ),
+    # --- report: what is shown, served and exported ---
+    Mutation(
+        "R2 is drawn on a linear axis",
+        "report/charts.py",
+        "return math.log(1 - min(max(0.0, value), self.top)) / math.log(1 - self.top)",
+        "return min(max(0.0, value), self.top) / self.top",
+        "report/test_tables.py::test_scores_lie_on_a_logarithmic_axis_of_what_is_missing_to_1",
+        fast=True,
+    ),
+    Mutation(
+        "a page elsewhere reads a run",
+        "report/serve.py",
+        "not in HOSTS:",
+        'not in (*HOSTS, "evil.example"):',
+        "report/test_serve.py::test_a_page_elsewhere_cannot_reach_it",
+    ),
+    Mutation(
+        "a trace is exported where it is drawn",
+        "report/figures/exports.py",
+        "points = np.column_stack([points[:, 0], noted])",
+        "pass",
+        "report/test_exports.py::test_traces_and_hexagons_have_their_values_not_their_places",
+    ),
+    Mutation(
+        "a table of nodes lacks their settings",
+        "report/run_tables.py",
+        "return node.config | {",
+        "return {} | {",
+        "report/test_run_tables.py::test_load_run_equals_the_journal",
+    ),
 )
 
 

@@ -94,14 +94,16 @@ def _write(path: Path, page: str) -> Path:
     return path
 
 
+@functools.cache
 def environment() -> Environment:
-    """The templates with their filters."""
+    """The templates with their filters, all loaded at once: an update of flyjax must not reach a run in progress."""
     found = Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        auto_reload=False,
     )
     found.filters.update(
         num=tables.format_score,
@@ -131,6 +133,8 @@ def environment() -> Environment:
         CONVERGED=CONVERGED,
         FAILED=FAILED,
     )
+    for name in found.list_templates(["html"]):
+        found.get_template(name)
     return found
 
 
@@ -194,11 +198,16 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield prefix + name, value
 
 
+@functools.cache
+def _file(name: str) -> str:
+    """The style sheet or the script."""
+    return (TEMPLATES / name).read_text(encoding="utf-8")
+
+
 def _page(template: str, policy: str = "", **context: Any) -> str:
     """A page with its style sheet, its script and the policy that admits it."""
-    script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
+    script, css = _file("report.js"), _file("report.css")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
     page = environment().get_template(template)
     return page.render(css=Markup(css), script=Markup(script), policy=policy + POLICY.format(digest), **context)
 

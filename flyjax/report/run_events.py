@@ -7,6 +7,7 @@ from typing import Any
 from flyjax.config import read_yaml_file
 from flyjax.search.journal.journal import read_journal
 from flyjax.utils.errors import UserError, reading
+from flyjax.utils.history import HISTORY
 from flyjax.utils.run_directory import JOURNAL, MARKER
 
 SWEEP = "sweep"  # the strategy of the nodes of a sweep
@@ -18,9 +19,11 @@ def run_events(folder: str | Path) -> list[dict[str, Any]]:
     **Raises:** `UserError` where there is no run, or a file of it is damaged.
     """
     folder = Path(folder)
-    if not (folder / JOURNAL).is_file() and (folder / "nodes").is_dir():
+    if (folder / JOURNAL).is_file():
+        return read_journal(folder)
+    if (folder / "nodes").is_dir() or (folder / HISTORY).is_file():
         return _sweep_events(folder)
-    if not (folder / JOURNAL).is_file() and (folder / "trainings.csv").is_file():
+    if (folder / "trainings.csv").is_file():
         raise UserError(f"{folder} has trainings without nodes: draw their map with scripts/landscape.py {folder}")
     return read_journal(folder)
 

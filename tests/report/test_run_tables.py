@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 
 import pytest
 from support.made_up_run import HOSTILE, Maker, metrics, two_blocks
@@ -95,6 +96,13 @@ def test_a_sweep_has_a_report(tmp_path):
     text = write_report(sweep(tmp_path)).read_text()
     assert 'id="node-2"' in text and 'id="curves"' in text and "<script>alert" not in text
     assert 'id="tree"' not in text and 'id="blocks"' not in text
+
+
+def test_the_curves_of_a_sweep_in_training_are_drawn(tmp_path):
+    shutil.rmtree(sweep(tmp_path) / "nodes")
+    text = write_report(tmp_path).read_text()
+    assert text.count('class="curve running"') == 2 and "No node has finished" in text
+    assert load_run(tmp_path).nodes == [] and as_csv([]) == "\n"
 
 
 def test_no_cell_is_a_formula(tmp_path):

@@ -60,7 +60,8 @@
   if (filter) {
     filter.hidden = false;
     filter.addEventListener("input", apply);
-    if (filter.querySelector("input").value) apply();  // kept by the browser when the page is loaded again
+    filter.querySelector("input").value = document.body.dataset.version && sessionStorage.getItem("filter") || "";
+    apply();
   }
 
   // --- a node in a dialog, alone or beside another ---
@@ -139,7 +140,9 @@
   var version = document.body.dataset.version;
   if (version) setInterval(function () {
     fetch("version").then(function (answer) { return answer.text(); }).then(function (now) {
-      if (now !== version && !(viewer && viewer.open)) location.reload();
+      if (now === version || (viewer && viewer.open)) return;
+      if (filter) sessionStorage.setItem("filter", filter.querySelector("input").value);
+      location.reload();
     }, function () { document.body.classList.add("offline"); });
   }, 5000);
 })();
