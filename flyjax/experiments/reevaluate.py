@@ -92,6 +92,13 @@ def experiment_of(folder: Path, config: Mapping) -> Experiment:
     return parse_experiment(what, str(folder / "config.yaml"))
 
 
+def finished_seeds(folder: Path, config: Mapping) -> dict[int, dict]:
+    """The stored metrics of the seeds of a node whose trainings did not diverge, the lowest loss first."""
+    earlier = zip(config["seeds"], _metrics(folder)["per_seed"], strict=True)
+    finished = {seed: m for seed, m in earlier if m.get("final_loss") is not None}
+    return dict(sorted(finished.items(), key=lambda item: item[1]["final_loss"]))
+
+
 def _recordings(folder: Path, simulation: Simulation) -> tuple[Recordings, str]:
     """The recordings of a node from the cache of its run, or without a run from one in its folder, and a note if so."""
     path = folder.resolve()
@@ -233,7 +240,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
             f"the node was trained on another circuit, {trained_on}: restore the parameters that it was made of"
         )
     earlier = dict(zip(config["seeds"], stored["per_seed"], strict=True))
-    finished = {seed: m for seed, m in earlier.items() if m.get("final_loss") is not None}
+    finished = finished_seeds(folder, config)
     for seed in [seed for seed in earlier if seed not in finished]:
         console.log(f"seed {seed}: {earlier[seed]['reasons'].get('final_loss', 'no result')}")
     if not finished:

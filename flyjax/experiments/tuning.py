@@ -11,7 +11,7 @@ from flyjax.config import Simulation, read_yaml_file
 from flyjax.config.loading import apply_overrides
 from flyjax.config.strict import StrictModel
 from flyjax.experiments.node import learner_for
-from flyjax.experiments.reevaluate import experiment_of, folder_of
+from flyjax.experiments.reevaluate import experiment_of, finished_seeds, folder_of
 from flyjax.ground_truth import build_ground_truth
 from flyjax.recovery.metrics import compare
 from flyjax.report.figures import tuning as figures
@@ -34,7 +34,7 @@ from flyjax.tuning.indices import angular_distance
 from flyjax.tuning.known import POLARITY, PREFERRED_DIRECTIONS
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError, nearest
-from flyjax.utils.format import csv_table
+from flyjax.utils.format import csv_table, finite
 from flyjax.utils.run_directory import RunDirectory, refuse_links
 
 #: Name on the command line: settings, and the function that shows them to a fly.
@@ -66,11 +66,11 @@ def _edge_rows(found: EdgeResponses) -> list[dict[str, Any]]:
             row |= {
                 f"DSI {label}": float(found.dsi[i, k]),
                 f"OSI {label}": float(found.osi[i, k]),
-                f"preferred {label}": float(found.preferred[i, k]),
+                f"preferred {label}": finite(float(found.preferred[i, k])),
             }
         published = PREFERRED_DIRECTIONS.get(name)
         measured = row["preferred ON" if name.startswith("T4") else "preferred OFF"]
-        error = None if published is None else float(angular_distance(measured, published))
+        error = None if published is None or measured is None else float(angular_distance(measured, published))
         rows.append({**row, "published": published, "error": error})
     return rows
 
@@ -103,7 +103,7 @@ def rows_of(found: Responses) -> list[dict[str, Any]]:
 def summary(found: Responses) -> str:
     """Agreement with what experiments have found, in one line; empty where nothing is known."""
     rows = rows_of(found)
-    if isinstance(found, EdgeResponses) and (known := [r for r in rows if r["published"] is not None]):
+    if isinstance(found, EdgeResponses) and (known := [r for r in rows if r["error"] is not None]):
         errors = ", ".join(f"{r['cell_type']} {r['error']:.0f}" for r in known)
         return f"distance of the preferred from the published direction, degrees: {errors}"
     if isinstance(found, FlashResponses) and (known := [r for r in rows if r["known"]]):
@@ -171,20 +171,25 @@ def measure_ground_truth(simulation: Simulation, protocol: str, settings, out: P
 
 
 def compare_saved_node(where: Path, node: int, protocol: str, changes: Sequence[str], console) -> None:
-    """`measure` of a trained node: the circuit that it was trained on, and the free rollout of its first seed.
+    """`measure` of a trained node: the simulated circuit, and the free rollout of the seed with the lowest loss.
 
     The frame interval is that of the training unless changed. Writes into the folder `tuning` of the node.
 
-    **Raises:** `UserError` where the node is missing, or its rollout diverges.
+    **Raises:** `UserError` where the node is missing or diverged, is of a recording of one's own, or its rollout
+    diverges.
     """
     folder = folder_of(where, node)
     refuse_links(folder)
     config = read_yaml_file(folder / "config.yaml")
     experiment = experiment_of(folder, config)
-    simulation, seed = experiment.simulation, config["seeds"][0]
-    settings = settings_of(protocol, changes, simulation.delta_t)
+    simulation, seeds = experiment.simulation, finished_seeds(folder, config)
+    if simulation.recording is not None:
+        raise UserError(f"{folder}: --protocol needs a circuit that can be simulated, not a recording of one's own")
+    if not seeds:
+        raise UserError(f"{folder}: every training of the node diverged; choose another one with --node")
+    settings, seed = settings_of(protocol, changes, simulation.delta_t), next(iter(seeds))
     learner = learner_for(simulation, experiment.model)
     params = load_params(folder / "params" / f"seed_{seed}", learner.init(jax.random.key(0)))
-    title = f"{protocol.replace('_', ' ')}: {folder.name}, seed {seed}, extent {simulation.extent}"
+    title = f"{protocol.replace('_', ' ')}: node {folder.name}, seed {seed}, extent {simulation.extent}"
     fly = Circuit(*build_ground_truth(simulation))
     measure(fly, Network(learner, params), protocol, settings, folder / "tuning", title, console)

@@ -44,8 +44,9 @@ def orientation_selectivity(
 def preferred_direction(
     peaks: Float[np.ndarray, "angles intensities speeds types"], angles
 ) -> Float[np.ndarray, "intensities types"]:
-    """Direction in [0, 360) degrees of the sum of peak exp(i angle) over directions and speeds."""
-    return np.rad2deg(np.angle(_vector(peaks, angles, 1).sum(axis=1))) % 360
+    """Direction in [0, 360) degrees of the sum of peak exp(i angle) over directions and speeds; NaN if silent."""
+    vector = _vector(peaks, angles, 1).sum(axis=1)
+    return np.where(np.abs(vector) > TINY, np.rad2deg(np.angle(vector)) % 360, np.nan)
 
 
 def angular_distance(a, b) -> np.ndarray:

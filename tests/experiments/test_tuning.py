@@ -2,13 +2,19 @@
 
 import csv
 
+import jax
 import numpy as np
 import pytest
 
 from flyjax.circuit import build_connectome
+from flyjax.config import Model, Simulation, Training
+from flyjax.config.loading import dump_yaml
+from flyjax.experiments.node import learner_for
 from flyjax.experiments.tuning import agreement, rows_of, settings_of, summary
 from flyjax.report.figures.tuning import edges_figure, fields_figure, flashes_figure
+from flyjax.training import save_params
 from flyjax.tuning import EdgeResponses, Flashes, FlashResponses, MovingEdges, ReceptiveFields, WhiteNoise
+from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import UserError
 
 TYPES = ("R1", "T4a", "T5a", "Mi1")
@@ -77,3 +83,28 @@ def test_the_script_writes_a_table_and_a_figure(script, tmp_path):
     assert len(rows) == 65 and 0 <= float(rows[0]["DSI ON"]) <= 1
     assert (tmp_path / "out" / "moving_edges.png").is_file() and "T4a" in output
     assert script("simulate", "--set", "radius=3")[0] == 2
+
+
+@pytest.fixture
+def saved_node(tmp_path):
+    """A run's node with an untrained network; the training of its first seed diverged."""
+    folder = tmp_path / "run" / "nodes" / "0001"
+    simulation = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=320, n_test_frames=60)
+    model = Model(width=8)
+    learner = learner_for(simulation, model)
+    sections = {"simulation": simulation, "model": model, "training": Training()}
+    config = {name: section.model_dump(mode="json") for name, section in sections.items()} | {"seeds": [3, 4]}
+    write_atomic(folder / "config.yaml", dump_yaml(config))
+    write_json(folder / "metrics.json", {"connectivity_R2": 0.5, "per_seed": [{"final_loss": None}, {"final_loss": 1}]})
+    save_params(folder / "params" / "seed_4", learner.init(jax.random.key(4)))
+    return folder
+
+
+def test_the_script_compares_a_trained_network_with_its_circuit(script, saved_node):
+    small = "--set", "speeds=[25]", "--set", "angles=[0,180]"
+    code, output, errors = script("evaluate", saved_node.parents[1], "--protocol", "moving_edges", *small)
+    assert code == 0, errors
+    with (saved_node / "tuning" / "moving_edges_agreement.csv").open() as file:
+        measures = {row["measure"]: row for row in csv.DictReader(file)}
+    assert int(measures["peaks"]["n"]) == 2 * 2 * 65 and "seed" not in errors
+    assert {p.name for p in (saved_node / "tuning").iterdir()} >= {"moving_edges.png", "moving_edges_learned.csv"}

@@ -71,6 +71,7 @@ def test_selectivity_is_relative_to_the_stronger_contrast():
 
 def test_a_silent_type_is_not_selective():
     assert np.all(direction_selectivity(made_up(np.zeros(12)), ANGLES) == 0)
+    assert np.all(np.isnan(preferred_direction(made_up(np.zeros(12)), ANGLES)))
     assert flash_response_index(np.zeros((3, 1)), np.zeros((3, 1))) == 0
 
 
