@@ -71,6 +71,13 @@ def cells_of(source: Path) -> list:
     return cells
 
 
+def small(output):
+    """An output as it is stored: films, of a megabyte, move only where the cell is run."""
+    if "image/gif" not in output.get("data", {}):
+        return output
+    return nbformat.v4.new_output("stream", text="(run the cell to see the film)\n")
+
+
 def build(source: Path, execute: bool = False):
     """A notebook, with the outputs of the one that is there where the cells are equal; or with new ones."""
     notebook = nbformat.v4.new_notebook(cells=cells_of(source))
@@ -82,6 +89,8 @@ def build(source: Path, execute: bool = False):
         NotebookClient(notebook, timeout=3600, kernel_name="python3", resources=resources).execute()
         for cell in notebook.cells:
             cell.metadata.pop("execution", None)
+            if cell.cell_type == "code":
+                cell.outputs = [small(output) for output in cell.outputs]
     elif path.exists():
         old = nbformat.read(path, as_version=4)
         if [c.source for c in old.cells] == [c.source for c in notebook.cells]:
