@@ -49,7 +49,11 @@ class Axis:
     def _decades(self) -> list[float]:
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
         every = -(-(last - first + 1) // 6)  # at most six labels
-        return [10.0**k for k in range(first, last + 1, every)] if last > first else [self.low, self.high]
+        if last > first:
+            return [10.0**k for k in range(first, last + 1, every)]
+        marks = [m * 10.0**k for k in range(first - 1, last + 2) for m in (1, 2, 5)]
+        inside = [float(f"{m:.0e}") for m in marks if self.low <= m * (1 + 1e-9) and m <= self.high * (1 + 1e-9)]
+        return inside if len(inside) > 1 else [self.low, self.high]
 
     def _round_numbers(self) -> list[float]:
         ticks = MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]).tick_values(self.low, self.high)
@@ -151,11 +155,12 @@ class Curves:
             lane: [(e["step"], v) for e in entries if (v := finite(e.get(name))) is not None and (score or v > 0)]
             for lane, entries in lanes.items()
         }
+        known = {lane: points for lane, points in known.items() if points}
         values = [value for points in known.values() for _, value in points]
         if not values:
             return None
         axis = ScoreAxis(values) if score else Axis(values)
-        last, lines = max(points[-1][0] for points in known.values() if points), []
+        last, lines = max(points[-1][0] for points in known.values()), []
         for lane, points in known.items():
             every = -(-len(points) // MAX_POINTS) or 1
             kept = points[::-every][::-1]  # the last one is always shown

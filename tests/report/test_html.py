@@ -274,6 +274,7 @@ def test_training_curves_end_at_the_last_value(made):
     values = [0.1, 0.5, 0.93, 0.97]
     lines = [{"lane": "node_0004/seed_0", "step": 250 * k, "loss": 1 / k, "connectivity_R2": v}
              for k, v in enumerate(values, 1)]  # fmt: skip
+    lines.append({"lane": "node_0004/seed_1", "step": 250, "loss": 1.0})  # not read off yet
     (made / "history.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     run = RunView(made)
     curves = run.curves("connectivity_R2", run.state.nodes[4])
