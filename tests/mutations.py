@@ -37,6 +37,29 @@ class Mutation(NamedTuple):
 
 TRAINING = "training/test_training.py::"
 MUTATIONS = (
+    # --- tuning ---
+    Mutation(
+        "edges move downwards where they should move up",
+        "tuning/stimuli.py",
+        "direction = np.array([np.cos(radians), -np.sin(radians)])",
+        "direction = np.array([np.cos(radians), np.sin(radians)])",
+        "tuning/test_tuning.py::test_an_edge_moves_towards_its_angle",
+        fast=True,
+    ),
+    Mutation(
+        "selectivity is relative to each contrast alone",
+        "tuning/indices.py",
+        "total = np.abs(peaks).sum(axis=0, dtype=np.float64).max(axis=0, keepdims=True)",
+        "total = np.abs(peaks).sum(axis=0, dtype=np.float64)",
+        "tuning/test_tuning.py::test_selectivity_is_relative_to_the_stronger_contrast",
+    ),
+    Mutation(
+        "a receptive field is one value late",
+        "tuning/protocols.py",
+        "voltage[lag:].T @ shown[: n - lag]",
+        "voltage[lag + 1 :].T @ shown[: n - lag - 1]",
+        "tuning/test_tuning.py::test_the_kernel_of_a_linear_neuron_is_its_response_to_one_value",
+    ),
     # --- training: groups, frames, seeds, lanes ---
     Mutation(
         "embeddings train at the networks' rate",
