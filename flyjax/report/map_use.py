@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ REGIONS = ("recommended", "stable range", "uncertain", "elsewhere")
 UNCERTAIN = 0.1  # of the space: where a training would tell most
 N_POINTS = 256
 N_MAPS = 12  # iterations that are looked at: each has a map of its own
+#: Rows of the protocol whose mutation the rules choose by the map where it has skill.
+INFORMED = ("failure-probe", "explore", "force-branch")
+_NAMED = re.compile(r"\b(map|uncertain|stable range|recommended)\b", re.IGNORECASE)
 N_SHOWN = 40  # candidates that are listed, the newest
 
 
@@ -135,9 +139,11 @@ def use_blocks(state: State) -> list[Block]:
     if not rows:
         text = "No candidate was trained while the map of the search had skill, so that it predicted none of them."
         return [Block("p", text)]
+    reasons = [_reason(state.nodes[row.node]) for row in rows]
     regions = ", ".join(f"{n} {name}" for name in REGIONS if (n := sum(r.region == name for r in rows)))
     text = (
-        f"The map had skill when {plural(len(rows), 'new candidate')} of {len(state.nodes)} nodes were proposed. Where "
+        f"The map had skill when {plural(len(rows), 'new candidate')} of {len(state.nodes)} nodes were proposed. "
+        f"{reasons.count(CHOSEN)} were chosen by it, the hypotheses of {reasons.count(NAMED)} others name it. Where "
         f"they lie on it: {regions}. Recommended: within a tenth of every range of the setting that it recommended; "
         "stable range: every setting within its stable range; uncertain: in the tenth of the space where a training "
         "would tell most."
@@ -146,12 +152,15 @@ def use_blocks(state: State) -> list[Block]:
         f"Predicted before the training, from the nodes until then: probabilities of {', '.join(CLASSES)}, and the "
         f"mean over the node's seeds with its {LEVEL:.0%} interval."
     )
-    columns = ("node", "strategy", "by", "on the map", "P failed", "partial", "converged", f"{metric} predicted")
+    columns = (
+        *("iteration", "node", "strategy", "by", "because of the map", "on the map"),
+        *("P failed", "partial", "converged", f"{metric} predicted", "found", "class"),
+    )
     cells = [_cells(row, state.nodes[row.node]) for row in rows[-N_SHOWN:]]
     return [
         Block("p", text),
         Block("p", _calibration(rows)),
-        table((*columns, "found", "class"), cells),
+        table(columns, cells),
         Block("p", note),
     ]
 
@@ -161,20 +170,23 @@ def report_section(state: State) -> Markup:
     return html(use_blocks(state), Path())
 
 
+CHOSEN, NAMED = "chosen", "named"
+
+
+def _reason(node: Node) -> str:
+    """Whether the map chose a candidate, as far as the journal tells, or its hypothesis names the map."""
+    if node.by == "map" or (node.by == "rules" and node.strategy in INFORMED):
+        return CHOSEN
+    return NAMED if _NAMED.search(node.hypothesis) else ""
+
+
 def _cells(row: Foreseen, node: Node) -> list[str]:
     chances = [MISSING] * 3 if row.probabilities is None else [f"{p:.2f}" for p in row.probabilities]
     missed = "" if row.low <= row.found <= row.high else " (outside)"
     expected = f"{row.expected:.2f} ({row.low:.2f} to {row.high:.2f})"
-    by = node.by or MISSING
     return [
-        str(row.node),
-        node.strategy,
-        by,
-        row.region,
-        *chances,
-        expected,
-        f"{row.found:.2f}{missed}",
-        node.classification,
+        *(str(node.iteration), str(row.node), node.strategy, node.by or MISSING, _reason(node) or MISSING, row.region),
+        *(*chances, expected, f"{row.found:.2f}{missed}", node.classification),
     ]
 
 

@@ -47,7 +47,20 @@ def test_the_report_states_predictions_results_and_their_calibration(drawn):
     page = write_report(drawn).read_text()
     assert f"({inside} of {len(rows)})" in page and f"{rows[-1].expected:.2f} ({rows[-1].low:.2f} to" in page
     (table,) = [b for b in use_blocks(fold(read_journal(drawn))) if b.kind == "table"]
-    assert [int(row[0]) for row in table.rows] == [row.node for row in rows]
+    assert [int(row[1]) for row in table.rows] == [row.node for row in rows]
+
+
+def test_it_says_which_candidates_the_map_chose(drawn):
+    state = fold(read_journal(drawn))
+    changed = {
+        34: {"by": "rules", "strategy": "explore"},
+        35: {"by": "llm", "hypothesis": "noise 0.15: the map is uncertain there"},
+        36: {"by": "rules", "strategy": "exploit"},
+    }
+    nodes = {i: replace(node, **changed.get(i, {})) for i, node in state.nodes.items()}
+    (table,) = [b for b in use_blocks(replace(state, nodes=nodes)) if b.kind == "table"]
+    reasons = {int(row[1]): row[table.columns.index("because of the map")] for row in table.rows}
+    assert (reasons.pop(34), reasons.pop(35)) == ("chosen", "named") and len(set(reasons.values())) == 1
 
 
 def test_a_candidate_at_the_recommended_setting_is_named_so(drawn):
