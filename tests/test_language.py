@@ -27,7 +27,7 @@ def files(root):
     for pattern in documents.split():
         yield from root.glob(pattern)
     yield from (root / "flyjax" / "report" / "templates").iterdir()
-    yield from (root / "experiments" / "notebooks").glob("*.ipynb")
+    yield from (root / "experiments" / "notebooks" / "source").glob("*.py")
 
 
 @pytest.mark.parametrize("folder", ["flyjax", "scripts", "tests", ""])
