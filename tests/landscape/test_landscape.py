@@ -191,7 +191,7 @@ def test_far_from_all_trainings_the_classes_are_not_known():
     assert far[0] > 0.03 and far[2] > 0.1, "no class is excluded that no training excludes"
 
 
-def test_values_that_a_level_divides_are_told_apart():
+def test_values_that_a_level_divides_are_distinguished():
     rng = np.random.default_rng(1)
     u = rng.random((96, 5))
     classes = ClassMap.fit(u, np.clip(0.8 * u[:, 0] + 0.02 * rng.normal(size=96), 0, 1), np.arange(96), FAST)
