@@ -101,13 +101,13 @@ def _predicted(found: Landscape, nodes: Sequence[Node], within: tuple[float, flo
     noise = np.nan_to_num(found.seed_noise().at(expected.mean))
     half = Z * np.sqrt(expected.deviation**2 + noise**2 / [max(1, len(node.values)) for node in nodes])
     low, high = np.clip([expected.mean - half, expected.mean + half], *within)
-    informed = found.classes.skill.low > 0
+    certain = found.classes.skill.low > 0
     probabilities = found.class_probabilities(configs)
     return [
         Foreseen(
             node.id,
             region,
-            tuple(p.tolist()) if informed else None,
+            tuple(p.tolist()) if certain else None,
             tuple(found.classes.rates.tolist()),
             len(found.trainings),
             *map(float, (mean, a, b)),
@@ -199,13 +199,13 @@ def _calibration(rows: Sequence[Foreseen]) -> str:
         f"Calibration: {percent(Estimate(inside / n, ends.low, ends.high))} of the {LEVEL:.0%} intervals held "
         f"({inside} of {n}); results were {bias:+.3f} from what was expected, on average."
     )
-    informed = [row for row in rows if row.probabilities is not None]
-    if not informed:
+    certain = [row for row in rows if row.probabilities is not None]
+    if not certain:
         return f"{text} The classes were not predicted."
-    loss = np.mean([-np.log(row.probabilities[row.label]) for row in informed])  # type: ignore[index]
+    loss = np.mean([-np.log(row.probabilities[row.label]) for row in certain])  # type: ignore[index]
     # Half a training more of each class: one that was not seen before is not impossible.
-    base = np.mean([-np.log((row.rates[row.label] * row.n_before + 0.5) / (row.n_before + 1.5)) for row in informed])
+    base = np.mean([-np.log((row.rates[row.label] * row.n_before + 0.5) / (row.n_before + 1.5)) for row in certain])
     return (
-        f"{text} Log loss of the class probabilities of {plural(len(informed), 'node')} {loss:.2f}, of the rates of the "
+        f"{text} Log loss of the class probabilities of {plural(len(certain), 'node')} {loss:.2f}, of the rates of the "
         f"nodes before them {base:.2f}."
     )
