@@ -1,5 +1,6 @@
 """The figures of nodes, sweeps and runs: small files whatever the network did, and nothing covered."""
 
+import csv
 import dataclasses
 import re
 
@@ -15,6 +16,7 @@ from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
 from flyjax.report.figures import node, run, sweep, traces
+from flyjax.report.figures.exports import also_as
 from flyjax.report.figures.style import GROUPS, MAX_TYPES, group_of, type_order
 from flyjax.report.html import environment
 from flyjax.search.proposals.types import STRATEGIES
@@ -51,6 +53,25 @@ def test_figures_are_small_and_not_blank(name, good, both, tmp_path):
     assert path.stat().st_size < 120_000
     image = np.asarray(Image.open(path).convert("RGB"))
     assert image.shape[1] > 400 and (image < 200).any(axis=2).mean() > 0.002
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_export_the_values_they_show(name, good, both, tmp_path):
+    draw, which = FIGURES[name]
+    with also_as(["pdf"]):
+        draw(tmp_path / f"{name}.png", good, both[which])
+    assert (tmp_path / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
+    with open(tmp_path / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    shown = np.array([float(row["y"]) for row in rows])
+    central = both[1].connectome.central
+    expected = {
+        "activity": good.rollout.voltage[: traces.N_FRAMES, central].ravel(),
+        "recovery": np.asarray(good.estimate.tau),
+        "functions": good.curves.update.ravel(),
+        "embedding": good.embedding[:, 1],
+    }[name]
+    assert np.isin(expected.astype(np.float32), shown.astype(np.float32)).all()
 
 
 def test_truth_and_rollout_are_both_drawn(good, both, tmp_path):
