@@ -1,4 +1,4 @@
-"""The short way in for notebooks: train candidates and evaluate them in one call."""
+"""The Python interface: train candidates and evaluate them in one call."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
