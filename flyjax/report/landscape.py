@@ -129,13 +129,11 @@ def _reached(one: Landscape) -> list[str]:
     """What is expected, with the probability to exceed a level where it is predicted."""
     above = one.above
     given = [one.given({**DEFAULTS, **changes}) for changes in COMPARED.values()]
-    chances = [None if above is None else one.reaches(s.place, above.level) for s in (one.recommended, *given)]
-    cells = [
-        spell(setting.expected) + ("" if chance is None else f"; P {spell(chance)}")
-        for setting, chance in zip((one.recommended, *given), chances, strict=True)
-    ]
+    cells = [spell(setting.expected) for setting in (one.recommended, *given)]
     if above is None:
         return [MISSING] * 3 + [*cells, "not known: P is not predicted"]
+    chances = [one.reaches(setting.place, above.level) for setting in (one.recommended, *given)]
+    cells = [f"{cell}; P {spell(chance)}" for cell, chance in zip(cells, chances, strict=True)]
     stable = []
     for name, setting, p in zip(COMPARED, given, chances[1:], strict=True):
         verdict = "yes" if p.low >= regions.RELIABLE else "no" if p.high < regions.RELIABLE else "not decided"

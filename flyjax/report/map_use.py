@@ -110,7 +110,9 @@ def _predicted(found: Landscape, nodes: Sequence[Node], within: tuple[float, flo
             tuple(p.tolist()) if certain else None,
             tuple(found.classes.rates.tolist()),
             len(found.trainings),
-            *map(float, (mean, a, b)),
+            float(mean),
+            float(a),
+            float(b),
             float(node.reward or 0.0),
         )
         for node, region, p, mean, a, b in zip(

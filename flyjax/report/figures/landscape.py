@@ -105,10 +105,10 @@ def _ranges(ax: Axes, landscape: Landscape, defaults: Mapping[str, Any]) -> None
     ax.invert_yaxis()
     ax.set_xticks([0, 1], ["low end", "high end"])
     ax.set_xlabel("★ recommended   ○ best node   × default   | fails")
-    known = above is not None and level is not None
-    ax.set_title(
-        f"P({short('connectivity_R2')} > {above.level:g}) is at least {level:g}" if known else "No stable range"
-    )
+    title = "No stable range"
+    if above is not None and level is not None:
+        title = f"P({short('connectivity_R2')} > {above.level:g}) is at least {level:g}"
+    ax.set_title(title)
 
 
 @house_style
