@@ -42,8 +42,8 @@ def main(
 ):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
-    Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, parallel.png and history.jsonl; with
-    sweep.output=trainings only trainings.csv, a row per training.
+    Writes nodes/ (metrics, figures, parameters of each), results.csv, results.md, report.html, parallel.png and
+    history.jsonl; with sweep.output=trainings only trainings.csv, a row per training.
     """
     prepare_devices()
     from flyjax.cli.console import Console

@@ -17,6 +17,7 @@ from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.report.figures.sweep import parallel_figure
+from flyjax.report.html import write_report
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
 from flyjax.training import Halving
 from flyjax.training.loggers import MetricLogger
@@ -115,7 +116,8 @@ def run_sweep(
     viewers: Sequence[str] = (),
     kind: str = "sweep",
 ) -> dict[int, dict]:
-    """Train and evaluate; write nodes/, results.csv, results.md, parallel.png and history.jsonl; print the table.
+    """Train and evaluate; write nodes/, results.csv, results.md, report.html, parallel.png and history.jsonl; print the
+    table.
 
     A run directory that has these results already stays as it is.
 
@@ -131,6 +133,7 @@ def run_sweep(
         if not (run.facts.get("finished") and table.is_file()):
             results = _train_and_tabulate(experiment, candidates, run.path, console, logger)
             run.note(finished=True)
+            console.log(f"Report: {write_report(run.path)}")
         else:
             results = {}
             console.log(f"{run_dir} is finished: see {table}. To train again, choose another --run")

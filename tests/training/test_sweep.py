@@ -69,6 +69,8 @@ def test_a_sweep_leaves_tables_a_figure_and_nodes(made):
     assert [row["stopped_at"] for row in rows] == ["", "750", "", ""]
     assert results[2]["per_seed"][0]["n_steps"] == 750
     assert rows[3]["connectivity_R2"] == "" and "diverged at step" in rows[3]["reason"]
+    page = (run_dir / "report.html").read_text()
+    assert 'class="pill finished"' in page and all(f'id="card-{n}"' in page for n in results)
     lines = (run_dir / "results.md").read_text().splitlines()
     assert "parallel.png" in lines[2] and "diverged" in lines[-1]
     with Image.open(run_dir / "parallel.png") as figure:
