@@ -100,13 +100,14 @@ class Experiment(StrictModel):
 
 
 #: The keys of a simulation that a recording of one's own gives, and how much of it is held out.
-OF_RECORDING = ("recording", "visual_input_type", "n_frames", "n_test_frames", "delta_t")
+OF_RECORDING = ("recording", "connectome", "visual_input_type", "n_frames", "n_test_frames", "delta_t")
 
 
 def _recording_problems(experiment: Experiment, has_level: bool) -> Iterator[str]:
     without, search = "with simulation.recording", experiment.search
+    used = (*OF_RECORDING, *(["extent"] if experiment.simulation.connectome else []))
     for name, field in Simulation.model_fields.items():
-        if name not in OF_RECORDING and getattr(experiment.simulation, name) != field.default:
+        if name not in used and getattr(experiment.simulation, name) != field.default:
             yield f"simulation.{name} has no meaning {without}: leave it out"
     if has_level:
         yield (

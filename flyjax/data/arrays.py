@@ -10,7 +10,7 @@ By name, with T frames, N neurons, C channels of the stimulus and E edges; all b
     trial        (T,)    number of the trial of each frame: no state follows from another trial's, so mark gaps too
     recorded     (N,)    false for neurons that were not recorded: they and their edges are left out
     pre, post    (E,)    neurons of each edge, from 0. Unknown edges are all pairs of up to 300 neurons
-    type         (N,)    cell types, texts or whole numbers
+    type, id     (N,)    cell types, and names of the neurons (by default their numbers), texts or whole numbers
     weight, tau, v_rest  true values as far as they are known: per edge, per neuron in s, per neuron
 """
 
@@ -33,7 +33,7 @@ MIN_FRAMES = 100
 #: Axes of the arrays: T frames, N neurons, E edges; others are free.
 SHAPES = {
     "voltage": "TN", "dt": "", "stimulus": "TC", "input": "n", "input_channel": "n", "derivative": "TN", "trial": "T",
-    "recorded": "N", "pre": "E", "post": "E", "type": "N", "weight": "E", "tau": "N", "v_rest": "N",
+    "recorded": "N", "pre": "E", "post": "E", "type": "N", "id": "N", "weight": "E", "tau": "N", "v_rest": "N",
 }  # fmt: skip
 WHOLE = ("input", "input_channel", "trial", "pre", "post")
 TOGETHER = {"post": "pre", "pre": "post", "input": "stimulus", "input_channel": "input", "weight": "pre"}
@@ -53,12 +53,13 @@ def _checked(given: dict[str, Any], where: str) -> dict[str, np.ndarray]:
     for name, array in arrays.items():
         if array.ndim != len(SHAPES[name]):
             raise UserError(f"{where}: {name} has the shape {array.shape}, expected {len(SHAPES[name])} axes")
-        kinds = "iub" if name in WHOLE else "b" if name == "recorded" else "iufUST" if name == "type" else "iuf"
+        kinds = "iub" if name in WHOLE else "b" if name == "recorded" else "iufUST" if name in ("type", "id") else "iuf"
         if array.dtype.kind not in kinds:
             raise UserError(f"{where}: {name} has the type {array.dtype}, expected {_KINDS[kinds]}")
         for axis, n in zip(SHAPES[name], array.shape, strict=True):
             if axis != "C" and sizes.setdefault(axis, n) != n:
                 raise UserError(f"{where}: {name} has the shape {array.shape}, the others have {axis} = {sizes[axis]}")
+    arrays.setdefault("id", np.arange(sizes["N"]))
     keep = arrays.pop("recorded", np.ones(sizes["N"], bool))
     if not keep.all():
         arrays = _without(arrays, keep)
@@ -149,21 +150,23 @@ def _edges(arrays: dict[str, np.ndarray], where: str) -> tuple[np.ndarray, np.nd
     return pre[order], post[order], order
 
 
+def _texts(array: np.ndarray) -> list[str]:
+    return [t.decode() if isinstance(t, bytes) else str(t) for t in array.tolist()]
+
+
 def _types(arrays: dict[str, np.ndarray]) -> tuple[tuple[str, ...], np.ndarray]:
     """Names in the order of their first neurons, and the type of each neuron.
 
     Where they are unknown every neuron has a type of its own, as far as figures can show that.
     """
-    n = arrays["voltage"].shape[1]
-    if "type" not in arrays:
-        names = [str(k) for k in range(n)] if n <= ALL_PAIRS_UP_TO else ["neuron"] * n
-    else:
-        names = [t.decode() if isinstance(t, bytes) else str(t) for t in arrays["type"].tolist()]
+    names = _texts(arrays.get("type", arrays["id"]))
+    if "type" not in arrays and len(names) > ALL_PAIRS_UP_TO:
+        names = ["neuron"] * len(names)
     index = {name: k for k, name in enumerate(dict.fromkeys(names))}
     return tuple(index), np.array([index[name] for name in names], np.int32)
 
 
-def _connectome(arrays: dict[str, np.ndarray], channels: int, inputs, channel, pre, post) -> Connectome:
+def _connectome(arrays: dict[str, np.ndarray], channels: int, inputs, channel, pre, post, where: str) -> Connectome:
     """A circuit without a lattice: channels stand for columns, and a neuron's place is its number within its type."""
     names, cell_type = _types(arrays)
     n, edges, none = len(cell_type), len(pre), np.zeros((0, 2), np.int32)
@@ -182,7 +185,10 @@ def _connectome(arrays: dict[str, np.ndarray], channels: int, inputs, channel, p
     }  # fmt: skip
     for table in tables.values():
         table.setflags(write=False)
-    return Connectome(0, names, tuple(names[k] for k in np.unique(cell_type[inputs])), (), **tables)
+    ids, seeing = tuple(_texts(arrays["id"])), np.unique(cell_type[inputs])
+    if len(set(ids)) < n:
+        raise UserError(f"{where}: id names two neurons {max(ids, key=ids.count)}: give each a name of its own")
+    return Connectome(0, names, tuple(names[k] for k in seeing), (), ids=ids, **tables)
 
 
 def fields_from_arrays(given: dict[str, Any], where: str) -> dict[str, Any]:
@@ -211,7 +217,7 @@ def fields_from_arrays(given: dict[str, Any], where: str) -> dict[str, Any]:
         )
     stimulus, inputs, channel = _stimulus(arrays, where)
     pre, post, order = _edges(arrays, where)
-    connectome = _connectome(arrays, stimulus.shape[1], inputs, channel, pre, post)
+    connectome = _connectome(arrays, stimulus.shape[1], inputs, channel, pre, post, where)
     ends = np.append(np.flatnonzero(np.diff(arrays.get("trial", np.zeros(n_frames)))) + 1, n_frames)
     # Without a next state in its trial a frame has no difference; a given derivative needs none.
     used = np.ones(n_frames, bool)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from flyjax.circuit import Connectome
+from flyjax.circuit import Connectome, build_connectome
 from flyjax.config import Experiment, Simulation, parse_experiment
 from flyjax.config.experiment import GAP
 from flyjax.data.recording import Part, Recording, load_recording
@@ -62,8 +62,8 @@ def split_in_time(recording: Recording, n_test_frames: int = 1_000) -> tuple[Rec
 
 
 @lru_cache(maxsize=2)
-def _splits(path: Path, n_test_frames: int, stamp: int) -> tuple[Recording, Recording]:
-    recording = load_recording(path)
+def _splits(path: Path, n_test_frames: int, edges: Connectome | None, stamp: int) -> tuple[Recording, Recording]:
+    recording = load_recording(path, **(_edges_of(edges) if edges else {}))
     if recording.is_simulated:
         raise UserError(
             f"simulation.recording: {path} was simulated by flyjax: train on flyjax.load_recording of it in Python, or "
@@ -72,15 +72,24 @@ def _splits(path: Path, n_test_frames: int, stamp: int) -> tuple[Recording, Reco
     return split_in_time(recording, n_test_frames)
 
 
+def _edges_of(c: Connectome) -> dict[str, np.ndarray]:
+    """Edges, types and names of a connectome, whose neurons have the order of the voltages."""
+    arrays = {"pre": c.senders, "post": c.receivers, "type": np.array(c.cell_types)[c.cell_type]}
+    return arrays | ({"id": np.array(c.ids)} if c.ids else {})
+
+
 def own_splits(simulation: Simulation) -> tuple[Recording, Recording]:
     """(training, held-out part) of `simulation.recording`; the same objects as long as the file is the same.
+
+    Edges that it lacks are those of `simulation.connectome`.
 
     **Raises:** `UserError` for a file that is absent or that `flyjax.load_recording` refuses.
     """
     path = environment.expanded(str(simulation.recording))
     if not path.exists():
         raise UserError(f"simulation.recording: no file {path}")
-    return _splits(path, simulation.n_test_frames, path.stat().st_mtime_ns)
+    edges = build_connectome(simulation.extent, simulation.connectome) if simulation.connectome else None
+    return _splits(path, simulation.n_test_frames, edges, path.stat().st_mtime_ns)
 
 
 def known_connectome(simulation: Simulation) -> Connectome:

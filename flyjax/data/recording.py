@@ -291,11 +291,13 @@ class Recording:
 _META = ("noise_model_level", "split", "seed", "visual_input_type", "cache_key", "parts")
 
 
-def load_recording(path: str | Path) -> Recording:
+def load_recording(path: str | Path, **more: Any) -> Recording:
     """Read a recording that was saved, every file verified against its checksum, or one of one's own.
 
     The latter is an .npz file or a zarr group of [arrays by name](how_to/own_recording.md); of a zarr group, attributes
     may stand for arrays.
+
+    **Arguments:** `more` are arrays of one's own recording that its file lacks.
 
     **Raises:** `UserError`, one line, if there is none, it is torn, edited or of another format, or its arrays cannot
     be used.
@@ -304,7 +306,7 @@ def load_recording(path: str | Path) -> Recording:
     arrays = None if has_manifest else array_store.read_arrays(path)
     # With the array of a saved one it is that, and lost its manifest.
     if arrays is not None and "parameters.weight" not in arrays:
-        return Recording._from_named(arrays, str(path))
+        return Recording._from_named(more | arrays, str(path))
     with reading(path, "delete the folder and record again"):
         arrays, meta = array_store.read_store(path)
         simulation = Simulation.model_validate(meta["simulation"])

@@ -42,7 +42,8 @@ def write_circuit(path: Path, evaluation: Evaluation, train: Recording) -> None:
     """Write what was read off a recording of one's own: the circuit, and which of it can be identified."""
     c, bound = train.connectome, closed_form(train)
     arrays: dict[str, np.ndarray] = {
-        "pre": c.senders, "post": c.receivers, "identifiable_edges": bound.edges, "identifiable_neurons": bound.neurons
+        "id": np.array(c.ids), "pre": c.senders, "post": c.receivers,
+        "identifiable_edges": bound.edges, "identifiable_neurons": bound.neurons,
     }  # fmt: skip
     estimates = {"": evaluation.estimate, "_refit": evaluation.refit, "_closed_form": bound.estimate}
     for suffix, estimate in estimates.items():

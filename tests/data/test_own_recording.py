@@ -79,6 +79,7 @@ def test_neurons_that_were_not_recorded_leave_with_their_edges():
     recorded = np.arange(N) != 2
     c = Recording.from_arrays(**arrays, **edges(), tau=TAU, recorded=recorded).connectome
     old = np.flatnonzero(recorded)
+    assert c.ids == tuple(map(str, old))
     kept = {(a, b) for a, b in zip(PRE.tolist(), POST.tolist()) if 2 not in (a, b)}
     assert {(old[a], old[b]) for a, b in zip(c.senders, c.receivers)} == kept and c.n_neurons == N - 1
 
@@ -128,6 +129,7 @@ BAD = {
     "one end": ({"pre": [0]}, "post"),
     "channels": ({"input": None}, "input"),
     "input": ({"input": [0, 9]}, r"input\[1\]"),
+    "names": ({"id": list("aabcde")}, "id"),
     "unknown": ({"stimulos": np.ones(3)}, "stimulus"),
     "type": ({"pre": [0.5], "post": [1.0]}, "pre"),
     "tau": ({"tau": np.zeros(N)}, "tau"),
@@ -199,6 +201,22 @@ def test_settings_that_mean_nothing_are_refused(tmp_path, sections, named):
     path = write_npz(tmp_path / "own.npz", **own_arrays())
     with pytest.raises(UserError, match=named):
         with_recording(experiment(path, **sections))
+
+
+def test_edges_that_the_file_lacks_are_those_of_a_connectome(tmp_path):
+    tables, path = tmp_path / "tables", write_npz(tmp_path / "own.npz", **own_arrays())
+    tables.mkdir()
+    neurons = [f"n{k},{'ab'[k % 2]},{k + 1 if k < 2 else ''}" for k in range(N)]
+    pairs = [f"n{a},n{b},1,{np.sign(w):g}" for a, b, w in zip(PRE, POST, WEIGHT)]
+    (tables / "neurons.csv").write_text("\n".join(["id,type,input", *neurons]))
+    (tables / "edges.csv").write_text("\n".join(["pre,post,count,sign", *pairs]))
+    given = experiment(path, simulation={"connectome": str(tables), "extent": 2})
+    c = own_splits(with_recording(given).simulation)[0].connectome
+    assert set(zip(c.senders.tolist(), c.receivers.tolist())) == set(zip(PRE.tolist(), POST.tolist()))
+    assert c.ids == tuple(f"n{k}" for k in range(N)) and c.cell_types == ("a", "b")
+    (tables / "neurons.csv").write_text("\n".join(["id,type,input", *neurons, "n6,a,"]))
+    with pytest.raises(UserError, match="own.npz"):
+        own_splits(given.simulation)
 
 
 def test_known_weights_allow_their_objective(tmp_path):
