@@ -162,8 +162,7 @@ def test_an_edited_table_is_another_recording(tmp_path):
     assert build_ground_truth(s)[0] != build_ground_truth(moved)[0]
 
 
-def test_a_subset_of_the_fly_as_tables_has_the_voltages_of_the_fly(tmp_path):
-    """All types but those that no type of the subset receives from, so that the rest does not change."""
+def test_the_fly_as_tables_has_the_voltages_of_the_fly(tmp_path):
     c = build_connectome(2)
     p = flyjax.sample_parameters(c)
     ids = [f"{c.cell_types[t]}_{u}_{v}" for t, u, v in zip(c.cell_type, c.u, c.v)]
