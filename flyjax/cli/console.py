@@ -28,7 +28,7 @@ class Console:
     """Standard output; what a search prints is also in its run directory."""
 
     def __init__(self):
-        self.rich = RichConsole(highlight=False)
+        self.rich = RichConsole(highlight=False, force_jupyter=False)  # lines in a notebook too, without widgets
 
     def log(self, text: str) -> None:
         """Print text as it is."""

@@ -6,6 +6,7 @@ import pytest
 from rich.console import Console
 from support.made_up_run import Maker, metrics, two_blocks
 
+from flyjax.cli.console import Console as CommandConsole
 from flyjax.cli.console import node_table
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
@@ -61,3 +62,8 @@ def test_table_prints_no_markup_and_no_escape_codes(tmp_path):
     m.train(1, 1, [("root", {}, "root")], results=["[red]boom[/red] \x1b]0;title\x07 [/nope]"])
     out = printed(node_table(fold(m.journal.events)))
     assert "[red]boom[/red]" in out and "\x1b" not in out and "\x07" not in out
+
+
+def test_a_notebook_gets_lines_without_widgets(monkeypatch):
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    assert not CommandConsole().rich.is_jupyter
