@@ -7,6 +7,7 @@ seeds that no search used; those of the study also `best`, the highest value tha
 of a map of the search's nodes.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def regret_figure(path: str | Path, groups: Mapping[str, Sequence[Mapping[str, A
             colour, style = STYLES[proposer]
             (lines[proposer],) = ax.plot(x, mean, color=colour, ls=style, lw=1.5)
             ax.fill_between(x, mean - error, mean + error, color=colour, alpha=0.2, lw=0)
-        ax.set_title(f"{name} ({len({(r['landscape'], r['seed']) for r in group})})", loc="center", fontweight="normal")
+        title = f"{name} ({len({(r['landscape'], r['seed']) for r in group})})"
+        ax.set_title(textwrap.fill(title, 34), loc="center", fontweight="normal", fontsize=8)
         ax.set_ylim(0, None)
         ax.tick_params(labelsize=8)
         if k + n_columns >= len(groups):
