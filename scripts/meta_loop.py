@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, Figures, Memory, Viewers, commit, make_app, prepare_devices, run
+from _cli import (
+    ROOT,
+    Coordinator,
+    Devices,
+    Distributed,
+    Figures,
+    Memory,
+    Process,
+    Processes,
+    Viewers,
+    commit,
+    connect,
+    is_follower,
+    make_app,
+    prepare_devices,
+    run,
+)
 from pathlib import Path
 from time import monotonic
 from typing import Annotated
@@ -32,7 +48,8 @@ search.n_blocks takes effect at the end of a block. search.max_nodes, max_wall_s
 inside a block, which has no summary until a higher limit continues it.
 
 Exit code 0: finished, or not approved; 2: an error or a spent budget, in one line; 130: Ctrl-C; 143, 129, 138: SIGTERM,
-SIGHUP, SIGUSR1. A signal saves the training at the end of its chunk of 250 steps.
+SIGHUP, SIGUSR1; 75: one of several processes was lost. A signal saves the training at the end of its chunk of 250
+steps.
 """
 
 
@@ -82,9 +99,14 @@ def main(
         ),
     ] = False,
     memory: Memory = None,
+    devices: Devices = None,
     revert: Annotated[
         bool, typer.Option("--revert-protocol", help="Undo the newest edit of the run's protocol, then stop.")
     ] = False,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process: Process = None,
+    processes: Processes = None,
 ):
     """Search for the training settings that recover the circuit.
 
@@ -94,6 +116,7 @@ def main(
     """
     began = monotonic()
     prepare_devices()
+    connect(distributed, coordinator, process, processes, dry_run)
     from flyjax.config import load_experiment
     from flyjax.utils.run_directory import run_path
 
@@ -107,6 +130,8 @@ def main(
         lines = [line for line in undone["diff"].splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
         typer.echo(f"protocol.md: {undone['reason']} ({len(lines)} lines changed)")
         return
+    if is_follower(run_dir, experiment, dry_run):
+        return
     from flyjax.cli.search import SearchRun
     from flyjax.training.loggers import MetricLogger
 
@@ -119,7 +144,7 @@ def main(
         from flyjax.experiments.forecast import forecast_search, given_memory
         from flyjax.search.run.status import preview
 
-        search.console.log(forecast_search(search.experiment, given_memory(memory)))
+        search.console.log(forecast_search(search.experiment, given_memory(memory), devices))
         search.console.log(preview(search.experiment, run_dir, template, search.available, search.proposer))
         return
     search.run(template, commit(), approve, viewers or (), monotonic() - began)

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
-from _cli import ROOT, DryRun, Figures, Memory, Settings, Viewers, make_app, prepare_devices, run
+from _cli import (
+    ROOT,
+    Coordinator,
+    Devices,
+    Distributed,
+    DryRun,
+    Figures,
+    Memory,
+    Process,
+    Processes,
+    Settings,
+    Viewers,
+    connect,
+    is_follower,
+    make_app,
+    prepare_devices,
+    run,
+)
 from pathlib import Path
 from typing import Annotated
 
@@ -39,6 +56,11 @@ def main(
     figures: Figures = None,
     dry_run: DryRun = False,
     memory: Memory = None,
+    devices: Devices = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process: Process = None,
+    processes: Processes = None,
 ):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
@@ -46,6 +68,7 @@ def main(
     history.jsonl; with sweep.output=trainings only trainings.csv, a row per training.
     """
     prepare_devices()
+    connect(distributed, coordinator, process, processes, dry_run)
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment
@@ -56,12 +79,14 @@ def main(
     from flyjax.utils.run_directory import check, run_path
 
     experiment = with_recording(load_experiment(config, settings))
+    out = run_path(run_dir, experiment.name)
+    if is_follower(out, experiment, dry_run):
+        return
     check_stimuli(experiment, dry_run, search=False)
-    candidates = sweep_candidates(experiment)
-    out, console = run_path(run_dir, experiment.name), Console()
+    candidates, console = sweep_candidates(experiment), Console()
     check(out, "sweep")
     MetricLogger(viewers or (), out, experiment.name)  # a missing package is an error of a dry run, too
-    console.log(describe(experiment, candidates, memory))
+    console.log(describe(experiment, candidates, memory, devices))
     if experiment.sweep.output == "trainings" and not dry_run:
         run_trainings(experiment, node_specs(experiment, candidates), out, console)
     elif not dry_run:

@@ -133,8 +133,21 @@ def make_app(rich_markup_mode=None) -> typer.Typer:
     return typer.Typer(add_completion=False, rich_markup_mode=rich_markup_mode, pretty_exceptions_enable=False)
 
 
-def _end_soon(code: int) -> None:
+def _leave(code: int, text: str = "") -> None:
+    """End the process where it is one of several, which learn of the end and its reason."""
+    if processes := sys.modules.get("flyjax.utils.distributed"):  # it imports JAX: only where that was used
+        processes.leave(code, text)
+
+
+def _lost(error: BaseException | None = None) -> str:
+    """Which process was lost, and by that caused an error or a signal; empty where none was."""
+    processes = sys.modules.get("flyjax.utils.distributed")
+    return processes.lost(error) if processes else ""
+
+
+def _end_soon(code: int, text: str) -> None:
     """End the process `PATIENCE_S` after its main thread, although other threads would keep it."""
+    _leave(code, text)
 
     def end() -> None:
         threading.main_thread().join()
@@ -167,7 +180,10 @@ def _keep_output() -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a typer app: bad input is one line and exit code 2, a signal one line and 128 + its number."""
+    """Run a typer app: bad input is one line and exit code 2, a signal one line and 128 + its number.
+
+    A process of several ends with the code of the one that ended the run, or with `distributed.LOST`.
+    """
     _keep_output()
     configure_logging()
     sys.stdout, sys.stderr = RedactedStream(sys.stdout), RedactedStream(sys.stderr)
@@ -178,16 +194,18 @@ def run(app: typer.Typer) -> None:
         pass
     except SystemExit as end:
         if end.code != 130 and not interrupt.number:  # 130 is typer's exit code of an interrupt
+            _leave(end.code if isinstance(end.code, int) else 0)
             raise
     except Exception as error:
-        message = user_message(error)
-        _end_soon(1 if message is None else 2)
-        if message is None:
+        message = user_message(error) or _lost(error)
+        if not message:
+            _end_soon(1, type(error).__name__)
             raise
         print(f"error: {message}", file=sys.stderr)
+        _end_soon(2, message)
         raise SystemExit(2) from None
     number = interrupt.number or signal.SIGINT
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
-    _end_soon(128 + number)
-    print(f"\nstopped{by}; run the same command again to continue", file=sys.stderr)
+    print(f"error: {_lost()}" if _lost() else f"\nstopped{by}; run the same command again to continue", file=sys.stderr)
+    _end_soon(128 + number, f"stopped{by}")
     raise SystemExit(128 + number)

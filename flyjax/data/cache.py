@@ -26,11 +26,13 @@ def cached_recording(
     seed: int = 0,
     cache_dir: str | Path = "recordings",
     max_disk_gb: float = 20.0,
+    reads_only: bool = False,
 ) -> Recording:
     """Read a recording from a cache folder, or simulate it and store it there.
 
     Folders are named by the content hash of what makes a recording. A damaged one is replaced with a warning.
-    Beyond `max_disk_gb` the least recently used are removed, but never the one asked for.
+    Beyond `max_disk_gb` the least recently used are removed, but never the one asked for. With `reads_only` the folder
+    stays as it is.
 
     **Raises:** `UserError` as `record` does, or if the folder cannot be written.
     """
@@ -39,11 +41,15 @@ def cached_recording(
     if path.exists():
         try:
             recording = load_recording(path)
-            array_store.touch(path)
+            if not reads_only:
+                array_store.touch(path)
             return dataclasses.replace(recording, simulation=simulation)
         except UserError as error:
             log.warning("%s; it is recorded again", error)
-            shutil.rmtree(path, ignore_errors=True)
+            if not reads_only:
+                shutil.rmtree(path, ignore_errors=True)
+    if reads_only:
+        return record(simulation, noise_model_level, split, seed)
     recording = record(simulation, noise_model_level, split, seed, store=path)
     array_store.evict(cache_dir, max_disk_gb * 1e9, keep=path)
     return recording
@@ -64,6 +70,7 @@ class Recordings:
     - `cache_dir`: the cache folder; without one every recording stays in memory.
     - `max_disk_gb`: the size of the cache folder.
     - `max_bytes`: memory for training recordings, by default a quarter of what is free.
+    - `reads_only`: the cache folder is another process's.
     """
 
     def __init__(
@@ -72,8 +79,10 @@ class Recordings:
         cache_dir: Path | None = None,
         max_disk_gb: float = 20.0,
         max_bytes: float | None = None,
+        reads_only: bool = False,
     ):
         self.simulation, self._cache_dir, self._max_disk_gb = simulation, cache_dir, max_disk_gb
+        self._reads_only = reads_only
         self._max_bytes = MEMORY_SHARE * available_ram() if max_bytes is None else max_bytes
         self._in_memory: dict[tuple[str, float], Recording] = {}  # the most recently used last
 
@@ -89,7 +98,7 @@ class Recordings:
             else:
                 self._release_memory()
                 recording = cached_recording(
-                    self.simulation, level, split, cache_dir=self._cache_dir, max_disk_gb=self._max_disk_gb
+                    self.simulation, level, split, 0, self._cache_dir, self._max_disk_gb, self._reads_only
                 )
         self._in_memory[key] = recording
         return recording

@@ -39,7 +39,7 @@ def measured_rate() -> Rate:
 
 def given_memory(size_gb: float | None) -> grouping.Memory | None:
     """An accelerator of a given size, GB, on another machine; None for this one."""
-    return None if size_gb is None else grouping.Memory(int(size_gb * 1e9), "given, on one accelerator", False)
+    return None if size_gb is None else grouping.Memory(int(size_gb * 1e9), "given, on each accelerator", False)
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,15 @@ def forecast(
     rate: Rate | None,
     memory: grouping.Memory | None = None,
     max_disk_gb: float = 20.0,
+    n_devices: int | None = None,
 ) -> Forecast:
     """Programs of candidates x seeds as a table, with memory, recordings and a time estimate.
 
     **Arguments:** `rate` is None for a device on which nothing was measured: then no time is estimated. `memory` is
-    that of another device, by default what is free on this machine, with all its devices.
+    that of each of `n_devices` other devices, by default what is free on this machine, with all its devices.
     """
     sizes = grouping.sizes_without_data(simulation, model)
-    n_devices, too_large = jax.local_device_count() if memory is None else 1, []
+    n_devices, too_large = jax.local_device_count() if memory is None else n_devices or 1, []
     memory = memory or grouping.device_memory()
 
     budget = grouping.Budget(sizes, model, memory, n_devices)
@@ -129,7 +130,7 @@ def first_result_seconds(experiment: Experiment) -> float | None:
     return forecast(simulation, experiment.model, candidates, seeds, rate, None, disk).seconds
 
 
-def forecast_search(experiment: Experiment, memory: grouping.Memory | None = None) -> str:
+def forecast_search(experiment: Experiment, memory: grouping.Memory | None = None, n_devices: int | None = None) -> str:
     """Forecast one iteration of each block at its largest, every candidate with a noise level of its own."""
     search, rate = experiment.search, measured_rate() if memory is None else None
     total, parts, known = 0.0, [], {}
@@ -139,7 +140,9 @@ def forecast_search(experiment: Experiment, memory: grouping.Memory | None = Non
         seeds = [range(experiment.training.n_seeds)] * search.n_candidates
         key = simulation.model_dump_json(exclude={"visual_input_type", "test_visual_input_type", "delta_t"})
         if key not in known:
-            known[key] = forecast(simulation, experiment.model, candidates, seeds, rate, memory, search.max_disk_gb)
+            known[key] = forecast(
+                simulation, experiment.model, candidates, seeds, rate, memory, search.max_disk_gb, n_devices
+            )
             what = (
                 f"an iteration of block {block}, {search.n_candidates} candidates of "
                 f"{plural(known[key].recordings, 'noise level')} at the root's batch size"

@@ -72,10 +72,12 @@ def node_specs(experiment: Experiment, candidates: list[Training]) -> list[NodeS
     return [NodeSpec(k, c, tuple(derive_seed(seed, k, s) for s in range(n_seeds))) for k, c in enumerate(candidates, 1)]
 
 
-def describe(experiment: Experiment, candidates: list[Training], memory_gb: float | None = None) -> str:
+def describe(
+    experiment: Experiment, candidates: list[Training], memory_gb: float | None = None, n_devices: int | None = None
+) -> str:
     """Forecast the programs, memory and time of a sweep; needs no data.
 
-    **Arguments:** `memory_gb` plans for an accelerator of that size, GB, instead of this machine.
+    **Arguments:** `memory_gb` plans for `n_devices` accelerators of that size, GB, instead of this machine.
     """
     seeds = [spec.seeds for spec in node_specs(experiment, candidates)]
     plan = forecast(
@@ -86,6 +88,7 @@ def describe(experiment: Experiment, candidates: list[Training], memory_gb: floa
         measured_rate() if memory_gb is None else None,
         given_memory(memory_gb),
         experiment.search.max_disk_gb,
+        n_devices,
     )
     lines = [
         f"{experiment.name}: {plural(len(candidates), 'configuration')} x "

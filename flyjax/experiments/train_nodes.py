@@ -13,6 +13,7 @@ import numpy as np
 from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
+from flyjax.experiments.follow import announce
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
 from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
@@ -122,6 +123,7 @@ def train_nodes(
         if on_progress is not None:
             on_progress(progress)
 
+    announce(run_dir, experiment, simulation, specs, halving)
     trained = train_sweep(
         learner,
         [spec.training for spec in specs],

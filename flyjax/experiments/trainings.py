@@ -14,6 +14,7 @@ from typing import Any
 
 from flyjax.config import Experiment, Training, dump_yaml, load_experiment
 from flyjax.data.cache import Recordings
+from flyjax.experiments.follow import announce
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.recovery import extract
 from flyjax.recovery.closed_form import closed_form
@@ -75,6 +76,7 @@ def run_trainings(experiment: Experiment, specs: Sequence[NodeSpec], run_dir: Pa
         began, done = time.perf_counter(), 0
         for chunk in chunks(missing, experiment.simulation.n_frames, size):
             start = time.perf_counter()
+            announce(run.path, experiment, experiment.simulation, chunk, saves=False)
             trained = train_sweep(learner, [s.training for s in chunk], [s.seeds for s in chunk], recordings.train)
             new = [
                 {

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from flyjax.utils import distributed
 from flyjax.utils.errors import UserError, as_user_errors, user_message
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,16 @@ class Store:
 
 @as_user_errors()
 def save_params(folder: Path, params: Any) -> None:
-    """Write trained parameters, replacing what is there.
+    """Write trained parameters, replacing what is there; in one process, also where there are several.
 
     **Raises:** `UserError` where the disk is full.
     """
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:  # not asynchronous, see `Store`
+    alone = ocp.options.MultiprocessingOptions()
+    if distributed.count() > 1:
+        alone = ocp.options.MultiprocessingOptions(0, active_processes={0}, barrier_sync_key_prefix="params")
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+    # Not asynchronous, see `Store`.
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
         checkpointer.save(Path(folder).absolute(), params, force=True)
 
 

@@ -18,6 +18,7 @@ from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.models import Learner
 from flyjax.simulation.kernels import Kernel
 from flyjax.simulation.solve import VectorFieldArgs, derivatives, vector_field_args
+from flyjax.utils import distributed
 
 #: Derivatives of a recording larger than this are computed while it trains, not stored on the device.
 TARGET_BYTES = 1e9
@@ -110,7 +111,7 @@ class DeviceRecordings:
         for slot, level in enumerate(levels):
             recording = self._recording_of(level)
             was_computed = recording.derivative_in_memory is not None
-            one = jax.device_put(stack_recordings([recording], self._field), sharding)
+            one = distributed.place(stack_recordings([recording], self._field), sharding)
             if not was_computed:
                 recording.release_derivative()  # as large as the voltages, and now on the device
             n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(one))

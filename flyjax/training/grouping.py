@@ -27,6 +27,7 @@ from flyjax.models import Learner, make_learner
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
 from flyjax.training.data import TARGET_BYTES, TARGET_FRAMES
 from flyjax.training.hparams import Static, n_steps, static_of
+from flyjax.utils import distributed
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import duration, format_bytes
@@ -65,7 +66,7 @@ def device_memory() -> Memory:
     if not shared and "bytes_limit" in stats:
         return Memory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on each {device.device_kind}", False)
     source = "available RAM" if shared else "available RAM, as the accelerator does not report its own"
-    return Memory(available_ram(), source, shared)
+    return Memory(available_ram() * distributed.n_hosts(), source, shared)
 
 
 def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Sizes:
@@ -264,13 +265,14 @@ class Budget:
         return replace(group, n_devices=min(n_devices, group.n_devices))
 
     def table(self, groups: Sequence[Group], seconds: Sequence[float] | None) -> list[dict[str, str]]:
-        """A row per kind of program: how many, lanes, memory, recordings, and time of each where it is known."""
+        """A row per kind of program: how many, lanes, devices x lanes of each, memory, recordings, time if known."""
         rows = []
         for k, group in enumerate(groups):
             padding, steps = group.width - len(group.lanes), [lane.n_steps for lane in group.lanes]
             row = {
                 "batch": str(group.static.batch_size),
                 "lanes": str(len(group.lanes)) + (f" (+{padding})" if padding else ""),
+                "devices": f"{group.n_devices} x {group.width // group.n_devices}",
                 "steps": "-".join(map(str, sorted({min(steps), max(steps)}))),
                 "per lane": format_bytes(self.lane_bytes(group.static)),
                 "noise levels": str(len(group.levels)),

@@ -1,10 +1,11 @@
 """Lanes of one compiled program: their start, their chunks and their checkpoints.
 
-A lane is one training. Lanes of a program are stacked along a leading axis and sharded over the local
-devices; between programs each is a `LaneState` of its own, so that the next program may hold other lanes.
+A lane is one training. Lanes of a program are stacked along a leading axis and sharded over the devices of
+all processes; between programs each is a `LaneState` of its own, so that the next program may hold other lanes.
 """
 
 import functools
+import signal
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, nullcontext
@@ -23,8 +24,12 @@ from flyjax.training.grouping import CHUNK, Group, Lane
 from flyjax.training.hparams import RATES, Static
 from flyjax.training.optimizer import schedule_factor, unpack
 from flyjax.training.step import TrainState, init_state, result_params, train_lanes
+from flyjax.utils import distributed
 from flyjax.utils.errors import UserError
 from flyjax.utils.signals import deferred
+
+#: What a process tells the others instead of the number of a signal.
+STOPPED = 1000
 
 
 @dataclass(eq=False)
@@ -63,7 +68,7 @@ unpacked = jax.jit(unpack, static_argnums=0)
 @functools.lru_cache(maxsize=16)
 def compiled(learner: Learner, static: Static, n_devices: int) -> Program:
     """The program of a static signature."""
-    mesh = jax.make_mesh((n_devices,), ("lane",), axis_types=(AxisType.Auto,), devices=jax.local_devices()[:n_devices])
+    mesh = jax.make_mesh((n_devices,), ("lane",), axis_types=(AxisType.Auto,), devices=distributed.devices(n_devices))
     lane, everywhere = PartitionSpec("lane"), PartitionSpec()
     chunk = jax.shard_map(
         functools.partial(train_lanes, learner, static, CHUNK),
@@ -93,7 +98,7 @@ class Segment:
         self.program = compiled(learner, group.static, group.n_devices)
         # Lanes that only pad a device take no step and affect no other.
         padded = [*hparams, *[hparams[-1] | {"n_steps": np.int32(0)}] * padding]
-        self.stacked_hparams = jax.device_put(stack_hparams(padded), self.program.by_lane)
+        self.stacked_hparams = distributed.place(stack_hparams(padded), self.program.by_lane)
         any_batch = group.static._replace(batch_size=1)  # a start does not depend on it
         states = [
             start(learner, any_batch, own, jax.random.key(np.uint32(lane.lane.seed)))
@@ -106,12 +111,19 @@ class Segment:
     def _take_up(self, state: TrainState) -> None:
         """Continue from stacked states of the lanes."""
         rows = np.minimum(np.arange(self.group.width), len(self.lanes) - 1)
-        self.state = jax.device_put(jax.tree.map(lambda x: x[rows], state), self.program.by_lane)
+        self.state = distributed.place(jax.tree.map(lambda x: x[rows], state), self.program.by_lane)
 
-    def _own_state(self) -> TrainState:
-        """The stacked states of the lanes, without padding, on one device."""
-        state = jax.device_put(self.state, jax.local_devices()[0])
-        return jax.tree.map(lambda x: x[: len(self.lanes)], state)
+    def _all_states(self) -> TrainState:
+        """The stacked states of the lanes, without padding: on one device, or a copy on each device of all processes.
+
+        Orbax has all processes write such a copy, each a part of it.
+        """
+        n_lanes = len(self.lanes)
+        if distributed.count() == 1:
+            return jax.tree.map(lambda x: x[:n_lanes], jax.device_put(self.state, jax.local_devices()[0]))
+        distributed.barrier()  # a transfer does not wait long for a process that compiles
+        whole = jax.jit(lambda state: jax.tree.map(lambda x: x[:n_lanes], state), out_shardings=self.program.replicated)
+        return whole(self.state)
 
     def train(self, first: int, last: int, checkpoint_every: int, report: Callable) -> None:
         """Chunks `first` to `last`; those that a checkpoint holds are not trained again.
@@ -124,34 +136,38 @@ class Segment:
         with nullcontext() if self.folder is None else closing(checkpoint.Store(self.folder)) as store:
             if store is not None:
                 # Of the lanes alone: how they are padded depends on the number of devices.
-                like = {"state": self._own_state(), "losses": losses, "spent": np.float64(0.0)}
+                like = {"state": self._all_states(), "losses": losses, "spent": np.float64(0.0)}
                 if (found := store.restore_latest(like)) is not None:
                     done, tree = found
-                    self._take_up(tree["state"])
+                    self._take_up(distributed.local(tree["state"]))
                     losses, began = np.array(tree["losses"]), began - float(tree["spent"])
             data = self._data_at(self.group.levels, self.group.width, self.program.replicated) if done < last else None
             while done < last:
-                with deferred() as is_interrupted:
+                with deferred() as interrupted_by:
                     self.state, chunk_losses = self.program.chunk(self.stacked_hparams, data, self.state)
                     # The one wait of a chunk.
-                    newest, steps, is_finite = jax.device_get((chunk_losses, self.state.step, self.state.is_finite))
+                    newest, steps, is_finite = distributed.fetch((chunk_losses, self.state.step, self.state.is_finite))
                     newest = newest[:n_lanes].swapaxes(0, 1)
                     losses[(done - first) * CHUNK : (done - first + 1) * CHUNK] = newest
-                    done, due = done + 1, False
+                    done, error = done + 1, None
                     try:
                         report(self, done, newest, steps[:n_lanes], is_finite[:n_lanes])
-                        due = is_interrupted() or done == last or done % every == 0
-                    except (KeyboardInterrupt, UserError):  # a stop, from which the training goes on
-                        due = True
-                        raise
-                    finally:
-                        if store is not None and due:
-                            spent = np.float64(time.perf_counter() - began)
-                            store.save(done, {"state": self._own_state(), "losses": losses, "spent": spent})
+                    except (KeyboardInterrupt, UserError) as stop:  # from which the training goes on
+                        error = stop
+                    stopped = distributed.largest(STOPPED if error is not None else interrupted_by())
+                    if store is not None and (stopped or done == last or done % every == 0):
+                        spent = np.float64(time.perf_counter() - began)
+                        store.save(done, {"state": self._all_states(), "losses": losses, "spent": spent})
+                    if error is not None:
+                        raise error
+                    if stopped == STOPPED:
+                        raise distributed.Stopped
+                    if stopped and not interrupted_by():  # it was another process
+                        signal.raise_signal(stopped)
         self._hand_back(losses, time.perf_counter() - began)
 
     def _hand_back(self, losses: np.ndarray, wall_s: float) -> None:
-        state = self._own_state()
+        state = distributed.local(self._all_states())
         steps, is_finite = jax.device_get((state.step, state.is_finite))
         taken = [int(step) - lane.step for step, lane in zip(steps, self.lanes)]
         for i, lane in enumerate(self.lanes):
@@ -164,7 +180,11 @@ class Segment:
     def params(self, i: int, is_trained: bool = False):
         """Current parameters of a lane, or those that its training results in."""
         params = result_params(self.state) if is_trained else self.state.params
-        return unpacked(self.learner, {k: v[i] for k, v in params.items()})
+        return unpacked(self.learner, {k: distributed.row(v, i) for k, v in params.items()})
+
+    def has(self, i: int) -> bool:
+        """Whether a lane is on a device of this process, which then can read its parameters."""
+        return i < self.group.width // distributed.count()
 
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""
@@ -243,7 +263,7 @@ class Reporter:
                 values["validation"] = float(np.nansum(newest[:, i, 2]))
             status = "diverged" if not is_finite[i] else "finished" if steps[i] >= lane.lane.n_steps else "training"
             last = status == "finished" and lane.lane not in self.trained
-            if self.monitor is not None and (last or due and counts[i]):
+            if self.monitor is not None and segment.has(i) and (last or due and counts[i]):
                 start = self.clock()
                 values |= self.monitor(lane.lane, segment.params(i, last))
                 if last:

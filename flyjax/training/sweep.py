@@ -1,8 +1,8 @@
 """Many trainings at once: candidates x seeds as lanes of a few compiled programs.
 
 Candidates are grouped by static signature and by what fits into memory (`grouping`); inside a group
-everything that differs is a traced number, so a group is one vmapped, scanned program, sharded over the
-local devices (`lanes`). Between chunks the host reports progress, writes checkpoints and decides which lanes continue.
+everything that differs is a traced number, so a group is one vmapped, scanned program, sharded over the devices of
+all processes (`lanes`). Between chunks process 0 reports progress, all write checkpoints and stop the same lanes.
 
 **Successive halving**, off by default: at each rung, a number of steps that all lanes have taken or finished at, the
 candidates are ranked and only the best 1/factor of them continue (Jamieson & Talwalkar, 2016; rungs as in Hyperband).
@@ -15,7 +15,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +31,7 @@ from flyjax.training.grouping import CHUNK, Budget, Group, Lane, Memory
 from flyjax.training.hparams import check_trainable, traced_hparams, units_of
 from flyjax.training.lanes import LaneState, Progress, Reporter, Segment, unpacked
 from flyjax.training.step import result_params
+from flyjax.utils import distributed
 from flyjax.utils.errors import UserError, as_user_errors
 from flyjax.utils.format import format_bytes
 from flyjax.utils.run_directory import own
@@ -180,6 +181,7 @@ class _Sweep:
             folder = own(Path(self.checkpoint_dir) / key)
         states = [self.lanes[lane] for lane in group.lanes]
         group = self.budget.on_devices(group, self.n_devices)
+        group = replace(group, n_devices=distributed.even(group.n_devices))
         return Segment(self.learner, group, states, hparams, self.data.at, folder)
 
     def stop_behind(self, halving: Halving) -> None:
@@ -237,7 +239,7 @@ def train_sweep(
       where that would take more than 5 % of the time) and when it is trained; they are in `Progress.lanes`.
     - `halving`: stop the worse candidates early; by default none is stopped.
     - `memory`: what programs and their recordings must fit into; by default what is free.
-    - `n_devices`: how many local devices share the lanes; by default all.
+    - `n_devices`: how many devices share the lanes; by default all, those of other processes (`distributed`) too.
 
     **Returns:** `results[k][s]`, a `Trained`. A diverging lane stops alone and reports the step. Memory and devices
     change how lanes share programs, and by that nothing but the rounding of sums (`grouping`).
@@ -251,7 +253,7 @@ def train_sweep(
     if halving is not None:
         check_comparable(candidates)
     check_trainable(learner, candidates, first_recording)
-    memory, n_devices = memory or grouping.device_memory(), n_devices or jax.local_device_count()
+    memory, n_devices = memory or grouping.device_memory(), n_devices or distributed.n_devices()
     stores_target = learner.learns_stimulus or not computes_target(first_recording)
     sizes = grouping.sizes_of(learner, len(first_recording.voltage), stores_target)
 
@@ -262,7 +264,10 @@ def train_sweep(
         first_recording.fingerprint,
         config.model_dump(),
     )
-    budget = Budget(sizes, config, *grouping.planned_for(checkpoint_dir, work, memory, n_devices))
+    planned, planned_devices = distributed.from_leader(
+        lambda: grouping.planned_for(checkpoint_dir, work, memory, n_devices)
+    )
+    budget = Budget(sizes, config, Memory(*planned), planned_devices)
     groups = grouping.plan(candidates, seeds, sizes.n_frames, budget.limits)
     needed = max(budget.group_bytes(budget.on_devices(group, n_devices)) for group in groups)
     if needed > memory.free:

@@ -81,16 +81,16 @@ def interruptible() -> Iterator[Check]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
+def deferred() -> Iterator[Callable[[], int]]:
     """Let signals wait until the end of the context; a Ctrl-C after another signal does not wait.
 
     Signals that would end the process at once still do.
 
-    **Returns:** a function, whether one is waiting.
+    **Returns:** a function: the number of the one that is waiting, or 0.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
+        yield lambda: 0
         return
     handlers = {n: handler for n in (*SIGNALS, *_ALARM) if callable(handler := signal.getsignal(n))}
 
@@ -102,7 +102,7 @@ def deferred() -> Iterator[Callable[[], bool]]:
     for number in handlers:
         signal.signal(number, receive)
     try:
-        yield lambda: bool(waiting)
+        yield lambda: waiting[0] if waiting else 0
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -66,7 +66,7 @@ def devices() -> dict[str, Any]:
     return {
         "platform": first.platform,
         "device_kind": first.device_kind,
-        "n_devices": jax.local_device_count(),
+        "n_devices": jax.device_count(),
         "cpu_cores": os.cpu_count(),
         "machine": platform.machine(),
         "python": platform.python_version(),
