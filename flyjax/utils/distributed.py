@@ -31,7 +31,7 @@ from jax._src.lib import _jax
 from flyjax.utils.errors import UserError
 
 CONNECT_S = 60  # until all processes are there
-SIGN_S, LOST_S = 1.0, 20.0
+SIGN_S, LOST_S = 1.0, 30.0
 PATIENCE_S = 20.0  # of a process that has to end, but is inside a computation that waits for a lost one
 LOST = 75  # exit code of a process that lost another: a temporary failure, EX_TEMPFAIL
 _ROOT = "flyjax"

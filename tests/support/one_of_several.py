@@ -72,7 +72,10 @@ def main(
     """Connect and do something."""
     from flyjax.utils import distributed
 
-    distributed.LOST_S, distributed.CONNECT_S = 4.0, 60 if what != "unreachable" else 1
+    if what == "wait":
+        distributed.LOST_S = 4.0
+    elif what == "unreachable":
+        distributed.CONNECT_S = 1
     distributed.connect(f"127.0.0.1:{port}", process, processes)
     if what == "train" and process:
         from flyjax.experiments.follow import follow
