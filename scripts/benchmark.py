@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from _cli import ROOT, Settings, make_app, run
+from _cli import ROOT, Coordinator, Distributed, Process, Processes, Settings, make_app, run
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ Examples:
   python scripts/benchmark.py simulate\n
   python scripts/benchmark.py simulate --extent 8 --json simulate.json\n
   python scripts/benchmark.py train --extent 1 --candidates 4 --width 32\n
+  python scripts/benchmark.py scale --processes 1 --processes 2 --lanes 4\n
   python scripts/benchmark.py profile --extent 8 --rows 2048\n
   python scripts/benchmark.py judge --extent 8 --frames 64000\n
   python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2
@@ -183,11 +184,16 @@ def train(
     width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 80,
     repeats: Annotated[int, typer.Option(help="Timed chunks of 250 steps; the best counts.", min=1)] = 3,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    distributed: Distributed = False,
+    coordinator: Coordinator = None,
+    process: Process = None,
+    processes: Processes = None,
 ) -> None:
     """Training frames per second, regularisers at every step, beside the matrix-product rate of the same run."""
-    from _cli import prepare_devices
+    from _cli import connect, prepare_devices
 
     prepare_devices()
+    connect(distributed, coordinator, process, processes, False)
     from rich.console import Console
 
     from flyjax.experiments.benchmark import matmul_gflops, provenance, train_row
@@ -210,7 +216,36 @@ def train(
         "compile s": "{compile_s:.1f}",
         "peak GB": "{peak_memory_gb:.2f}",
     }
-    show(console, title, cells, rows, json_file)
+    show(console, title, cells, rows, None if process else json_file)
+
+
+@app.command(epilog=EXAMPLES)
+def scale(
+    processes: Annotated[list[int] | None, typer.Option(help="Repeatable.", min=1, show_default="1, 2, 4")] = None,
+    lanes: Annotated[int, typer.Option(help="Trainings of each process, or in all.", min=1)] = 4,
+    extent: Annotated[int, typer.Option(help="0 to 15.", min=0, max=15)] = 1,
+    batch_size: Annotated[int, typer.Option(help="Frames per step.", min=1)] = 4,
+    width: Annotated[int, typer.Option(help="Width of both networks.", min=2)] = 32,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+) -> None:
+    """Weak and strong scaling over processes on this machine: trained frames per second, and the share of ideal."""
+    from _cli import prepare_devices
+
+    from rich.console import Console
+
+    prepare_devices()
+    from flyjax.experiments.benchmark import scale_rows
+
+    cells = {
+        "scaling": "{scaling}",
+        "processes": "{processes}",
+        "lanes": "{candidates}",
+        "frames/s": "{frames_per_s:,.0f}",
+        "of ideal": "{efficiency:.0%}",
+        "peak GB": "{peak_memory_gb:.2f}",
+    }
+    rows = scale_rows(__file__, processes or (1, 2, 4), lanes, extent, batch_size, width)
+    show(Console(), f"scale, extent {extent}, batch {batch_size}, width {width}", cells, rows, json_file)
 
 
 @app.command(epilog=EXAMPLES)

@@ -3,10 +3,14 @@
 import dataclasses
 import datetime
 import functools
+import json
 import os
+import socket
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +38,9 @@ from flyjax.training.grouping import CHUNK, gflop_per_frame
 from flyjax.training.hparams import static_of, traced_hparams
 from flyjax.training.optimizer import make_optimizer, unpack
 from flyjax.training.step import init_state, train_step
+from flyjax.utils import distributed, environment
+from flyjax.utils.errors import UserError
+from flyjax.utils.format import plural
 from flyjax.utils.run_directory import RunDirectory
 from flyjax.utils.system import devices, hardware, peak_memory_gb
 
@@ -90,21 +97,21 @@ def train_row(
     repeats: int = 3,
     peak: float | None = None,
 ) -> dict:
-    """One row of `scripts/benchmark.py train`: the complete training step, with regularisers."""
+    """One row of `scripts/benchmark.py train`: the complete training step, with regularisers, of all processes."""
     connectome = build_connectome(extent)
     model = Model(width=width)
     learner = make_learner(connectome, model)
     training = Training(batch_size=batch_size, data_augmentation_loop=1e4)
     n_lanes = candidates * seeds
-    n_devices = min(jax.local_device_count(), n_lanes)
+    n_devices = distributed.even(min(distributed.n_devices(), n_lanes))
     padded = -(-n_lanes // n_devices) * n_devices
     program = lanes.compiled(learner, static_of(training), n_devices)
     own = traced_hparams(training, n_frames, 0)
-    hparams = jax.device_put(lanes.stack_hparams([own] * padded), program.by_lane)
-    data = jax.device_put(stack_recordings([_noise(connectome, n_frames)]), program.replicated)
+    hparams = distributed.place(lanes.stack_hparams([own] * padded), program.by_lane)
+    data = distributed.place(stack_recordings([_noise(connectome, n_frames)]), program.replicated)
     start = time.perf_counter()
     states = [lanes.start(learner, static_of(training), own, jax.random.key(seed)) for seed in range(padded)]
-    state, loss = jax.block_until_ready(jax.device_put(lanes.stack_states(states), program.by_lane)), None
+    state, loss = jax.block_until_ready(distributed.place(lanes.stack_states(states), program.by_lane)), None
     compiled = program.chunk.lower(hparams, data, state).compile()
     compile_s = time.perf_counter() - start
 
@@ -113,8 +120,9 @@ def train_row(
         state, loss = compiled(hparams, data, state)
         return loss
 
-    best, _ = best_times(chunk, repeats)
-    if not np.isfinite(np.asarray(loss)).any():
+    distributed.barrier()
+    best = distributed.largest(round(1e9 * best_times(chunk, repeats)[0])) / 1e9  # of the slowest process
+    if not np.isfinite(distributed.fetch([loss])[0]).any():
         raise RuntimeError("the benchmarked training diverged")
     rate = n_lanes * batch_size * CHUNK / best
     work = gflop_per_frame(model, batch_size, connectome.n_neurons, connectome.n_edges)
@@ -136,7 +144,47 @@ def train_row(
         "peak_memory_gb": stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else peak_memory_gb(),
         "device": jax.local_devices()[0].device_kind,
         "n_devices": n_devices,
+        "processes": distributed.count(),
     }
+
+
+def scale_rows(
+    script: str, processes: Sequence[int], lanes: int, extent: int, batch_size: int, width: int, repeats: int = 3
+) -> list[dict]:
+    """Weak scaling, `lanes` of each process, and strong scaling, `lanes` in all, over processes on this machine.
+
+    Each process runs `script` train; on a CPU it has one thread, so that it needs a core of its own.
+    """
+    rows = []
+    for kind in ("weak", "strong"):
+        for n in processes:
+            total = lanes * n if kind == "weak" else lanes
+            with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                address, file = f"127.0.0.1:{free.getsockname()[1]}", Path(folder) / "rows.json"
+                free.close()
+                settings: dict[str, Any] = {
+                    "extent": extent,
+                    "candidates": total,
+                    "batch-size": batch_size,
+                    "width": width,
+                }
+                settings |= {"repeats": repeats, "json": file, "coordinator": address, "processes": n}
+                command = [sys.executable, script, "train", *(f"--{k}={v}" for k, v in settings.items())]
+                running = [
+                    subprocess.Popen(
+                        [*command, f"--process={k}"], env=environment.one_core(), stdout=subprocess.DEVNULL
+                    )
+                    for k in range(n)
+                ]
+                if any([process.wait() for process in running]):
+                    raise UserError(f"{n} processes of {plural(total, 'lane')} did not end well, see above")
+                rows.append({"scaling": kind, **json.loads(file.read_text("utf-8"))[0]})
+    for row in rows:  # relative to the first of its kind
+        first = next(other for other in rows if other["scaling"] == row["scaling"])
+        speed = row["frames_per_s"] / first["frames_per_s"]
+        row["efficiency"] = speed * first["processes"] / row["processes"]
+    return rows
 
 
 def profile_rows(

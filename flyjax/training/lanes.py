@@ -182,10 +182,6 @@ class Segment:
         params = result_params(self.state) if is_trained else self.state.params
         return unpacked(self.learner, {k: distributed.row(v, i) for k, v in params.items()})
 
-    def has(self, i: int) -> bool:
-        """Whether a lane is on a device of this process, which then can read its parameters."""
-        return i < self.group.width // distributed.count()
-
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""
         hparams = self.hparams[i]
@@ -263,7 +259,7 @@ class Reporter:
                 values["validation"] = float(np.nansum(newest[:, i, 2]))
             status = "diverged" if not is_finite[i] else "finished" if steps[i] >= lane.lane.n_steps else "training"
             last = status == "finished" and lane.lane not in self.trained
-            if self.monitor is not None and segment.has(i) and (last or due and counts[i]):
+            if self.monitor is not None and distributed.has_row(i, segment.group.width) and (last or due and counts[i]):
                 start = self.clock()
                 values |= self.monitor(lane.lane, segment.params(i, last))
                 if last:

@@ -359,6 +359,11 @@ def local(tree: Any) -> Any:
     return tree if _group is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
 
+def has_row(i: int, n_rows: int) -> bool:
+    """Whether process 0 has a row of an array that is split along its first axis."""
+    return i < n_rows // count()
+
+
 def row(x: jax.Array, i: int) -> jax.Array:
     """A row, on a device of process 0, of an array that is split along its first axis, whose first rows it has."""
     if _group is None:
@@ -371,7 +376,7 @@ def _own(x: jax.Array) -> list[jax.Array]:
     return [shard.data for shard in sorted(x.addressable_shards, key=lambda shard: shard.index[0].start or 0)]
 
 
-def fetch(arrays: Sequence[jax.Array]) -> Sequence[np.ndarray]:
+def fetch(arrays: Sequence[Any]) -> Sequence[np.ndarray]:
     """Arrays that are split along their first axis, whole, once all processes have computed their rows."""
     if _group is None:
         return jax.device_get(arrays)

@@ -43,3 +43,9 @@ def cache_dir() -> Path:
 def jax_platforms() -> str:
     """JAX_PLATFORMS: the kinds of device that JAX is to use; empty for what there is."""
     return os.environ.get("JAX_PLATFORMS", "")
+
+
+def one_core() -> dict[str, str]:
+    """The environment of a process in which JAX's CPU device is a single one with one thread."""
+    flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false"
+    return os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}

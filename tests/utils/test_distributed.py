@@ -9,8 +9,7 @@ import sys
 import time
 
 import pytest
-
-from tests.support import one_of_several
+from support import one_of_several
 
 PATIENT = 240  # s, for a machine that is busy with other things
 
