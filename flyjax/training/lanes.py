@@ -95,6 +95,7 @@ class Segment:
         padding = group.width - len(lanes)
         self.learner, self.group, self.lanes, self.hparams = learner, group, lanes, hparams
         self._data_at, self.folder = data_at, folder
+        self._whole: Any = None  # the compiled program of `_all_states`, where there are several processes
         self.program = compiled(learner, group.static, group.n_devices)
         # Lanes that only pad a device take no step and affect no other.
         padded = [*hparams, *[hparams[-1] | {"n_steps": np.int32(0)}] * padding]
@@ -121,9 +122,11 @@ class Segment:
         n_lanes = len(self.lanes)
         if distributed.count() == 1:
             return jax.tree.map(lambda x: x[:n_lanes], jax.device_put(self.state, jax.local_devices()[0]))
-        distributed.barrier()  # a transfer does not wait long for a process that compiles
-        whole = jax.jit(lambda state: jax.tree.map(lambda x: x[:n_lanes], state), out_shardings=self.program.replicated)
-        return whole(self.state)
+        if self._whole is None:
+            slices = functools.partial(jax.tree.map, lambda x: x[:n_lanes])
+            self._whole = jax.jit(slices, out_shardings=self.program.replicated).lower(self.state).compile()
+        distributed.barrier()  # Gloo waits half a minute, less than a process may take longer to compile
+        return self._whole(self.state)
 
     def train(self, first: int, last: int, checkpoint_every: int, report: Callable) -> None:
         """Chunks `first` to `last`; those that a checkpoint holds are not trained again.

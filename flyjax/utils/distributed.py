@@ -167,7 +167,7 @@ class Group:
     def leave(self, code: int, text: str) -> None:
         """End this process without waiting for others that are lost; process 0 stays until they have read its end."""
         self.is_leaving, self.code = True, code
-        if code == 1:  # an error of the code
+        if code == 1 and sys.exc_info()[0]:  # an error of the code
             traceback.print_exc()
         with suppress(jax.errors.JaxRuntimeError):
             self._sign({"code": code, "text": text})
