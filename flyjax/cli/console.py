@@ -28,7 +28,10 @@ class Console:
     """Standard output; what a search prints is also in its run directory."""
 
     def __init__(self):
-        self.rich = RichConsole(highlight=False, force_jupyter=False)  # lines in a notebook too, without widgets
+        console = RichConsole(highlight=False)
+        if console.is_jupyter:  # plain lines: a bar would need widgets, or print itself anew at every refresh
+            console = RichConsole(highlight=False, force_jupyter=False, force_terminal=False)
+        self.rich = console
 
     def log(self, text: str) -> None:
         """Print text as it is."""

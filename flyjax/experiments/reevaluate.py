@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -92,7 +93,7 @@ def experiment_of(folder: Path, config: Mapping) -> Experiment:
     return parse_experiment(what, str(folder / "config.yaml"))
 
 
-def finished_seeds(folder: Path, config: Mapping) -> dict[int, dict]:
+def finished_seeds(folder: Path, config: Mapping) -> dict[int, Any]:
     """The stored metrics of the seeds of a node whose trainings did not diverge, the lowest loss first."""
     earlier = zip(config["seeds"], _metrics(folder)["per_seed"], strict=True)
     finished = {seed: m for seed, m in earlier if m.get("final_loss") is not None}

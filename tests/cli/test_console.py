@@ -66,4 +66,8 @@ def test_table_prints_no_markup_and_no_escape_codes(tmp_path):
 
 def test_a_notebook_gets_lines_without_widgets(monkeypatch):
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
-    assert not CommandConsole().rich.is_jupyter
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # as that of ipykernel says
+    monkeypatch.setattr("sys.stdout", stream)
+    console = CommandConsole().rich
+    assert not console.is_jupyter and not console.is_terminal
