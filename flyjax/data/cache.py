@@ -41,6 +41,8 @@ def cached_recording(
     if path.exists():
         try:
             recording = load_recording(path)
+            if recording.cache_key != path.name:  # somebody renamed or copied it
+                raise UserError(f"{path} holds another recording, {recording.cache_key}")
             if not reads_only:
                 array_store.touch(path)
             return dataclasses.replace(recording, simulation=simulation)

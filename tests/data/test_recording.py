@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -389,3 +390,12 @@ def test_a_stored_derivative_is_read_from_the_cache_and_not_computed_again(tmp_p
     again = cached_recording(wanted, 0.05, cache_dir=tmp_path)
     np.testing.assert_array_equal(again.derivative, made.derivative)
     np.testing.assert_array_equal(again.pairs(slice(3, 9))[2], made.derivative[3:9])
+
+
+def test_a_recording_under_the_name_of_another_is_not_taken_for_it(tmp_path):
+    rec = cached_recording(sim(), 0.0, cache_dir=tmp_path)
+    other = cached_recording(sim(), 0.05, cache_dir=tmp_path)
+    shutil.rmtree(tmp_path / rec.cache_key)
+    shutil.copytree(tmp_path / other.cache_key, tmp_path / rec.cache_key)
+    assert same(rec, cached_recording(sim(), 0.0, cache_dir=tmp_path))
+    assert same(other, cached_recording(sim(), 0.05, cache_dir=tmp_path))
