@@ -22,7 +22,8 @@ def run_events(folder: str | Path) -> list[dict[str, Any]]:
     if (folder / JOURNAL).is_file():
         return read_journal(folder)
     if (folder / "nodes").is_dir() or (folder / HISTORY).is_file():
-        return _sweep_events(folder)
+        with reading(folder, "restore its config.yaml and marker from a copy, or train the node again"):
+            return _sweep_events(folder)
     if (folder / "trainings.csv").is_file():
         raise UserError(f"{folder} has trainings without nodes: draw their map with scripts/landscape.py {folder}")
     return read_journal(folder)

@@ -109,3 +109,33 @@ def test_no_cell_is_a_formula(tmp_path):
     m = Maker(tmp_path)
     m.train(1, 1, [("root", {}, "root")], results=["=cmd()|x"])
     assert "'=cmd()" in as_csv(load_run(tmp_path).nodes)
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("config.yaml", "[1]"),
+        ("config.yaml", ""),
+        ("config.yaml", "training: x"),
+        ("config.yaml", "training: {batch_size: x}"),
+        ("nodes/0001/config.yaml", ""),
+        ("nodes/0001/config.yaml", "node: x\ntraining: {batch_size: 1}"),
+        ("nodes/0001/metrics.json", "[1]"),
+        ("nodes/0001/metrics.json", '{"per_seed": []}'),
+        ("nodes/0001/metrics.json", '{"per_seed": [5]}'),
+        ("nodes/0001/metrics.json", '{"per_seed": [{"reasons": 5}]}'),
+        (".flyjax-run.json", '{"finis'),
+        (".flyjax-run.json", "[1]"),
+    ],
+)
+def test_a_damaged_file_of_a_sweep_is_one_line(tmp_path, name, text):
+    (tmp_path / "nodes" / "0001").mkdir(parents=True)
+    experiment = dump_yaml(parse_experiment({"name": "sweep"}))
+    (tmp_path / "config.yaml").write_text(experiment)
+    (tmp_path / "nodes" / "0001" / "config.yaml").write_text(experiment + "node: 1\nseeds: [5]\n")
+    (tmp_path / "nodes" / "0001" / "metrics.json").write_text(json.dumps(metrics(0.5)))
+    assert len(load_run(tmp_path).nodes) == 1
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=str(tmp_path)) as error:
+        load_run(tmp_path)
+    assert "\n" not in str(error.value)
