@@ -252,7 +252,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
     evaluated, types, like = {}, [], learner.init(jax.random.key(0))
     for seed in finished:
         params = load_params(folder / "params" / f"seed_{seed}", like)
-        losses = {k: finished[seed].get(k) for k in ("final_loss", "final_loss_total")}
+        losses: dict[str, Any] = {k: finished[seed].get(k) for k in ("final_loss", "final_loss_total")}
         result = evaluate(learner, params, train, test, **losses, held_out=held_out)
         metrics = Metrics(result.metrics, result.metrics["reasons"])
         if cut is not None:
