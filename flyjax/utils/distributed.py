@@ -156,7 +156,9 @@ class Group:
                 os._exit(self.code)
             host, _, port = self.address.rpartition(":")
             try:
-                socket.create_connection((host.strip("[]"), int(port)), 2).close()
+                for _ in range(10):  # the system may close the port of a killed process last
+                    socket.create_connection((host.strip("[]"), int(port)), 2).close()
+                    time.sleep(0.3)
             except OSError:
                 self.ended, self.code = f"{self.name(0)} was lost; run the same command again to continue", LOST
                 self._exit_at_once()
