@@ -107,6 +107,7 @@ def test_a_sweep_killed_while_its_tables_are_written_finds_its_trainings_again(t
         return {spec.id: {"metrics": {"connectivity_R2": 0.5}, "per_seed": [{}], "reason": ""} for spec in specs}
 
     monkeypatch.setattr(sweep, "train_nodes", train)
+    monkeypatch.setattr(sweep, "write_report", lambda run_dir: run_dir)  # there are no nodes to report
     with monkeypatch.context() as then:
         then.setattr(sweep, "parallel_figure", killed)
         with pytest.raises(KeyboardInterrupt):
