@@ -227,9 +227,10 @@ def probability_figure(path: str | Path, landscapes: Mapping[str, Landscape], le
     for ax, name in zip(all_axes, names, strict=False):
         for k, (condition, one) in enumerate(landscapes.items()):
             if name in one.space.names:
-                line = one.class_curve(name, level)
-                ax.fill_between(line.places, *line.band, color=cycle[k % len(cycle)], alpha=0.12, lw=0)
-                ax.plot(line.places, line.mean, color=cycle[k % len(cycle)], lw=1.3, label=condition)
+                line, colour = one.class_curve(name, level), cycle[k % len(cycle)]
+                style = DASHED if k >= len(cycle) else "-"  # the colours begin again
+                ax.fill_between(line.places, *line.band, color=colour, alpha=0.12, lw=0)
+                ax.plot(line.places, line.mean, color=colour, ls=style, lw=1.3, label=condition)
                 _ticks(ax, one.space.ranges[name])
         ax.axhline(RELIABLE, color=MUTED, lw=0.7, ls=DASHED)
         ax.set(ylim=(-0.02, 1.02))
