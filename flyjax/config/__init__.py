@@ -11,8 +11,9 @@ from flyjax.config.loading import (
     read_yaml,
     read_yaml_file,
 )
-from flyjax.config.schema import LLM, Model, Search, Simulation, Training
+from flyjax.config.schema import LLM, Model, Search, Training
 from flyjax.config.search_space import PROTOCOL_RANGES, PROTOCOL_SIMULATION_RANGES, SIMULATION_TUNABLE, TUNABLE, Range
+from flyjax.config.simulation import Simulation
 from flyjax.config.strict import StrictModel
 
 __all__ = [

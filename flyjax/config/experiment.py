@@ -6,8 +6,9 @@ from typing import Any
 
 from pydantic import Field, field_validator, model_validator
 
-from flyjax.config.schema import Model, Search, Simulation, Sweep, Training
+from flyjax.config.schema import Model, Search, Sweep, Training
 from flyjax.config.search_space import PROTOCOL_RANGES
+from flyjax.config.simulation import Simulation
 from flyjax.config.strict import StrictModel, updated
 from flyjax.utils import registry
 
