@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 ROOT = Path(__file__).resolve().parents[2]
 #: A failed process ends after so many seconds even where a library's threads have not.
 PATIENCE_S = 4.0
+#: Bytes of compiled programs that are kept, the newest first.
+CACHE_BYTES = 10**9
 
 
 def commit() -> str:
@@ -53,13 +55,19 @@ def compilation_cache() -> Path:
     return cache_dir() / "compiled" / hashlib.sha256(f"{platform.machine()} {kind}".encode()).hexdigest()[:12]
 
 
+def _newest_first(entry: tuple[os.stat_result, Path]) -> float:
+    return -entry[0].st_mtime
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs in JAX's persistent cache, 1 GB at most.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false disables it.
+    JAX_COMPILATION_CACHE_DIR names another folder, which is not trimmed, JAX_ENABLE_COMPILATION_CACHE=false disables it.
     """
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return
+    # Most of the time goes into many programs that compile in less than JAX's limit of 1 s.
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     given = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     folder = Path(given) if given else compilation_cache()
     try:
@@ -70,14 +78,12 @@ def enable_compilation_cache() -> None:
             if not os.access(folder, os.W_OK):
                 raise PermissionError(errno.EACCES, "not writable")
             os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-            os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(10**9))
-            os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-        for program in folder.glob("*-cache"):  # JAX stores nothing more beside a damaged one
-            accessed = program.with_name(program.name.removesuffix("-cache") + "-atime")
-            if not program.stat().st_size:
-                program.unlink()
-            elif os.environ.get("JAX_COMPILATION_CACHE_MAX_SIZE", "-1") != "-1" and not accessed.is_file():
-                accessed.write_bytes(time.time_ns().to_bytes(8, "little"))
+        kept = 0
+        # Not by JAX's own limit: it lists the folder for every program that it stores.
+        for status, program in sorted(((f.stat(), f) for f in folder.glob("*-cache")), key=_newest_first):
+            kept += status.st_size
+            if not status.st_size or (kept > CACHE_BYTES and not given):  # JAX stores nothing more beside a damaged one
+                program.unlink(missing_ok=True)
     except OSError as error:
         log.warning(
             "warning: compiled programs cannot be kept in %s (%s), so that every start compiles them: set "

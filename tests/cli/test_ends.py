@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from flyjax.cli import app
+
 FAILS = """
 import os, pathlib, sys, threading, time
 import numpy as np
@@ -116,7 +118,6 @@ def test_a_damaged_cache_of_programs_is_repaired_and_a_lost_one_is_one_line(tmp_
     outside = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment = outside | {
         "PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(tmp_path / "cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }  # fmt: skip
 
     def run(n, **more):
@@ -130,8 +131,6 @@ def test_a_damaged_cache_of_programs_is_repaired_and_a_lost_one_is_one_line(tmp_
 
     assert run(2) == ""
     first, second = sorted(programs())[:2]
-    for path in (tmp_path / "cache").rglob("*-atime"):
-        path.unlink()
     first.write_bytes(b"")
     before = len(programs())
     assert run(4) == "" and len(programs()) == before + 2 and first.stat().st_size > 0
@@ -144,6 +143,22 @@ def test_a_damaged_cache_of_programs_is_repaired_and_a_lost_one_is_one_line(tmp_
         lines = run(1, **place).splitlines()  # nothing can be written there
         assert len(lines) == 1 and "XDG_CACHE_HOME" in lines[0]
     assert len(run(4, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "file" / "x")).splitlines()) <= 1
+
+
+def test_the_oldest_compiled_programs_are_removed_beyond_the_limit(tmp_path, monkeypatch):
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"):
+        monkeypatch.setenv(name, "")  # restored after the test
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(app, "CACHE_BYTES", 25)
+    folder = app.compilation_cache()
+    folder.mkdir(parents=True)
+    for age in range(4):
+        program = folder / f"{age}-cache"
+        program.write_bytes(b"0123456789")
+        os.utime(program, (0, 1000 - age))
+    app.enable_compilation_cache()
+    assert sorted(path.name for path in folder.iterdir()) == ["0-cache", "1-cache"]
 
 
 @pytest.mark.parametrize(
