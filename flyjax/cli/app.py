@@ -62,7 +62,7 @@ def _newest_first(entry: tuple[os.stat_result, Path]) -> float:
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs in JAX's persistent cache, 1 GB at most.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, which is not trimmed, JAX_ENABLE_COMPILATION_CACHE=false disables it.
+    JAX_COMPILATION_CACHE_DIR names another folder, which may grow; JAX_ENABLE_COMPILATION_CACHE=false disables it.
     """
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
+from threadpoolctl import threadpool_limits
 
 from flyjax.data.own_recording import has_types
 from flyjax.data.recording import Recording
@@ -32,7 +33,7 @@ from flyjax.recovery.metrics import (
     one_step_metrics,
     true_tau,
 )
-from flyjax.recovery.network_outputs import network_outputs
+from flyjax.recovery.network_outputs import about_grey, network_outputs
 from flyjax.recovery.readout import PublishedReadout, extract
 from flyjax.recovery.refit import refit
 from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
@@ -72,7 +73,7 @@ def curves(readout: PublishedReadout, recording: Recording) -> Curves:
     """g and f of one neuron per type, beside the true ones."""
     central = recording.connectome.central
     tau, v_rest = true_tau(recording)[central], np.asarray(recording.parameters.v_rest)[central]
-    voltage, message, update = map(np.asarray, readout.curves)
+    voltage, message, update = readout.curves
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = message / readout.slope_g[central, None]
     return Curves(voltage, scaled, update, (v_rest[:, None] - voltage) / tau[:, None])
@@ -166,10 +167,11 @@ def refitted(e: Evaluated) -> dict[str, CircuitEstimate]:
 def prediction_metrics(e: Evaluated) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
     pairs = evaluation_pairs(e.test_recording)
-    found = network_outputs(e.learner, e.params, *pairs[:2])
+    grey = about_grey(e.learner, e.params, pairs[0])
     if e.rollout is not None:
         return rollout_metrics(e.rollout, e.test_recording).update(
-            one_step_metrics(found, pairs[2]), input_metrics(found, e.test_recording)
+            one_step_metrics(network_outputs(e.learner, e.params, *pairs[:2]), pairs[2]),
+            input_metrics(grey, e.test_recording),
         )
     assert e.held_out is not None  # `evaluate` checks it
     frames = e.held_out[spread_frames(len(e.held_out), N_EVALUATION_FRAMES)]
@@ -177,7 +179,7 @@ def prediction_metrics(e: Evaluated) -> Metrics:
     return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
         one_step_metrics(network_outputs(e.learner, e.params, *own_pairs[:2]), own_pairs[2]),
         learned_stimulus_metrics(e.recording, e.held_out),
-        input_metrics(found, e.test_recording, "_inverted"),
+        input_metrics(grey, e.test_recording, "_inverted"),
     )
 
 
@@ -242,7 +244,7 @@ def evaluate(
 ) -> Evaluation:
     """Compute every metric and array of one trained network.
 
-    A second call with other parameters of the same shapes compiles nothing.
+    A second call with other parameters of the same shapes compiles nothing. BLAS and the mixtures use one thread.
 
     **Arguments:**
 
@@ -281,10 +283,12 @@ def evaluate(
     e = Evaluated(
         learner, params, train_recording, test_recording, recording, seed, with_refit, with_ceiling, held_out, n_workers
     )
-    metrics = Metrics().update(*(_compute(name, e) for name in registry.metric))
+    # Threads of BLAS would wait for each other longer than they compute.
+    with threadpool_limits(1):
+        metrics = Metrics().update(*(_compute(name, e) for name in registry.metric))
+        summary = activity(train_recording, e.rollout)
     for name, value in (("final_loss", final_loss), ("final_loss_total", final_loss_total)):
         metrics.put(name, value, "the training reported none" if value is None else None)
-    summary = activity(train_recording, e.rollout)
     return Evaluation(
         metrics=described | metrics.as_dict(),
         estimate=e.readout.estimate,

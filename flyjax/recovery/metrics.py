@@ -215,18 +215,18 @@ def evaluation_pairs(recording: Recording) -> tuple[np.ndarray, np.ndarray, np.n
     return recording.pairs(spread_frames(len(recording.voltage), N_EVALUATION_FRAMES))
 
 
-def input_metrics(found: NetworkOutputs, recording: Recording, suffix: str = "") -> Metrics:
+def input_metrics(grey: NetworkOutputs, recording: Recording, suffix: str = "") -> Metrics:
     """external_input_R2: the luminance that explains dv/dt at the input neurons, against the true one.
 
-    At the recording's `evaluation_pairs`, whose outputs are `found`, f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by
-    one Newton step from 0.5, which is exact for an f that is affine in I. Squared Pearson correlation over frames and
-    input neurons. Where the stimulus was learned as a field, that name is the field's (`learned_stimulus_metrics`),
-    and this one ends in `_inverted`.
+    f(v_i, a_i, msg_i, I) = dv_i/dt is solved for I by one Newton step from 0.5, which is exact for an f that is affine
+    in I, from the outputs `about_grey` at the recording's `evaluation_pairs`. Squared Pearson correlation over frames
+    and input neurons. Where the stimulus was learned as a field, that name is the field's
+    (`learned_stimulus_metrics`), and this one ends in `_inverted`.
     """
     c = recording.connectome
     _, luminance, derivative = evaluation_pairs(recording)
     with np.errstate(divide="ignore", invalid="ignore"):
-        solved = GREY + ((derivative - found.update_grey) / found.by_input)[:, c.inputs]
+        solved = GREY + ((derivative - grey.update) / grey.derivative)[:, c.inputs]
     metrics = Metrics()
     put_fit(metrics, f"external_input_R2{suffix}", luminance[:, c.input_column], solved)
     metrics.put(f"external_input_frames{suffix}", len(luminance))

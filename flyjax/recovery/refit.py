@@ -21,11 +21,8 @@ estimates end in `_refit`.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flyjax.data.recording import Recording
@@ -39,7 +36,8 @@ from flyjax.recovery.least_squares.errors_in_variables import (
 from flyjax.recovery.least_squares.normal_equations import accumulate, prior, solve, target_noise
 from flyjax.recovery.linear_readout import LinearReadout
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.readout import ROWS, PublishedReadout, probe
+from flyjax.recovery.network_outputs import messages
+from flyjax.recovery.readout import PublishedReadout, probe
 from flyjax.recovery.samples import neuron_stimulus
 
 #: Training frames used, evenly spread in blocks; the problems have some 30 unknowns, 210 at most.
@@ -58,16 +56,6 @@ class Refit(NamedTuple):
 
     estimate: CircuitEstimate
     corrected: CircuitEstimate | None = None  #: of noisy measurements: without the bias that the noise causes
-
-
-@partial(jax.jit, static_argnums=0)
-def _messages(learner, params, voltage):
-    """(T, N) voltages -> (T, N) messages, in chunks that stay in cache."""
-    n_frames, n = voltage.shape
-    per_chunk = max(1, min(n_frames, ROWS // n))
-    n_chunks = -(-n_frames // per_chunk)
-    padded = jnp.pad(voltage, ((0, n_chunks * per_chunk - n_frames), (0, 0))).reshape(n_chunks, per_chunk, n)
-    return jax.lax.map(lambda v: learner.message(params, v.T).T, padded).reshape(-1, n)[:n_frames]
 
 
 def _blocks(n_frames: int, max_frames: int) -> list[slice]:
@@ -102,14 +90,14 @@ def refit(
     c, data = recording.connectome, probe(recording)
     # The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its messages.
     # Its synapses can be identifiable all the same, so the line at positive training frames is used.
-    rare = (np.asarray(data.mean) + np.asarray(data.std) <= 0) & (linear.slope_g != 0)
+    rare = (data.mean + data.std <= 0) & (linear.slope_g != 0)
     offset = np.where(rare, linear.offset_g, readout.offset_g).astype(np.float32)
     slope = np.where(rare, linear.slope_g, readout.slope_g).astype(np.float32)
     noise, sigma = target_noise(recording), measurement_noise_std(recording.simulation, recording.split)
     blocks = _blocks(len(recording.voltage), max_frames or (MAX_NOISY_FRAMES if noise else MAX_FRAMES))
 
-    def messages(voltage):
-        return (np.asarray(_messages(learner, params, voltage)) - offset) / slope
+    def normalised(voltage):
+        return (messages(learner, params, voltage) - offset) / slope
 
     def chunks(message):
         for frames in blocks:
@@ -120,7 +108,7 @@ def refit(
     if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
         missing = CircuitEstimate.missing(c)
         return Refit(missing, missing if sigma else None)
-    normal = accumulate(c, chunks(messages), n_own=2, n_workers=n_workers)
+    normal = accumulate(c, chunks(normalised), n_own=2, n_workers=n_workers)
     ridge = prior(normal, c.receivers, INDEPENDENT_FRAMES, noise)
     solution = solve(normal, ridge)
     estimate = CircuitEstimate.from_coefficients(-solution.own[:, 0], solution.source, solution.constant, c.receivers)
@@ -128,7 +116,7 @@ def refit(
         return Refit(estimate)
     voltage = np.concatenate([recording.voltage[frames] for frames in blocks])
     points = table_points(voltage, sigma)
-    at_points = messages(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1))
+    at_points = normalised(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1))
     table = FunctionTable(points, at_points.T.astype(np.float64)).debiased(sigma)
     noise_of_messages = message_noise(table, voltage, sigma)
     corrected = corrected_estimate(

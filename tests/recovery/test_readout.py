@@ -11,9 +11,10 @@ from support.true_learner import TrueLearner
 
 from flyjax.config import Model
 from flyjax.models import make_learner
-from flyjax.recovery import compare, extract
+from flyjax.recovery import compare, extract, linear_readout, refit
 from flyjax.recovery.metrics import true_tau
-from flyjax.recovery.readout import N_FRAMES, N_POINTS, _extract, fit_lines, probe
+from flyjax.recovery.network_outputs import _outputs, about_grey, message_gain, network_outputs
+from flyjax.recovery.readout import N_FRAMES, N_POINTS, fit_line, probe
 from flyjax.recovery.samples import moments
 
 
@@ -116,21 +117,39 @@ def test_a_silent_neuron_has_slope_one_and_a_constant_neuron_is_finite(train):
     assert np.isfinite(found.weight).all() and np.isclose(found.tau[5], true_tau(train)[5], rtol=0.05)
 
 
-def test_an_equal_learner_compiles_nothing(train, network):
+def test_all_read_outs_of_equal_learners_share_one_program(train, network):
     learner, params = network
     extract(learner, params, train)
-    before = _extract._cache_size()
+    before = _outputs._cache_size()
     again = make_learner(train.connectome, Model(width=12, activation="tanh"))  # an equal learner, another object
-    extract(again, again.init(jax.random.key(9)), train)
-    assert _extract._cache_size() == before
+    params = again.init(jax.random.key(9))
+    published, linear = extract(again, params, train), linear_readout(again, params, train)
+    refit(again, params, train, published, linear)
+    about_grey(again, params, train.voltage[:5])
+    assert _outputs._cache_size() == before
 
 
-@pytest.mark.parametrize("n_points", [7, 1000])
-def test_lines_are_fitted_exactly_for_any_chunks(n_points):
-    slope, offset = jnp.array([-3.0, 0.5, 20.0]), jnp.array([1.0, 0.0, -4.0])
-    low, width = jnp.array([-1.0, 2.0, 0.0]), jnp.array([0.1, 3.0, 0.5])
-    found = fit_lines(lambda v: slope[:, None] * v + offset[:, None], low, width, n_points)
-    assert np.allclose(found[0], slope, rtol=1e-4) and np.allclose(found[1], offset, atol=2e-4)
+def test_derivatives_of_the_update_are_those_of_its_arguments(train):
+    learner = TrueLearner(train.connectome)
+    params, tau, c = learner.params(train), true_tau(train), train.connectome
+    voltage, luminance = train.voltage[:45], train.luminance[:45]  # more than one block
+    assert np.allclose(message_gain(learner, params, voltage, luminance), 1 / tau, rtol=1e-5)
+    found = about_grey(learner, params, voltage)
+    assert found.update.shape == voltage.shape and np.allclose(found.derivative, 1 / tau, rtol=1e-5)
+    shown = network_outputs(learner, params, voltage, np.full_like(luminance, 0.5))
+    assert np.allclose(found.update, shown.update, rtol=1e-5, atol=1e-5)
+    dark = network_outputs(learner, params, voltage, np.zeros_like(luminance))
+    difference = np.zeros(c.n_neurons)
+    difference[c.inputs] = 0.5 / tau[c.inputs]
+    assert np.allclose(shown.update - dark.update, difference, atol=1e-4)
+
+
+def test_lines_are_fitted_exactly():
+    slope, offset = np.array([-3.0, 0.5, 20.0]), np.array([1.0, 0.0, -4.0])
+    middle, width = np.array([-0.95, 3.5, 0.25]), np.array([0.1, 3.0, 0.5])
+    position = np.linspace(-0.5, 0.5, 7)
+    found = fit_line(position, slope * (middle + width * position[:, None]) + offset, middle, width)
+    assert np.allclose(found[0], slope) and np.allclose(found[1], offset)
 
 
 def test_moments_of_small_changes_on_a_large_mean():
