@@ -42,7 +42,8 @@ from flyjax.simulation import derivative
 from flyjax.utils import array_store
 from flyjax.utils.errors import reading
 
-CHUNK = 1000  # frames per compiled call
+CHUNK = 1000  # frames held at once
+BLOCK = 256  # frames whose derivative one compiled call computes, so that any number of them shares a program
 
 
 class Part(NamedTuple):
@@ -210,8 +211,12 @@ class Recording:
             return voltage, luminance, (following - voltage) / np.float32(self.dt)
         noise, increment = self.measurement(frames)
         state = voltage if noise is None else voltage - noise
-        simulation = self.simulation
-        target = np.asarray(derivative(*self.ground_truth, state, luminance, simulation.delta_t, simulation.clamp_tau))
+        target = np.empty(state.shape, np.float32)
+        for begin in range(0, len(state), BLOCK):
+            rows = np.arange(begin, begin + BLOCK).clip(max=len(state) - 1)  # a short last block runs the same program
+            settings = self.simulation.delta_t, self.simulation.clamp_tau
+            found = derivative(*self.ground_truth, state[rows], luminance[rows], *settings)
+            target[begin : begin + BLOCK] = np.asarray(found)[: len(state) - begin]
         return voltage, luminance, target if increment is None else target + increment / np.float32(self.dt)
 
     def measurement(self, frames) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -44,7 +44,8 @@ def check_luminance(c: Connectome, luminance) -> Float32[Array, "... T n_col"]:
     if 0 in luminance.shape:
         raise UserError("luminance has no frames: an empty stimulus cannot be simulated")
     if is_concrete(luminance):
-        low, high = float(luminance.min()), float(luminance.max())
+        values = np.asarray(luminance)  # NumPy compiles nothing
+        low, high = float(values.min()), float(values.max())
         if not np.isfinite([low, high]).all():
             raise UserError("luminance contains NaN or infinite values: clean the stimulus first")
         if low < 0 or high > 1:
@@ -64,12 +65,12 @@ def check_parameters(c: Connectome, p: Parameters, dt: float, clamp_tau: bool) -
             raise UserError(
                 f"parameter {name} has the shape {array.shape}, expected ({n},): was it made for another extent?"
             )
-        if is_concrete(array) and not bool(jnp.isfinite(array).all()):
+        if is_concrete(array) and not np.isfinite(array).all():
             raise UserError(f"parameter {name} contains NaN or infinite values")
     if not (np.isfinite(dt) and dt > 0):
         raise UserError(f"dt must be a positive number of seconds, got {dt!r}")
     if is_concrete(p.tau):
-        shortest = float(p.tau.min())
+        shortest = float(np.asarray(p.tau).min())
         if shortest <= 0:
             raise UserError(f"time constants must be positive, found {shortest:g} s")
         if not clamp_tau and dt > MAX_DT_PER_TAU * shortest:

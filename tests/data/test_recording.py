@@ -15,6 +15,7 @@ from flyjax.data import load_recording, record, recorder, recording
 from flyjax.data.cache import cached_recording
 from flyjax.ground_truth import build_ground_truth, known_circuit
 from flyjax.ground_truth.build import without_edges
+from flyjax.simulation import rollout
 from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
 
@@ -129,6 +130,16 @@ def test_chunks_of_7_equal_one_of_1000(fly):
     index = np.array([3, 49, 21])
     for some, every in zip(a.pairs(index), (a.voltage, a.luminance, a.derivative), strict=True):
         np.testing.assert_allclose(some, every[index], atol=1e-5)
+
+
+def test_targets_of_any_number_of_frames_come_from_one_program(fly):
+    rec = record(sim(n_frames=300), 0.0, **fly)
+    _ = rec.pairs([0])
+    compiled = rollout._derivative._cache_size()
+    for frames in (slice(0, 300), np.array([299, 5]), slice(290, 300)):
+        exact = simulation.derivative(*rec.ground_truth, rec.voltage[frames], rec.luminance[frames], rec.dt)
+        assert np.allclose(rec.pairs(frames)[2], exact, rtol=1e-5, atol=1e-4)
+    assert rollout._derivative._cache_size() == compiled + 3  # of the exact ones
 
 
 def test_the_test_split_is_noise_free_other_and_starts_grey(fly):
