@@ -123,7 +123,7 @@ def simulate(
     frames: Annotated[
         int, typer.Option(help="Length of the recording in mind: long ones may take another kernel.", min=1)
     ] = 64_000,
-    kernel: Annotated[str, typer.Option(help="auto, segment, gather, csr, window or unrolled.")] = "auto",
+    kernel: Annotated[str, typer.Option(help="auto, segment, gather, csr or window.")] = "auto",
     seconds: Annotated[float, typer.Option(help="Time spent on each row after compilation.", min=0)] = 3.0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:

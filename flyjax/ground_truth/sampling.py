@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 
 from flyjax.circuit.connectome import Connectome
 from flyjax.circuit.parameters import Parameters, TypeParameters, expand
-from flyjax.simulation import hex_convolution, simulate
+from flyjax.simulation import simulate
 from flyjax.utils.errors import UserError
 
 STRENGTH_SIGMA = 0.5  #: of log synapse strength, per type pair
@@ -125,12 +125,10 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
 
     coupling = _type_sum(c, c.sign.astype(np.float64) * c.n_syn * types.syn_strength[c.edge_pair])
 
-    # The same rollout many times: a fast sum pays for its compilation.
-    kernel = "window" if c.n_neurons > 5000 and hex_convolution.is_regular(c) else "auto"
     bias = types.bias.astype(np.float64)
     for _ in range(n_simulations):
         p = expand(c, bias.astype(np.float32), types.tau, types.syn_strength)
-        v = np.asarray(simulate(c, p, stimulus, _DT, initial="rest", kernel=kernel))[_SETTLE:]
+        v = np.asarray(simulate(c, p, stimulus, _DT, initial="rest"))[_SETTLE:]
         mean = per_type(v.mean(axis=0, dtype=np.float64))
         square = per_type((v * v).mean(axis=0, dtype=np.float64))
         std = np.sqrt(np.maximum(square - mean**2, 0))

@@ -4,15 +4,14 @@ Every cell type lies on a grid of its own, flattened with enough zeros between r
 (du, dv) is a shift of the flat index. A target type then is a weighted sum of shifted, contiguous
 rows, without any index per edge: 2,355 shifts instead of 434,112 reads at extent 8.
 
-`window` reads the rows with a gather of windows; it compiles in a second. `unrolled` writes the
-sum out term by term, which XLA fuses into one pass over each target; on a CPU it is 1.2 (one
-state) to 3 (eight states) times faster still, and compiles in 5 to 10 s.
+The sum is split into partial sums of `TERMS` shifted rows. XLA compiles one of them as a loop over
+its cells, in vector instructions, and all others are the same loop with other starts and weights.
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -20,10 +19,8 @@ from jaxtyping import Array, Float32
 
 from flyjax.circuit.connectome import Connectome
 
-#: Target types whose numbers of terms lie within this factor share a padded block,
-BLOCK_RATIO = 1.3
-#: as long as its windows stay in a core's cache.
-BLOCK_VALUES = 1 << 17
+#: Shifted rows of a partial sum: their pointers fit into the registers of a core.
+TERMS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +35,9 @@ class Grid:
     column_of_cell: np.ndarray  #: (L,) column of each cell, n_col where there is none
     is_input: np.ndarray  #: (n_types,) 1 for R1..R8
     edge_of_key: np.ndarray  #: (K,) an edge of each offset key, n_edges where none occurs
-    start: np.ndarray  #: (K,) where a shifted row starts in the flat, bordered grids
-    keys_of_target: tuple[np.ndarray, ...]  #: per target type: keys that occur
+    edge_of_term: np.ndarray  #: (R, TERMS) an edge of each term of a partial sum, n_edges where there is none
+    start_of_term: np.ndarray  #: (R, TERMS) where its shifted row starts
+    parts_of_target: np.ndarray  #: (n_types, P) partial sums that make a target type; the last one is empty
     is_regular: bool  #: whether the edges are exactly those of the keys: none added, none removed
 
 
@@ -47,18 +45,18 @@ class Grid:
 def make_grid(c: Connectome) -> Grid:
     """The flat layout of a connectome, made once."""
     source, target, du, dv = c.keys.astype(np.int64).T
-    x, side = c.extent, 2 * c.extent + 1
+    x = c.extent
     reach_u, reach_v = (int(np.minimum(np.abs(d), 2 * x).max(initial=0)) for d in (du, dv))
-    stride = side + reach_v
-    size, border = side * stride, reach_u * stride + reach_v
+    stride = 2 * x + 1 + reach_v
+    size, border = 2 * x * stride + 1, reach_u * stride + reach_v
 
-    cell = (c.u + x) * stride + (c.v + x)
+    cell = (c.u + x) * stride + c.v  # the first is (-x, 0)
     at = c.cell_type.astype(np.int64) * size + cell
     neuron = np.full(c.n_types * size, c.n_neurons)
     neuron[at] = np.arange(c.n_neurons)
     column = np.full(size, c.n_columns)
-    column[(c.columns[:, 0] + x) * stride + c.columns[:, 1] + x] = np.arange(c.n_columns)
-    # Offsets longer than the lattice never occur; their shifts would leave the border.
+    column[(c.columns[:, 0] + x) * stride + c.columns[:, 1]] = np.arange(c.n_columns)
+    # The source lies at target minus offset. Longer offsets than the lattice never occur and would leave the border.
     fits = (np.abs(du) <= 2 * x) & (np.abs(dv) <= 2 * x)
     start = np.where(fits, source * (size + 2 * border) + border - du * stride - dv, 0)
 
@@ -79,6 +77,13 @@ def make_grid(c: Connectome) -> Grid:
     edge_of_key = np.full(len(c.keys), c.n_edges)
     edge_of_key[c.offset_key[known]] = np.flatnonzero(known)
     occurs = np.flatnonzero(edge_of_key < c.n_edges)
+    keys = [occurs[target[occurs] == t] for t in range(c.n_types)]
+    parts = [[k[i : i + TERMS] for i in range(0, len(k), TERMS)] for k in keys]
+    last = np.cumsum([0, *map(len, parts)])
+    number = last[:-1, None] + np.arange(max(map(len, parts)))
+    terms = np.full((last[-1] + 1, TERMS), len(c.keys))
+    for row, part in enumerate(itertools.chain(*parts)):
+        terms[row, : len(part)] = part
     return Grid(
         n_types=c.n_types,
         size=size,
@@ -88,25 +93,19 @@ def make_grid(c: Connectome) -> Grid:
         column_of_cell=column.astype(np.int32),
         is_input=np.isin(np.arange(c.n_types), c.cell_type[c.inputs]).astype(np.float32),
         edge_of_key=edge_of_key.astype(np.int32),
-        # The source lies at target minus offset.
-        start=start.astype(np.int32),
-        keys_of_target=tuple(occurs[target[occurs] == t] for t in range(c.n_types)),
+        edge_of_term=np.append(edge_of_key, c.n_edges)[terms].astype(np.int32),
+        start_of_term=np.append(start, 0)[terms].astype(np.int32),
+        parts_of_target=np.where(number < last[1:, None], number, last[-1]).astype(np.int32),
         is_regular=regular,
     )
 
 
-def is_regular(c: Connectome) -> bool:
-    """Whether the edges are exactly those of a lattice. Of a circuit from tables no grid is laid out."""
-    return c.is_lattice and make_grid(c).is_regular
-
-
 def is_applicable(c: Connectome, weight: np.ndarray) -> bool:
     """Whether edges and weights repeat over the lattice, as in flyvis and in drawn circuits."""
-    if not is_regular(c):
+    if not (c.is_lattice and make_grid(c).is_regular):  # of a circuit from tables no grid is laid out
         return False
     weight = np.asarray(weight)
-    g = make_grid(c)
-    return bool((np.append(weight, np.float32(0))[g.edge_of_key][c.offset_key] == weight).all())
+    return bool((np.append(weight, np.float32(0))[make_grid(c).edge_of_key][c.offset_key] == weight).all())
 
 
 def to_grid(g: Grid, x: Float32[Array, "... N B"]) -> Float32[Array, "... n_types L B"]:
@@ -120,64 +119,26 @@ def from_grid(g: Grid, state: Float32[Array, "... n_types L B"]) -> Float32[Arra
     return state.reshape(*state.shape[:-3], g.n_types * g.size, state.shape[-1])[..., g.cell_of_neuron, :]
 
 
-def key_weights(g: Grid, weight: Float32[Array, " E"]) -> Float32[Array, " K"]:
-    """One weight per offset, 0 for offsets that do not occur."""
-    return jnp.append(weight, jnp.zeros((1,), weight.dtype))[g.edge_of_key]
-
-
-def _bordered(g: Grid, rate) -> jax.Array:
-    """Every type's grid between two borders of zeros, (n_types, (L + 2 border) B)."""
-    n_states = rate.shape[2]
-    flat = rate.reshape(g.n_types, g.size * n_states)
-    return jnp.pad(flat, ((0, 0), (g.border * n_states, g.border * n_states)))
+def term_weights(g: Grid, weight: Float32[Array, " E"]) -> Float32[Array, "R TERMS"]:
+    """One weight per shifted row, 0 in the padding."""
+    return jnp.append(weight, jnp.zeros((1,), weight.dtype))[g.edge_of_term]
 
 
 def window_sum(
-    g: Grid, weight: Float32[Array, " K"], rate: Float32[Array, "n_types L 1"]
-) -> Float32[Array, "n_types L 1"]:
-    """Shifted rows by a gather of windows, a matrix product per block of target types."""
-    flat = _bordered(g, rate).reshape(-1)
-    n_terms = np.array([len(keys) for keys in g.keys_of_target])
-    order = np.argsort(n_terms, kind="stable")
-    rows = lax.GatherDimensionNumbers(offset_dims=(2,), collapsed_slice_dims=(), start_index_map=(0,))
-    parts, begin = [], 0
-    while begin < g.n_types:
-        limit = max(n_terms[order[begin]] * BLOCK_RATIO, n_terms[order[begin]] + 2)
-        end = int(np.searchsorted(n_terms[order], limit, side="right"))
-        while end - begin > 1 and (end - begin) * n_terms[order[end - 1]] * g.size > BLOCK_VALUES:
-            end -= 1
-        block = order[begin:end]
-        width = int(n_terms[block].max())
-        keys = np.zeros((len(block), width), np.int32)
-        used = np.zeros((len(block), width), np.float32)
-        for row, target in enumerate(block):
-            keys[row, : n_terms[target]] = g.keys_of_target[target]
-            used[row, : n_terms[target]] = 1
-        start = jnp.asarray(g.start[keys] * (used > 0))[..., None]
-        shifted = lax.gather(flat, start, rows, (g.size,), mode="promise_in_bounds")
-        parts.append(jnp.einsum("td,tdl->tl", weight[keys] * used, shifted))
-        begin = end
-    position = np.empty(g.n_types, np.int32)
-    position[order] = np.arange(g.n_types)
-    return jnp.concatenate(parts)[position][..., None]
-
-
-def unrolled_sum(
-    g: Grid, weight: Float32[Array, " K"], rate: Float32[Array, "n_types L B"]
+    g: Grid, weight: Float32[Array, "R TERMS"], rate: Float32[Array, "n_types L B"]
 ) -> Float32[Array, "n_types L B"]:
-    """Term by term: one fused pass over each target type."""
+    """Partial sums of shifted rows, then those of each target type."""
     n_states = rate.shape[2]
-    length = g.size * n_states
-    # A row per type, then a shift: on one long row XLA's code is half as fast.
-    bordered = _bordered(g, rate)
-    targets = []
-    for keys in g.keys_of_target:
-        terms = []
-        for key in keys.tolist():
-            source, shift = divmod(int(g.start[key]), g.size + 2 * g.border)
-            shift *= n_states
-            terms.append(weight[key] * lax.slice(bordered[source], (shift,), (shift + length,)))
-        while len(terms) > 1:  # a tree keeps the expression shallow
-            terms = [a + b for a, b in zip(terms[::2], terms[1::2])] + terms[len(terms) & ~1 :]
-        targets.append(terms[0] if terms else jnp.zeros((length,), rate.dtype))
-    return jnp.stack(targets).reshape(rate.shape)
+    length, border = g.size * n_states, g.border * n_states
+    # Without the first barrier XLA writes the update as a pad, which is three times as slow; without the second it
+    # computes a partial sum anew wherever one is read.
+    zeros = lax.optimization_barrier(jnp.zeros((g.n_types, length + 2 * border), rate.dtype))
+    flat = lax.dynamic_update_slice(zeros, rate.reshape(g.n_types, length), (0, border)).reshape(-1)
+    rows = lax.GatherDimensionNumbers(offset_dims=(1,), collapsed_slice_dims=(), start_index_map=(0,))
+
+    def shifted(start):
+        return lax.gather(flat, jnp.asarray(n_states * start)[:, None], rows, (length,), mode="promise_in_bounds")
+
+    parts = lax.optimization_barrier(sum(w[:, None] * shifted(start) for w, start in zip(weight.T, g.start_of_term.T)))
+    total = sum(parts.at[part].get(mode="promise_in_bounds") for part in g.parts_of_target.T)
+    return total.reshape(rate.shape)

@@ -3,11 +3,10 @@
 For any weights: `segment` is the plain sorted segment sum. `gather` sorts receivers into buckets of similar in-degree,
 each padded with weights 0 to the largest degree in it, so that a bucket is a gather and a row-wise dot product, without
 any scatter. `csr` is a sparse-dense product. Segment and gather are differentiable; the gradient of segment compiles in
-a second. `window` and `unrolled` need weights that repeat over the lattice (`flyjax.simulation.hex_convolution`).
+a second. `window` needs weights that repeat over the lattice (`flyjax.simulation.hex_convolution`).
 
 Message sums per second of one CPU core at extent 8 (`scripts/benchmark.py simulate` measures whole steps):
-segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 5,100, unrolled 6,000 (1 state) to 15,900
-(4 to 8).
+segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 18,000 (1 state).
 """
 
 from collections.abc import Callable
@@ -25,13 +24,14 @@ from flyjax.circuit.connectome import Connectome
 from flyjax.simulation import hex_convolution
 from flyjax.utils.errors import UserError, nearest
 
-#: States that the unrolled sum advances at once, at most: more do not fit into a core's cache.
-UNROLLED_STATES = 8
+#: States that shifted rows advance at once, at most: partial sums of more do not fit into a core's cache.
+WINDOW_STATES = 8
 #: States from which XLA's sparse product has a fast path on a CPU: four times as fast with 8 as with 1.
 CSR_STATES = 8
-#: Neuron updates (steps x sequences x neurons) from which a longer compilation pays: 1 s over the segment sum;
-#: 5 to 10 s for unrolling with a few sequences, and with one.
-_SHORT, _LONG_BATCH, _LONG = 1e7, 5e8, 2e9
+#: Neuron updates (steps x sequences x neurons) from which a longer compilation pays.
+_SHORT = 1e7
+#: Neurons from which shifted rows are long enough (extent 2), and from which they pay for any number of steps (5).
+_SMALL, _LARGE = 1000, 5000
 #: A bucket spans in-degrees within this factor: more buckets pad less but cost a kernel each.
 BUCKET_RATIO = 1.25
 
@@ -127,7 +127,6 @@ SUMS: dict[str, Callable] = {
     "gather": gather_sum,
     "csr": csr_sum,
     "window": hex_convolution.window_sum,
-    "unrolled": hex_convolution.unrolled_sum,
 }
 KERNELS = tuple(SUMS)
 
@@ -136,8 +135,8 @@ KERNELS = tuple(SUMS)
 class Kernel:
     """A message sum by name and its layout; hashable, so that it can be a static argument.
 
-    Outside, states are (..., N, B) with the B independent states last. Most kernels keep that inside; `window` and
-    `unrolled` have one grid per cell type, (..., n_types, L, B), see `flyjax.simulation.hex_convolution`.
+    Outside, states are (..., N, B) with the B independent states last. Most kernels keep that inside; `window` has one
+    grid per cell type, (..., n_types, L, B), see `flyjax.simulation.hex_convolution`.
     """
 
     name: str
@@ -145,7 +144,7 @@ class Kernel:
 
     @property
     def _grid(self) -> hex_convolution.Grid | None:
-        return hex_convolution.make_grid(self.c) if self.name in ("window", "unrolled") else None
+        return hex_convolution.make_grid(self.c) if self.name == "window" else None
 
     def plan(self) -> tuple:
         """Index arrays to pass into the compiled function (as constants they would slow compilation)."""
@@ -156,7 +155,7 @@ class Kernel:
     def pack_weights(self, plan, weight: Float32[Array, " E"]):
         """Weights in the kernel's order; once per rollout."""
         if self._grid:
-            return hex_convolution.key_weights(self._grid, weight)
+            return hex_convolution.term_weights(self._grid, weight)
         return pack_weights(plan, weight) if self.name == "gather" else weight
 
     def sum(self, plan, weight, rate: Float32[Array, "N B"]) -> Float32[Array, "N B"]:
@@ -201,21 +200,17 @@ def choose(c: Connectome, weight, traced: bool, n_steps: int, n_states: int, nam
     if name != "auto":
         if name not in ("segment", "gather") and traced:
             raise UserError(f"kernel {name!r} is not differentiable and runs outside jit only: use 'segment' or 'auto'")
-        if name in ("window", "unrolled") and not hex_convolution.is_applicable(c, weight):
+        if name == "window" and not hex_convolution.is_applicable(c, weight):
             raise UserError(f"kernel {name!r} needs weights that repeat over the lattice: use 'gather' or 'auto'")
-        if name == "window" and n_states > 1:
-            raise UserError("kernel 'window' advances one sequence: use 'unrolled' or 'auto' for a batch")
         return Kernel(name, c)
     if jax.default_backend() != "cpu":
         return Kernel("gather", c)  # no atomic additions: the same bits in every run
     if traced:
         return Kernel("segment", c)
-    updates = n_steps * n_states * c.n_neurons
-    long = updates > (_LONG if n_states < 4 else _LONG_BATCH)
-    if long and n_states <= UNROLLED_STATES and hex_convolution.is_applicable(c, weight):
-        return Kernel("unrolled", c)
+    short = n_steps * n_states * c.n_neurons < _SHORT
+    rows = c.n_neurons > (_LARGE if short else _SMALL) and n_states <= WINDOW_STATES
+    if rows and hex_convolution.is_applicable(c, weight):
+        return Kernel("window", c)
     if n_states >= CSR_STATES:
         return Kernel("csr", c)
-    if updates < _SHORT:
-        return Kernel("segment", c)
-    return Kernel("window" if n_states == 1 and hex_convolution.is_applicable(c, weight) else "gather", c)
+    return Kernel("segment" if short else "gather", c)

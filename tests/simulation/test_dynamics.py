@@ -261,7 +261,7 @@ def test_corners_of_the_protocol_stay_finite_with_flyvis_parameters(sampled, dt,
 
 @pytest.fixture(scope="module")
 def few_types(tmp_path_factory):
-    """Five types with all their edges, a strided one among them: small enough to unroll in a test."""
+    """Five types with all their edges, a strided one among them: small enough for every message sum."""
     data = json.loads(CONNECTOME_FILE.read_text())
     names = {"R1", "R8", "L1", "Lawf1", "Mi1"}
     data["nodes"] = [n for n in data["nodes"] if n["name"] in names]
@@ -272,7 +272,7 @@ def few_types(tmp_path_factory):
     return build_connectome(3, path=path)
 
 
-@pytest.mark.parametrize("name, lanes", [(n, b) for n in kernels.KERNELS for b in (1, 3) if (n, b) != ("window", 3)])
+@pytest.mark.parametrize("name, lanes", [(n, b) for n in kernels.KERNELS for b in (1, 3)])
 def test_every_message_sum_equals_the_edge_list(few_types, name, lanes):
     c = few_types
     rng = np.random.default_rng(0)
@@ -288,23 +288,35 @@ def test_every_message_sum_equals_the_edge_list(few_types, name, lanes):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_a_long_stimulus_takes_the_shifted_rows_and_a_short_one_the_quick_compilation(few_types):
-    """2,000 frames of the whole eye (13,741 neurons) are long."""
-    weight = few_types.sign.astype(np.float32)
-    found = [kernels.choose(few_types, weight, False, n * 13_741 // few_types.n_neurons, 1) for n in (50, 2000)]
-    assert [kernel.name for kernel in found] == ["segment", "window"]
+@pytest.mark.parametrize(
+    "extent, n_steps, n_states, name",
+    [
+        (1, 1600, 1, "segment"),
+        (1, 64_000, 1, "gather"),
+        (2, 50, 1, "segment"),
+        (2, 64_000, 1, "window"),
+        (2, 64_000, 9, "csr"),
+        (5, 50, 1, "window"),
+        (5, 50, 8, "window"),
+    ],
+)
+def test_large_circuits_and_long_stimuli_take_the_shifted_rows(extent, n_steps, n_states, name):
+    c = build_connectome(extent)
+    assert kernels.choose(c, c.sign.astype(np.float32), False, n_steps, n_states).name == name
+    own = np.random.default_rng(0).uniform(size=c.n_edges)
+    assert kernels.choose(c, own, False, n_steps, n_states).name != "window"
 
 
-def test_unrolled_rollout_of_a_wide_batch(few_types):
+def test_a_rollout_of_shifted_rows_in_a_wide_batch(few_types):
     c = few_types
     rng = np.random.default_rng(1)
     p = expand(c, rng.normal(0, 0.3, c.n_types), rng.uniform(0.02, 0.2, c.n_types), rng.uniform(0, 0.02, len(c.pairs)))
-    x = rng.uniform(0, 1, (11, 5, c.n_columns)).astype(np.float32)  # 8 + 3: the second group is filled up
-    v = simulate(c, p, x, initial="rest", kernel="unrolled")
+    x = rng.uniform(0, 1, (11, 5, c.n_columns)).astype(np.float32)
+    v = simulate(c, p, x, initial="rest", kernel="window")
     assert v.shape == (11, 5, c.n_neurons)
     for k in (0, 7, 8, 10):
         np.testing.assert_allclose(v[k], numpy_rollout(c, p, x[k], p.v_rest, 0.02), atol=3e-6)
-    np.testing.assert_array_equal(simulate(c, p, x, initial="rest", kernel="unrolled", chunk=2), v)
+    np.testing.assert_array_equal(simulate(c, p, x, initial="rest", kernel="window", chunk=2), v)
 
 
 def test_shifted_rows_are_used_only_where_they_are_exact():
