@@ -79,7 +79,7 @@ def simulate_row(extent: int, batch: int, noise: float, n_frames: int, kernel: s
     p = circuit.expand(c, np.full(c.n_types, 0.1, np.float32), types.tau, types.syn_strength)
     # The kernel that a recording of n_frames would take, timed over fewer of them.
     name = kernels.choose(c, p.weight, False, n_frames, batch, kernel).name
-    short = max(64, min(n_frames, int(1.6e8 / (c.n_neurons * batch))))
+    short = max(64, min(n_frames, int(4e7 / (c.n_neurons * batch))))
     light = np.random.default_rng(0).uniform(0, 1, (batch, short, c.n_columns)).astype(np.float32)
     light = jax.numpy.asarray(light if batch > 1 else light[0])
     key = jax.random.key(0)
