@@ -6,7 +6,7 @@ any scatter. `csr` is a sparse-dense product. Segment and gather are differentia
 a second. `window` needs weights that repeat over the lattice (`flyjax.simulation.hex_convolution`).
 
 Message sums per second of one CPU core at extent 8 (`scripts/benchmark.py simulate` measures whole steps):
-segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 18,000 (1 state).
+segment 800, gather 1,600, csr 4,800 (8 states) to 10,900 (32), window 18,000 (1).
 """
 
 from collections.abc import Callable
