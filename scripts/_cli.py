@@ -62,6 +62,13 @@ Coordinator = Annotated[
 ]
 Process = Annotated[int | None, typer.Option(help="Number of this process, from 0.")]
 Processes = Annotated[int | None, typer.Option(help="Number of all processes.")]
+Workers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Leave the training to so many processes of scripts/worker.py, which may come and go.",
+        show_default="train here",
+    ),
+]  # fmt: skip
 
 
 def connect(
@@ -73,6 +80,18 @@ def connect(
         from flyjax.utils import distributed as group
 
         group.connect(coordinator, process, processes)
+
+
+def use_workers(n_workers: int | None, dry_run: bool) -> None:
+    """Have workers train, where there shall be some."""
+    if n_workers is not None and not dry_run:
+        from flyjax.experiments import workers
+        from flyjax.utils import distributed
+        from flyjax.utils.errors import UserError
+
+        if distributed.count() > 1:
+            raise UserError("--workers and --distributed are two ways to the same end: choose one")
+        workers.use(n_workers, commit())
 
 
 def is_follower(run_dir: Path, experiment, dry_run: bool) -> bool:
@@ -104,10 +123,12 @@ __all__ = [
     "Processes",
     "Settings",
     "Viewers",
+    "Workers",
     "commit",
     "connect",
     "is_follower",
     "make_app",
     "prepare_devices",
     "run",
+    "use_workers",
 ]

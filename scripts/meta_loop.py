@@ -12,12 +12,14 @@ from _cli import (
     Process,
     Processes,
     Viewers,
+    Workers,
     commit,
     connect,
     is_follower,
     make_app,
     prepare_devices,
     run,
+    use_workers,
 )
 from pathlib import Path
 from time import monotonic
@@ -107,6 +109,7 @@ def main(
     coordinator: Coordinator = None,
     process: Process = None,
     processes: Processes = None,
+    workers: Workers = None,
 ):
     """Search for the training settings that recover the circuit.
 
@@ -117,6 +120,7 @@ def main(
     began = monotonic()
     prepare_devices()
     connect(distributed, coordinator, process, processes, dry_run)
+    use_workers(workers, dry_run)
     from flyjax.config import load_experiment
     from flyjax.utils.run_directory import run_path
 

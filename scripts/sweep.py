@@ -14,11 +14,13 @@ from _cli import (
     Processes,
     Settings,
     Viewers,
+    Workers,
     connect,
     is_follower,
     make_app,
     prepare_devices,
     run,
+    use_workers,
 )
 from pathlib import Path
 from typing import Annotated
@@ -61,6 +63,7 @@ def main(
     coordinator: Coordinator = None,
     process: Process = None,
     processes: Processes = None,
+    workers: Workers = None,
 ):
     """Train every configuration of the sweep section with n_seeds seeds each, those of one static signature together.
 
@@ -69,6 +72,7 @@ def main(
     """
     prepare_devices()
     connect(distributed, coordinator, process, processes, dry_run)
+    use_workers(workers, dry_run)
     from flyjax.cli.console import Console
     from flyjax.cli.fallbacks import check_stimuli
     from flyjax.config import load_experiment

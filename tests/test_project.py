@@ -20,7 +20,7 @@ DISTRIBUTIONS = {
     "yaml": "pyyaml",
 }
 #: What requirements-dev.txt joins.
-DEV_EXTRAS = ("test", "notebooks", "compare", "video", "tensorboard", "tables", "docs", "dev")
+DEV_EXTRAS = ("test", "notebooks", "compare", "video", "tensorboard", "tables", "workers", "docs", "dev")
 
 
 @pytest.fixture(scope="module")

@@ -45,20 +45,24 @@ def announce(
         )
 
 
+def check_shared(run_dir: Path, run: str) -> None:
+    """**Raises:** `UserError` where a directory is not that of the run of this `identity`."""
+    end = time.monotonic() + SHARED_S
+    while not run_dir.is_dir() or identity(run_dir) != run:
+        if time.monotonic() > end:
+            raise UserError(
+                f"{run_dir} is not the run directory of process 0: it must be on a file system that all processes share"
+            )
+        time.sleep(0.2)
+
+
 def follow(run_dir: Path) -> None:
     """Train what process 0 says until it ends.
 
     **Raises:** `UserError` where `run_dir` is not the run directory of process 0, or another process was lost.
     """
     while (work := distributed.receive()) is not None:
-        end = time.monotonic() + SHARED_S
-        while not Path(run_dir).is_dir() or identity(run_dir) != work["run"]:
-            if time.monotonic() > end:
-                raise UserError(
-                    f"{run_dir} is not the run directory of process 0: --run must be on a file system that all "
-                    "processes share"
-                )
-            time.sleep(0.2)
+        check_shared(run_dir, work["run"])
         simulation = Simulation.model_validate(work["simulation"])
         recordings = Recordings(simulation, run_dir / "recordings", work["max_disk_gb"], reads_only=True)
         try:

@@ -13,17 +13,17 @@ import numpy as np
 from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
-from flyjax.experiments.follow import announce
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
+from flyjax.experiments.workers import train_nodes_together
 from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.report.figures import node, traces
-from flyjax.training import Halving, Progress, Trained, save_params, train_sweep
+from flyjax.training import Halving, Progress, Trained, save_params
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import as_user_errors
-from flyjax.utils.run_directory import checkpoint_folder, node_folder, own
+from flyjax.utils.run_directory import node_folder, own
 
 
 def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
@@ -123,14 +123,14 @@ def train_nodes(
         if on_progress is not None:
             on_progress(progress)
 
-    announce(run_dir, experiment, simulation, specs, halving)
-    trained = train_sweep(
+    trained = train_nodes_together(
+        run_dir,
+        experiment,
+        simulation,
+        specs,
         learner,
-        [spec.training for spec in specs],
-        [spec.seeds for spec in specs],
-        recordings.train,
-        checkpoint_dir=checkpoint_folder(run_dir),
-        checkpoint_every=experiment.training.checkpoint_every,
+        recordings,
+        on_stage=on_stage,
         on_progress=report,
         monitor=read_out if logger is not None or on_progress is not None else None,
         halving=halving,

@@ -14,14 +14,14 @@ from typing import Any
 
 from flyjax.config import Experiment, Training, dump_yaml, load_experiment
 from flyjax.data.cache import Recordings
-from flyjax.experiments.follow import announce
 from flyjax.experiments.node import NodeSpec, learner_for
+from flyjax.experiments.workers import train_nodes_together
 from flyjax.recovery import extract
 from flyjax.recovery.closed_form import closed_form
 from flyjax.recovery.metrics import circuit_metrics, evaluation_pairs, one_step_metrics
 from flyjax.recovery.network_outputs import network_outputs
 from flyjax.recovery.rollout import rollout, rollout_metrics
-from flyjax.training import Trained, train_sweep
+from flyjax.training import Trained
 from flyjax.training.hparams import Static, n_steps, static_of
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
@@ -76,8 +76,9 @@ def run_trainings(experiment: Experiment, specs: Sequence[NodeSpec], run_dir: Pa
         began, done = time.perf_counter(), 0
         for chunk in chunks(missing, experiment.simulation.n_frames, size):
             start = time.perf_counter()
-            announce(run.path, experiment, experiment.simulation, chunk, saves=False)
-            trained = train_sweep(learner, [s.training for s in chunk], [s.seeds for s in chunk], recordings.train)
+            trained = train_nodes_together(
+                run.path, experiment, experiment.simulation, chunk, learner, recordings, saves=False
+            )
             new = [
                 {
                     "node": spec.id,

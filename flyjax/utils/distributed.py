@@ -33,6 +33,7 @@ from flyjax.utils.errors import UserError
 CONNECT_S = 60  # until all processes are there
 SIGN_S, LOST_S = 1.0, 30.0
 PATIENCE_S = 20.0  # of a process that has to end, but is inside a computation that waits for a lost one
+CLOCK_S = 60.0  # by which clocks may differ: times of the journal, limits and dates of files are of any machine
 LOST = 75  # exit code of a process that lost another: a temporary failure, EX_TEMPFAIL
 _ROOT = "flyjax"
 
@@ -125,7 +126,7 @@ class Group:
         """End this process, by a signal first: its main thread may be anywhere."""
         if self.ended or self.is_leaving or self.is_over:
             return
-        if not process and code != LOST:  # perhaps the run is over, and this process is about to wait for more work
+        if not process and not code:  # perhaps the run is over, and this process is about to wait for more work
             end = time.monotonic() + PATIENCE_S / 2
             while not self.is_idle and time.monotonic() < end:
                 time.sleep(0.1)
@@ -242,7 +243,8 @@ def lost(error: BaseException | None = None) -> str:
     if _group is None:
         return ""
     end = time.monotonic() + LOST_S + 2 * SIGN_S
-    while isinstance(error, jax.errors.JaxRuntimeError) and not _group.ended and time.monotonic() < end:
+    of_transfer = isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)  # JAX makes it a ValueError
+    while of_transfer and not _group.ended and time.monotonic() < end:
         time.sleep(0.1)
     return _group.ended
 
@@ -287,7 +289,7 @@ def _index(process: int) -> int | None:
 
 
 def check_same(facts: dict[str, str]) -> None:
-    """**Raises:** `UserError` in all processes where one of these differs from process 0's."""
+    """**Raises:** `UserError` in all processes where one of these, or the time, differs from process 0's."""
     if _group is None:
         return
     found = [json.loads(message) for message in _group.exchange(json.dumps(facts).encode())]
@@ -298,6 +300,13 @@ def check_same(facts: dict[str, str]) -> None:
                     f"{_group.name(k)} has another {key} than process 0 ({value}, not {found[0].get(key)}): start the "
                     "same command in all processes"
                 )
+    times = [float(message) for message in _group.exchange(repr(time.time()).encode())]  # all are awake now
+    for k, other in enumerate(times):
+        if abs(other - times[0]) > CLOCK_S:
+            raise UserError(
+                f"the clock of {_group.name(k)} differs by {abs(other - times[0]):.0f} s from process 0's, and the run "
+                "could not go on there: set both by NTP"
+            )
 
 
 def send(content: Any) -> None:

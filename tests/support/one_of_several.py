@@ -1,6 +1,13 @@
-"""One of several processes on this machine: `one_of_several.py WHAT PORT PROCESS PROCESSES FOLDER [KIND]`."""
+"""One of several processes on this machine: `one_of_several.py WHAT PORT PROCESS PROCESSES FOLDER [KIND]`.
 
-import json
+WHAT is `meta_loop` or `sweep`, on FOLDER/config.yaml and FOLDER/run, or something smaller. `Processes` starts them.
+"""
+
+import importlib
+import os
+import signal
+import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,60 +16,80 @@ from typing import Annotated
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+sys.path.insert(0, str(ROOT / "scripts"))
+
 import typer  # noqa: E402
 
 from flyjax.cli.app import make_app, run  # noqa: E402
 
 app = make_app()
 
-#: Two chunks of three lanes on the smallest circuit.
-EXPERIMENT = {
-    "name": "several",
-    "simulation": {"extent": 0, "visual_input_type": "scenes_texture", "n_frames": 120, "n_test_frames": 60},
-    "model": {"width": 8},
-    "training": {"data_augmentation_loop": 20, "checkpoint_every": 10_000},
-    "search": {"simulation_ranges": {}},
-}
-RATES, SEEDS = (1e-3, 2e-3, 3e-3), (1, 2, 3)
+PATIENT = 240  # s, for a machine that is busy with other things
 
 
-def train(folder: Path, stop_after: int | None = None):
-    """Train the lanes; `stop_after` so many chunks as a budget that is spent would. **Returns:** a number per lane."""
-    import numpy as np
+class Processes:
+    """This file as so many processes, with four devices in all."""
 
-    from flyjax.config import parse_experiment
-    from flyjax.data.cache import Recordings
-    from flyjax.experiments.follow import announce
-    from flyjax.experiments.node import NodeSpec, learner_for
-    from flyjax.training import train_sweep
-    from flyjax.utils.errors import UserError
-    from flyjax.utils.run_directory import RunDirectory
+    def __init__(self, what, folder, kinds=("", ""), only=None, **env):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        env = os.environ | env | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // len(kinds)}"}
+        env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        self.processes = [
+            subprocess.Popen(
+                [sys.executable, __file__, what, *map(str, (port, k, len(kinds), folder, kind))],
+                env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+            for k, kind in enumerate(kinds)
+            if only is None or k == only
+        ]  # fmt: skip
 
-    experiment = parse_experiment(EXPERIMENT, "several")
-    chunks = []
+    def ends(self):
+        """(exit code, output, last line of the errors) of each."""
+        found = []
+        for process in self.processes:
+            out, errors = process.communicate(timeout=PATIENT)
+            found.append((process.returncode, out, (errors.strip().splitlines() or [""])[-1]))
+        return found
 
-    def on_progress(progress):
-        chunks.append(progress)
-        if len(chunks) == stop_after:
-            raise UserError("stopped by the test")
+    def stop(self, process, how, when):
+        """Send a signal to one of them once a condition holds."""
+        end = time.monotonic() + PATIENT
+        while not when():
+            assert all(other.poll() is None for other in self.processes), self.ends()
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        self.processes[process].send_signal(how)
 
-    specs = [
-        NodeSpec(k, experiment.training.model_copy(update={"learning_rate_W_start": rate}), (seed,))
-        for k, (rate, seed) in enumerate(zip(RATES, SEEDS, strict=True))
-    ]
-    with RunDirectory(folder, "sweep"):
-        recordings = Recordings(experiment.simulation, folder / "recordings")
-        recordings.train(specs[0].training.noise_model_level)
-        announce(folder, experiment, experiment.simulation, specs)
-        trained = train_sweep(
-            learner_for(experiment.simulation, experiment.model),
-            [spec.training for spec in specs],
-            [spec.seeds for spec in specs],
-            recordings.train,
-            checkpoint_dir=folder / "checkpoints",
-            on_progress=on_progress,
-        )
-    return [[float(np.sum(one.losses, dtype=np.float64)), float(np.sum(one.params["W"]))] for (one,) in trained]
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+def call(script: str, port: str, process: str, processes: str, folder: str, kind: str) -> None:
+    """A script as one of several. `kind`: `dies` before it journals its second step; another run directory."""
+    from flyjax.search.journal.journal import Journal
+    from flyjax.utils import distributed
+
+    distributed.LOST_S = 10.0
+    append, is_other = Journal.append, kind not in ("", "dies")
+
+    def dying(self, event, **fields):
+        if event == "proposal" and fields["iteration"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return append(self, event, **fields)
+
+    if kind == "dies":
+        Journal.append = dying
+    several = ["--coordinator", f"127.0.0.1:{port}", "--process", process, "--processes", processes]
+    run_dir = f"{folder}/{kind if is_other else 'run'}"
+    sys.argv = [script, f"{folder}/config.yaml", "--run", run_dir, *several * (processes != "1")]
+    run(importlib.import_module(script).app)
 
 
 @app.command()
@@ -77,21 +104,21 @@ def main(
     elif what == "unreachable":
         distributed.CONNECT_S = 1
     distributed.connect(f"127.0.0.1:{port}", process, processes)
-    if what == "train" and process:
-        from flyjax.experiments.follow import follow
-
-        follow(folder)
-    elif what == "train":
-        print(json.dumps(train(folder, int(kind) if kind else None)))
-    elif what == "wait":
+    if what == "wait":
         (folder / f"{process}").touch()
         if process:
             distributed.receive()
         else:
             time.sleep(100)
+    elif kind == "late":
+        now = time.time
+        time.time = lambda: now() - 100
+        distributed.check_same({"config": ""})
     else:
         distributed.check_same({"config": kind})
 
 
 if __name__ == "__main__":
+    if sys.argv[1] in ("meta_loop", "sweep"):
+        call(*sys.argv[1:])
     run(app)
