@@ -4,6 +4,7 @@ import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32
@@ -60,9 +61,14 @@ def expand(
     bias, tau = checked("bias", bias, c.n_types), checked("tau", tau, c.n_types)
     syn_strength = checked("syn_strength", syn_strength, len(c.pairs))
     counts = c.key_n_syn if n_syn is None else checked("n_syn", n_syn, len(c.keys))
+    return _expand(c.pair_sign[c.key_pair], counts, c.key_pair, c.offset_key, c.cell_type, syn_strength, tau, bias)
+
+
+@jax.jit
+def _expand(sign, counts, key_pair, offset_key, cell_type, syn_strength, tau, bias) -> Parameters:
     # Multiplied per key first: 2,355 products, then one gather.
-    per_key = (c.pair_sign[c.key_pair] * counts) * syn_strength[c.key_pair]
-    return Parameters(weight=per_key[c.offset_key], tau=tau[c.cell_type], v_rest=bias[c.cell_type])
+    per_key = (sign * counts) * syn_strength[key_pair]
+    return Parameters(weight=per_key[offset_key], tau=tau[cell_type], v_rest=bias[cell_type])
 
 
 def _rows(wanted, found, path, kind: str) -> np.ndarray:

@@ -89,7 +89,7 @@ def _evaluate(learner, params, wanted: Wanted, sending, receiving=None, stimulus
 
 def messages(learner, params, voltage: Float[np.ndarray, "frames N"]) -> Float[np.ndarray, "frames N"]:
     """g at any number of frames."""
-    return _evaluate(learner, params, Wanted(MESSAGE), voltage).message
+    return _evaluate(learner, params, Wanted(MESSAGE, connected=False), voltage).message
 
 
 def unconnected(

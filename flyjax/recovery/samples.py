@@ -9,12 +9,11 @@ from threading import RLock
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-#: Frames of one compiled call.
-CHUNK = 500
+#: Frames of a sum over frames, which stay in cache.
+CHUNK = 32
 
 
 def per_recording(function: Callable) -> Callable:
@@ -47,25 +46,20 @@ class Moments(NamedTuple):
     high: Float[np.ndarray, " N"]
 
 
-@jax.jit
-def _add_moments(sums, shift, voltage, n_frames):
-    first, second, low, high = sums
-    used, voltage = (jnp.arange(len(voltage)) < n_frames)[:, None], voltage.astype(shift.dtype)
-    centred = jnp.where(used, voltage - shift[None], 0.0)
-    second = second + jnp.sum(centred**2, axis=0)
-    return first + jnp.sum(centred, axis=0), second, jnp.minimum(low, voltage.min(0)), jnp.maximum(high, voltage.max(0))
-
-
 def moments(voltage: Float[np.ndarray, "T N"]) -> Moments:
     """Mean, standard deviation and range over frames, in one pass."""
     n, shift = len(voltage), np.asarray(voltage[0], np.float64)  # which keeps the squares small
-    sums = np.zeros_like(shift), np.zeros_like(shift), shift, shift
-    with jax.enable_x64(True):
-        for begin in range(0, n, CHUNK):
-            sums = _add_moments(sums, shift, padded(voltage[begin : begin + CHUNK], CHUNK), min(CHUNK, n - begin))
-    first, second, low, high = map(np.asarray, sums)
+    first, second = np.zeros((2, *shift.shape))
+    low, high = np.asarray(voltage[0]), np.asarray(voltage[0])
+    for begin in range(0, n, CHUNK):
+        frames = voltage[begin : begin + CHUNK]
+        centred = frames - shift
+        first += centred.sum(axis=0)
+        second += np.einsum("tn,tn->n", centred, centred)
+        low, high = np.minimum(low, frames.min(axis=0)), np.maximum(high, frames.max(axis=0))
     mean = first / n
-    return Moments(shift + mean, np.sqrt(np.maximum(second / n - mean**2, 0.0)), low, high)
+    std = np.sqrt(np.maximum(second / n - mean**2, 0.0))
+    return Moments(shift + mean, std, low.astype(np.float64), high.astype(np.float64))
 
 
 @per_recording

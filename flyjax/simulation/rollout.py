@@ -171,17 +171,20 @@ def simulate_chunks(
     if chunk < 1:
         raise UserError(f"chunk must be a positive number of frames, got {chunk}")
     chunk = min(chunk, n_frames)
-    start = jnp.broadcast_to(initial_state(c, p, initial, luminance, dt, clamp_tau), (n_states, c.n_neurons))
+    xp: Any = np if concrete else jnp  # NumPy compiles nothing for shapes that differ from call to call
+    start = xp.asarray(initial_state(c, p, initial, luminance, dt, clamp_tau))
+    start, luminance = xp.broadcast_to(start, (n_states, c.n_neurons)), xp.asarray(luminance)
     chosen = choose(c, p.weight, not concrete, n_frames, n_states, kernel)
     run = partial(solve, chosen.plan(), p, kernel=chosen, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
     settings = jnp.float32(dt), jnp.asarray(noise, jnp.float32), _keys(key, n_states if batched else None)
-    state, stimulus = start.T, jnp.moveaxis(luminance, -2, 0) if batched else luminance[:, None]
+    state = jnp.asarray(start.T)
+    stimulus = xp.moveaxis(luminance, -2, 0) if batched else luminance[:, None]
     pending: Any = None
     for begin in range(0, n_frames, chunk):
         frames = stimulus[begin : begin + chunk]
         n_steps = len(frames)
         if n_steps < chunk:
-            frames = jnp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))
+            frames = xp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))
         states = run(state, frames, *settings, jnp.int32(first_step + begin))
         if n_steps < chunk:
             states = states[:n_steps]

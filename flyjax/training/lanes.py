@@ -81,9 +81,14 @@ def stack_hparams(items):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
+# Each of these is one program, instead of one per leaf.
+_stack = jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states))
+_rows = jax.jit(lambda state, rows: jax.tree.map(lambda x: x[rows], state))
+
+
 def stack_states(states: Sequence[TrainState]) -> TrainState:
     """States of lanes as one, on one device."""
-    return jax.tree.map(lambda *x: jnp.stack(x), *jax.device_put(list(states), jax.local_devices()[0]))
+    return _stack(jax.device_put(list(states), jax.local_devices()[0]))
 
 
 class Segment:
@@ -112,7 +117,7 @@ class Segment:
     def _take_up(self, state: TrainState) -> None:
         """Continue from stacked states of the lanes."""
         rows = np.minimum(np.arange(self.group.width), len(self.lanes) - 1)
-        self.state = distributed.place(jax.tree.map(lambda x: x[rows], state), self.program.by_lane)
+        self.state = distributed.place(_rows(state, rows), self.program.by_lane)
 
     def _all_states(self) -> TrainState:
         """The stacked states of the lanes, without padding: on one device, or a copy on each device of all processes.
@@ -174,7 +179,7 @@ class Segment:
         steps, is_finite = jax.device_get((state.step, state.is_finite))
         taken = [int(step) - lane.step for step, lane in zip(steps, self.lanes)]
         for i, lane in enumerate(self.lanes):
-            lane.state = jax.tree.map(lambda x: x[i], state)  # noqa: B023
+            lane.state = _rows(state, np.int32(i))
             lane.step, lane.is_finite = int(steps[i]), bool(is_finite[i])
             lane.losses.append(losses[: taken[i], i].copy())
             lane.wall_s += wall_s

@@ -222,8 +222,9 @@ def solve(normal: NormalEquations, ridge: float | np.ndarray = RIDGE) -> Solutio
 
 def _split(values: tuple[np.ndarray, ...], n_own: int) -> tuple[np.ndarray, np.ndarray]:
     """Values per regressor: of sources (E,), of own columns and the constant (N, n_own + 1)."""
-    source, rest = zip(*(np.split(v, [-n_own - 1]) for v in values), strict=True)
-    return np.concatenate(source), np.stack(rest)
+    flat, ends = np.concatenate(values), np.cumsum([len(v) for v in values])
+    rest = ends[:, None] + np.arange(-n_own - 1, 0)
+    return np.delete(flat, rest), flat[rest]
 
 
 def prior(normal: NormalEquations, receivers, independent: float, noise: float = 0.0) -> Float[np.ndarray, " N"]:
