@@ -20,6 +20,7 @@ _PUBLIC = {
     "load_recording": "flyjax.data",
     "Recording": "flyjax.data",
     "train_candidates": "flyjax.api",
+    "enable_compilation_cache": "flyjax.cli.app",
     "closed_form": "flyjax.recovery",
     "load_run": "flyjax.report.run_tables",
     "Simulation": "flyjax.config",

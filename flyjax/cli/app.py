@@ -59,10 +59,21 @@ def _newest_first(entry: tuple[os.stat_result, Path]) -> float:
     return -entry[0].st_mtime
 
 
+def _tell_jax(folder: Path) -> None:
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache as cache
+
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    seconds = float(os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", seconds)
+    cache.reset_cache()  # the first compilation has set the old one up
+
+
 def enable_compilation_cache() -> None:
     """Keep compiled programs between runs in JAX's persistent cache, 1 GB at most.
 
-    JAX_COMPILATION_CACHE_DIR names another folder, which may grow; JAX_ENABLE_COMPILATION_CACHE=false disables it.
+    Scripts do this by themselves; in Python call it once. JAX_COMPILATION_CACHE_DIR names another folder, which may
+    grow; JAX_ENABLE_COMPILATION_CACHE=false disables it.
     """
     if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
         return
@@ -84,6 +95,8 @@ def enable_compilation_cache() -> None:
             kept += status.st_size
             if not status.st_size or (kept > CACHE_BYTES and not given):  # JAX stores nothing more beside a damaged one
                 program.unlink(missing_ok=True)
+        if "jax" in sys.modules:  # it has read its environment
+            _tell_jax(folder)
     except OSError as error:
         log.warning(
             "warning: compiled programs cannot be kept in %s (%s), so that every start compiles them: set "
