@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from posixpath import normpath
 
-from mkdocs.structure.files import File
-
 ROOT = Path(__file__).resolve().parents[1]
-LINK = re.compile(r"(!?\[[^\]]*\]\()\.\./([^)\s#]+)(#[^)\s]+)?\)")
+LINK = re.compile(r"(!?\[[^\]]*\]\()(\.\./[^)\s#]+)(#[^)\s]+)?\)")
 PICTURES = {".png", ".svg", ".gif"}
 
 
@@ -32,13 +30,15 @@ def commands_page() -> str:
 
 def on_files(files, config):
     """Add the pages that are made, and the pictures that pages show from outside of docs/."""
+    from mkdocs.structure.files import File
+
     files.append(File.generated(config, "commands.md", content=commands_page()))
     files.append(File.generated(config, "changelog.md", content=(ROOT / "CHANGELOG.md").read_text("utf-8")))
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         for _, path, _ in LINK.findall(page.read_text("utf-8")):
             name = f"pictures/{Path(path).name}"
             if Path(path).suffix in PICTURES and files.get_file_from_path(name) is None:
-                files.append(File.generated(config, name, abs_src_path=str(ROOT / path)))
+                files.append(File.generated(config, name, abs_src_path=str((page.parent / path).resolve())))
     return files
 
 
@@ -46,12 +46,15 @@ def on_page_markdown(markdown, page, config, files):
     """Point links to files of the repository where the site has them."""
 
     def target(match):
-        start, path, anchor = match.groups()
+        start, link, anchor = match.groups()
+        path, up = normpath(f"docs/{page.file.src_uri}/../{link}"), "../" * page.file.src_uri.count("/")
+        if path.startswith("docs/"):
+            return match[0]
         if Path(path).suffix in PICTURES and start.startswith("!"):
-            return f"{start}pictures/{Path(path).name})"
+            return f"{start}{up}pictures/{Path(path).name})"
         if path == "CHANGELOG.md":
-            return f"{start}changelog.md{anchor or ''})"
+            return f"{start}{up}changelog.md{anchor or ''})"
         kind = "tree" if (ROOT / path).is_dir() else "blob"
-        return f"{start}{config.repo_url}{kind}/main/{normpath(path)}{anchor or ''})"
+        return f"{start}{config.repo_url.rstrip('/')}/{kind}/main/{path}{anchor or ''})"
 
     return LINK.sub(target, markdown)

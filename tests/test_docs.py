@@ -1,8 +1,10 @@
 """The documentation agrees with the code: links, paths, symbols, configuration keys."""
 
 import ast
+import importlib.util
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pydantic import BaseModel
@@ -44,6 +46,28 @@ def test_links_lead_somewhere(page):
         if not path.exists() or (anchor and anchor not in anchors(path)):
             broken.append(target)
     assert broken == []
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=page_id)
+def test_links_of_the_site_lead_to_pages_or_to_the_repository(page):
+    spec = importlib.util.spec_from_file_location("hooks", ROOT / "docs" / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    source = page.relative_to(ROOT / "docs").as_posix()
+    shown = hooks.on_page_markdown(
+        text_of(page),
+        SimpleNamespace(file=SimpleNamespace(src_uri=source)),
+        SimpleNamespace(repo_url="https://host/us/it"),
+        None,
+    )
+    made = {"commands.md", "changelog.md"}
+    for target in re.findall(r"\]\(([^)\s#]+)", shown):
+        repository = re.fullmatch(r"https://host/us/it/(?:blob|tree)/main/(.+)", target)
+        if repository:
+            assert (ROOT / repository[1]).exists(), target
+        elif "://" not in target and "pictures/" not in target:
+            path = (page.parent / target).resolve()
+            assert path.is_relative_to(ROOT / "docs") and (path.exists() or path.name in made), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

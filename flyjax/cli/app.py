@@ -217,12 +217,13 @@ def run(app: typer.Typer) -> None:
             raise
     except Exception as error:
         message = user_message(error) or _lost(error)
-        if not message:
+        if message:
+            print(f"error: {message}", file=sys.stderr)
+            _end_soon(2, message)
+            raise SystemExit(2) from None
+        if not interrupt.number:  # compiled code, such as matplotlib's, makes an error of its own of an interrupt
             _end_soon(1, type(error).__name__)
             raise
-        print(f"error: {message}", file=sys.stderr)
-        _end_soon(2, message)
-        raise SystemExit(2) from None
     number = interrupt.number or signal.SIGINT
     by = "" if number == signal.SIGINT else f" by {signal.Signals(number).name}"
     print(f"error: {_lost()}" if _lost() else f"\nstopped{by}; run the same command again to continue", file=sys.stderr)

@@ -39,6 +39,7 @@ from flyjax.report.landscape_text import (
     traded_settings,
     trend_text,
 )
+from flyjax.report.tables import format_setting
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.format import MISSING
@@ -51,8 +52,15 @@ def comparison_blocks(landscapes: Mapping[str, Landscape], folder: Path) -> list
     blocks = [table(("condition", *_SUMMARY), [[name, *_summary(one)] for name, one in landscapes.items()])]
     if not good:
         return blocks
+    varied = list(dict.fromkeys(name for one in good.values() for name in one.space.names))
     blocks += [
+        Block("h3", "Recommended settings"),
+        table(
+            ("condition", *map(short, varied), "W R² expected"),
+            [[name, *_recommended(one, varied)] for name, one in good.items()],
+        ),
         Block("h3", "Which settings matter, for whom"),
+        Block("p", _counted({name: decided_settings(one, one.metric)[0] for name, one in good.items()}, varied)),
         table(("condition", *_DEPENDS), [[name, *_depends(one)] for name, one in good.items()]),
     ]
     metrics = [m for m in SHOWN if any(m in skilled_metrics(one) for one in good.values())]
@@ -95,6 +103,18 @@ def _summary(one: Landscape) -> list[str]:
     w, rest = one.surrogate(), SHOWN[1] in one.metrics and one.surrogate(SHOWN[1])
     share = percent(one.seed_noise().share)
     return [*counts, spell(w.skill), f"{w.attainable:.2f}", spell(rest.skill) if rest else MISSING, share, ""]
+
+
+def _recommended(one: Landscape, varied: Sequence[str]) -> list[str]:
+    given = one.recommended.settings
+    return [*(format_setting(given[n]) if n in given else MISSING for n in varied), spell(one.recommended.expected)]
+
+
+def _counted(matters: Mapping[str, Sequence[str]], varied: Sequence[str]) -> str:
+    """In how many conditions each setting matters, the most frequent first."""
+    times = {n: sum(n in names for names in matters.values()) for n in varied}
+    ranked = sorted((n for n in varied if times[n]), key=lambda n: -times[n])
+    return f"W depends on {', '.join(f'{short(n)} in {times[n]}' for n in ranked)} of {len(matters)} conditions."
 
 
 _DEPENDS = ("W depends on", "not decided", "V_rest depends on", "trade W against V_rest")
@@ -202,7 +222,10 @@ def page_blocks(
         if pairs := paired_blocks(trainings, ranges, metrics):
             blocks += [Block("h3", "One change at a time"), *pairs]
     for k, (name, one) in enumerate(landscapes.items(), 1):
-        blocks += [Block("h2", name[:1].upper() + name[1:]), *condition_blocks(one, folder, f"map_{k}")]
+        counts, *rest = condition_blocks(one, folder, f"map_{k}")
+        if len(landscapes) > 1 and not one.problem:
+            rest = [Block("details", "Its map: settings, effects, boundaries, recommended setting", blocks=tuple(rest))]
+        blocks += [Block("h2", name[:1].upper() + name[1:]), counts, *rest]
     return blocks
 
 
@@ -245,7 +268,7 @@ def write_page(
         write_atomic(paths[0], markdown(title, blocks))
         css = (TEMPLATES / "report.css").read_text(encoding="utf-8")
         write_atomic(paths[1], PAGE.format(title=escape(title), css=css, body=html(blocks, folder)))
-        for name in before - {block.path for block in blocks}:
+        for name in before - _linked_figures(paths[0]):
             (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {folder}: {error.strerror or error}; choose another --out") from None

@@ -61,13 +61,14 @@ PAGE = """<!doctype html>
 
 @dataclass(frozen=True)
 class Block:
-    """A heading, a paragraph, a table or a figure of a page."""
+    """A heading, a paragraph, a table, a figure, or a part of a page that opens on request."""
 
-    kind: str  # h2 | h3 | p | table | figure
-    text: str = ""  # of a figure: its caption
+    kind: str  # h2 | h3 | p | table | figure | details
+    text: str = ""  # of a figure: its caption; of details: the line that opens them
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
     path: str = ""  # of a figure, relative to the page
+    blocks: tuple[Block, ...] = ()  # of details
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
@@ -76,15 +77,22 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Block:
 
 def markdown(title: str, blocks: Sequence[Block]) -> str:
     """A page as Markdown."""
-    parts = [f"# {title}"]
+    return f"# {title}\n\n{_markdown(blocks)}\n"
+
+
+def _markdown(blocks: Sequence[Block]) -> str:
+    parts = []
     for block in blocks:
         if block.kind == "table":
             parts.append(markdown_table(block.columns, block.rows).rstrip())
         elif block.kind == "figure":
             parts.append(f"![{block.text}]({block.path})\n\n*{block.text}*")
+        elif block.kind == "details":
+            summary = f"<details><summary>{escape(block.text)}</summary>"
+            parts += [summary, _markdown(block.blocks), "</details>"]
         else:
             parts.append({"h2": "## ", "h3": "### ", "p": ""}[block.kind] + block.text)
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(parts)
 
 
 def html(blocks: Sequence[Block], folder: Path) -> Markup:
@@ -101,6 +109,9 @@ def html(blocks: Sequence[Block], folder: Path) -> Markup:
             data = base64.b64encode((folder / block.path).read_bytes()).decode()
             image = f'<div class="plate"><img src="data:image/png;base64,{data}" alt="{escape(block.text)}"></div>'
             parts.append(f"<figure>{image}<figcaption>{escape(block.text)}</figcaption></figure>")
+        elif block.kind == "details":
+            summary = f"<summary>{escape(block.text)}</summary>"
+            parts.append(f"<details>{summary}\n{html(block.blocks, folder)}</details>")
         else:
             parts.append(f"<{block.kind}>{escape(block.text)}</{block.kind}>")
     return Markup("\n".join(parts))

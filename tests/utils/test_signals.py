@@ -95,6 +95,20 @@ def test_a_script_stops_with_130_also_when_its_interrupt_got_lost(monkeypatch, c
     assert end.value.code == 130 and capsys.readouterr().err.startswith("\nstopped; ")
 
 
+def test_an_interrupt_that_compiled_code_made_an_error_of_is_no_crash(monkeypatch, capsys):
+    monkeypatch.setattr(app, "configure_logging", lambda: None)
+
+    def program(standalone_mode):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ValueError("Invalid bounding box") from None  # as matplotlib's Agg does while it draws
+
+    with pytest.raises(SystemExit) as end:
+        app.run(program)
+    assert end.value.code == 130 and len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
 def test_a_signal_ends_a_script_with_its_code_and_is_restored(monkeypatch, capsys, name):
     monkeypatch.setattr(app, "configure_logging", lambda: None)
