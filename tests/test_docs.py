@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel
 
 from flyjax.config import Experiment
+from flyjax.search.journal.journal import EVENTS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
@@ -129,6 +130,19 @@ def test_every_configuration_key_is_documented_with_its_default():
     rows = dict(re.findall(r"^\| `([\w.]+)` \| ([^|]*) \|.*\|.*\|$", text_of(ROOT / "docs" / "configuration.md"), re.M))
     expected = {name: "protocol's" if name.endswith("ranges") else shown(default) for name, default in keys()}
     assert {name: value.strip() for name, value in rows.items()} == expected
+
+
+def test_every_event_of_the_journal_is_documented_with_its_fields():
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \|[^|]+\|$", text_of(ROOT / "docs" / "search.md"), re.M)
+    shown = {name: tuple(set(re.findall(r"`(\w+)`", cell)) for cell in cells) for name, *cells in rows}
+    common = {"event", "time", "waited_s"}
+    known = {
+        name: {k: f.is_required() for k, f in m.model_fields.items() if k not in common} for name, m in EVENTS.items()
+    }
+    assert shown == {
+        name: ({k for k, needed in f.items() if needed}, {k for k, needed in f.items() if not needed})
+        for name, f in known.items()
+    }
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)

@@ -101,7 +101,7 @@ def html(blocks: Sequence[Block], folder: Path) -> Markup:
     for block in blocks:
         if block.kind == "table":
             head = "".join(f"<th>{escape(c)}</th>" for c in block.columns)
-            body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in block.rows)
+            body = "".join("<tr>" + "".join(map(_cell, row)) + "</tr>" for row in block.rows)
             parts.append(
                 f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
             )
@@ -115,6 +115,11 @@ def html(blocks: Sequence[Block], folder: Path) -> Markup:
         else:
             parts.append(f"<{block.kind}>{escape(block.text)}</{block.kind}>")
     return Markup("\n".join(parts))
+
+
+def _cell(text: str) -> str:
+    """A cell, in which no number breaks at the sign of its exponent."""
+    return f"<td{'' if ' ' in text else ' class=nw'}>{escape(text)}</td>"
 
 
 def chance_text(level: float) -> str:

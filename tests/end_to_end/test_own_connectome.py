@@ -16,7 +16,9 @@ from flyjax.training import train_sweep
 
 def test_the_page_recovers_three_neurons(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    printed = follow(root / "docs" / "how_to" / "own_connectome.md")
+    given = "train.py experiments/motion_pathway.yaml"
+    small = f"{given} --set training.data_augmentation_loop=2 --set simulation.n_frames=200"
+    printed = follow(root / "docs" / "how_to" / "own_connectome.md", {given: small})
     assert "connectome three_neurons" in printed[0]
     node = tmp_path / "runs" / "three_neurons" / "nodes" / "0001"
     metrics = json.loads((node / "metrics.json").read_text())

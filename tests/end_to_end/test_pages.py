@@ -4,9 +4,9 @@ Pages with files of their own are carried out where their results are tested: `E
 """
 
 import importlib
+import json
 import re
 
-import click
 import pytest
 import typer
 from PIL import Image
@@ -15,7 +15,7 @@ from support.pages import follow
 #: Other tests of this folder and of tests/experiments.
 ELSEWHERE = {"own_connectome.md", "own_ground_truth.md", "own_parts.md", "own_recording.md"}
 #: Commands of studies and measurements that take minutes: `test_commands_have_only_options_that_exist` reads them.
-NOT_RUN = {"CONTRIBUTING.md", "results.md", "performance.md", "scaling.md"}
+NOT_RUN = {"CONTRIBUTING.md", "protocol.md", "results.md", "performance.md", "scaling.md"}
 SMALL = (
     " --set simulation.extent=0 --set simulation.n_frames=200 --set simulation.n_test_frames=40 --set model.width=8"
     " --set training.data_augmentation_loop=10"
@@ -26,6 +26,7 @@ SEARCH = (
 )
 #: In the order in which they are read, for what one makes is used by the next.
 TOUR = {
+    "docs/README.md": {"python scripts/meta_loop.py\n": f"python scripts/meta_loop.py{SEARCH}\n"},
     "README.md": {"n_frames=1600": "n_frames=100, n_test_frames=40", "extent=1": "extent=0"},
     "docs/tutorial.md": {
         "python scripts/meta_loop.py\n": f"python scripts/meta_loop.py{SEARCH}\n",
@@ -33,7 +34,7 @@ TOUR = {
         "--extent 3 --show": "--extent 0 --n-frames 40 --show",
         "n_frames=1600": "n_frames=100, n_test_frames=40",
         "extent=1": "extent=0",
-        "n_frames=200": "n_frames=20",
+        "n_frames=200, dt": "n_frames=20, dt",
     },
     "docs/tuning.md": {
         " flow/0000/000  ": " sampled --extent 0  ",
@@ -48,10 +49,11 @@ TOUR = {
     },
     "docs/landscape.md": {
         "runs/a runs/b": "runs/quickstart experiments/results/quickstart",
-        "--set sweep.n_sobol=512": "--set sweep.n_sobol=2 --set simulation.extent=0 --set simulation.n_frames=40 --set simulation.n_test_frames=20",
-        "benchmark().items()": "dict(benchmark=benchmark)",  # it fits eleven maps
+        "--set sweep.n_sobol=512": "--set sweep.n_sobol=2"
+        " --set simulation.extent=0 --set simulation.n_frames=40 --set simulation.n_test_frames=20",
+        "benchmark().items()": "{}.items()",  # it fits eleven maps
     },
-    "docs/how-to.md": {"DIR_OR_FILM": f"film.gif{SMALL}"},
+    "docs/how-to.md": {"DIR_OR_FILM": f"film.gif{SMALL} --set search.simulation_ranges={{}}"},
 }
 
 
@@ -69,6 +71,20 @@ def test_a_page_can_be_followed(page, root, folder, monkeypatch):
     follow(root / page, TOUR[page])
 
 
+#: Endings that docs/metrics.md explains once for all metrics.
+ENDINGS = re.compile(
+    r"(_(data|refit|refit_corrected|ceiling|identifiable|slope|identity|dropped|inliers|outliers|true))+$"
+)
+
+
+def test_every_metric_of_a_node_is_documented(root, folder):
+    documented = set(re.findall(r"`(\w+)`", (root / "docs" / "metrics.md").read_text("utf-8")))
+    metrics = json.loads((folder / "runs" / "quickstart" / "nodes" / "0001" / "metrics.json").read_text())
+    other = {"computed_on", "reasons", "per_seed"}
+    names = {n for n in metrics if n not in documented | other}
+    assert {n for n in names if ENDINGS.sub("", n) not in documented} == set()
+
+
 def test_every_page_with_code_is_followed(root):
     pages = {p.relative_to(root).as_posix() for p in (*root.glob("*.md"), *(root / "docs").rglob("*.md"))}
     with_code = {p for p in pages if re.search(r"^```(python|bash|yaml)", (root / p).read_text("utf-8"), re.M)}
@@ -79,7 +95,7 @@ def options(script):
     """Every option of a script and of its subcommands."""
     commands = [typer.main.get_command(importlib.import_module(script).app)]
     for command in commands:
-        commands.extend(command.commands.values() if isinstance(command, click.Group) else ())
+        commands.extend(getattr(command, "commands", {}).values())
     return {o for command in commands for p in command.params for o in (*p.opts, *p.secondary_opts)} | {"--help"}
 
 

@@ -47,6 +47,10 @@ def test_the_page_has_every_condition_and_can_be_made_again_from_its_table(maps,
     (row,) = [line for line in text.splitlines() if "published → reliable" in line]
     gain = float(re.search(r"([+-]\d\.\d+) \(", row)[1])
     assert gain == pytest.approx(0.95 - (0.02 / 6 + 0.6 / 3 + 0.98 / 2), abs=0.03)
+    shown = html_path.read_text()
+    # Of more than one condition the details are folded, and nothing of them is left out.
+    assert shown.count("<details>") == text.count("<details>") == 1 and "Recommended setting" in text
+    assert shown.index("All conditions") < shown.index("<details>")
     assert "<script" not in html_path.read_text() and html_path.read_text().count("data:image/png") >= 3
     again = Trainings.read([table])
     assert len(again) == len(both) and list(again.split(known.RANGES)) == list(maps)
@@ -69,7 +73,9 @@ def test_figures_of_conditions_that_went_away_are_deleted_and_no_other_file(maps
 
 def test_texts_of_a_page_are_escaped(tmp_path):
     blocks = [Block("p", "<b>a|b</b>"), Block("table", columns=("x|y",), rows=(("<i>",),))]
-    assert "<b>" not in html(blocks, tmp_path) and "<i>" not in html(blocks, tmp_path)
+    blocks.append(Block("details", "<u>", blocks=tuple(blocks)))
+    assert "<b>" not in html(blocks, tmp_path) and "<u>" not in html(blocks, tmp_path) + markdown("title", blocks)
+    assert "<i>" not in html(blocks, tmp_path)
     assert "x\\|y" in markdown("title", blocks)
 
 

@@ -23,7 +23,7 @@ from flyjax.stimulus import scenes, video
 
 N_COLUMNS = 4
 TILE = 128  # height of a map, pixels
-LABEL = 18  # height of its label, pixels
+LABEL = 22  # height of its label, pixels
 GAP = 12
 BACKGROUND = 228  # grey level, neither white stimulus nor the middle of the colour scale
 N_COLOURS = 48  # of a map
@@ -70,7 +70,7 @@ def film_frames(maps: VoltageMaps, first_frame: int = 0, n_frames: int = 150) ->
         row, column = divmod(k, N_COLUMNS)
         x, y = GAP + column * (width + GAP), row * (TILE + LABEL + 6) + LABEL
         places.append((x, y))
-        draw.text((x + width / 2, y - 3), layer.name, fill=layer.name_colour, font=font, anchor="mb")
+        draw.text((x + width / 2, y - 6), layer.name, fill=layer.name_colour, font=font, anchor="ms")
         draw.text((x + width, y - 4), layer.scale, fill=MUTED, font=small, anchor="rb")
     bar = (matplotlib.colormaps[DEVIATION_COLOURS](np.linspace(0, 1, 2 * width))[None, :, :3] * 255).astype(np.uint8)
     background.paste(Image.fromarray(np.tile(bar, (8, 1, 1))), (GAP, bottom + 2))
@@ -119,7 +119,7 @@ def comparison_frames(
         draw.text((name_width - 6, LABEL + row * (TILE + 8) + TILE / 2), name, fill=colour, font=font, anchor="rm")
     for k, name in enumerate(("video, eye", *cell_types)):
         middle = name_width + k * (width + GAP) + width / 2
-        draw.text((middle, LABEL - 4), name, fill=type_colour(name) if k else TRUE, font=font, anchor="mb")
+        draw.text((middle, LABEL - 6), name, fill=type_colour(name) if k else TRUE, font=font, anchor="ms")
     note = "deviation of each voltage from its mean: red above, blue below"
     draw.text((size[0] - GAP, bottom + 4), note, fill=MUTED, font=small, anchor="rt")
     film = np.tile(np.asarray(background), (len(frames), 1, 1, 1))
