@@ -165,5 +165,5 @@ def _problems(experiment: Experiment) -> Iterator[str]:
             if name in chosen and not span.contains(chosen[name]):
                 yield (
                     f"{section}.{name}={chosen[name]!r} is outside search.{key}.{name}, {span.describe()}: change one "
-                    "of them"
+                    f"of them, or leave nothing to the search with search.{key}: {{}}"
                 )
