@@ -17,7 +17,7 @@ from flyjax.training import train_sweep
 def test_the_page_recovers_three_neurons(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     given = "train.py experiments/motion_pathway.yaml"
-    small = f"{given} --set training.data_augmentation_loop=2 --set simulation.n_frames=200"
+    small = f"{given} --set training.data_augmentation_loop=10 --set simulation.n_frames=100"
     printed = follow(root / "docs" / "how_to" / "own_connectome.md", {given: small})
     assert "connectome three_neurons" in printed[0]
     node = tmp_path / "runs" / "three_neurons" / "nodes" / "0001"
