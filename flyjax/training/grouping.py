@@ -24,7 +24,7 @@ from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.own_recording import known_connectome
 from flyjax.models import Learner, make_learner
-from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS
+from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS, n_segments
 from flyjax.training.data import TARGET_BYTES, TARGET_FRAMES
 from flyjax.training.hparams import Static, n_steps, static_of
 from flyjax.utils import distributed
@@ -100,29 +100,44 @@ def has_networks(model: Model) -> bool:
     return not model.variant.startswith("known_ode")
 
 
-def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False) -> dict[str, int]:
-    """Device memory of one lane by its use; activations are an upper estimate.
+def runs_alone(sizes: Sizes, batch_size: int, shared: bool = False) -> bool:
+    """Whether the lanes of a device run one after the other, as `train_lanes` has it for large circuits."""
+    return _segments(sizes, batch_size, shared) > 1
 
-    `params` the parameters, `adam` both moments, `step` the gradient and the new values of all three
-    while a step is taken, `activations` what the backward pass stores: two arrays per hidden layer of
-    the rows of the batch in both networks and of the regularisers' three voltages, and messages. Variant B
-    evaluates the message network on edges, a segment at a time (smaller segments on a CPU, whose memory is
-    `shared`), and stores the inputs of each edge; a known equation has messages alone. Targets that the recording does
-    not store are those of a chunk.
+
+def _segments(sizes: Sizes, batch_size: int, shared: bool) -> int:
+    return n_segments(batch_size * sizes.n_neurons, CPU_ROWS if shared else ACCELERATOR_ROWS)
+
+
+def lane_bytes(sizes: Sizes, model: Model, batch_size: int, shared: bool = False) -> dict[str, int]:
+    """Device memory of one lane by its use.
+
+    `params` the parameters, `adam` both moments, `step` the gradient and the new values of all three while a step is
+    taken, `activations` what is stored until the gradient is there: messages, and arrays per hidden layer and row of
+    the batch, or of a segment of it where there are several (smaller ones on a CPU, whose memory is `shared`). Lanes
+    that run one after the other (`runs_alone`) share the activations. The factors are fitted to XLA's memory analysis
+    of variant A on a CPU (docs/scaling.md). They are an upper estimate for variant B, which evaluates the message
+    network on edges and stores the inputs of each. A known equation has messages alone. Targets that the recording
+    does not store are those of a chunk.
     """
-    rows = (2 * batch_size + 3) * sizes.n_neurons
-    messages = 2 * batch_size * sizes.n_edges
+    rows, n = batch_size * sizes.n_neurons, _segments(sizes, batch_size, shared)
+    layer = model.width * (model.n_layers - 1)
+    hidden = 2.0 * -(-rows // n) * layer if n > 1 else (2.9 * rows + 4.2 * sizes.n_neurons) * layer
+    messages = (3.2 if n > 1 else 2.0) * batch_size * sizes.n_edges
     if model.variant == "B":
-        rows += min(batch_size * sizes.n_edges, 2 * (CPU_ROWS if shared else ACCELERATOR_ROWS))
+        hidden += 2 * min(batch_size * sizes.n_edges, 2 * (CPU_ROWS if shared else ACCELERATOR_ROWS)) * layer
         # Of every edge: two voltages, the message and their gradients, both embeddings and theirs.
         messages += sizes.n_edges * (6 * batch_size + 6 * model.embedding_size)
-    hidden = 2 * rows * model.width * (model.n_layers - 1) if has_networks(model) else 8 * batch_size * sizes.n_neurons
-    targets = 0 if sizes.stores_target else CHUNK * batch_size * sizes.n_neurons + TARGET_FRAMES * sizes.n_edges
+    if not has_networks(model):
+        hidden = 8.0 * rows
+    stored, targets = hidden + messages, 0
+    if not sizes.stores_target:
+        stored, targets = max(stored, TARGET_FRAMES * sizes.n_edges), CHUNK * rows
     return {
         "params": 4 * sizes.n_params,
         "adam": 8 * sizes.n_params,
         "step": 20 * sizes.n_params,
-        "activations": 4 * (hidden + messages + targets),
+        "activations": 4 * (round(stored) + targets),
     }
 
 
@@ -211,9 +226,11 @@ class Budget:
     memory: Memory
     n_devices: int
 
-    def lane_bytes(self, static: Static) -> int:
-        """Memory of one lane."""
-        return sum(lane_bytes(self.sizes, self.model, static.batch_size, self.memory.shared).values())
+    def lane_bytes(self, static: Static) -> tuple[int, int]:
+        """Memory of each lane, and of a device besides, for the activations of lanes that run one after the other."""
+        by_use = lane_bytes(self.sizes, self.model, static.batch_size, self.memory.shared)
+        once = by_use["activations"] if runs_alone(self.sizes, static.batch_size, self.memory.shared) else 0
+        return sum(by_use.values()) - once, once
 
     def gflop(self, static: Static) -> float:
         """Work of one step of a lane."""
@@ -224,22 +241,23 @@ class Budget:
 
     def group_bytes(self, group: Group) -> int:
         """What a program takes of `memory.free`."""
-        lane, recordings = self.lane_bytes(group.static), len(group.levels) * recording_bytes(self.sizes)
+        (lane, once), recordings = self.lane_bytes(group.static), len(group.levels) * recording_bytes(self.sizes)
         if self.memory.shared:  # a copy on every device, and the recording as it was read
-            return group.width * lane + recordings * (group.n_devices + 1)
-        return group.width // group.n_devices * lane + recordings
+            return group.width * lane + group.n_devices * once + recordings * (group.n_devices + 1)
+        return group.width // group.n_devices * lane + once + recordings
 
     def limits(self, static: Static, n_lanes: int, n_levels: int) -> Limits:
         """The fewest programs that fit; where a recording is too large for all devices at once, fewer devices.
 
         **Raises:** `UserError` if not even one training on one recording fits.
         """
-        memory, lane, recording = self.memory, self.lane_bytes(static), recording_bytes(self.sizes)
+        memory, (lane, once), recording = self.memory, self.lane_bytes(static), recording_bytes(self.sizes)
         for devices in range(min(self.n_devices, n_lanes), 0, -1):
             options = []
             copies = devices + 1 if memory.shared else 1
             for levels in range(1, n_levels + 1):
-                lanes_per_memory = int((SHARE * memory.free - levels * recording * copies) // lane)
+                others = levels * recording * copies + once * (devices if memory.shared else 1)
+                lanes_per_memory = int((SHARE * memory.free - others) // lane)
                 fit = lanes_per_memory if memory.shared else devices * lanes_per_memory
                 fit -= fit % devices
                 if fit >= devices:
@@ -249,9 +267,9 @@ class Budget:
                 return min(options)[-1]
         total = recording * (2 if memory.shared else 1)
         raise UserError(
-            f"one training takes about {format_bytes(lane + total)} ({format_bytes(total)} of it for its recording), "
-            f"but {format_bytes(memory.free)} are {memory.source}: reduce simulation.n_frames, training.batch_size or "
-            "model.width"
+            f"one training takes about {format_bytes(lane + once + total)} ({format_bytes(total)} of it for its "
+            f"recording), but {format_bytes(memory.free)} are {memory.source}: reduce simulation.n_frames, "
+            "training.batch_size or model.width"
         )
 
     def on_devices(self, group: Group, n_devices: int) -> Group:
@@ -274,7 +292,7 @@ class Budget:
                 "lanes": str(len(group.lanes)) + (f" (+{padding})" if padding else ""),
                 "devices": f"{group.n_devices} x {group.width // group.n_devices}",
                 "steps": "-".join(map(str, sorted({min(steps), max(steps)}))),
-                "per lane": format_bytes(self.lane_bytes(group.static)),
+                "per lane": format_bytes(sum(self.lane_bytes(group.static))),
                 "noise levels": str(len(group.levels)),
                 "recordings": format_bytes(len(group.levels) * recording_bytes(self.sizes)),
                 "memory": format_bytes(self.group_bytes(group)),

@@ -62,8 +62,11 @@ def test_lane_memory_is_what_the_compiler_reserves(circuit, variant):
     estimate = grouping.lane_bytes(sizes, model, batch, shared=True)
     stored = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer)))
     assert estimate["params"] + estimate["adam"] == pytest.approx(stored, rel=0.01)
-    # An upper estimate: never too small, and not so large that memory would lie idle.
-    assert 0.8 < (estimate["step"] + estimate["activations"]) / measured.temp_size_in_bytes < 8
+    ratio = (estimate["step"] + estimate["activations"]) / measured.temp_size_in_bytes
+    if variant == "A":
+        assert ratio == pytest.approx(1, abs=0.15)
+    else:  # an upper estimate
+        assert 0.8 < ratio < 8
     assert grouping.recording_bytes(sizes) == sum(leaf.nbytes for leaf in jax.tree.leaves(stacked)) - 4
 
 
@@ -129,7 +132,7 @@ def test_eight_levels_on_one_accelerator_of_40_gb_take_two_programs():
 
 
 def test_what_cannot_fit_is_refused_in_one_line():
-    with pytest.raises(UserError, match="14.3 GB.*8 GB.*simulation.n_frames") as error:
+    with pytest.raises(UserError, match="14.2 GB.*8 GB.*simulation.n_frames") as error:
         Budget(FULL, WIDE, Memory(8_000_000_000, "available RAM", True), 2).limits(Static(1, "constant"), 4, 1)
     assert "\n" not in str(error.value)
 
