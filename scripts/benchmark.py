@@ -21,7 +21,8 @@ Examples:
   python scripts/benchmark.py scale --processes 1 --processes 2 --lanes 4\n
   python scripts/benchmark.py profile --extent 8 --rows 2048\n
   python scripts/benchmark.py judge --extent 8 --frames 64000\n
-  python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2
+  python scripts/benchmark.py full experiments/full_scale.yaml --nodes 2\n
+  python scripts/benchmark.py accelerator --json accelerator.json
 """
 
 
@@ -324,6 +325,44 @@ def full(
         title += f", {first['train_frames_per_s']:,.0f} training frames/s"
     cells = {"part": "{part}", "s": "{seconds:.2f}", "GFLOP": "{gflop:,.0f}", "GB": "{gigabytes:.1f}"}
     show(console, title, cells, rows, json_file)
+
+
+@app.command(epilog=EXAMPLES)
+def accelerator(
+    config: Annotated[
+        Path, typer.Argument(help="Experiment file (YAML).", show_default="experiments/full_scale.yaml")
+    ] = ROOT / "experiments" / "full_scale.yaml",
+    settings: Settings = None,
+    nodes: Annotated[int, typer.Option(help="Trained together; they differ by seed.", min=1)] = 1,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows here, after each part: a limit loses one part.")
+    ] = None,
+) -> None:
+    """Everything about an accelerator in one call: training in both forms and in bfloat16, and nodes end to end."""
+    from _cli import prepare_devices
+
+    prepare_devices()
+    from rich.console import Console
+
+    from flyjax.config import load_experiment
+    from flyjax.experiments.benchmark import accelerator_rows, provenance
+    from flyjax.utils.atomic_io import write_json
+
+    experiment, console, rows = load_experiment(config, settings), Console(), []
+    for part in accelerator_rows(experiment, nodes):
+        for row in part:
+            rows.append({**row, **provenance()})
+            console.print("{part}: {seconds:.2f} s, {frames_per_s:,.0f} frames/s".format(**row))
+        if json_file is not None:
+            write_json(json_file, rows)
+    cells = {
+        "part": "{part}",
+        "s": "{seconds:.2f}",
+        "frames/s": "{frames_per_s:,.0f}",
+        "GFLOP": "{gflop:,.0f}",
+        "GB": "{gigabytes:.1f}",
+    }
+    show(console, f"{experiment.name}, extent {experiment.simulation.extent}", cells, rows, json_file)
 
 
 if __name__ == "__main__":

@@ -72,10 +72,17 @@ class Model(StrictModel):
         description="of the networks' inputs and outputs: as recorded (none, published), or in standard deviations of "
         "the training recording, one for all voltages and one for all derivatives (data)",
     )
-    matmul_precision: Literal["default", "highest", "bfloat16"] = Field(
+    matmul_precision: Literal["default", "highest", "bfloat16", "bfloat16_kept"] = Field(
         "default",
         description="of the networks' matrix products: default is float32 on CPU and TF32 on recent NVIDIA GPUs, "
-        "highest is float32 everywhere, bfloat16 rounds the factors and sums in float32",
+        "highest is float32 everywhere, bfloat16 rounds the factors and sums in float32, bfloat16_kept also keeps the "
+        "hidden layers for the gradient in bfloat16",
+    )
+    form: Literal["auto", "cpu", "accelerator"] = Field(
+        "auto",
+        description="how the networks are evaluated, the same up to rounding: cpu multiplies signals, embedding and "
+        "bias of a row at once; accelerator adds the embedding's product, once per neuron, to that of the signals; "
+        "auto is that of the backend",
     )
     stimulus: Literal["given", "field"] = Field(
         "given",

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -96,10 +96,14 @@ def train_row(
     n_frames: int = 256,
     repeats: int = 3,
     peak: float | None = None,
+    **settings,
 ) -> dict:
-    """One row of `scripts/benchmark.py train`: the complete training step, with regularisers, of all processes."""
+    """One row of `scripts/benchmark.py train`: the complete training step, with regularisers, of all processes.
+
+    **Arguments:** `settings`: of the model, beside its width.
+    """
     connectome = build_connectome(extent)
-    model = Model(width=width)
+    model = Model(width=width, **settings)
     learner = make_learner(connectome, model)
     training = Training(batch_size=batch_size, data_augmentation_loop=1e4)
     n_lanes = candidates * seeds
@@ -313,6 +317,49 @@ def full_rows(experiment: Experiment, n_nodes: int) -> list[dict]:
     }
     columns = ("part", "seconds", "gflop", "gigabytes")
     return [shared | dict(zip(columns, values, strict=True)) for values in rows]
+
+
+#: What `accelerator_rows` trains: forms of the networks with their precision, by name, and (lanes, frames per step).
+FORMS: dict[str, dict[str, Any]] = {
+    "accelerator": {"form": "accelerator"},
+    "cpu": {"form": "cpu"},
+    "accelerator, bfloat16": {"form": "accelerator", "matmul_precision": "bfloat16_kept"},
+}
+SHAPES = ((1, 4), (8, 1))
+
+
+def hidden_gigabytes(model: Model, batch_size: int, n_neurons: int) -> float:
+    """The least that the hidden layers of a training step move, GB: each is written and read, forward and backward."""
+    rows = (2 * batch_size + 3) * n_neurons  # as `grouping.lane_bytes` counts them
+    kept = 2 if model.matmul_precision == "bfloat16_kept" else 4
+    return 4e-9 * kept * rows * model.width * (model.n_layers - 1)
+
+
+def accelerator_rows(experiment: Experiment, n_nodes: int, repeats: int = 3) -> Iterator[list[dict]]:
+    """What an accelerator takes, part by part: training in each of `FORMS`, and nodes from stimulus to figures.
+
+    Training rows are of one chunk of all lanes, on random numbers; the arithmetic and the bytes beside them are the
+    least that it needs. The most telling parts come first.
+    """
+    extent, width, peak = experiment.simulation.extent, experiment.model.width, matmul_gflops()
+    n_neurons = build_connectome(extent).n_neurons
+
+    def trained(name: str, lanes: int, batch_size: int) -> dict:
+        row = train_row(extent, lanes, 1, batch_size, width, repeats=repeats, peak=peak, **FORMS[name])
+        frames, model = lanes * batch_size * CHUNK, Model(width=width, **FORMS[name])
+        return row | {
+            "benchmark": "accelerator",
+            "part": f"{CHUNK} steps of {lanes} x {batch_size}, form {name}",
+            "seconds": frames / row["frames_per_s"],
+            "gflop": frames * row["gflop_per_frame"],
+            "gigabytes": lanes * CHUNK * hidden_gigabytes(model, batch_size, n_neurons),
+        }
+
+    first, *others = [(name, *shape) for shape in SHAPES for name in FORMS]
+    yield [trained(*first)]
+    yield [{"frames_per_s": row["train_frames_per_s"] or 0.0} | row for row in full_rows(experiment, n_nodes)]
+    for other in others:
+        yield [trained(*other)]
 
 
 def judge_rows(extent: int, n_frames: int, width: int) -> list[dict]:

@@ -43,6 +43,7 @@ from jraph import GraphsTuple
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
+from flyjax.models.network import Network, functional
 from flyjax.models.stimulus_field import Field
 from flyjax.utils.errors import UserError
 
@@ -83,73 +84,8 @@ def neuron_stimulus(connectome: Connectome, luminance: Float[Array, "B n_col"]) 
     return stimulus.at[connectome.inputs].set(luminance.T[connectome.input_column])
 
 
-ACTIVATIONS: dict[str, Callable] = {
-    "relu": jax.nn.relu,
-    "tanh": jnp.tanh,
-    "gelu": jax.nn.gelu,
-    "softplus": jax.nn.softplus,
-}
-
-
-def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, "..."]:
-    """`jax.lax.dot_general` of factors rounded to bfloat16, summed in float32."""
-    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-    return jax.lax.dot_general(x, w, dimension_numbers, preferred_element_type=jnp.float32)
-
-
-class Network(nnx.Module):
-    """An MLP from a few signals and the embedding of a neuron (or of two) to one number per row and frame."""
-
-    def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs, n_neurons: int = 1):
-        n_embedded = n_neurons * config.embedding_size
-        width, fan_in = config.width, n_signals + n_embedded
-        rounded = config.matmul_precision == "bfloat16"
-        self.activation = ACTIVATIONS[config.activation]
-        self.precision = None if rounded else config.matmul_precision
-        self.dot_general = bfloat16_product if rounded else jax.lax.dot_general
-
-        # Unit-variance (LeCun) starts: with a third of that variance, torch's default, two seeds of three
-        # stayed on the first plateau for 2,000 steps at extent 1.
-        def kernel(fan):
-            return lambda key, shape, dtype: fan**-0.5 * jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.88
-
-        def linear(n_in, n_out, fan):
-            return nnx.Linear(
-                n_in,
-                n_out,
-                kernel_init=kernel(fan),
-                precision=self.precision,
-                dot_general=self.dot_general,
-                rngs=rngs,
-            )
-
-        self.signals = nnx.Param(kernel(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
-        self.embedded = linear(n_embedded, width, fan_in)
-        self.hidden = nnx.List([linear(width, width, width) for _ in range(config.n_layers - 2)])
-        self.readout = linear(width, 1, width)
-
-    def __call__(self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"]) -> Float[Array, "N B"]:
-        n, b = signals[0].shape
-        # Signals, embedding and bias in one product: its gradient is then one product too, and no slow sums over rows.
-        kernel = jnp.concatenate([self.signals[...], self.embedded.kernel[...], self.embedded.bias[...][None]])
-        known = jnp.broadcast_to(embedding[:, None, :], (n, b, embedding.shape[1]))
-        rows = jnp.concatenate([jnp.stack(signals, axis=-1), known, jnp.ones((n, b, 1))], axis=-1)
-        contract_last = (((1,), (0,)), ((), ()))
-        product = self.dot_general(rows.reshape(n * b, -1), kernel, contract_last, precision=self.precision)
-        hidden = self.activation(product)
-        for layer in self.hidden:
-            hidden = self.activation(layer(hidden))
-        return self.readout(hidden).reshape(n, b)
-
-
-def functional(network: Network):
-    """A network as a function of (its parameters, signals, embedding), and the parameters."""
-    graphdef, state = nnx.split(network)
-    return lambda state, signals, embedding: nnx.merge(graphdef, state)(signals, embedding), state
-
-
 #: A function of (its state, signals (n, B), embedding (n, d)), and the state.
-Stateful = tuple[Callable[[Any, tuple[Array, ...], Array], Array], Any]
+Stateful = tuple[Callable[..., Array], Any]
 
 
 class MessagePassing(nnx.Module):
@@ -164,6 +100,7 @@ class MessagePassing(nnx.Module):
 
     embedding: Any
     field: Any  #: the `Field` that replaces an unknown stimulus, or None
+    joins_messages = False  #: whether the loss takes what is sent and what regularisers vary from `sent_and_probed`
 
     def __init__(self, n_neurons: int, n_edges: int, config: Model, segment_rows: int, rngs: nnx.Rngs):
         self.W = nnx.Param(
@@ -180,13 +117,16 @@ class MessagePassing(nnx.Module):
         state and the rows, which get no gradient. None where the messages are given."""
         return None
 
-    def messages(self, voltage: Float[Array, "N B"]) -> tuple[dict[str, Array], Callable[[dict, dict], Array]]:
-        """Further node features, and the message along an edge of the features of its sender and receiver."""
+    def messages(self, voltage: Float[Array, "N B"], **known) -> tuple[dict[str, Array], Callable[[dict, dict], Array]]:
+        """Further node features, and the message along an edge of the features of its sender and receiver.
+
+        **Arguments:** the features of `graph.nodes`.
+        """
         raise NotImplementedError
 
     def propagate(self, graph: GraphsTuple, update_node: Callable):
         """The nodes of the graph network with this node update."""
-        features, message = self.messages(graph.nodes["voltage"])
+        features, message = self.messages(**graph.nodes)
 
         def update_edge(weight, sender, receiver, globals_):
             return weight[:, None] * message(sender, receiver)
@@ -196,6 +136,12 @@ class MessagePassing(nnx.Module):
 
     def message(self, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
         """g: what every neuron sends."""
+        raise NotImplementedError
+
+    def sent_and_probed(
+        self, voltage: Float[Array, "N B"], points: Float[Array, "N P"]
+    ) -> tuple[Float[Array, "N B"], Float[Array, "N P"]]:
+        """g at the voltages and at points that give the embedding no gradient, in one evaluation of the network."""
         raise NotImplementedError
 
     def update(
@@ -257,6 +203,7 @@ class GNN(MessagePassing):
         super().__init__(n_neurons, n_edges, config, segment_rows, rngs)
         self.embedding = nnx.Param(jnp.ones((n_neurons, config.embedding_size)))
         self.message_network = Network(1, config, rngs)
+        self.joins_messages = self.message_network.by_neuron
         self.update_network = Network(3, config, rngs)
         self.units = nnx.Param(jnp.ones((2,))) if config.units == "data" else None
         self.field = Field(config, rngs) if config.stimulus == "field" else None
@@ -269,10 +216,10 @@ class GNN(MessagePassing):
         """g of the voltages (of the sender, in variant B also of the receiver), and its state."""
         phi, state = functional(self.message_network)
 
-        def g(state, signals, embedding):
+        def g(state, signals, embedding, *n_free):
             state, units = state
             volt = 1.0 if units is None else jax.lax.stop_gradient(units)[0]
-            return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding))
+            return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding, *n_free))
 
         return g, (state, self._units)
 
@@ -299,8 +246,20 @@ class GNN(MessagePassing):
         n_segments = self.n_segments(signals[0].size)
         return chunked_map.mapped(lambda s, rows: g(s, *rows), n_segments, state, (signals, embedding))
 
-    def messages(self, voltage):
-        return {"message": self._messages((voltage,), self.embedding[...])}, lambda sender, receiver: sender["message"]
+    def messages(self, voltage, **known):
+        sent = known["message"] if "message" in known else self._messages((voltage,), self.embedding[...])
+        return {"message": sent}, lambda sender, receiver: sender["message"]
+
+    def sent_and_probed(self, voltage, points):
+        g, state = self.message_fn()
+        n_free, together = voltage.shape[1], jnp.concatenate([voltage, points], axis=1)
+
+        def joined(state, rows):
+            return g(state, (rows[0],), rows[1], n_free)
+
+        rows = together, self.embedding[...]
+        found = chunked_map.mapped(joined, self.n_segments(together.size), state, rows)
+        return found[:, :n_free], found[:, n_free:]
 
     def message_probe(self, voltage: Float[Array, " N"], connectome: Connectome):
         g, state = self.message_fn()
@@ -317,6 +276,7 @@ class PairGNN(GNN):
     def __init__(self, n_neurons: int, n_edges: int, config: Model, segment_rows: int, rngs: nnx.Rngs):
         super().__init__(n_neurons, n_edges, config, segment_rows, rngs)
         self.message_network = Network(2, config, rngs, n_neurons=2)
+        self.joins_messages = False
 
     def message(self, voltage):
         """**Raises:** `UserError`: there is no message of the sending neuron alone."""
@@ -325,7 +285,7 @@ class PairGNN(GNN):
             "use variant A to recover a circuit (training, prediction and rollouts work with B)"
         )
 
-    def messages(self, voltage):
+    def messages(self, voltage, **known):
         def message(sender, receiver):
             both = jnp.concatenate([sender["embedding"], receiver["embedding"]], axis=1)
             return self._messages((sender["voltage"], receiver["voltage"]), both)
@@ -378,5 +338,5 @@ class KnownODE(MessagePassing):
 
         return f, ()
 
-    def messages(self, voltage):
+    def messages(self, voltage, **known):
         return {}, lambda sender, receiver: self.message(sender["voltage"])

@@ -1,7 +1,7 @@
 """A learner as pure functions of its parameters, whatever its variant."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import jax
@@ -46,6 +46,11 @@ class Learner:
     def _abstract(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(nnx.eval_shape(lambda: self._build(jax.random.key(0))))
 
+    @cached_property
+    def _for_read_out(self) -> "Learner":
+        """The same in the form that has derivatives in forward mode, too."""
+        return replace(self, config=self.config.model_copy(update={"form": "cpu"}))
+
     def init(self, key: PRNGKeyArray) -> dict:
         """Initial parameters, a pure function of the key."""
         return nnx.to_pure_dict(nnx.state(self._build(key)))
@@ -67,9 +72,12 @@ class Learner:
         """Predicted dv/dt (1/s) at B frames: the forward pass that is trained."""
         return self.bind(params)(self.graph(voltage, luminance)).T
 
-    def squared_error(self, params, voltage, luminance, target: Float[Array, "B N"]) -> Float[Array, ""]:
-        """Sum of squares of derivative - target, 1/s^2."""
-        return self.bind(params).squared_error(self.graph(voltage, luminance), target.T)
+    def squared_error(
+        self, params, voltage, luminance, target: Float[Array, "B N"], **known: Float[Array, "N B"]
+    ) -> Float[Array, ""]:
+        """Sum of squares of derivative - target, 1/s^2; `known`: features of neurons that need not be computed."""
+        graph = self.graph(voltage, luminance)
+        return self.bind(params).squared_error(graph._replace(nodes=graph.nodes | known), target.T)
 
     @property
     def learns_stimulus(self) -> bool:
@@ -82,11 +90,11 @@ class Learner:
 
     def message(self, params, voltage: Float[Array, "N B"]) -> Float[Array, "N B"]:
         """g(v_j, a_j) at B voltages per neuron."""
-        return self.bind(params).message(voltage)
+        return self._for_read_out.bind(params).message(voltage)
 
     def update(self, params, voltage, msg, stimulus) -> Float[Array, "N B"]:
         """f(v_i, a_i, msg_i, I_i) in 1/s; voltage, msg and stimulus (N, B)."""
-        return self.bind(params).update(voltage, msg, stimulus)
+        return self._for_read_out.bind(params).update(voltage, msg, stimulus)
 
 
 def make_learner(connectome: Connectome, config: Model, segment_rows: int | None = None) -> Learner:

@@ -24,7 +24,7 @@ Without it a field may fold: f is free to undo any map of the luminance, and in 
 are distinguished by a luminance that rises and falls again, or one is inverted.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +60,18 @@ def weight_L1(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
     return jnp.sum(jnp.abs(params["W"]))
 
 
+#: Regularisers of the messages: the voltages at which g is evaluated, of the sender's voltage and x = 1.5 std(v), and
+#: the residual, of the values of g there and x. g should not fall over a small step in voltage, be 2x at 2x, and a
+#: straight line through the origin.
+MESSAGE_TERMS: dict[str, tuple[Callable, Callable]] = {
+    "coeff_edge_diff": (lambda v, x: (v, v + 0.05 * x), lambda g, x: jax.nn.relu(g[:, 0] - g[:, 1])),
+    "coeff_edge_norm": (lambda v, x: (2.0 * x,), lambda g, x: g[:, 0] - 2.0 * x),
+    "coeff_edge_bend": (lambda v, x: (v, 0.5 * v), lambda g, x: g[:, 0] - 2.0 * g[:, 1]),
+}
+
+
 def _message_term(points: Callable, residual: Callable) -> Callable:
-    """A regulariser of the messages.
-
-    **Arguments:**
-
-    - `points`: the voltages at which g is evaluated, of the sender's voltage and x = 1.5 std(v).
-    - `residual`: of the values of g there and x.
-    """
+    """A regulariser of the messages, of `MESSAGE_TERMS`."""
 
     def term(learner: Learner, params, batch, x_norm) -> Float[Array, ""]:
         model = learner.bind(params)
@@ -89,10 +93,21 @@ def _message_term(points: Callable, residual: Callable) -> Callable:
     return term
 
 
-# g should not fall over a small step in voltage, be 2x at 2x, and a straight line through the origin.
-edge_diff = _message_term(lambda v, x: (v, v + 0.05 * x), lambda g, x: jax.nn.relu(g[:, 0] - g[:, 1]))
-edge_norm = _message_term(lambda v, x: (2.0 * x,), lambda g, x: g[:, 0] - 2.0 * x)
-edge_bend = _message_term(lambda v, x: (v, 0.5 * v), lambda g, x: g[:, 0] - 2.0 * g[:, 1])
+edge_diff, edge_norm, edge_bend = (_message_term(*term) for term in MESSAGE_TERMS.values())
+
+
+def _joined(learner: Learner, params, names, batch, x_norm) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """The sum of squared errors and these `MESSAGE_TERMS`, of one evaluation of the message network."""
+    first = batch["voltage"][0]
+    x = jnp.broadcast_to(x_norm, first.shape)
+    points = {name: jnp.stack(MESSAGE_TERMS[name][0](first, x), axis=1) for name in names}
+    columns = jnp.concatenate([jnp.zeros((len(first), 0), first.dtype), *points.values()], axis=1)
+    sent, probed = learner.bind(params).sent_and_probed(batch["voltage"].T, columns)
+    terms, begin = {}, 0
+    for name, own in points.items():
+        values, begin = probed[:, begin : begin + own.shape[1]], begin + own.shape[1]
+        terms[name] = safe_root(jnp.sum(jnp.square(MESSAGE_TERMS[name][1](values, x))))
+    return learner.squared_error(params, **batch, message=sent), terms
 
 
 def _matrix_term(network: str, size: Callable) -> Callable:
@@ -109,17 +124,26 @@ message_L1, update_L1 = (_matrix_term(f"{name}_network", jnp.abs) for name in ("
 message_L2, update_L2 = (_matrix_term(f"{name}_network", jnp.square) for name in ("message", "update"))
 
 
-def regularisers(learner: Learner, params, coefficients, batch, x_norm, with_curvature: bool = True) -> dict:
+def _counts(name: str, coefficients, with_curvature: bool) -> bool:
+    """Whether a regulariser is evaluated."""
+    return name in coefficients and (with_curvature or name not in CURVATURE_COEFFICIENTS)
+
+
+def regularisers(
+    learner: Learner, params, coefficients, batch, x_norm, with_curvature: bool = True, known: Mapping | None = None
+) -> dict:
     """Each regulariser, multiplied by its coefficient, by its name; on the first frame of the batch.
 
     Without `with_curvature` those of `CURVATURE_COEFFICIENTS` are 0 whatever their coefficients. A coefficient that is
-    not given is 0.
+    not given is 0. `known`: values that need not be computed.
     """
+    known = known or {}
 
     def value(name: str) -> Float[Array, ""]:
-        if name not in coefficients or (name in CURVATURE_COEFFICIENTS and not with_curvature):
+        if not _counts(name, coefficients, with_curvature):
             return jnp.zeros(())
-        return coefficients[name] * registry.regulariser[name](learner, params, batch, x_norm)
+        term = known[name] if name in known else registry.regulariser[name](learner, params, batch, x_norm)
+        return coefficients[name] * term
 
     return {name: value(name) for name in coefficient_names(learner.learns_stimulus)}
 
@@ -173,8 +197,14 @@ def loss(learner: Learner, params, coefficients, batch, x_norm, with_curvature: 
     - `x_norm`: 1.5 std(v), a scalar.
     - `with_curvature`: whether the regularisers of `CURVATURE_COEFFICIENTS` are evaluated at all.
     """
-    data = safe_root(learner.squared_error(params, batch["voltage"], batch["luminance"], batch["target"]))
-    terms = regularisers(learner, params, coefficients, batch, x_norm, with_curvature)
+    known: dict[str, Array] = {}
+    if learner.bind(params).joins_messages:
+        names = [name for name in MESSAGE_TERMS if _counts(name, coefficients, with_curvature)]
+        square, known = _joined(learner, params, names, batch, x_norm)
+    else:
+        square = learner.squared_error(params, batch["voltage"], batch["luminance"], batch["target"])
+    data = safe_root(square)
+    terms = regularisers(learner, params, coefficients, batch, x_norm, with_curvature, known)
     return data + sum(terms.values()), data
 
 

@@ -12,6 +12,7 @@ from flyjax.config import parse_experiment
 from flyjax.experiments import benchmark
 from flyjax.experiments.benchmark import full_rows, train_row
 from flyjax.utils import system
+from flyjax.utils.errors import UserError
 
 
 def test_rows_and_table(script, tmp_path):
@@ -84,6 +85,44 @@ def test_stages_of_nodes_add_up(monkeypatch):
     assert total - 1 == sum(parts)
     assert rows["training, the rest"]["train_frames_per_s"] == 500 * 2 / 1
     assert rows["evaluation of the others"]["gflop"] == rows["evaluation of the first node"]["gflop"] > 0
+
+
+def test_every_part_of_an_accelerator_is_written_as_it_ends(script, tmp_path, monkeypatch):
+    """Nodes are trained elsewhere: here they fail, after the first form was timed."""
+    file = tmp_path / "rows.json"
+    config = tmp_path / "small.yaml"
+    config.write_text("simulation: {extent: 0}\nmodel: {width: 8}\nsearch: {simulation_ranges: {}}\n")
+
+    def full_rows(experiment, n_nodes):
+        raise UserError("no video")
+
+    monkeypatch.setattr(benchmark, "full_rows", full_rows)
+    monkeypatch.setattr(benchmark, "matmul_gflops", lambda: 100.0)
+    code, _, errors = script("benchmark", "accelerator", config, "--json", file)
+    assert code == 2 and "no video" in errors
+    (row,) = json.loads(file.read_text())
+    assert row["part"].endswith("form accelerator") and row["device"] == "cpu"
+    rate = row["candidates"] * row["batch_size"] * 250 / row["seconds"]
+    assert row["frames_per_s"] == pytest.approx(rate)
+    assert row["gigabytes"] == pytest.approx(250 * 4e-9 * 4 * (2 * 4 + 3) * 65 * 8 * 2)
+
+
+def test_an_accelerator_is_timed_in_every_form(monkeypatch):
+    asked = []
+
+    def train_row(extent, candidates, seeds, batch_size, width, **settings):
+        asked.append((candidates, batch_size, settings["form"], settings.get("matmul_precision")))
+        return {"frames_per_s": 10.0, "gflop_per_frame": 2.0}
+
+    nodes = [{"part": "all nodes", "seconds": 1.0, "train_frames_per_s": None}]
+    monkeypatch.setattr(benchmark, "train_row", train_row)
+    monkeypatch.setattr(benchmark, "full_rows", lambda experiment, n_nodes: nodes)
+    monkeypatch.setattr(benchmark, "matmul_gflops", lambda: 100.0)
+    experiment = parse_experiment({"simulation": {"extent": 0}, "search": {"simulation_ranges": {}}})
+    first, second, *others = benchmark.accelerator_rows(experiment, 1)
+    assert second == [nodes[0] | {"frames_per_s": 0.0}]
+    assert len(set(asked)) == 6 == 1 + len(others)
+    assert first[0]["gflop"] == 1 * 4 * 250 * 2.0
 
 
 def test_memory_is_not_a_number_where_the_system_does_not_report_it(monkeypatch):

@@ -1,0 +1,161 @@
+"""The MLPs of a learner, in one form for each kind of backend.
+
+Both forms compute the same up to rounding. A CPU multiplies each row, of signals, embedding and a one, with all weights
+of the first layer at once, a segment of rows at a time. An accelerator is bound by the memory that its kernels move:
+there
+
+- the embedding is multiplied once per neuron and added by broadcast, so that no row is put together;
+- the gradient of the first layer is written out: products over all rows, of signals and ones with the layer's
+  gradient (`first_layer`);
+- neurons are padded to a multiple of `NEURONS`: the products over rows in the gradient are cut into equal parts, and
+  XLA would pad each of their factors, which are a width larger, in a kernel of its own.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from flyjax.config import Model
+
+#: Neurons are padded to a multiple of this on an accelerator (twice this for bfloat16), circuits
+#: of fewer than `PADDED_FROM` are not.
+NEURONS, PADDED_FROM = 512, 4096
+
+ACTIVATIONS: dict[str, Callable] = {
+    "relu": jax.nn.relu,
+    "tanh": jnp.tanh,
+    "gelu": jax.nn.gelu,
+    "softplus": jax.nn.softplus,
+}
+
+
+def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, "..."]:
+    """`jax.lax.dot_general` of factors rounded to bfloat16, summed in float32."""
+    x, w = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+    return jax.lax.dot_general(x, w, dimension_numbers, preferred_element_type=jnp.float32)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def first_layer(
+    product: Callable,
+    n_free: int,
+    dtype: jnp.dtype,
+    signals: Float[Array, "k N B"],
+    kernel: Float[Array, "k width"],
+    embedding: Float[Array, "N d"],
+    embedded: Float[Array, "d width"],
+    bias: Float[Array, " width"],
+) -> Float[Array, "N B width"]:
+    """Signals and embedding of each row by their weights, and the bias.
+
+    **Arguments:** `product`: `jax.lax.dot_general` of two arrays and its dimensions; `n_free`: the first frames, which
+    give the embedding a gradient; `dtype`: of the result.
+    """
+    own = product(embedding, embedded, (((1,), (0,)), ((), ()))) + bias[None]
+    seen = sum(x[:, :, None] * w for x, w in zip(signals, kernel[:, None, None], strict=True))
+    return (own[:, None, :] + seen).astype(dtype)
+
+
+def _first_layer(product, n_free, dtype, signals, kernel, embedding, embedded, bias):
+    value = first_layer(product, n_free, dtype, signals, kernel, embedding, embedded, bias)
+    return value, (signals, kernel, embedding, embedded)
+
+
+def _first_layer_gradient(product, n_free, dtype, known, d):
+    signals, kernel, embedding, embedded = known
+    d = jax.lax.optimization_barrier(d)  # else every use of it would read what it is computed from
+    d_signals = product(kernel, d, (((1,), (2,)), ((), ())))
+    with_one = jnp.concatenate([signals, jnp.ones_like(signals[:1])])
+    d_kernel = product(with_one, d, (((1, 2), (0, 1)), ((), ())))
+    d_own = d_free = jnp.sum(d, axis=1, dtype=signals.dtype)
+    if n_free < d.shape[1]:
+        is_free = (jnp.arange(d.shape[1]) < n_free)[None, :, None]
+        d_free = jnp.sum(jnp.where(is_free, d, 0), axis=1, dtype=signals.dtype)
+    d_own, d_free = jax.lax.optimization_barrier((d_own, d_free))
+    d_embedding = product(d_free, embedded, (((1,), (1,)), ((), ())))
+    d_embedded = product(embedding, d_own, (((0,), (0,)), ((), ())))
+    return d_signals, d_kernel[:-1], d_embedding, d_embedded, d_kernel[-1]
+
+
+first_layer.defvjp(_first_layer, _first_layer_gradient)
+
+
+class Network(nnx.Module):
+    """An MLP from a few signals and the embedding of a neuron (or of two) to one number per row and frame."""
+
+    def __init__(self, n_signals: int, config: Model, rngs: nnx.Rngs, n_neurons: int = 1):
+        n_embedded = n_neurons * config.embedding_size
+        width, fan_in = config.width, n_signals + n_embedded
+        rounded = config.matmul_precision.startswith("bfloat16")
+        self.activation = ACTIVATIONS[config.activation]
+        self.kept_dtype = jnp.bfloat16 if config.matmul_precision == "bfloat16_kept" else None
+        form = ("cpu" if jax.default_backend() == "cpu" else "accelerator") if config.form == "auto" else config.form
+        self.by_neuron = form == "accelerator"
+        self.precision = None if rounded else config.matmul_precision
+        self.dot_general = bfloat16_product if rounded else jax.lax.dot_general
+
+        # Unit-variance (LeCun) starts: with a third of that variance, torch's default, two seeds of three
+        # stayed on the first plateau for 2,000 steps at extent 1.
+        def kernel(fan):
+            return lambda key, shape, dtype: fan**-0.5 * jax.random.truncated_normal(key, -2, 2, shape, dtype) / 0.88
+
+        def linear(n_in, n_out, fan):
+            return nnx.Linear(
+                n_in,
+                n_out,
+                kernel_init=kernel(fan),
+                precision=self.precision,
+                dot_general=self.dot_general,
+                rngs=rngs,
+            )
+
+        self.signals = nnx.Param(kernel(fan_in)(rngs.params(), (n_signals, width), jnp.float32))
+        self.embedded = linear(n_embedded, width, fan_in)
+        self.hidden = nnx.List([linear(width, width, width) for _ in range(config.n_layers - 2)])
+        self.readout = linear(width, 1, width)
+
+    def __call__(
+        self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"], n_free: int | None = None
+    ) -> Float[Array, "N B"]:
+        """**Arguments:** `n_free`: the first frames, which alone give the embedding a gradient; by default all. Only
+        the form of accelerators takes it."""
+        n, b = signals[0].shape
+        if self.by_neuron:
+            multiple = NEURONS if self.dot_general is jax.lax.dot_general else 2 * NEURONS
+            padding = ((0, -n % multiple if n >= PADDED_FROM else 0), (0, 0))
+            rows, embedding = jnp.pad(jnp.stack(signals), ((0, 0), *padding)), jnp.pad(embedding, padding)
+            own = self.signals[...], embedding, self.embedded.kernel[...], self.embedded.bias[...]
+            dtype = self.kept_dtype or rows.dtype
+            first = first_layer(self._product, b if n_free is None else n_free, dtype, rows, *own)
+        else:
+            first = self._first_by_row(signals, embedding)
+        hidden = self._kept(first.reshape(-1, first.shape[-1]))
+        for layer in self.hidden:
+            hidden = self._kept(layer(hidden))
+        return self.readout(hidden).reshape(-1, b)[:n]
+
+    def _product(self, x, w, dimension_numbers):
+        return self.dot_general(x, w, dimension_numbers, precision=self.precision)
+
+    def _kept(self, product: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+        """The hidden layer of a product, which is kept for the gradient."""
+        return self.activation(product.astype(self.kept_dtype or product.dtype))
+
+    def _first_by_row(self, signals, embedding) -> Float[Array, "rows width"]:
+        """Signals, embedding and bias in one product: its gradient is one too, without slow sums over rows."""
+        n, b = signals[0].shape
+        kernel = jnp.concatenate([self.signals[...], self.embedded.kernel[...], self.embedded.bias[...][None]])
+        known = jnp.broadcast_to(embedding[:, None, :], (n, b, embedding.shape[1]))
+        rows = jnp.concatenate([jnp.stack(signals, axis=-1), known, jnp.ones((n, b, 1))], axis=-1)
+        contract_last = (((1,), (0,)), ((), ()))
+        return self.dot_general(rows.reshape(n * b, -1), kernel, contract_last, precision=self.precision)
+
+
+def functional(network: Network):
+    """A network as a function of (its parameters, signals, embedding), and the parameters."""
+    graphdef, state = nnx.split(network)
+    return lambda state, *inputs: nnx.merge(graphdef, state)(*inputs), state
