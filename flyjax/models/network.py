@@ -143,7 +143,8 @@ class Network(nnx.Module):
 
     def _kept(self, product: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
         """The hidden layer of a product, which is kept for the gradient."""
-        return self.activation(product.astype(self.kept_dtype or product.dtype))
+        hidden = self.activation(product.astype(self.kept_dtype or product.dtype))
+        return hidden.astype(self.signals[...].dtype)
 
     def _first_by_row(self, signals, embedding) -> Float[Array, "rows width"]:
         """Signals, embedding and bias in one product: its gradient is one too, without slow sums over rows."""
