@@ -1,12 +1,12 @@
 """Learning from a recording of one's own: as from a simulated one, and with no ground truth in any result."""
 
-import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
 from support.own_recordings import V_REST, WEIGHT, edges, own_arrays
+from support.pages import follow
 
 from flyjax.config import Model, Simulation, Training, load_experiment
 from flyjax.data import Recording, load_recording, record
@@ -103,10 +103,9 @@ def test_a_saved_recording_of_a_simulation_is_refused(script, root, tmp_path):
 
 def test_the_page_on_own_recordings_runs(root, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    page = (root / "docs" / "how_to" / "own_recording.md").read_text("utf-8")
-    blocks = [b.partition("```")[0] for b in page.split("```python\n")[1:]]
-    assert blocks
-    scope: dict = {}
-    for block in blocks:
-        exec(compile(block, "own_recording.md", "exec"), scope)
-    assert dataclasses.is_dataclass(scope["recording"])
+    given = "--set simulation.recording=my_recording.npz"
+    small = "n_blocks=1 n_iter_block=1 n_candidates=1 confirm_share=0".split()
+    options = ["training.data_augmentation_loop=10", *(f"search.{one}" for one in small)]
+    follow(root / "docs" / "how_to" / "own_recording.md", {given: " --set ".join([given, *options])})
+    for run in ("own_recording-train", "own_recording"):
+        assert (tmp_path / "runs" / run / "nodes" / "0001" / "circuit.npz").is_file()
