@@ -114,13 +114,14 @@ def test_an_accelerator_is_timed_in_every_form(monkeypatch):
         asked.append((candidates, batch_size, settings["form"], settings.get("matmul_precision")))
         return {"frames_per_s": 10.0, "gflop_per_frame": 2.0}
 
-    nodes = [{"part": "all nodes", "seconds": 1.0, "train_frames_per_s": None}]
+    parts = {"training, the rest": 500.0, "all nodes": 0.0}
+    nodes = [{"part": part, "seconds": 1.0, "train_frames_per_s": 500.0} for part in parts]
     monkeypatch.setattr(benchmark, "train_row", train_row)
     monkeypatch.setattr(benchmark, "full_rows", lambda experiment, n_nodes: nodes)
     monkeypatch.setattr(benchmark, "matmul_gflops", lambda: 100.0)
     experiment = parse_experiment({"simulation": {"extent": 0}, "search": {"simulation_ranges": {}}})
     first, second, *others = benchmark.accelerator_rows(experiment, 1)
-    assert second == [nodes[0] | {"frames_per_s": 0.0}]
+    assert {row["part"]: row["frames_per_s"] for row in second} == parts
     assert len(set(asked)) == 6 == 1 + len(others)
     assert first[0]["gflop"] == 1 * 4 * 250 * 2.0
 
