@@ -217,6 +217,18 @@ def _tables(done: Done) -> Iterator[str]:
             yield markdown_table([title, *(head for head, _ in columns)], cells)
 
 
+MANY = 6  # rows of a group that were not run, from which on only their number is stated
+
+
+def _in_groups(names: Sequence[str]) -> str:
+    """Names, those of a group (before the first comma) of many as their number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.partition(",")[0], []).append(name)
+    many = [f"{len(own)} rows of {group}" for group, own in groups.items() if len(own) >= MANY]
+    return "; ".join([*many, *(name for own in groups.values() if len(own) < MANY for name in own)])
+
+
 def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
     """recovery.md: every table with its finished rows (`row name -> event`); missing ones are named.
 
@@ -228,7 +240,7 @@ def render(tables: Sequence[tuple[Table, Mapping[str, dict]]]) -> str:
         missing = [row.name for row in table.rows if row.name not in finished]
         parts.append(f"## {table.title}\n\n{table.text.strip()}\n" if table.text else f"## {table.title}\n")
         if missing:
-            parts.append(f"Not run: {', '.join(missing)}.\n")
+            parts.append(f"Not run: {_in_groups(missing)}.\n")
         if done:
             parts.append(_provenance(table, done))
             parts += _tables(done)
