@@ -77,10 +77,9 @@ class Axis:
         return [(place, self._label(value)) for value in self.ticks if (place := self.place(value)) is not None]
 
     def _label(self, value: Any) -> str:
-        """Powers of ten on a log axis as such, all else as settings are written."""
-        power = math.log10(value) if self.kind == "log" else 0.5
-        if power == round(power):
-            return "10" + str(round(power)).translate(_SUPERSCRIPT)
+        """Where all ticks are powers of ten, the power; all else as settings are written."""
+        if self.kind == "log" and all(math.log10(tick).is_integer() for tick in self.ticks):
+            return "10" + str(round(math.log10(value))).translate(_SUPERSCRIPT)
         return format_setting(value)
 
 

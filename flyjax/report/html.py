@@ -224,6 +224,7 @@ def _context(run: RunView) -> dict[str, Any]:
         root_config=tables.root_config(run.state),
         mutations={n.id: tables.describe_mutation(run.state, n, short=True) for n in run.nodes},
         rows=tables.nodes_table(run.state),
+        ucb_scores=tables.ucb_scores(run.state),
         large=functools.partial(_pictures, run, side=LARGE),
         small=functools.partial(_pictures, run, side=SMALL),
         confirmed=confirmed(run.state),

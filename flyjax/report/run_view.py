@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flyjax.config import Range, dump_yaml, parse_experiment, ranges
+from flyjax.config import Range, Simulation, dump_yaml, parse_experiment, ranges
 from flyjax.landscape.trainings import is_score
 from flyjax.report import tables
 from flyjax.report.charts import Axis, Curves, ScoreAxis
@@ -153,6 +153,13 @@ class RunView:
             )
         head, training = dump_yaml({"name": f"{self.name}-node-{node.id}"}), dump_yaml({"training": node.config})
         return head + self._sections[node.block] + training
+
+    def simulation_changes(
+        self, simulation: Mapping[str, Any], before: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The settings of a simulation that differ from another one's, by default from the defaults."""
+        before = Simulation().model_dump(mode="json") if before is None else before
+        return {name: value for name, value in simulation.items() if name not in before or before[name] != value}
 
     def events_named(self, *names: str) -> list[dict[str, Any]]:
         return [e for e in self.events if e["event"] in names]

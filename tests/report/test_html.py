@@ -19,7 +19,7 @@ from support.made_up_run import DIFF, HOSTILE, Maker, metrics, two_blocks
 from flyjax.config import load_experiment, parse_experiment
 from flyjax.report.html import write_comparison, write_report
 from flyjax.report.run_view import RunView
-from flyjax.report.tables import format_score
+from flyjax.report.tables import format_score, ucb_scores
 from flyjax.search.journal.journal import read_journal
 from flyjax.search.journal.state import fold
 from flyjax.search.loop import run_loop
@@ -265,9 +265,20 @@ def test_cards_have_every_setting_and_a_configuration_that_can_be_trained(made, 
     for i, node in state.nodes.items():
         assert {k: cards[i][k] for k in node.config} == {k: str(v) for k, v in node.config.items()}
         assert cards[i]["strategy"] == node.strategy and cards[i]["block"] == str(node.block)
+        assert cards[i]["node"] == str(i) and cards[i]["iteration"] == str(node.iteration)
+    scores = {i: float(card["UCB"]) for i, card in cards.items() if card["UCB"]}
+    assert scores == pytest.approx(ucb_scores(state))
     path = tmp_path / "copied.yaml"
     path.write_text(cards[1]["yaml"])
     assert load_experiment(path).training.model_dump(mode="json") == state.nodes[1].config
+
+
+def test_of_a_simulation_only_what_differs_is_shown(made):
+    run = RunView(made)
+    simulation = run.state.blocks[1].simulation
+    assert run.simulation_changes(simulation) == {"visual_input_type": "scenes_1"}  # delta_t is the default
+    assert run.simulation_changes(run.state.blocks[2].simulation, simulation) == {"visual_input_type": "scenes_2"}
+    assert run.simulation_changes(simulation, simulation) == {}
 
 
 def test_training_curves_end_at_the_last_value(made):

@@ -26,18 +26,21 @@
     });
   }
 
-  // --- what is known of a node: the rows of its card, by name ---
+  // --- what is known of a node: the rows of its card, by name and by short name ---
   var cards = all(".card"), known = {};
   cards.forEach(function (card) {
     var values = {};
-    all("tr[data-name]", card).forEach(function (row) { values[row.dataset.name] = row.dataset.value; });
-    known[card.dataset.node] = { values: values, text: card.querySelector("summary").textContent.toLowerCase() };
+    all("tr[data-name]", card).forEach(function (row) {
+      values[row.dataset.name] = values[row.cells[0].textContent] = row.dataset.value;
+    });
+    known[card.dataset.node] = { values: values, text: (card.querySelector("summary").textContent + values.class).toLowerCase() };
   });
 
   // --- filter nodes: words of their summary, and conditions such as batch_size>=2 ---
   var filter = document.getElementById("filter");
+  var condition = /^([\w.]+)(<=|>=|=|<|>)(.*)$/;
   function fits(node, term) {
-    var parts = /^([\w.]+)(<=|>=|=|<|>)(.*)$/.exec(term);
+    var parts = condition.exec(term);
     if (!parts) return node.text.indexOf(term.toLowerCase()) >= 0;
     var value = node.values[parts[1]], a = Number(value), b = Number(parts[3]);
     if (value === undefined || value === "") return false;
@@ -45,7 +48,7 @@
     return { "=": a === b, "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b }[parts[2]];
   }
   function apply() {
-    var terms = filter.querySelector("input").value.split(/\s+/).filter(Boolean), n = 0;
+    var terms = filter.querySelector("input").value.replace(/\s*([<>]=?|=)\s*/g, "$1").split(/\s+/).filter(Boolean), n = 0;
     cards.forEach(function (card) {
       var id = card.dataset.node, fit = terms.every(function (term) { return fits(known[id], term); });
       known[id].fit = fit;
@@ -55,7 +58,11 @@
       var out = known[e.dataset.node] && !known[e.dataset.node].fit;
       if (e.tagName === "TR" || e.tagName === "DETAILS") e.hidden = out; else e.classList.toggle("dim", out);
     });
-    filter.querySelector("output").textContent = terms.length ? n + " of " + cards.length + " nodes" : "";
+    var unknown = terms.map(function (term) { return (condition.exec(term) || [])[1]; }).find(function (name) {
+      return name && !Object.values(known).some(function (node) { return name in node.values; });
+    });
+    filter.querySelector("output").textContent = unknown ? "no metric or setting " + unknown
+      : terms.length ? n + " of " + cards.length + " nodes" : "";
   }
   if (filter) {
     filter.hidden = false;
@@ -140,6 +147,7 @@
   var version = document.body.dataset.version;
   if (version) setInterval(function () {
     fetch("version").then(function (answer) { return answer.text(); }).then(function (now) {
+      document.body.classList.remove("offline");
       if (now === version || (viewer && viewer.open)) return;
       if (filter) sessionStorage.setItem("filter", filter.querySelector("input").value);
       location.reload();
