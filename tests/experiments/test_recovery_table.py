@@ -125,7 +125,7 @@ def test_the_table_shows_mean_minimum_and_spread_and_what_was_not_run():
     text = recovery_report.render([(one, {"one": event})])
     assert "Not run: two." in text
     many = [recovery_table.Row(name=f"extent 8, noise {k}") for k in range(7)]
-    text = recovery_report.render([(dataclasses.replace(one, rows=(*one.rows, *many)), {"one": event})])
+    text = recovery_report.render([(one.model_copy(update={"rows": (*one.rows, *many)}), {"one": event})])
     assert "Not run: 7 rows of extent 8; two." in text
     spread = 100 * np.std([0.9, 0.5], ddof=1) / 0.7
     assert f"| .700 (.500, {spread:.1f} %) |" in text and ".99990 (.99990, 0.0 %)" in text and "W .9" in text
