@@ -175,3 +175,18 @@ def test_parts_of_a_program_keep_the_lanes_of_a_device():
     lanes = tuple(Lane(k, 0, k, 250, 0.05) for k in range(7))
     found = list(workers.parts([Group(static, lanes, 4), Group(static, lanes[:1], 1)], 2))
     assert [[lane.candidate for lane in part] for part in found] == [[0, 1, 2, 3], [4, 5, 6], [0]]
+
+
+@pytest.mark.parametrize(
+    ("code", "task", "requeued"), [(138, "1", "3_1"), (75, "", "3"), (2, "1", None)], ids=["USR1", "lost", "error"]
+)
+def test_the_slurm_recipe_queues_its_own_task_again_and_no_other(tmp_path, root, code, task, requeued):
+    """The last task of an array has the job id of the array, by which all of its tasks would be queued again."""
+    for name, body in {"srun": f"exit {code}", "scontrol": f'echo "$@" > {tmp_path}/called'}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    array = {"SLURM_ARRAY_JOB_ID": "3", "SLURM_ARRAY_TASK_ID": task} if task else {}
+    env = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "3", "SLURM_SUBMIT_DIR": str(tmp_path)} | array
+    assert subprocess.run(["bash", root / "recipes" / "slurm.sbatch"], env=env).returncode == code
+    called = tmp_path / "called"
+    assert (called.read_text() if called.exists() else None) == (f"requeue {requeued}\n" if requeued else None)
