@@ -181,26 +181,27 @@ def apply_overrides(data: dict, overrides: Iterable[str] | None) -> dict:
 def _follow_stimulus(data: dict, settings: Iterable[str]) -> dict:
     """The stimuli that are named make the range of a search that has none of its own and would not hold them.
 
-    One that a setting chooses is the only one of the run, whatever range the file has.
+    One that a setting chooses is that of every block that the file lists, and where the range lacks it, its only value.
     """
     simulation, search = (data.get(name) or {} for name in ("simulation", "search"))
     if not isinstance(simulation, dict) or not isinstance(search, dict):
         return data
-    chosen = any(item.partition("=")[0].strip() == "simulation.visual_input_type" for item in settings)
+    keys = {item.partition("=")[0].strip() for item in settings}
+    chosen = "simulation.visual_input_type" in keys and "search.simulations" not in keys
     spans = search.get("simulation_ranges", PROTOCOL_SIMULATION_RANGES)
     span = spans.get("visual_input_type") if isinstance(spans, Mapping) else None
     blocks = [dict(b) for b in search.get("simulations") or () if isinstance(b, Mapping)]
-    named = [simulation.get("visual_input_type"), *(b.get("visual_input_type") for b in blocks)][
-        : 1 if chosen else None
-    ]
+    if chosen and blocks:
+        blocks = [{k: v for k, v in b.items() if k != "visual_input_type"} for b in blocks]
+        search = {**search, "simulations": blocks}
+        data = {**data, "search": search}
+    named = (section.get("visual_input_type") for section in (simulation, *blocks))
     names = list(dict.fromkeys(name for name in named if isinstance(name, str)))
     known = span.get("values") if isinstance(span, Mapping) else getattr(span, "values", None)
     if span is None or not (chosen or "simulation_ranges" not in search) or {*names} <= {*(known or ())}:
         return data
-    if chosen:
-        blocks = [{k: v for k, v in b.items() if k != "visual_input_type"} for b in blocks]
     spans = {**spans, "visual_input_type": {"scale": "choice", "values": names}}
-    return {**data, "search": {**search, "simulation_ranges": spans, "simulations": blocks}}
+    return {**data, "search": {**search, "simulation_ranges": spans}}
 
 
 def parse_experiment(data: Any, source: str = "config", settings: Sequence[str] = ()) -> Experiment:

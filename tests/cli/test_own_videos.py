@@ -37,8 +37,17 @@ def test_a_chosen_stimulus_is_the_only_one_of_the_run(root, clip, config):
     assert "video" in available and not any("visual_input_type" in s for s in experiment.search.simulations)
 
 
-def test_a_chosen_stimulus_within_the_range_changes_nothing_else(root):
-    assert load(root, "simulation.visual_input_type=scenes_edges").search == load(root).search
+@pytest.mark.parametrize("ranges", [(), ("search.simulation_ranges={}",)])
+def test_a_chosen_stimulus_is_that_of_every_block_and_keeps_the_ranges(root, ranges):
+    experiment = load(root, "simulation.visual_input_type=scenes_edges", *ranges)
+    blocks = [experiment.simulation.model_dump() | block for block in experiment.search.simulations]
+    assert [b["visual_input_type"] for b in blocks] == ["scenes_edges"] * 2
+    assert experiment.search.simulation_ranges == load(root, *ranges).search.simulation_ranges
+
+
+def test_a_chosen_stimulus_leaves_blocks_that_are_set_too(root):
+    settings = "simulation.visual_input_type=scenes_edges", "search.simulations=[{visual_input_type: scenes_flow}]"
+    assert load(root, *settings).search.simulations[0]["visual_input_type"] == "scenes_flow"
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
