@@ -97,6 +97,7 @@
       Object.values(names).forEach(function (rows) {
         var differ = rows.length > 1 && rows[0].dataset.value !== rows[1].dataset.value;
         rows.forEach(function (row) { row.classList.toggle("differs", differ); });
+        if (rows.length > 1) rows[0].appendChild(rows[1].cells[1].cloneNode(true)).classList.add("beside");
       });
       viewer.classList.toggle("both", place.children.length > 1);
       if (!viewer.open) viewer.showModal();
