@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.markers import MarkerStyle
 from matplotlib.text import Text
 from PIL import Image
-from support.made_up_run import two_blocks
+from support.made_up_run import Maker, metrics, two_blocks
 from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
@@ -198,3 +198,11 @@ def test_the_legend_of_a_run_shows_the_symbols(tmp_path, figures):
     (legend,) = [a.get_legend() for f in figures[0].subfigs for a in f.axes if a.get_legend()]
     markers = {t.get_text(): line.get_marker() for t, line in zip(legend.get_texts(), legend.get_lines(), strict=True)}
     assert markers["explore"] == (4, 0, 0) and markers["exploit"] == "o" and len(set(map(str, markers.values()))) == 5
+
+
+def test_the_axis_of_few_nodes_names_nodes_only(tmp_path, figures):
+    made = Maker(tmp_path / "run")
+    made.train(1, 1, [("root", {}, "root"), ("root", {"batch_size": 2}, "exploit")], [metrics(0.5), metrics(0.6)])
+    run.run_figure(tmp_path / "run.png", tmp_path / "run")
+    ticks = figures[0].subfigs[1].axes[0].get_xticks()
+    assert {1, 2} <= set(ticks) and all(tick == round(tick) for tick in ticks)

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from flyjax.report.charts import ScoreAxis
 from flyjax.report.figures.style import house_style, save_png
@@ -96,6 +97,7 @@ def _draw_progress(ax: Axes, run: RunView) -> None:
             ax.axvline(min(block.nodes) - 0.5, color="0.85", lw=1)
     places, labels = zip(*axis.tick_labels(), strict=True)
     ax.set_yticks(places, labels, fontsize=8)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set(xlabel="node", ylabel=run.metric.replace("_R2", " R²"))
     ax.tick_params(labelsize=8)
     used = [s for s in COLOURS if any(n.strategy == s for n in run.nodes)]
