@@ -151,8 +151,10 @@ class RunView:
             self._sections[node.block] = dump_yaml(
                 {"simulation": simulation, "model": self.state.experiment.get("model") or {}}
             )
-        head, training = dump_yaml({"name": f"{self.name}-node-{node.id}"}), dump_yaml({"training": node.config})
-        return head + self._sections[node.block] + training
+        head = dump_yaml({"name": f"{self.name}-node-{node.id}"})
+        # The default ranges of a search need not hold this configuration.
+        tail = dump_yaml({"training": node.config, "search": {"ranges": {}, "simulation_ranges": {}}})
+        return head + self._sections[node.block] + tail
 
     def simulation_changes(
         self, simulation: Mapping[str, Any], before: Mapping[str, Any] | None = None

@@ -273,6 +273,15 @@ def test_cards_have_every_setting_and_a_configuration_that_can_be_trained(made, 
     assert load_experiment(path).training.model_dump(mode="json") == state.nodes[1].config
 
 
+def test_a_copied_configuration_of_a_short_recording_can_be_trained(tmp_path):
+    made = Maker(tmp_path / "run")  # fewer frames and another stimulus than the default ranges allow
+    simulation = {"extent": 1, "visual_input_type": "scenes_texture", "n_frames": 1600, "n_test_frames": 400}
+    made.train(1, 1, [("root", {}, "root")], [metrics(0.5)], simulation=simulation)
+    run, path = RunView(tmp_path / "run"), tmp_path / "copied.yaml"
+    path.write_text(run.as_yaml(run.nodes[0]))
+    assert load_experiment(path).simulation.n_frames == 1600
+
+
 def test_of_a_simulation_only_what_differs_is_shown(made):
     run = RunView(made)
     simulation = run.state.blocks[1].simulation
