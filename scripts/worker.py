@@ -13,7 +13,7 @@ app = make_app()
 EXAMPLES = """
 Examples:
 
-  python scripts/meta_loop.py experiments/full_scale.yaml --run runs/full --workers 8\n
+  python scripts/meta_loop.py CONFIG --run runs/full --workers 8\n
   # as often as you like, on machines that see the same run directory\n
   python scripts/worker.py runs/full
 

@@ -6,7 +6,7 @@ import pytest
 from flyjax.cli.console import Console
 from flyjax.config import Range, parse_experiment
 from flyjax.config.ranges import unit
-from flyjax.experiments import trainings
+from flyjax.experiments import trainings, workers
 from flyjax.experiments.node import learner_for
 from flyjax.experiments.sweep import node_specs, sobol_settings, sweep_candidates
 from flyjax.recovery import evaluate
@@ -55,14 +55,14 @@ def test_a_sobol_sequence_fills_every_range_evenly_and_a_longer_one_continues_it
 
 
 def test_a_row_has_the_metrics_of_the_trained_network(tmp_path, monkeypatch):
-    kept, train_sweep = [], trainings.train_sweep
+    kept, train_sweep = [], workers.train_sweep
 
-    def train(learner, candidates, seeds, recordings):
-        out = train_sweep(learner, candidates, seeds, recordings)
+    def train(learner, candidates, seeds, recordings, **options):
+        out = train_sweep(learner, candidates, seeds, recordings, **options)
         kept.extend((c, one, recordings(c.noise_model_level)) for c, own in zip(candidates, out) for one in own)
         return out
 
-    monkeypatch.setattr(trainings, "train_sweep", train)
+    monkeypatch.setattr(workers, "train_sweep", train)
     experiment = study(3)
     rows = run(experiment, tmp_path / "run")
     assert len(rows) == 6 and {row["node"] for row in rows} == {1, 2, 3}
@@ -78,15 +78,15 @@ def test_a_row_has_the_metrics_of_the_trained_network(tmp_path, monkeypatch):
 
 def test_a_stopped_study_loses_one_chunk_and_a_larger_one_trains_only_what_is_new(tmp_path, monkeypatch):
     monkeypatch.setattr(trainings, "LANES", 4)
-    calls, train_sweep = [], trainings.train_sweep
+    calls, train_sweep = [], workers.train_sweep
 
-    def train(learner, candidates, *arguments):
+    def train(learner, candidates, *arguments, **options):
         calls.append(len(candidates))
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return train_sweep(learner, candidates, *arguments)
+        return train_sweep(learner, candidates, *arguments, **options)
 
-    monkeypatch.setattr(trainings, "train_sweep", train)
+    monkeypatch.setattr(workers, "train_sweep", train)
     with pytest.raises(KeyboardInterrupt):
         run(study(4), tmp_path)
     rows = run(study(4), tmp_path)
