@@ -157,7 +157,7 @@ def scale_rows(
 ) -> list[dict]:
     """Weak scaling, `lanes` of each process, and strong scaling, `lanes` in all, over processes on this machine.
 
-    Each process runs `script` train; on a CPU it has one thread, so that it needs a core of its own.
+    Each process runs `script` train. On a CPU it has one device, which may keep more than one core busy.
     """
     rows = []
     for kind in ("weak", "strong"):

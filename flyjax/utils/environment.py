@@ -46,6 +46,6 @@ def jax_platforms() -> str:
 
 
 def one_core() -> dict[str, str]:
-    """The environment of a process in which JAX's CPU device is a single one with one thread."""
+    """The environment of a process in which JAX's CPU device is a single one, its products with one thread."""
     flags = "--xla_force_host_platform_device_count=1 --xla_cpu_multi_thread_eigen=false"
     return os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
