@@ -12,6 +12,7 @@ from flyjax.data import with_recording
 from flyjax.experiments.forecast import first_result_seconds
 from flyjax.experiments.node import NodeSpec, updated_simulation
 from flyjax.experiments.train_nodes import train_nodes
+from flyjax.report.figures.drawing import Drawing
 from flyjax.report.html import write_report
 from flyjax.search.confirmation import summary_lines
 from flyjax.search.iteration import IterationPlan, circuit_text, n_seeds
@@ -130,8 +131,9 @@ class SearchRun:
             f"run directory {run_dir}"
         )
         self.logger = MetricLogger(viewers, run_dir, experiment.name)
+        self.drawing = Drawing(run_dir, lambda line: log(f"warning: {line}"))
         try:
-            with self.progress:
+            with self.progress, self.drawing:
                 outcome = run_loop(
                     experiment,
                     run_dir,
@@ -159,6 +161,7 @@ class SearchRun:
             raise
         finally:
             self.logger.close()
+            self._update_report()
         remove_checkpoints(run_dir)
         report = write_report(run_dir)
         for line in summary_lines(outcome.state, objective_metric(outcome.state.objective)):
@@ -185,9 +188,10 @@ class SearchRun:
 
             def report(progress: Progress) -> None:
                 on_progress(progress)
+                self._update_report()
                 self._check_time()
 
-            return train_nodes(
+            results = train_nodes(
                 self.experiment,
                 specs,
                 self.run_dir,
@@ -195,7 +199,16 @@ class SearchRun:
                 on_progress=report,
                 on_stage=on_stage,
                 logger=self.logger,
+                drawing=self.drawing,
             )
+            if self.proposer in ("llm", "hybrid") and self.experiment.search.llm.images:
+                self.drawing.wait()  # the next step looks at them
+            return results
+
+    def _update_report(self) -> None:
+        """Write the report again where figures were finished since it was written."""
+        if self.drawing.has_news():
+            write_report(self.run_dir)
 
     def _check_time(self) -> None:
         """**Raises:** `UserError` where the run has worked as long as it may; the training goes on from here."""
@@ -207,7 +220,9 @@ class SearchRun:
     def on_event(self, event: Mapping[str, Any], state: State) -> None:
         """Print proposals that were replaced and edits of the protocol."""
         self.state = state
-        if event["event"] == "proposal":
+        if event["event"] == "run_resumed":
+            self.drawing.wait()  # for what a killed process left
+        elif event["event"] == "proposal":
             for line in event.get("fallbacks") or ():
                 self.console.log(f"  replaced by the rules: {line}")
         elif event["event"] == "block_ended":
@@ -226,6 +241,7 @@ class SearchRun:
             self.console.log(f"  map: {score_text(state.choices[number].map_score)}")
         rest = remaining_text(self.experiment, state)
         self.console.log(f"  so far {spent_text(self.experiment, state)}" + (f"; {rest}" if rest else ""))
+        self.drawing.has_news()  # no longer, once they are in the report
         write_report(self.run_dir)
 
     def approve(self, plan: IterationPlan) -> bool:

@@ -13,12 +13,13 @@ from flyjax.config import Experiment, Search, Simulation, content_hash, parse_ex
 from flyjax.data.cache import Recordings
 from flyjax.data.recorder import lesioned
 from flyjax.experiments.node import learner_for
-from flyjax.experiments.train_nodes import write_figures
 from flyjax.recovery import Evaluation, closed_form, evaluate
 from flyjax.recovery.metrics import Metrics, per_type, spectrum, spectrum_metrics
 from flyjax.recovery.model_selection import selection
 from flyjax.recovery.rollout import lesion_metrics
 from flyjax.report.figures import circuit
+from flyjax.report.figures.contents import node_contents
+from flyjax.report.figures.drawing import draw_figures
 from flyjax.report.tables import markdown_table
 from flyjax.search.iteration import circuit_text
 from flyjax.training import load_params
@@ -171,9 +172,10 @@ def type_table(result: Evaluation, train) -> list[dict]:
     return rows
 
 
-def draw(folder: Path, result: Evaluation, train, test) -> Metrics:
+def draw(folder: Path, result: Evaluation, train, test, console) -> Metrics:
     """Draw all figures of a node; returns the metrics of the spectra in one of them."""
-    write_figures(folder, result, train, test)
+    for line in draw_figures(folder, node_contents(result, train, test)):
+        console.log(f"warning: {line}")
     if train.unknown:
         return Metrics()
     c = train.connectome
@@ -258,7 +260,7 @@ def evaluate_saved_node(where: Path, node: int, console, lesion: float = 0.0) ->
         if cut is not None:
             metrics.update(lesion_metrics(learner, params, cut)[0])
         if seed == best:
-            metrics.update(draw(folder / "figures", result, train, test))
+            metrics.update(draw(folder / "figures", result, train, test, console))
             types = type_table(result, train)
         evaluated[seed] = metrics.as_dict()
         show(f"Seed {seed}", recovery_table(evaluated[seed]), other_metrics(evaluated[seed]))

@@ -16,6 +16,7 @@ from flyjax.config.ranges import derive_seed, quantile, sample
 from flyjax.experiments.forecast import forecast, given_memory, measured_rate
 from flyjax.experiments.node import NodeSpec
 from flyjax.experiments.train_nodes import train_nodes
+from flyjax.report.figures.drawing import Drawing
 from flyjax.report.figures.sweep import parallel_figure
 from flyjax.report.html import write_report
 from flyjax.report.tables import SHORT_NAMES, format_setting, markdown_table
@@ -148,10 +149,15 @@ def _train_and_tabulate(
     experiment: Experiment, candidates: list[Training], run_dir: Path, console, logger: MetricLogger
 ) -> dict[int, dict]:
     specs = node_specs(experiment, candidates)
+    # A process would take longer to start than the figures of a single node.
+    drawing = Drawing(run_dir, lambda line: console.log(f"warning: {line}"), None if len(specs) > 1 else 0)
     try:
-        with console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
-            on_progress,
-            on_stage,
+        with (
+            console.training_bar(f"{len(candidates)} configurations", [spec.id for spec in specs]) as (
+                on_progress,
+                on_stage,
+            ),
+            drawing,
         ):
             results = train_nodes(
                 experiment,
@@ -161,6 +167,7 @@ def _train_and_tabulate(
                 on_stage=on_stage,
                 logger=logger,
                 halving=halving_of(experiment) if len(candidates) > 1 else None,
+                drawing=drawing,
             )
     finally:
         logger.close()

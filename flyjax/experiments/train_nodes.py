@@ -18,25 +18,13 @@ from flyjax.experiments.workers import train_nodes_together
 from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
-from flyjax.report.figures import node, traces
+from flyjax.report.figures.contents import node_contents
+from flyjax.report.figures.drawing import Drawing
 from flyjax.training import Halving, Progress, Trained, save_params
 from flyjax.training.loggers import MetricLogger
 from flyjax.utils.atomic_io import write_atomic, write_json
 from flyjax.utils.errors import as_user_errors
 from flyjax.utils.run_directory import node_folder, own
-
-
-def write_figures(folder: Path, evaluation: Evaluation, train: Recording, test: Recording) -> None:
-    """Draw the figures of a node."""
-    if evaluation.rollout is None:  # the stimulus was learned
-        node.stimulus_field_figure(folder / "light.png", evaluation)
-    else:
-        traces.activity_figure(folder / "activity.png", evaluation, test)
-    if not train.unknown:
-        node.recovery_figure(folder / "recovery.png", evaluation, train)
-    if evaluation.embedding is not None:  # known_ode has none
-        node.embedding_figure(folder / "embedding.png", evaluation, train)
-    node.functions_figure(folder / "functions.png", evaluation, train)
 
 
 def write_circuit(path: Path, evaluation: Evaluation, train: Recording) -> None:
@@ -77,6 +65,7 @@ def train_nodes(
     on_stage: Callable[[str], None] = lambda stage: None,
     logger: MetricLogger | None = None,
     halving: Halving | None = None,
+    drawing: Drawing | None = None,
 ) -> dict[int, dict[str, Any]]:
     """Train nodes together and write their folders; after an interruption the same call continues.
 
@@ -89,11 +78,13 @@ def train_nodes(
     - `on_progress`, `on_stage`: called after every segment of training, and with the name of each stage.
     - `logger`: receives loss and connectivity_R2 during training.
     - `halving`: stops the worst nodes early.
+    - `drawing`: of the figures, which may go on after the return; by default they are drawn here.
 
     **Returns:** for every node `metrics` (None if all its seeds diverged), `per_seed`, `reason` and `activity`, the
     line for the log.
     """
     simulation, run_dir = simulation or experiment.simulation, Path(run_dir)
+    drawing = drawing or Drawing(run_dir, n_processes=0)
     for spec in specs:  # before anything is trained
         own(node_folder(run_dir, spec.id), make=False)
     recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
@@ -160,7 +151,7 @@ def train_nodes(
             train = recordings.train(spec.training.noise_model_level)
             if not train.is_simulated:
                 write_circuit(folder / "circuit.npz", evaluation, train)
-            write_figures(folder / "figures", evaluation, train, recordings.test)
+            drawing.add(spec.id, node_contents(evaluation, train, recordings.test))
         if len(out) < len(specs):
             on_stage(f"evaluating, {len(out)} of {len(specs)} done")
     return out

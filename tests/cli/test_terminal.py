@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from rich.console import Console as RichConsole
@@ -17,7 +18,10 @@ from flyjax.cli import app, console, progress
 from flyjax.cli import search as cli_search
 from flyjax.config import Training, parse_experiment
 from flyjax.experiments import forecast, train_nodes
+from flyjax.report.figures.drawing import save_contents
+from flyjax.report.figures.node import Embedding
 from flyjax.search.journal.journal import Journal, read_journal
+from flyjax.search.proposers import make_proposer
 from flyjax.training import LaneProgress, Progress, train_sweep
 from flyjax.training.grouping import Lane
 from flyjax.utils.errors import UserError, as_user_errors, user_message
@@ -267,6 +271,58 @@ def test_a_pause_says_what_was_spent(call, monkeypatch):
     code, out, err = call()
     assert code == 2 and out.splitlines()[-1].startswith("paused after 0 nodes, ")
     assert err.startswith("error: the disk is full") and len(err.splitlines()) == 1
+
+
+SHOWN = {"embedding": Embedding(("R1", "Mi1"), np.array([0, 1]), np.eye(2), ())}
+
+
+def drawn(experiment, specs, run_dir, *, drawing, **options):
+    for spec in specs:
+        drawing.add(spec.id, SHOWN)
+    return trained(experiment, specs, run_dir)
+
+
+def without_figure(run):
+    """The nodes in the journal that are not drawn."""
+    nodes = [e["node"] for e in read_journal(run) if e["event"] == "node_finished"]
+    return [k for k in nodes if not (run / "nodes" / f"{k:04d}" / "figures" / "embedding.png").exists()]
+
+
+def test_the_last_report_of_a_run_has_all_figures(call, tmp_path, monkeypatch):
+    missing = []
+    monkeypatch.setattr(cli_search, "train_nodes", drawn)
+    monkeypatch.setattr(cli_search, "write_report", lambda run: missing.append(without_figure(run)) or run)
+    assert call("--proposer", "rules")[0] == 0
+    assert missing[-1] == [] and len(read_journal(tmp_path / "run")) > 8
+    # What a killed process left is drawn, though the run is finished.
+    save_contents(tmp_path / "run" / "nodes" / "0002.figures.npz", SHOWN)
+    (tmp_path / "run" / "nodes" / "0002" / "figures" / "embedding.png").unlink()
+    assert without_figure(tmp_path / "run") == [2]
+    assert call()[0] == 0 and missing[-1] == []
+
+
+def test_a_model_that_looks_at_figures_finds_them(call, tmp_path, monkeypatch):
+    """Also those that a killed process left, which are drawn before the run goes on."""
+    run, seen = tmp_path / "run", []
+
+    class Looks:
+        name = "llm"
+
+        def __init__(self, experiment):
+            self.rules = make_proposer("rules", experiment, run)
+
+        def step(self, context):
+            seen.append((len(context.new_nodes), without_figure(run)))
+            return self.rules.step(context)
+
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "sk-test")
+    monkeypatch.setattr(cli_search, "make_proposer", lambda name, experiment, run_dir: Looks(experiment))
+    monkeypatch.setattr(cli_search, "train_nodes", drawn)
+    assert call("--proposer", "llm", "--set", "search.n_blocks=1")[0] == 0
+    save_contents(run / "nodes" / "0001.figures.npz", SHOWN)
+    (run / "nodes" / "0001" / "figures" / "embedding.png").unlink()
+    assert call("--proposer", "llm", "--set", "search.n_blocks=2")[0] == 0
+    assert len(seen) > 3 and all(missing == [] for _, missing in seen) and sum(n for n, _ in seen) > 4
 
 
 def test_an_iteration_that_takes_too_long_pauses_and_can_go_on(call, tmp_path, monkeypatch):

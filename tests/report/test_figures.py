@@ -15,18 +15,24 @@ from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
 from flyjax.recovery import evaluate
-from flyjax.report.figures import node, run, sweep, traces
+from flyjax.report.figures import contents, node, run, sweep, traces
 from flyjax.report.figures.exports import also_as
 from flyjax.report.figures.style import GROUPS, MAX_TYPES, group_of, type_order
 from flyjax.report.html import environment
 from flyjax.search.proposals.types import STRATEGIES
 
 FIGURES = {
-    "activity": (traces.activity_figure, 1),
-    "recovery": (node.recovery_figure, 0),
-    "functions": (node.functions_figure, 0),
-    "embedding": (node.embedding_figure, 0),
+    "activity": (traces.activity_figure, contents.activity, 1),
+    "recovery": (node.recovery_figure, contents.recovery, 0),
+    "functions": (node.functions_figure, contents.functions, 0),
+    "embedding": (node.embedding_figure, contents.embedding, 0),
 }
+
+
+def drawn(name, path, evaluation, both):
+    """A figure of an evaluation."""
+    draw, content, which = FIGURES[name]
+    return draw(path, content(evaluation, both[which]))
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +54,7 @@ def good(both):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_small_and_not_blank(name, good, both, tmp_path):
-    draw, which = FIGURES[name]
-    path = draw(tmp_path / "figures" / f"{name}.png", good, both[which])
+    path = drawn(name, tmp_path / "figures" / f"{name}.png", good, both)
     assert path.stat().st_size < 120_000
     image = np.asarray(Image.open(path).convert("RGB"))
     assert image.shape[1] > 400 and (image < 200).any(axis=2).mean() > 0.002
@@ -57,16 +62,15 @@ def test_figures_are_small_and_not_blank(name, good, both, tmp_path):
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_export_the_values_they_show(name, good, both, tmp_path):
-    draw, which = FIGURES[name]
     with also_as(["pdf"]):
-        draw(tmp_path / f"{name}.png", good, both[which])
+        drawn(name, tmp_path / f"{name}.png", good, both)
     assert (tmp_path / f"{name}.pdf").read_bytes()[:4] == b"%PDF"
     with open(tmp_path / f"{name}.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     shown = np.array([float(row["y"]) for row in rows])
     central = both[1].connectome.central
     expected = {
-        "activity": good.rollout.voltage[: traces.N_FRAMES, central].ravel(),
+        "activity": good.rollout.voltage[: contents.N_FRAMES, central].ravel(),
         "recovery": np.asarray(good.estimate.tau),
         "functions": good.curves.update.ravel(),
         "embedding": good.embedding[:, 1],
@@ -77,9 +81,9 @@ def test_figures_export_the_values_they_show(name, good, both, tmp_path):
 def test_truth_and_rollout_are_both_drawn(good, both, tmp_path):
     """A rollout that leaves the truth changes the picture; the truth alone would not."""
     moved = dataclasses.replace(good.rollout, voltage=good.rollout.voltage + np.float32(0.1))
-    same = np.asarray(Image.open(traces.activity_figure(tmp_path / "a.png", good, both[1])).convert("RGB"))
+    same = np.asarray(Image.open(drawn("activity", tmp_path / "a.png", good, both)).convert("RGB"))
     other = dataclasses.replace(good, rollout=moved)
-    shifted = np.asarray(Image.open(traces.activity_figure(tmp_path / "b.png", other, both[1])).convert("RGB"))
+    shifted = np.asarray(Image.open(drawn("activity", tmp_path / "b.png", other, both)).convert("RGB"))
     assert (same != shifted).any(axis=2).mean() > 0.01
 
 
@@ -92,14 +96,13 @@ def test_a_diverged_network_is_drawn(name, both, tmp_path):
         weight=diverged.estimate.weight * nan, v_rest=np.where(np.arange(443) % 2, nan, diverged.estimate.v_rest)
     )
     broken = dataclasses.replace(diverged, estimate=estimate, embedding=diverged.embedding * nan)
-    draw, which = FIGURES[name]
-    assert draw(tmp_path / f"{name}.png", broken, both[which]).stat().st_size > 2000
+    assert drawn(name, tmp_path / f"{name}.png", broken, both).stat().st_size > 2000
 
 
 def test_embeddings_of_other_sizes(good, both, tmp_path):
     for d in (1, 5):
         other = dataclasses.replace(good, embedding=np.random.default_rng(d).normal(size=(443, d)))
-        assert node.embedding_figure(tmp_path / f"{d}.png", other, both[0]).exists()
+        assert drawn("embedding", tmp_path / f"{d}.png", other, both).exists()
 
 
 def test_figures_of_many_types_show_some_of_each_part():
@@ -134,19 +137,19 @@ def test_an_error_of_the_rollout_looks_the_same_in_every_row(good, both, tmp_pat
     """A quiet type's error is not magnified: R2 pools all neurons."""
     true = both[1].voltage[: len(good.rollout.voltage)]
     shifted = dataclasses.replace(good.rollout, voltage=true + np.float32(0.02))
-    traces.activity_figure(tmp_path / "a.png", dataclasses.replace(good, rollout=shifted), both[1])
+    drawn("activity", tmp_path / "a.png", dataclasses.replace(good, rollout=shifted), both)
     distances = []
     for axes in figures[0].axes:
         lines = [line for line in axes.lines if len(line.get_ydata()) > 2]
         distances += [np.median(b.get_ydata() - a.get_ydata()) for a, b in zip(lines[::2], lines[1::2])]
     assert len(distances) == both[0].connectome.n_types
     np.testing.assert_allclose(distances, distances[0], rtol=1e-3)
-    largest = np.ptp(true[: traces.N_FRAMES, both[1].connectome.central], axis=0).max()
+    largest = np.ptp(true[: contents.N_FRAMES, both[1].connectome.central], axis=0).max()
     assert distances[0] == pytest.approx(0.02 / largest, rel=1e-3)
 
 
 def test_no_text_of_the_recovery_lies_in_a_panel_and_units_are_named(good, both, tmp_path, figures):
-    node.recovery_figure(tmp_path / "r.png", good, both[0])
+    drawn("recovery", tmp_path / "r.png", good, both)
     (figure,) = figures
     for axes in figure.axes:
         assert not any(t.get_window_extent().overlaps(axes.get_window_extent()) for t in axes.texts if t.get_text())
@@ -161,7 +164,7 @@ def test_no_text_of_the_recovery_lies_in_a_panel_and_units_are_named(good, both,
 def test_names_in_the_embedding_cover_neither_points_nor_each_other(good, both, tmp_path, figures):
     c, rng = both[0].connectome, np.random.default_rng(1)
     clusters = rng.normal(size=(c.n_types, 2))[c.cell_type] + 0.05 * rng.normal(size=(c.n_neurons, 2))
-    node.embedding_figure(tmp_path / "e.png", dataclasses.replace(good, embedding=clusters), both[0])
+    drawn("embedding", tmp_path / "e.png", dataclasses.replace(good, embedding=clusters), both)
     axes = figures[0].axes[0]
     boxes = [Text.get_window_extent(t) for t in axes.texts]
     assert len(boxes) > 0.6 * c.n_types

@@ -51,10 +51,11 @@ for seed, metrics in zip(result.seeds, result.per_seed):
 # From left to right: weights by the published formula, raw trained weights, time constants, resting potentials.
 
 # %%
+from flyjax.report.figures import contents
 from flyjax.report.figures.node import recovery_figure
 
 if result.evaluation is not None:
-    display(Image(recovery_figure(folder / "recovery.png", result.evaluation, recording)))
+    display(Image(recovery_figure(folder / "recovery.png", contents.recovery(result.evaluation, recording))))
 
 # %% [markdown]
 # Every read-out beside the limit: the published formula, planes at the training frames, least squares on the learned

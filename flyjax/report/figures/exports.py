@@ -21,13 +21,18 @@ _noted: WeakKeyDictionary[Any, tuple[str, np.ndarray]] = WeakKeyDictionary()
 
 
 @contextmanager
-def also_as(formats: Sequence[str]) -> Iterator[None]:
-    """Within the context every figure is written in `formats` (svg, pdf), too, with its numbers as CSV beside it."""
-    token = _formats.set(tuple(dict.fromkeys(formats)))
+def also_as(names: Sequence[str]) -> Iterator[None]:
+    """Within the context every figure is written in these formats (svg, pdf), too, its numbers as CSV beside it."""
+    token = _formats.set(tuple(dict.fromkeys(names)))
     try:
         yield
     finally:
         _formats.reset(token)
+
+
+def formats() -> tuple[str, ...]:
+    """The formats that are asked for here."""
+    return _formats.get()
 
 
 def note(artist: Any, series: str, values: np.ndarray) -> None:
@@ -37,11 +42,11 @@ def note(artist: Any, series: str, values: np.ndarray) -> None:
 
 def export(figure: Any, path: Path) -> None:
     """Write `figure` beside `path` in the formats that are asked for."""
-    for name in _formats.get():
+    for name in formats():
         metadata = {"CreationDate" if name == "pdf" else "Date": None}  # the same figure is the same file
         with matplotlib.rc_context({"svg.hashsalt": "flyjax", "svg.fonttype": "none", "pdf.fonttype": 42}):
             figure.savefig(path.with_suffix(f".{name}"), metadata=metadata)
-    if _formats.get():
+    if formats():
         write_atomic(path.with_suffix(".csv"), csv_table(COLUMNS, figure_numbers(figure)))
 
 

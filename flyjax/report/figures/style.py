@@ -4,6 +4,7 @@ Colours are the Okabe-Ito palette (Okabe & Ito, 2008) and perceptually uniform m
 colour vision. The truth is black, what was learned is in colour.
 """
 
+import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from flyjax.report.figures.exports import export
+from flyjax.utils.atomic_io import write_atomic
 
 TRUE = "#1a1a1a"
 LEARNED = "#d55e00"
@@ -144,15 +146,15 @@ def save_png(figure: Figure, path: str | Path, mode: str = "P") -> Path:
     """
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path, file = Path(path), io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(np.asarray(canvas.buffer_rgba())[..., :3]))
     if mode == "P":
         image = image.quantize(N_COLOURS, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     image = image.convert(mode)
     if mode == "L":  # 64 greys halve the file and look the same
         image = image.point(lambda g: round(g / 255 * 63) * 255 // 63)
-    image.save(path, optimize=mode != "P")
+    image.save(file, "PNG", optimize=mode != "P")
+    write_atomic(path, file.getvalue())
     export(figure, path)
     return path
 

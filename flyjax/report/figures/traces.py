@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from flyjax.data.recording import Recording
-from flyjax.recovery import Evaluation
 from flyjax.report.figures.exports import note
 from flyjax.report.figures.style import (
     LEARNED,
@@ -24,15 +22,14 @@ from flyjax.report.figures.style import (
     type_order,
 )
 
+if TYPE_CHECKING:  # a process that draws does without JAX
+    from flyjax.data.recording import Recording
+
 N_COLUMNS = 3
 #: Distance of neighbouring traces, in units of their range.
 SPACING = 1.45
 LEFT, RIGHT, GAP = 0.066, 0.958, 0.1
 TITLE_Y = 0.968
-#: Traces of activity.png at most; a recording of one's own may have more types.
-MAX_TRACES = 66
-#: Frames of activity.png.
-N_FRAMES = 200
 
 
 class Trace(NamedTuple):
@@ -106,7 +103,7 @@ def draw_traces(
 
 
 @house_style
-def traces_figure(path: str | Path, recording: Recording, first_frame: int = 0, n_frames: int = 250) -> Path:
+def traces_figure(path: str | Path, recording: "Recording", first_frame: int = 0, n_frames: int = 250) -> Path:
     """The central neuron of every cell type over time, under the luminance of the central column."""
     c, order = recording.connectome, type_order(recording.connectome.cell_types)
     frames = np.arange(first_frame, min(first_frame + n_frames, recording.n_frames))
@@ -121,30 +118,28 @@ def traces_figure(path: str | Path, recording: Recording, first_frame: int = 0, 
     return save_png(figure, path, "RGB")
 
 
+class Activity(NamedTuple):
+    """Held-out voltage of one neuron per cell type, and its free rollout."""
+
+    cell_types: tuple[str, ...]
+    seconds: Float[np.ndarray, " T"]
+    true: Float[np.ndarray, "T n"]
+    rollout: Float[np.ndarray, "T n"]
+    luminance: Float[np.ndarray, "T n_col"]
+    score: str
+
+
 @house_style
-def activity_figure(path: str | Path, evaluation: Evaluation, test_recording: Recording, first_frame: int = 0) -> Path:
+def activity_figure(path: str | Path, shown: Activity) -> Path:
     """True voltage and free rollout of one neuron per cell type over the same held-out frames, under the stimulus.
 
     All rows share a scale, so that an error is as large in the figure as it is in the score.
     """
-    c, rollout, metrics = test_recording.connectome, evaluation.rollout, evaluation.metrics
-    assert rollout is not None, "the held-out stimulus is not known"
-    frames = slice(first_frame, min(first_frame + N_FRAMES, len(rollout.voltage)))
-    seconds = np.arange(frames.stop - first_frame) * test_recording.simulation.delta_t
-    order = type_order(c.cell_types)
-    order = order[np.unique(np.linspace(0, len(order) - 1, MAX_TRACES).round().astype(int))]
-    true, learned = (np.asarray(x.voltage[frames][:, c.central[order]], np.float64) for x in (test_recording, rollout))
-    scale = max(float(np.ptp(true, axis=0).max()), 1e-3)
-    traces = [Trace(true, 1.1, TRUE, "true"), Trace(learned, 0.8, LEARNED, "rollout")]
-    luminance = test_recording.luminance[frames]
-    figure = draw_traces(seconds, [c.cell_types[t] for t in order], traces, np.asarray(luminance), smallest=scale)
-    r2, r = metrics.get("test_R2"), metrics.get("test_pearson")
-    if r2 is not None and r is not None:
-        score = f"rollout R² {r2:.3f}, mean r {r:.3f}; a row is {scale:.2g} high"
-    else:
-        score = metrics["reasons"].get("test_R2", "no rollout")
+    scale = max(float(np.ptp(shown.true, axis=0).max()), 1e-3)
+    traces = [Trace(shown.true, 1.1, TRUE, "true"), Trace(shown.rollout, 0.8, LEARNED, "rollout")]
+    figure = draw_traces(shown.seconds, shown.cell_types, traces, shown.luminance, smallest=scale)
     heading(figure, "Held-out activity, one neuron per type", LEFT, TITLE_Y)
     figure.text(0.398, TITLE_Y, "true", color=TRUE, fontweight="bold")
     figure.text(0.445, TITLE_Y, "free rollout", color=LEARNED, fontweight="bold")
-    figure.text(RIGHT, TITLE_Y, score, ha="right")
+    figure.text(RIGHT, TITLE_Y, shown.score, ha="right")
     return save_png(figure, path)
