@@ -146,8 +146,8 @@ MUTATIONS = (
     Mutation(
         "regularisers at one standard deviation",
         "training/data.py",
-        "[1.5 * float(np.std(",
-        "[1.0 * float(np.std(",
+        "[1.5 * _std(",
+        "[1.0 * _std(",
         TRAINING + "test_the_scale_of_the_regularisers_is_one_and_a_half_standard_deviations",
     ),
     Mutation(

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float32
 from flyjax import circuit, stimulus
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
-from flyjax.data.recording import CHUNK, Part, Recording, measurement_noise, process_noise_key
+from flyjax.data.recording import Part, Recording, measurement_noise, process_noise_key
 from flyjax.data.splits import (
     cache_key,
     measurement_noise_std,
@@ -24,6 +24,7 @@ from flyjax.data.splits import (
 )
 from flyjax.ground_truth import build_ground_truth, learner_view, seen_neurons
 from flyjax.simulation import initial_state, simulate_chunks
+from flyjax.utils import array_store
 from flyjax.utils.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -68,9 +69,9 @@ def simulate_states(
     noise: float,
     seed: int,
     initial: str,
-    chunk: int,
-) -> Iterator[tuple[Float32[np.ndarray, "chunk N"], Float32[np.ndarray, " N"]]]:
-    """Chunk by chunk, the states before each frame and the state after the chunk's last one.
+    chunk: int | None,
+) -> Iterator[tuple[Float32[np.ndarray, " N"], Float32[np.ndarray, "chunk N"]]]:
+    """Chunk by chunk, the state before its first frame and the states after each of them.
 
     **Raises:** `UserError` with the first frame after which a voltage is not finite.
     """
@@ -89,14 +90,13 @@ def simulate_states(
     )
     begin = 0
     for after in map(np.asarray, chunks):
-        if not np.isfinite(after).all():
+        if not np.isfinite(after[-1]).all():  # a voltage that is not finite stays so
             frame = begin + int(np.argmax(~np.isfinite(after).all(axis=1)))
             raise UserError(
                 f"the simulation diverged at frame {frame} (delta_t={dt} s, clamp_tau={clamp_tau}): "
                 "use clamp_tau=true, a smaller delta_t or weaker noise"
             )
-        # The state after a frame is the state before the next one.
-        yield np.concatenate([np.asarray(before)[None], after[:-1]]), after[-1]
+        yield np.asarray(before), after
         before, begin = after[-1], begin + len(after)
 
 
@@ -136,7 +136,7 @@ def record(
     seed: int = 0,
     connectome: Connectome | None = None,
     parameters: Parameters | None = None,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     store: str | Path | None = None,
 ) -> Recording:
     """Show a stimulus to the circuit and record it.
@@ -153,8 +153,8 @@ def record(
     - `split`: 'train' or 'test'.
     - `seed`: another draw of stimulus and noise of the same simulation.
     - `connectome`, `parameters`: another ground truth; by default `build_ground_truth(simulation)`.
-    - `chunk`: frames per compiled call: memory beside the recording itself.
-    - `store`: folder to write to, chunk by chunk during the simulation; the recording is then read from there.
+    - `chunk`: frames per compiled call, by default as `flyjax.simulate`: memory beside the recording itself.
+    - `store`: folder to write it to.
 
     **Raises:** `UserError` for an unknown or absent stimulus, a circuit of another extent, or voltages that diverge
     (with the first such frame).
@@ -167,16 +167,19 @@ def record(
     level, initial = (0.0, "grey") if split == "test" else (float(noise_model_level), simulation.initial)
     noisy = measurement_noise_std(simulation, split) > 0
     luminance = np.concatenate([render_stimulus(simulation, name, ground_truth[0], part, split) for part in parts])
-    voltage = np.empty((len(luminance), ground_truth[0].n_neurons), np.float32)
+    voltage = array_store.empty((len(luminance), ground_truth[0].n_neurons), np.float32)
     dtype, start = storage_dtype(simulation, split), 0
     for part in parts:
         shown, frame = luminance[start : start + part.n_frames], 0
-        for rows, after in simulate_states(simulation, ground_truth, shown, level, part.seed, initial, chunk):
-            frames = np.arange(frame, frame + len(rows))
+        for before, after in simulate_states(simulation, ground_truth, shown, level, part.seed, initial, chunk):
+            rows = voltage[start + frame : start + frame + len(after)]
+            # The state after a frame is the state before the next one.
+            rows[0], rows[1:] = before, after[:-1]
             if noisy:
-                rows = rows + measurement_noise(simulation, part.seed, frames, rows.shape[1])
-            voltage[start + frames] = rows.astype(dtype)
-            frame, final = frame + len(rows), after
+                rows += measurement_noise(simulation, part.seed, frame + np.arange(len(rows)), rows.shape[1])
+            if dtype != rows.dtype:
+                rows[:] = rows.astype(dtype)
+            frame, final = frame + len(rows), after[-1]
         start += part.n_frames
     if noisy:
         final = final + measurement_noise(simulation, part.seed, np.array([part.n_frames]), len(final))[0]
@@ -225,9 +228,10 @@ def _made_by_its_circuit(recording: Recording) -> bool:
     n = min(_N_CHECKED, part.n_frames)
     level, seed, luminance = recording.noise_model_level, part.seed, recording.luminance[:n]
     try:
-        states, _ = next(
+        before, after = next(
             simulate_states(simulation, recording.ground_truth, luminance, level, seed, simulation.initial, n)
         )
+        states = np.concatenate([before[None], after[:-1]])
     except UserError:  # it diverges, or the arrays do not fit the circuit
         return False
     if measurement_noise_std(simulation, recording.split):

@@ -179,7 +179,7 @@ class Recording:
         """Targets of all frames, 1/s. Computed at first use and kept: as large as the voltages."""
         if self.stored_derivative is not None:
             return self.stored_derivative
-        target = np.empty_like(self.voltage)
+        target = array_store.empty(self.voltage.shape, np.float32)
         for start in range(0, self.n_frames, CHUNK):
             frames = slice(start, start + CHUNK)
             target[frames] = self.pairs(frames)[2]

@@ -110,8 +110,13 @@ def is_applicable(c: Connectome, weight: np.ndarray) -> bool:
 
 def to_grid(g: Grid, x: Float32[Array, "... N B"]) -> Float32[Array, "... n_types L B"]:
     """Neurons to cells; 0 where there is no neuron."""
-    padded = jnp.concatenate([x, jnp.zeros((*x.shape[:-2], 1, x.shape[-1]), x.dtype)], axis=-2)
-    return padded[..., g.neuron_of_cell, :].reshape(*x.shape[:-2], g.n_types, g.size, x.shape[-1])
+    is_neuron, shape = g.neuron_of_cell < x.shape[-2], (*x.shape[:-2], g.n_types, g.size, x.shape[-1])
+    neuron = np.where(is_neuron, g.neuron_of_cell, 0)
+    if x.shape[-1] == 1:  # XLA reads single numbers faster without an axis for them
+        read = x[..., 0].at[..., neuron].get(mode="promise_in_bounds")
+        return jnp.where(is_neuron, read, 0).reshape(shape)
+    read = x.at[..., neuron, :].get(mode="promise_in_bounds")
+    return jnp.where(is_neuron[:, None], read, 0).reshape(shape)
 
 
 def from_grid(g: Grid, state: Float32[Array, "... n_types L B"]) -> Float32[Array, "... N B"]:

@@ -61,6 +61,8 @@ def derivatives(
     return (vector_field(kernel, args, voltage.T, kernel.pack_stimulus(luminance.T)) / dt).T
 
 
+#: Steps whose noise a CPU draws at once.
+NOISE_STEPS = 16
 #: Solvers by name. All but Euler are for smooth, noise-free problems.
 SOLVERS = {
     "euler": diffrax.Euler,
@@ -109,13 +111,14 @@ def solve(
     shocks = None
     if noisy:
         steps = first_step + jnp.arange(luminance.shape[0], dtype=jnp.int32)
-        shocks = kernel.to_layout(noise * _standard_normal(keys, steps, kernel.c.n_neurons))
+        shocks = _normal(keys, steps, kernel.c.n_neurons, noise)
 
     def field(t, voltage, args):
         args, stimulus, shocks = args
         step = jnp.round(t).astype(jnp.int32)
         change = vector_field(kernel, args, voltage, stimulus[step])
-        return change if shocks is None else change + shocks[step]
+        # Of all frames at once the layouts would be written to memory and read again.
+        return change if shocks is None else change + kernel.to_layout(shocks[step])
 
     # Of times that are arrays diffrax checks the order by a call of the host, which keeps the program out of JAX's
     # persistent cache. Python numbers would be float64 where JAX_ENABLE_X64 is set.
@@ -166,10 +169,13 @@ def _solve_frame_by_frame(kernel, args, solver: str, stimulus, initial):
     return jax.lax.scan(frame, initial, stimulus)[1]
 
 
-def _standard_normal(keys, steps, n: int):
-    """(T, n, B) noise, each step a function of the key and its number alone; drawn at once, which is 5 times faster."""
+def _normal(keys, steps, n: int, std) -> Float32[Array, "T n B"]:
+    """Noise, each step a function of the key and its number alone; many steps at once, as many as stay in cache."""
 
     def draw(step, key):
-        return jax.random.normal(jax.random.fold_in(key, step), (n,), jnp.float32)
+        return std * jax.random.normal(jax.random.fold_in(key, step), (n,), jnp.float32)
 
-    return jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=1), in_axes=(0, None))(steps, keys)
+    several = jax.vmap(draw, in_axes=(None, 0), out_axes=1)
+    if jax.default_backend() != "cpu":
+        return jax.vmap(several, in_axes=(0, None))(steps, keys)
+    return jax.lax.map(lambda step: several(step, keys), steps, batch_size=NOISE_STEPS)

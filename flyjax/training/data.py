@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float32, Int
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
@@ -24,6 +24,8 @@ from flyjax.utils import distributed
 TARGET_BYTES = 1e9
 #: Frames whose derivatives are then computed at once.
 TARGET_FRAMES = 64
+#: Frames whose squares are summed at once.
+STD_FRAMES = 16
 #: Recordings are padded to as many as lanes while they are smaller than this together: then the number of
 #: noise levels does not shape the program.
 PADDING_BYTES = 256e6
@@ -52,20 +54,35 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
     also have `dt` (L,) in s and `last` (L, T), the last frame of each frame's part.
     """
     data: dict[str, Any] = {
-        "voltage": jnp.stack([jnp.asarray(r.voltage) for r in recordings]),
-        **({} if field else {"luminance": jnp.stack([jnp.asarray(r.luminance) for r in recordings])}),
-        "x_norm": jnp.asarray([1.5 * float(np.std(r.voltage, dtype=np.float64)) for r in recordings], jnp.float32),
+        "voltage": _stack([r.voltage for r in recordings]),
+        **({} if field else {"luminance": _stack([r.luminance for r in recordings])}),
+        "x_norm": jnp.asarray([1.5 * _std(r.voltage) for r in recordings], jnp.float32),
     }
     if not field and all(map(computes_target, recordings)):
         data["circuit"] = jax.tree.map(lambda *x: jnp.stack(x), *map(_circuit, recordings))
     else:
-        data["target"] = jnp.stack([jnp.asarray(r.derivative) for r in recordings])
+        data["target"] = _stack([r.derivative for r in recordings])
     if all(hasattr(r, "spans") for r in recordings):
         data["dt"] = jnp.asarray([r.dt for r in recordings], jnp.float32)
         data["last"] = jnp.asarray(
             [np.concatenate([np.full(s.stop - s.start, s.stop - 1) for s in r.spans]) for r in recordings], jnp.int32
         )
     return data
+
+
+def _stack(arrays: list[np.ndarray]) -> jax.Array:
+    """Arrays on the device, stacked; a single one is not copied, and on a CPU its memory is shared where JAX can."""
+    return jax.device_put(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))
+
+
+def _std(values: Float32[np.ndarray, "T N"]) -> float:
+    """Standard deviation of all values, in float64 and in blocks that stay in cache."""
+    first = second = 0.0
+    for begin in range(0, len(values), STD_FRAMES):
+        block = values[begin : begin + STD_FRAMES].astype(np.float64)
+        first, second = first + float(block.sum()), second + float(np.einsum("tn,tn->", block, block))
+    mean = first / values.size
+    return float(np.sqrt(max(second / values.size - mean**2, 0.0)))
 
 
 def _circuit(recording: Recording) -> VectorFieldArgs:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,12 +23,31 @@ from flyjax.utils.run_directory import scratch, scratch_bytes, sweep_scratch
 MANIFEST = "manifest.json"
 FORMAT = 2
 _CHUNK_BYTES = 64 * 2**20
+#: Bytes that the address of an array is a multiple of, so that JAX on a CPU takes it as it is instead of a copy.
+_ALIGNMENT = 64
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype | type) -> np.ndarray:
+    """As `np.empty`; an array that JAX on a CPU shares."""
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def _files(folder: Path) -> dict[str, str]:
     """Relative path -> checksum of every file but the manifest."""
     paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST)
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in paths}
+    with ThreadPoolExecutor() as threads:
+        return {p.relative_to(folder).as_posix(): digest for p, digest in zip(paths, threads.map(sha256, paths))}
+
+
+def _read(stored: zarr.Array) -> np.ndarray:
+    """An array of a store, chunk by chunk."""
+    array = empty(stored.shape, stored.dtype)
+    for start in range(0, len(array), stored.chunks[0]):
+        array[start : start + stored.chunks[0]] = stored[start : start + stored.chunks[0]]
+    return array
 
 
 def _chunks(shape: tuple[int, ...], dtype: np.dtype) -> tuple[int, ...]:
@@ -99,7 +119,7 @@ def read_store(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
             what = what if name in found else "is missing"
             raise UserError(f"{path} is torn or edited, {name} {what}: delete the folder and record again")
     group = zarr.open_group(path, mode="r")
-    return {name: np.asarray(cast(zarr.Array, group[name])[...]) for name in manifest["arrays"]}, manifest["meta"]
+    return {name: _read(cast(zarr.Array, group[name])) for name in manifest["arrays"]}, manifest["meta"]
 
 
 def read_arrays(path: str | Path) -> dict[str, Any] | None:

@@ -9,7 +9,8 @@ import pytest
 from support.training_fixtures import Noise, numpy_network
 
 from flyjax.circuit import build_connectome
-from flyjax.config import Model, Training
+from flyjax.config import Model, Simulation, Training
+from flyjax.data import load_recording, record
 from flyjax.models import losses, make_learner
 from flyjax.training import lanes, load_params, n_steps, plan, save_params, train_sweep
 from flyjax.training.data import stack_recordings
@@ -296,7 +297,17 @@ def one_lane(learner, recordings):
 def test_the_scale_of_the_regularisers_is_one_and_a_half_standard_deviations(recordings):
     own = list(recordings.values())
     wanted = [1.5 * np.sqrt(np.mean(np.square(r.voltage - r.voltage.mean(), dtype=np.float64))) for r in own]
-    np.testing.assert_allclose(stack_recordings(own)["x_norm"], wanted, rtol=1e-4)
+    np.testing.assert_allclose(stack_recordings(own)["x_norm"], wanted, rtol=1e-6)
+
+
+def test_a_recording_is_not_copied_to_a_device_that_is_the_host(tmp_path):
+    recording = record(Simulation(extent=0, visual_input_type="scenes_texture", n_frames=50), 0.05)
+    for one in (recording, load_recording(recording.save(tmp_path / "a"))):
+        data = stack_recordings([one])
+        for name, array in (("voltage", one.voltage), ("target", one.derivative)):
+            assert data[name].unsafe_buffer_pointer() == array.ctypes.data, name
+    both = stack_recordings([one, recording])
+    np.testing.assert_array_equal(both["voltage"][1], recording.voltage)
 
 
 def test_each_chunk_draws_the_frames_after_those_of_the_last(learner, one_lane):
