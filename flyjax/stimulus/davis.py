@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from flyjax.stimulus.clips import N_ORIENTATIONS, DataSet
-from flyjax.stimulus.video import Film, files_of, is_video, videos, view_film
+from flyjax.stimulus.video import Film, files_of, is_video, videos, view_film, view_films
 from flyjax.utils.errors import UserError
 
 _TEST_SHARE = 0.2
@@ -108,7 +108,7 @@ class Videos(DataSet):
         found = self.videos(data_path)
         if pipeline == "flyvis_gnn":
             long = [path for path in found if path.is_file() or len(files_of(path)) >= _MIN_FRAMES]
-            films = [view_film(path, columns, quarter_turn) for path in long]
+            films = view_films(long, columns, quarter_turn)
             films = [film for film in films if len(film.luminance) >= _MIN_FRAMES]
             if len(films) < 2:
                 raise UserError(
@@ -118,7 +118,7 @@ class Videos(DataSet):
         elif len(found) == 1:
             films = [_split_in_time(found[0], view_film(found[0], columns), split)]
         else:
-            films = [view_film(path, columns) for path in split_videos(found, split)]
+            films = view_films(split_videos(found, split), columns)
         return [film.at_rate(1 / dt, folder_rate) if resampled else film.luminance for film in films]
 
 

@@ -2,9 +2,11 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
+from threading import Lock
 from types import ModuleType
 from typing import NamedTuple
 
@@ -15,6 +17,7 @@ from PIL import Image, ImageOps, ImageSequence
 from flyjax.stimulus.clips import file_stamp
 from flyjax.stimulus.eye import BoxEye, resample
 from flyjax.utils.errors import UserError, reading
+from flyjax.utils.system import cores
 
 IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
 FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -100,8 +103,12 @@ def luminance_of(image: Image.Image) -> Float32[np.ndarray, "H W"]:
     return np.asarray(image, np.float32) / 255
 
 
+#: Filters of warnings are those of all threads.
+_filtering = Lock()
+
+
 def _opened(path: Path) -> Image.Image:
-    with warnings.catch_warnings():
+    with _filtering, warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(path)
 
@@ -177,3 +184,11 @@ def view_film(
     **Raises:** `UserError` naming a file that cannot be read.
     """
     return _view(path, file_stamp(files_of(path)), np.ascontiguousarray(columns, np.int64).tobytes(), prepare)
+
+
+def view_films(
+    paths: Sequence[Path], columns: Int[np.ndarray, "n_col 2"], prepare: Callable[[np.ndarray], np.ndarray] | None = None
+) -> list[Film]:
+    """`view_film` of each, several at once."""
+    with ThreadPoolExecutor(cores()) as threads:
+        return list(threads.map(partial(view_film, columns=columns, prepare=prepare), paths))
