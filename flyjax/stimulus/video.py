@@ -187,7 +187,9 @@ def view_film(
 
 
 def view_films(
-    paths: Sequence[Path], columns: Int[np.ndarray, "n_col 2"], prepare: Callable[[np.ndarray], np.ndarray] | None = None
+    paths: Sequence[Path],
+    columns: Int[np.ndarray, "n_col 2"],
+    prepare: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[Film]:
     """`view_film` of each, several at once."""
     with ThreadPoolExecutor(cores()) as threads:
