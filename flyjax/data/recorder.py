@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Array, Bool, Float32
 
 from flyjax import circuit, stimulus
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
+from flyjax.data import on_device
 from flyjax.data.recording import Part, Recording, measurement_noise, process_noise_key
 from flyjax.data.splits import (
     cache_key,
@@ -70,8 +71,8 @@ def simulate_states(
     seed: int,
     initial: str,
     chunk: int | None,
-) -> Iterator[tuple[Float32[np.ndarray, " N"], Float32[np.ndarray, "chunk N"]]]:
-    """Chunk by chunk, the state before its first frame and the states after each of them.
+) -> Iterator[tuple[Float32[np.ndarray, " N"], Float32[Array, "chunk N"]]]:
+    """Chunk by chunk, the state before its first frame and the states after each of them, on the device.
 
     **Raises:** `UserError` with the first frame after which a voltage is not finite.
     """
@@ -89,14 +90,15 @@ def simulate_states(
         chunk=chunk,
     )
     begin = 0
-    for after in map(np.asarray, chunks):
+    for states in chunks:
+        after = np.asarray(states)
         if not np.isfinite(after[-1]).all():  # a voltage that is not finite stays so
             frame = begin + int(np.argmax(~np.isfinite(after).all(axis=1)))
             raise UserError(
                 f"the simulation diverged at frame {frame} (delta_t={dt} s, clamp_tau={clamp_tau}): "
                 "use clamp_tau=true, a smaller delta_t or weaker noise"
             )
-        yield np.asarray(before), after
+        yield np.asarray(before), states
         before, begin = after[-1], begin + len(after)
 
 
@@ -169,10 +171,15 @@ def record(
     luminance = np.concatenate([render_stimulus(simulation, name, ground_truth[0], part, split) for part in parts])
     voltage = array_store.empty((len(luminance), ground_truth[0].n_neurons), np.float32)
     dtype, start = storage_dtype(simulation, split), 0
+    # Of training recordings that are the states themselves.
+    exact = split == "train" and not noisy and dtype == voltage.dtype
+    collector = on_device.Collector(voltage.shape) if exact else None
     for part in parts:
         shown, frame = luminance[start : start + part.n_frames], 0
-        for before, after in simulate_states(simulation, ground_truth, shown, level, part.seed, initial, chunk):
-            rows = voltage[start + frame : start + frame + len(after)]
+        for before, states in simulate_states(simulation, ground_truth, shown, level, part.seed, initial, chunk):
+            if collector is not None:
+                collector.add(before, states, start + frame)
+            rows, after = voltage[start + frame : start + frame + len(states)], np.asarray(states)
             # The state after a frame is the state before the next one.
             rows[0], rows[1:] = before, after[:-1]
             if noisy:
@@ -198,6 +205,8 @@ def record(
     )
     if not recording.has_equation:
         recording = _observed(recording)
+    elif collector is not None:
+        collector.keep(recording)
     if store is not None:
         recording.save(store)
     return recording
@@ -231,7 +240,7 @@ def _made_by_its_circuit(recording: Recording) -> bool:
         before, after = next(
             simulate_states(simulation, recording.ground_truth, luminance, level, seed, simulation.initial, n)
         )
-        states = np.concatenate([before[None], after[:-1]])
+        states = np.concatenate([before[None], np.asarray(after)[:-1]])
     except UserError:  # it diverges, or the arrays do not fit the circuit
         return False
     if measurement_noise_std(simulation, recording.split):

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
+from flyjax.data import on_device
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
 from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
@@ -91,7 +92,7 @@ def _chunks(
     length = -(-n_frames // -(-n_frames // CHUNK))  # of equal chunks, so that all run one program
     for begin in range(0, n_frames, length):
         frames = slice(begin, begin + length)
-        voltage, luminance, derivative = recording.pairs(frames)
+        voltage, luminance, derivative = on_device.pairs(recording, frames)
         if of_states and (noise := recording.measurement(frames)[0]) is not None:
             voltage = voltage - noise
         with jax.enable_x64(True):

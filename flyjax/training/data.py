@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int
 
+from flyjax.data.on_device import drop, keep_only, voltages
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.models import Learner
@@ -54,7 +55,7 @@ def stack_recordings(recordings: list[Recording], field: bool = False) -> dict[s
     also have `dt` (L,) in s and `last` (L, T), the last frame of each frame's part.
     """
     data: dict[str, Any] = {
-        "voltage": _stack([r.voltage for r in recordings]),
+        "voltage": voltages(recordings[0]) if len(recordings) == 1 else _stack([r.voltage for r in recordings]),
         **({} if field else {"luminance": _stack([r.luminance for r in recordings])}),
         "x_norm": jnp.asarray([1.5 * _std(r.voltage) for r in recordings], jnp.float32),
     }
@@ -139,6 +140,8 @@ class DeviceRecordings:
             if slot == 0:
                 self._data = _empty(one, slots, sharding)
             self._data = _fill(self._data, one, slot)
+            drop(recording)  # it was copied
+        keep_only(recording)  # the plan counts on the memory of the others
         self._key = key
         return self._data
 

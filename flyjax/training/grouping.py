@@ -22,6 +22,7 @@ import jax
 
 from flyjax.circuit import build_connectome
 from flyjax.config import Model, Simulation, Training
+from flyjax.data.on_device import kept_bytes
 from flyjax.data.own_recording import known_connectome
 from flyjax.models import Learner, make_learner
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS, n_segments
@@ -64,7 +65,8 @@ def device_memory() -> Memory:
     stats = device.memory_stats() or {}
     shared = device.platform == "cpu"
     if not shared and "bytes_limit" in stats:
-        return Memory(stats["bytes_limit"] - stats.get("bytes_in_use", 0), f"free on each {device.device_kind}", False)
+        used = stats.get("bytes_in_use", 0) - kept_bytes()
+        return Memory(stats["bytes_limit"] - used, f"free on each {device.device_kind}", False)
     source = "available RAM" if shared else "available RAM, as the accelerator does not report its own"
     return Memory(available_ram() * distributed.n_hosts(), source, shared)
 
