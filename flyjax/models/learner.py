@@ -55,6 +55,11 @@ class Learner:
         """Initial parameters, a pure function of the key."""
         return nnx.to_pure_dict(nnx.state(self._build(key)))
 
+    @property
+    def shapes(self) -> dict:
+        """The parameters as `jax.ShapeDtypeStruct`."""
+        return nnx.to_pure_dict(self._abstract[1])
+
     def bind(self, params: dict) -> MessagePassing:
         """The model with these parameters."""
         graphdef, abstract = self._abstract

@@ -74,8 +74,7 @@ def device_memory() -> Memory:
 def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Sizes:
     """Sizes of a learner's training on a recording of so many frames."""
     c = learner.connectome
-    params = jax.eval_shape(learner.init, jax.random.key(0))
-    n_params = sum(leaf.size for leaf in jax.tree.leaves(params))
+    n_params = sum(leaf.size for leaf in jax.tree.leaves(learner.shapes))
     return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, n_params, stores_target)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -60,8 +59,6 @@ class Program(NamedTuple):
 
 #: One lane's state before its first step, of (learner, signature, hparams, key).
 start = jax.jit(init_state, static_argnums=(0, 1))
-#: The parameters of one lane by name, of (learner, packed parameters).
-unpacked = jax.jit(unpack, static_argnums=0)
 
 
 # Programs are found by the value of learner and signature. The cache is bounded: each entry holds a circuit.
@@ -81,14 +78,13 @@ def stack_hparams(items):
     return jax.tree.map(lambda *leaves: np.stack(leaves), *items)
 
 
-# Each of these is one program, instead of one per leaf.
-_stack = jax.jit(lambda states: jax.tree.map(lambda *x: jnp.stack(x), *states))
-_rows = jax.jit(lambda state, rows: jax.tree.map(lambda x: x[rows], state))
-
-
 def stack_states(states: Sequence[TrainState]) -> TrainState:
-    """States of lanes as one, on one device."""
-    return _stack(jax.device_put(list(states), jax.local_devices()[0]))
+    """States of lanes as one, of NumPy arrays: on a device every shape would be another small program to compile."""
+    return jax.tree.map(lambda *x: np.stack(x), *jax.device_get(list(states)))
+
+
+def _rows(state: TrainState, rows) -> TrainState:
+    return jax.tree.map(lambda x: x[rows], state)
 
 
 class Segment:
@@ -120,13 +116,13 @@ class Segment:
         self.state = distributed.place(_rows(state, rows), self.program.by_lane)
 
     def _all_states(self) -> TrainState:
-        """The stacked states of the lanes, without padding: on one device, or a copy on each device of all processes.
+        """The stacked states of the lanes, without padding: NumPy arrays, or a copy on each device of all processes.
 
         Orbax has all processes write such a copy, each a part of it.
         """
         n_lanes = len(self.lanes)
         if distributed.count() == 1:
-            return jax.tree.map(lambda x: x[:n_lanes], jax.device_put(self.state, jax.local_devices()[0]))
+            return _rows(jax.device_get(self.state), slice(n_lanes))
         if self._whole is None:
             slices = functools.partial(jax.tree.map, lambda x: x[:n_lanes])
             self._whole = jax.jit(slices, out_shardings=self.program.replicated).lower(self.state).compile()
@@ -147,7 +143,7 @@ class Segment:
                 like = {"state": self._all_states(), "losses": losses, "spent": np.float64(0.0)}
                 if (found := store.restore_latest(like)) is not None:
                     done, tree = found
-                    self._take_up(distributed.local(tree["state"]))
+                    self._take_up(jax.device_get(distributed.local(tree["state"])))
                     losses, began = np.array(tree["losses"]), began - float(tree["spent"])
             data = self._data_at(self.group.levels, self.group.width, self.program.replicated) if done < last else None
             while done < last:
@@ -175,20 +171,19 @@ class Segment:
         self._hand_back(losses, time.perf_counter() - began)
 
     def _hand_back(self, losses: np.ndarray, wall_s: float) -> None:
-        state = distributed.local(self._all_states())
-        steps, is_finite = jax.device_get((state.step, state.is_finite))
-        taken = [int(step) - lane.step for step, lane in zip(steps, self.lanes)]
+        state = jax.device_get(distributed.local(self._all_states()))
+        taken = [int(step) - lane.step for step, lane in zip(state.step, self.lanes)]
         for i, lane in enumerate(self.lanes):
-            lane.state = _rows(state, np.int32(i))
-            lane.step, lane.is_finite = int(steps[i]), bool(is_finite[i])
+            lane.state = _rows(state, i)
+            lane.step, lane.is_finite = int(state.step[i]), bool(state.is_finite[i])
             lane.losses.append(losses[: taken[i], i].copy())
             lane.wall_s += wall_s
             lane.frames += sum(taken) * self.group.static.batch_size
 
     def params(self, i: int, is_trained: bool = False):
-        """Current parameters of a lane, or those that its training results in."""
+        """Current parameters of a lane, or those that its training results in; NumPy arrays."""
         params = result_params(self.state) if is_trained else self.state.params
-        return unpacked(self.learner, {k: distributed.row(v, i) for k, v in params.items()})
+        return unpack(self.learner, {k: distributed.row(v, i) for k, v in params.items()})
 
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""

@@ -4,8 +4,11 @@ Parameters are packed as one vector per group: the optimiser then runs three ker
 which on small circuits is most of a step.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
@@ -42,13 +45,16 @@ def pack(params: dict) -> dict[str, Array]:
     return {group: ravel_pytree(part)[0] for group, part in _by_group(params).items()}
 
 
-def unpack(learner: Learner, packed: dict[str, Array]) -> dict:
-    """The parameters that `pack` packed."""
+def unpack(learner: Learner, packed: dict[str, Any]) -> dict:
+    """The parameters that `pack` packed; of NumPy arrays as NumPy arrays, for which nothing is compiled."""
     params: dict = {}
-    for group, part in _by_group(jax.eval_shape(learner.init, jax.random.key(0))).items():
-        # Splitting once keeps the gradient one concatenation; that of many slices is as many padded sums.
+    for group, part in _by_group(learner.shapes).items():
         leaves, tree = jax.tree.flatten(part)
-        vectors = jax.lax.split(packed[group], [leaf.size for leaf in leaves])
+        sizes = [leaf.size for leaf in leaves]
+        if isinstance(packed[group], np.ndarray):
+            vectors = np.split(packed[group], np.cumsum(sizes)[:-1])
+        else:  # splitting once keeps the gradient one concatenation; that of many slices is as many padded sums
+            vectors = jax.lax.split(packed[group], sizes)
         params |= jax.tree.unflatten(tree, [v.reshape(leaf.shape) for v, leaf in zip(vectors, leaves, strict=True)])
     return params
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 from flyjax.models import Learner, loss, rollout_loss
 from flyjax.models.chunked_map import n_segments
@@ -30,7 +30,7 @@ class TrainState(NamedTuple):
 
     params: dict[str, Array]  # packed: one vector per learning-rate group
     optimizer: Any
-    key: PRNGKeyArray
+    key: UInt32[Array, "2"]  # of the frames; its numbers, which NumPy can hold
     step: Int[Array, ""]
     is_finite: Bool[Array, ""]  # False from the first non-finite loss or gradient on
     selected_params: dict[str, Array]  # packed: the best so far or the average; empty where the last are selected
@@ -46,6 +46,7 @@ def init_state(learner: Learner, static: Static, hparams, key: PRNGKeyArray) -> 
     params = pack(params)
     optimizer = make_optimizer(hparams, static.schedule)
     selected = {} if static.select == "last" else jax.tree.map(jnp.copy, params)
+    sample_key = jax.random.key_data(sample_key)
     return TrainState(
         params, optimizer.init(params), sample_key, jnp.int32(0), jnp.bool_(True), selected, jnp.float32(jnp.inf)
     )

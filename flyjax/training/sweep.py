@@ -29,7 +29,8 @@ from flyjax.training import grouping
 from flyjax.training.data import DeviceRecordings, computes_target
 from flyjax.training.grouping import CHUNK, Budget, Group, Lane, Memory
 from flyjax.training.hparams import check_trainable, traced_hparams, units_of
-from flyjax.training.lanes import LaneState, Progress, Reporter, Segment, unpacked
+from flyjax.training.lanes import LaneState, Progress, Reporter, Segment
+from flyjax.training.optimizer import unpack
 from flyjax.training.step import result_params
 from flyjax.utils import distributed
 from flyjax.utils.errors import UserError, as_user_errors
@@ -301,7 +302,7 @@ def _result(learner: Learner, state: LaneState) -> Trained:
     validated = np.flatnonzero(np.isfinite(losses[:, 2]))
     return Trained(
         seed=state.lane.seed,
-        params=jax.tree.map(np.asarray, unpacked(learner, result_params(state.state))),
+        params=jax.tree.map(np.array, unpack(learner, result_params(state.state))),
         losses=losses[:, :2].copy(),
         n_steps=state.step,
         diverged_at=None if state.is_finite else state.step,

@@ -357,8 +357,6 @@ def place(tree: Any, sharding: jax.sharding.Sharding) -> Any:
         return jax.device_put(tree, sharding)
 
     def put(x):
-        if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
@@ -375,12 +373,10 @@ def has_row(i: int, n_rows: int) -> bool:
     return i < n_rows // count()
 
 
-def row(x: jax.Array, i: int) -> jax.Array:
-    """A row, on a device of process 0, of an array that is split along its first axis, whose first rows it has."""
-    if _group is None:
-        return x[i]
+def row(x: jax.Array, i: int) -> np.ndarray:
+    """A row of an array that is split along its first axis, whose first rows process 0 has."""
     size = x.addressable_shards[0].data.shape[0]
-    return _own(x)[i // size][i % size]
+    return np.asarray(_own(x)[i // size])[i % size]
 
 
 def _own(x: jax.Array) -> list[jax.Array]:
