@@ -14,6 +14,7 @@ from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, le
 from flyjax.models import Learner, make_learner
 from flyjax.stimulus.registry import fingerprint
 from flyjax.training import Progress, Trained, train_sweep
+from flyjax.training.ahead import compile_trainings_ahead
 from flyjax.utils.errors import UserError
 
 #: The reliable learner (docs/results.md): on short trainings the published one, `Model()`, often misses V_rest.
@@ -113,6 +114,8 @@ def train_candidates(
         recordings = Recordings(simulation_or_recording)
         # An absent data set is an error before anything is rendered, and the training stimulus comes first.
         fingerprint(simulation_or_recording.visual_input_type, simulation_or_recording.data_path)
+        n_frames = simulation_or_recording.n_observed
+        compile_trainings_ahead(learner, trainings, [own_seeds] * len(trainings), n_frames)
     _ = recordings.test  # a stimulus that is missing is an error before the training
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)

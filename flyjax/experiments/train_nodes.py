@@ -14,7 +14,7 @@ from flyjax.config import Experiment, Simulation, dump_yaml
 from flyjax.data.cache import Recordings
 from flyjax.data.recording import Recording
 from flyjax.experiments.node import NodeSpec, evaluate_nodes, learner_for, pool_metrics
-from flyjax.experiments.workers import train_nodes_together
+from flyjax.experiments.workers import compile_nodes_ahead, train_nodes_together
 from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
@@ -90,6 +90,7 @@ def train_nodes(
     recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
     learner = learner_for(simulation, experiment.model)
     on_stage("simulating")
+    compile_nodes_ahead(simulation, specs, learner)
     for level in sorted({spec.training.noise_model_level for spec in specs}):
         recordings.train(level)
     _ = recordings.test  # a stimulus that is missing is an error before the training

@@ -27,6 +27,7 @@ from flyjax.experiments.follow import announce, check_shared
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.models import Learner
 from flyjax.training import Trained, train_sweep
+from flyjax.training.ahead import compile_trainings_ahead
 from flyjax.training.data import computes_target
 from flyjax.training.grouping import Budget, Group, Lane, device_memory, plan, sizes_of
 from flyjax.utils.atomic_io import write_atomic
@@ -132,6 +133,13 @@ def use(n_workers: int, commit: str) -> None:
     """
     global _pool
     _pool = Pool(n_workers, commit)
+
+
+def compile_nodes_ahead(simulation: Simulation, specs: Sequence[NodeSpec], learner: Learner) -> None:
+    """Begin to compile what `train_nodes_together` will run here, before the recordings are made."""
+    if _pool is None and simulation.recording is None:
+        candidates, seeds = [spec.training for spec in specs], [spec.seeds for spec in specs]
+        compile_trainings_ahead(learner, candidates, seeds, simulation.n_observed)
 
 
 def train_nodes_together(

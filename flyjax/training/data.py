@@ -4,8 +4,8 @@ Where the learner has a field for an unknown stimulus (`model.stimulus: field`),
 numbers and no luminance, which is not even on the device.
 """
 
-import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -132,8 +132,7 @@ class DeviceRecordings:
             one = distributed.place(stack_recordings([recording], self._field), sharding)
             if not was_computed:
                 recording.release_derivative()  # as large as the voltages, and now on the device
-            n_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(one))
-            slots = max(width, len(levels)) if width * n_bytes <= PADDING_BYTES else len(levels)
+            slots = _slots(one, len(levels), width)
             if slots == 1:
                 self._data = one
                 break
@@ -146,10 +145,28 @@ class DeviceRecordings:
         return self._data
 
 
+def _slots(one, n_levels: int, width: int) -> int:
+    """Recordings that fill the place of so many."""
+    n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
+    return max(width, n_levels) if width * n_bytes <= PADDING_BYTES else n_levels
+
+
+def expected(learner: Learner, n_frames: int, n_levels: int, width: int, sharding) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what `DeviceRecordings.at` gives for real recordings whose targets are stored."""
+    c, shape = learner.connectome, partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+    values = shape((1, n_frames, c.n_neurons))
+    one = {"voltage": values, "target": values, "x_norm": shape((1,)), "dt": shape((1,))}
+    one["last"] = jax.ShapeDtypeStruct((1, n_frames), jnp.int32)
+    if not learner.learns_stimulus:
+        one["luminance"] = shape((1, n_frames, c.n_columns))
+    slots = _slots(one, n_levels, width)
+    return {name: jax.ShapeDtypeStruct((slots, *x.shape[1:]), x.dtype, sharding=sharding) for name, x in one.items()}
+
+
 def _empty(one, slots: int, sharding):
     return jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype, device=sharding), one)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@partial(jax.jit, donate_argnums=0)
 def _fill(data, one, slot):
     return jax.tree.map(lambda all_, x: jax.lax.dynamic_update_slice_in_dim(all_, x, slot, axis=0), data, one)

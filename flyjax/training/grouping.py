@@ -78,14 +78,19 @@ def sizes_of(learner: Learner, n_frames: int, stores_target: bool = True) -> Siz
     return Sizes(n_frames, c.n_neurons, c.n_columns, c.n_edges, n_params, stores_target)
 
 
+def is_large(sizes: Sizes) -> bool:
+    """Whether targets of a recording are computed chunk by chunk where they can be (`computes_target`)."""
+    return 4 * sizes.n_frames * sizes.n_neurons > TARGET_BYTES
+
+
 def sizes_without_data(simulation: Simulation, model: Model) -> Sizes:
     """The same from a configuration alone: neither checkpoint nor videos are needed."""
     own = simulation.recording is not None
     connectome = known_connectome(simulation) if own else build_connectome(simulation.extent, simulation.connectome)
     # Without a known stimulus, or a circuit, targets cannot be computed.
     exact = not simulation.measurement_noise_level and simulation.target == "exact" and model.stimulus == "given"
-    large = exact and not own and 4 * simulation.n_frames * connectome.n_neurons > TARGET_BYTES
-    sizes = sizes_of(make_learner(connectome, model), simulation.n_observed, not large)
+    sizes = sizes_of(make_learner(connectome, model), simulation.n_observed)
+    sizes = sizes._replace(stores_target=not (exact and not own and is_large(sizes)))
     true = sizes.n_edges * (1 - simulation.cut_edges)
     edges = round(true * (1 - simulation.removed_edges + simulation.null_edges))
     return sizes._replace(n_edges=edges, n_params=sizes.n_params + edges - sizes.n_edges)

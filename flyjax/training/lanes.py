@@ -24,6 +24,7 @@ from flyjax.training.hparams import RATES, Static
 from flyjax.training.optimizer import schedule_factor, unpack
 from flyjax.training.step import TrainState, init_state, result_params, train_lanes
 from flyjax.utils import distributed
+from flyjax.utils.ahead import ready
 from flyjax.utils.errors import UserError
 from flyjax.utils.signals import deferred
 
@@ -59,6 +60,11 @@ class Program(NamedTuple):
 
 #: One lane's state before its first step, of (learner, signature, hparams, key).
 start = jax.jit(init_state, static_argnums=(0, 1))
+
+
+def start_static(static: Static) -> Static:
+    """The signature of a start, which does not depend on the batch."""
+    return static._replace(batch_size=1)
 
 
 # Programs are found by the value of learner and signature. The cache is bounded: each entry holds a circuit.
@@ -101,9 +107,9 @@ class Segment:
         # Lanes that only pad a device take no step and affect no other.
         padded = [*hparams, *[hparams[-1] | {"n_steps": np.int32(0)}] * padding]
         self.stacked_hparams = distributed.place(stack_hparams(padded), self.program.by_lane)
-        any_batch = group.static._replace(batch_size=1)  # a start does not depend on it
+        begin = ready(start)
         states = [
-            start(learner, any_batch, own, jax.random.key(np.uint32(lane.lane.seed)))
+            begin(learner, start_static(group.static), own, jax.random.key(np.uint32(lane.lane.seed)))
             if lane.state is None
             else lane.state
             for lane, own in zip(lanes, hparams, strict=True)
@@ -146,9 +152,10 @@ class Segment:
                     self._take_up(jax.device_get(distributed.local(tree["state"])))
                     losses, began = np.array(tree["losses"]), began - float(tree["spent"])
             data = self._data_at(self.group.levels, self.group.width, self.program.replicated) if done < last else None
+            chunk = ready(self.program.chunk)
             while done < last:
                 with deferred() as interrupted_by:
-                    self.state, chunk_losses = self.program.chunk(self.stacked_hparams, data, self.state)
+                    self.state, chunk_losses = chunk(self.stacked_hparams, data, self.state)
                     # The one wait of a chunk.
                     newest, steps, is_finite = distributed.fetch((chunk_losses, self.state.step, self.state.is_finite))
                     newest = newest[:n_lanes].swapaxes(0, 1)

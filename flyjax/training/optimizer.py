@@ -48,6 +48,7 @@ def pack(params: dict) -> dict[str, Array]:
 def unpack(learner: Learner, packed: dict[str, Any]) -> dict:
     """The parameters that `pack` packed; of NumPy arrays as NumPy arrays, for which nothing is compiled."""
     params: dict = {}
+    vectors: Any
     for group, part in _by_group(learner.shapes).items():
         leaves, tree = jax.tree.flatten(part)
         sizes = [leaf.size for leaf in leaves]
