@@ -14,7 +14,7 @@ from flyjax.models import make_learner
 from flyjax.recovery import compare, extract, linear_readout, refit
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.network_outputs import _outputs, about_grey, message_gain, network_outputs
-from flyjax.recovery.readout import N_FRAMES, N_POINTS, fit_line, probe
+from flyjax.recovery.readout import N_FRAMES, N_POINTS, N_WATCHED_POINTS, fit_line, probe
 from flyjax.recovery.samples import moments
 
 
@@ -32,9 +32,10 @@ def network(train):
     return learner, params
 
 
-def test_true_functions_give_back_the_circuit(train):
+@pytest.mark.parametrize("n_points", [N_POINTS, N_WATCHED_POINTS])
+def test_true_functions_give_back_the_circuit(train, n_points):
     learner = TrueLearner(train.connectome)
-    found = extract(learner, learner.params(train), train).estimate
+    found = extract(learner, learner.params(train), train, n_points).estimate
     assert np.allclose(found.weight, train.parameters.weight, rtol=2e-4, atol=1e-5)
     assert np.allclose(found.tau, true_tau(train), rtol=2e-4)
     assert np.allclose(found.v_rest, train.parameters.v_rest, atol=2e-4)
