@@ -3,7 +3,10 @@
 import dataclasses
 import logging
 import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from flyjax.config import Simulation
 from flyjax.data.own_recording import check_level, own_splits
@@ -27,12 +30,13 @@ def cached_recording(
     cache_dir: str | Path = "recordings",
     max_disk_gb: float = 20.0,
     reads_only: bool = False,
+    write: Callable[[Callable[[], None]], Any] = lambda store: store(),
 ) -> Recording:
     """Read a recording from a cache folder, or simulate it and store it there.
 
     Folders are named by the content hash of what makes a recording. A damaged one is replaced with a warning.
     Beyond `max_disk_gb` the least recently used are removed, but never the one asked for. With `reads_only` the folder
-    stays as it is.
+    stays as it is. `write` is called with the function that stores a new recording.
 
     **Raises:** `UserError` as `record` does, or if the folder cannot be written.
     """
@@ -50,11 +54,19 @@ def cached_recording(
             log.warning("%s; it is recorded again", error)
             if not reads_only:
                 shutil.rmtree(path, ignore_errors=True)
-    if reads_only:
-        return record(simulation, noise_model_level, split, seed)
-    recording = record(simulation, noise_model_level, split, seed, store=path)
-    array_store.evict(cache_dir, max_disk_gb * 1e9, keep=path)
+    recording = record(simulation, noise_model_level, split, seed)
+
+    def store() -> None:
+        recording.save(path)
+        array_store.evict(cache_dir, max_disk_gb * 1e9, keep=path)
+
+    if not reads_only:
+        write(store)
     return recording
+
+
+#: Writes stores while something else is computed.
+_writer = ThreadPoolExecutor(1)
 
 
 def _n_bytes(recording: Recording) -> int:
@@ -73,6 +85,7 @@ class Recordings:
     - `max_disk_gb`: the size of the cache folder.
     - `max_bytes`: memory for training recordings, by default a quarter of what is free.
     - `reads_only`: the cache folder is another process's.
+    - `beside`: write stores in a thread, one at a time, while a recording is used; call `written` at the end.
     """
 
     def __init__(
@@ -82,9 +95,11 @@ class Recordings:
         max_disk_gb: float = 20.0,
         max_bytes: float | None = None,
         reads_only: bool = False,
+        beside: bool = False,
     ):
         self.simulation, self._cache_dir, self._max_disk_gb = simulation, cache_dir, max_disk_gb
-        self._reads_only = reads_only
+        self._reads_only, self._beside = reads_only, beside
+        self._writing: Future | None = None
         self._max_bytes = MEMORY_SHARE * available_ram() if max_bytes is None else max_bytes
         self._in_memory: dict[tuple[str, float], Recording] = {}  # the most recently used last
 
@@ -100,10 +115,23 @@ class Recordings:
             else:
                 self._release_memory()
                 recording = cached_recording(
-                    self.simulation, level, split, 0, self._cache_dir, self._max_disk_gb, self._reads_only
+                    self.simulation, level, split, 0, self._cache_dir, self._max_disk_gb, self._reads_only, self._write
                 )
         self._in_memory[key] = recording
         return recording
+
+    def _write(self, store: Callable[[], None]) -> None:
+        self.written()  # at most one recording more than fits is in memory
+        if self._beside:
+            self._writing = _writer.submit(store)
+        else:
+            store()
+
+    def written(self) -> None:
+        """Wait until every store is complete. **Raises:** `UserError` where one could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def _release_memory(self) -> None:
         """Drop the least recently used training recordings until one more of their size fits."""

@@ -88,7 +88,7 @@ def train_nodes(
     drawing = drawing or Drawing(run_dir, n_processes=0)
     for spec in specs:  # before anything is trained
         own(node_folder(run_dir, spec.id), make=False)
-    recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb)
+    recordings = Recordings(simulation, run_dir / "recordings", experiment.search.max_disk_gb, beside=True)
     learner = learner_for(simulation, experiment.model)
     on_stage("simulating")
     compile_nodes_ahead(simulation, specs, learner)

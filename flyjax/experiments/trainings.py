@@ -68,7 +68,8 @@ def run_trainings(experiment: Experiment, specs: Sequence[NodeSpec], run_dir: Pa
         known = {(row["node"], row["seed"]) for row in rows}
         missing = [spec for spec in specs if not {(spec.id, seed) for seed in spec.seeds} <= known]
         console.log(f"{plural(len(specs) - len(missing), 'configuration')} of {len(specs):,} are in {table}")
-        recordings = Recordings(experiment.simulation, run.path / "recordings", experiment.search.max_disk_gb)
+        limit = experiment.search.max_disk_gb
+        recordings = Recordings(experiment.simulation, run.path / "recordings", limit, beside=True)
         learner = learner_for(experiment.simulation, experiment.model)
         names = list(experiment.search.ranges)
         columns = ["node", "seed", *names, *METRICS, "n_steps", "reason", "wall_s"]

@@ -30,6 +30,7 @@ from flyjax.training import Trained, train_sweep
 from flyjax.training.ahead import compile_trainings_ahead
 from flyjax.training.data import computes_target
 from flyjax.training.grouping import Budget, Group, Lane, device_memory, plan, sizes_of
+from flyjax.utils import distributed
 from flyjax.utils.atomic_io import write_atomic
 from flyjax.utils.errors import UserError
 from flyjax.utils.run_directory import checkpoint_folder, identity
@@ -158,20 +159,27 @@ def train_nodes_together(
 
     **Arguments:** `saves`: with checkpoints; `options` of `train_sweep`, which workers do without.
 
+    Waits until `recordings` are stored.
+
     **Raises:** `UserError` as `train_sweep` does, and for successive halving by workers.
     """
     candidates, seeds = [spec.training for spec in specs], [spec.seeds for spec in specs]
     if _pool is None:
+        if distributed.count() > 1:
+            recordings.written()  # the others read them
         announce(run_dir, experiment, simulation, specs, options.get("halving"), saves)
-        return train_sweep(
-            learner,
-            candidates,
-            seeds,
-            recordings.train,
-            checkpoint_dir=checkpoint_folder(run_dir) if saves else None,
-            checkpoint_every=experiment.training.checkpoint_every,
-            **options,
-        )
+        try:
+            return train_sweep(
+                learner,
+                candidates,
+                seeds,
+                recordings.train,
+                checkpoint_dir=checkpoint_folder(run_dir) if saves else None,
+                checkpoint_every=experiment.training.checkpoint_every,
+                **options,
+            )
+        finally:  # a training that is interrupted continues with them
+            recordings.written()
     if options.get("halving") is not None:
         raise UserError("sweep.halving compares all trainings at every rung: leave it out, or run without --workers")
     first = recordings.train(min(c.noise_model_level for c in candidates))
@@ -186,6 +194,7 @@ def train_nodes_together(
         "candidates": [candidate.model_dump(mode="json") for candidate in candidates],
         "saves": saves,
     }
+    recordings.written()
     found = _pool.train(run_dir, work, groups, on_stage)
     return [[found[k, s] for s in range(len(own))] for k, own in enumerate(seeds)]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 
 import numpy as np
 import pytest
@@ -10,8 +11,8 @@ import pytest
 from flyjax import circuit, simulation
 from flyjax.circuit import Connectome, Parameters
 from flyjax.config import Simulation
+from flyjax.data import Recording, Recordings, load_recording, record, recorder, recording
 from flyjax.data import cache as cache_module
-from flyjax.data import load_recording, record, recorder, recording
 from flyjax.data.cache import cached_recording
 from flyjax.ground_truth import build_ground_truth, known_circuit
 from flyjax.ground_truth.build import without_edges
@@ -410,3 +411,42 @@ def test_a_recording_under_the_name_of_another_is_not_taken_for_it(tmp_path):
     shutil.copytree(tmp_path / other.cache_key, tmp_path / rec.cache_key)
     assert same(rec, cached_recording(sim(), 0.0, cache_dir=tmp_path))
     assert same(other, cached_recording(sim(), 0.05, cache_dir=tmp_path))
+
+
+@pytest.fixture
+def writing(monkeypatch):
+    """An event without which no store is written."""
+    may_write, save = threading.Event(), Recording.save
+
+    def waiting(recording, path):
+        assert may_write.wait(60)
+        return save(recording, path)
+
+    monkeypatch.setattr(Recording, "save", waiting)
+    yield may_write
+    may_write.set()
+
+
+def test_a_recording_is_used_while_its_store_is_written(writing, tmp_path):
+    recordings = Recordings(FLY, tmp_path, beside=True)
+    recording = recordings.train(0.05)
+    path = tmp_path / recording.cache_key
+    assert recording.n_frames == FLY.n_frames and not path.exists()
+    writing.set()
+    recordings.written()
+    assert same(load_recording(path), recording)
+
+
+def test_a_store_that_could_not_be_written_is_an_error_later(tmp_path, monkeypatch):
+    def full(recording, path):
+        raise UserError(f"cannot write {path}: no space left on device")
+
+    monkeypatch.setattr(Recording, "save", full)
+    recordings = Recordings(FLY, tmp_path, beside=True)
+    recordings.train(0.05)
+    with pytest.raises(UserError, match="no space"):
+        _ = recordings.test
+    recordings.train(0.1)
+    with pytest.raises(UserError, match="no space"):
+        recordings.written()
+    recordings.written()
