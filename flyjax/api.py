@@ -12,6 +12,7 @@ from flyjax.data.recorder import held_out
 from flyjax.data.recording import Recording, load_recording
 from flyjax.experiments.node import NodeSpec, check_readable, evaluate_nodes, learner_for, pool_metrics
 from flyjax.models import Learner, make_learner
+from flyjax.recovery.ahead import compile_evaluation_ahead
 from flyjax.stimulus.registry import fingerprint
 from flyjax.training import Progress, Trained, train_sweep
 from flyjax.training.ahead import compile_trainings_ahead
@@ -116,6 +117,7 @@ def train_candidates(
         fingerprint(simulation_or_recording.visual_input_type, simulation_or_recording.data_path)
         n_frames = simulation_or_recording.n_observed
         compile_trainings_ahead(learner, trainings, [own_seeds] * len(trainings), n_frames)
+        compile_evaluation_ahead(learner)
     _ = recordings.test  # a stimulus that is missing is an error before the training
     by_level = {t.noise_model_level: recordings.train(t.noise_model_level) for t in trainings}
     trained = train_sweep(learner, trainings, [own_seeds] * len(trainings), by_level, on_progress=on_progress)

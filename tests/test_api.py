@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -25,6 +27,12 @@ def recordings():
         dataclasses.replace(r, connectome=dataclasses.replace(r.connectome, senders=r.connectome.senders.copy()))
         for r in made
     ]
+
+
+def test_the_interface_imports_neither_plotting_nor_signal_processing(root):
+    heavy = ("matplotlib", "scipy.signal", "anthropic", "dask")
+    code = f"import sys, flyjax.api; sys.exit(', '.join(m for m in {heavy} if m in sys.modules) or 0)"
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
 
 
 class Compilations:

@@ -26,6 +26,7 @@ from flyjax.data.cache import Recordings
 from flyjax.experiments.follow import announce, check_shared
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.models import Learner
+from flyjax.recovery.ahead import compile_evaluation_ahead
 from flyjax.training import Trained, train_sweep
 from flyjax.training.ahead import compile_trainings_ahead
 from flyjax.training.data import computes_target
@@ -137,10 +138,11 @@ def use(n_workers: int, commit: str) -> None:
 
 
 def compile_nodes_ahead(simulation: Simulation, specs: Sequence[NodeSpec], learner: Learner) -> None:
-    """Begin to compile what `train_nodes_together` will run here, before the recordings are made."""
+    """Begin to compile what `train_nodes_together` and an evaluation will run here, before recordings are made."""
     if _pool is None and simulation.recording is None:
         candidates, seeds = [spec.training for spec in specs], [spec.seeds for spec in specs]
         compile_trainings_ahead(learner, candidates, seeds, simulation.n_observed)
+        compile_evaluation_ahead(learner)
 
 
 def train_nodes_together(

@@ -27,6 +27,7 @@ from flyjax.data.own_recording import has_types
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate, Metrics, true_tau
 from flyjax.recovery.samples import per_recording
+from flyjax.utils.ahead import compile_ahead, ready
 
 #: Starts of the 65-component mixtures, of which the likeliest is used. The published one has one.
 N_INIT = 2
@@ -38,6 +39,8 @@ TOLERANCE = 1e-3
 REG_COVAR = 1e-6
 #: Features are padded to a multiple of the first and components to the second, so that all mixtures share a program.
 WIDTH, MAX_COMPONENTS = 16, 100
+#: Features of a neuron beside its embedding.
+N_FEATURES = 6
 
 
 @jax.jit
@@ -73,6 +76,18 @@ def _expectation_maximization(
     start = (0, maximize(responsibility), -jnp.inf, jnp.inf)
     _, mixture, likelihood, _ = jax.lax.while_loop(lambda s: (s[0] < MAX_ITER) & (s[3] >= TOLERANCE), step, start)
     return jnp.argmax(log_density(*mixture), axis=1), likelihood
+
+
+def compile_mixtures_ahead(n_neurons: int, n_features: int) -> None:
+    """Begin to compile the program of the mixtures of so many features."""
+
+    def lowered():
+        with jax.enable_x64(True):
+            x = jax.ShapeDtypeStruct((n_neurons, n_features + -n_features % WIDTH), jnp.float64)
+            start = jax.ShapeDtypeStruct((n_neurons, MAX_COMPONENTS), jnp.float64)
+            return _expectation_maximization.lower(x, start, MAX_COMPONENTS)
+
+    compile_ahead(_expectation_maximization, lowered)
 
 
 def weight_moments(
@@ -113,7 +128,7 @@ def cluster(x, n_components: int, seed: int, n_init: int = 1) -> tuple[np.ndarra
     with np.errstate(all="ignore"), jax.enable_x64(True):
         for _ in range(n_init):
             start = KMeans(n_components, n_init=1, random_state=random).fit(x).labels_
-            labels, likelihood = _expectation_maximization(
+            labels, likelihood = ready(_expectation_maximization)(
                 padded, np.eye(n_components, MAX_COMPONENTS)[start], n_components
             )
             found.append((float(likelihood), np.asarray(labels)))

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from flyjax.recovery.samples import neuron_stimulus, padded, summed_messages
+from flyjax.utils.ahead import compile_ahead, ready
 
 #: Luminance about which f is taken to be affine in the input.
 GREY = 0.5
@@ -69,20 +70,34 @@ def _outputs(learner, at_once, params, wanted: Wanted, sending, receiving, stimu
     return tuple(value.reshape(-1, value.shape[2]) for value in values)
 
 
+def _frames_at_once(n_neurons: int) -> tuple[int, int]:
+    """Frames that the networks evaluate at once, and those of one call."""
+    rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+    at_once = max(1, rows // n_neurons)
+    return at_once, -(-BLOCK // at_once) * at_once
+
+
+def compile_outputs_ahead(learner) -> None:
+    """Begin to compile the program of this file."""
+    n = learner.connectome.n_neurons
+    at_once, block = _frames_at_once(n)
+    frames = [jax.ShapeDtypeStruct((block, n), jnp.float32)] * 3
+    compile_ahead(_outputs, lambda: _outputs.lower(learner, at_once, learner.shapes, Wanted(UPDATE), *frames))
+
+
 def _evaluate(learner, params, wanted: Wanted, sending, receiving=None, stimulus=None) -> NetworkOutputs:
     """g at the voltages `sending` (frames, N), f at `receiving`, by default the same; any number of frames."""
     n_frames, n = sending.shape
-    rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-    at_once = max(1, rows // n)
-    block = -(-BLOCK // at_once) * at_once
+    at_once, block = _frames_at_once(n)
     receiving = sending if receiving is None else receiving
     stimulus = np.broadcast_to(np.float32(0), sending.shape) if stimulus is None else stimulus
     n_values = {MESSAGE: 1, UPDATE: 3, DERIVATIVE: 4}[wanted.depth]
     found = np.empty((n_values, n_frames, n), np.float32)
+    program = ready(_outputs)
     for begin in range(0, n_frames, block):
         frames = slice(begin, begin + block)
         shown = (padded(np.asarray(x[frames], np.float32), block) for x in (sending, receiving, stimulus))
-        for values, block_values in zip(found, _outputs(learner, at_once, params, wanted, *shown)):
+        for values, block_values in zip(found, program(learner, at_once, params, wanted, *shown)):
             values[frames] = np.asarray(block_values)[: n_frames - begin]
     return NetworkOutputs(*found, *[found[0][:0]] * (4 - n_values))
 

@@ -17,6 +17,7 @@ from flyjax.data.recorder import Lesioned, lesioned
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
 from flyjax.recovery.samples import moments, padded
+from flyjax.utils.ahead import compile_ahead, ready
 
 #: Frames of one compiled call; a shorter rest is padded, so that any length uses one program.
 CHUNK = 250
@@ -43,17 +44,24 @@ def _advance(learner, params, start, luminance, dt):
     return jax.lax.scan(frame, start, luminance)[1]
 
 
+def compile_rollout_ahead(learner) -> None:
+    """Begin to compile the program of a rollout."""
+    c = learner.connectome
+    states = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((c.n_neurons,), (CHUNK, c.n_columns), ())]
+    compile_ahead(_advance, lambda: _advance.lower(learner, learner.shapes, *states))
+
+
 def rollout(learner, params, recording: Recording) -> Rollout:
     """Roll the network out over all frames of a recording, from the first state of each of its parts."""
     true, luminance = recording.voltage, np.asarray(recording.luminance, np.float32)
     limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
     voltage = np.empty(true.shape, np.float32)
-    dt = np.float32(recording.simulation.delta_t)
+    dt, advance = np.float32(recording.simulation.delta_t), ready(_advance)
     for part in recording.spans:
         voltage[part.start] = true[part.start]
         for begin in range(part.start, part.stop - 1, CHUNK):
             frames = luminance[begin : min(begin + CHUNK, part.stop - 1)]
-            states = _advance(learner, params, voltage[begin], padded(frames, CHUNK), dt)
+            states = advance(learner, params, voltage[begin], padded(frames, CHUNK), dt)
             states = np.asarray(states)[: len(frames)]
             voltage[begin + 1 : begin + 1 + len(frames)] = states
             outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too

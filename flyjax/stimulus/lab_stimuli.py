@@ -11,8 +11,8 @@
 from functools import lru_cache, partial
 
 import numpy as np
+import scipy
 from jaxtyping import Int8
-from scipy.signal import max_len_seq
 
 from flyjax.stimulus.clips import NO_BLANK
 from flyjax.stimulus.scenes import Film, disc, film, square_wave
@@ -71,7 +71,7 @@ _SHOTS = {"flashes": _flash, "moving_edges": _edge, "gratings": _grating}
 def m_sequence(taps: tuple[int, ...]) -> Int8[np.ndarray, " period"]:
     """One period, 2^n - 1 bits, of the linear feedback shift register with these taps (n first)."""
     n, *others = taps
-    return max_len_seq(n, state=np.ones(n, np.int8), taps=[n - tap for tap in others])[0]
+    return scipy.signal.max_len_seq(n, state=np.ones(n, np.int8), taps=[n - tap for tap in others])[0]
 
 
 def _value_index(n_frames: int, dt: float) -> np.ndarray:

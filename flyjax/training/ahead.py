@@ -56,5 +56,5 @@ def _compile_group(learner: Learner, group: Group, candidate: Training, n_frames
         data = expected(learner, n_frames, len(group.levels), group.width, program.replicated)
         return jax.tree.map(stacked, hparams), data, jax.tree.map(stacked, state)
 
-    compile_ahead(program.chunk, chunk_arguments)
-    compile_ahead(lanes.start, start_arguments)
+    compile_ahead(program.chunk, lambda: program.chunk.lower(*chunk_arguments()))
+    compile_ahead(lanes.start, lambda: lanes.start.lower(*start_arguments()))

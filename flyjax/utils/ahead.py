@@ -9,16 +9,16 @@ _thread = ThreadPoolExecutor(1, "compile")
 _pending: dict[Any, list[Future]] = {}
 
 
-def compile_ahead(program: Any, arguments: Callable[[], tuple]) -> None:
+def compile_ahead(program: Any, lowered: Callable[[], Any]) -> None:
     """Have a function of `jax.jit` compiled in the background.
 
-    **Arguments:** `arguments`: gives what it will be called with, `jax.ShapeDtypeStruct` for arrays; called in the
-    background too.
+    **Arguments:** `lowered`: gives `program.lower` of what it will be called with, `jax.ShapeDtypeStruct` for arrays;
+    called in the background too.
     """
 
     def compile_it() -> None:
         if threading.main_thread().is_alive():  # else the process waits for this thread to end
-            program.lower(*arguments()).compile()
+            lowered().compile()
 
     for other in [p for p, jobs in _pending.items() if all(job.done() for job in jobs)]:
         del _pending[other]

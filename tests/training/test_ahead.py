@@ -22,13 +22,13 @@ CANDIDATES = [
 @pytest.mark.parametrize("stimulus", ["given", "field"])
 def test_a_training_compiles_nothing_again(stimulus, monkeypatch):
     begun, compiled = [], Counter()
-    monkeypatch.setattr(ahead, "compile_ahead", lambda program, arguments: begun.append((program, arguments)))
+    monkeypatch.setattr(ahead, "compile_ahead", lambda program, lowered: begun.append((program, lowered)))
     learner = learner_for(SIMULATION, Model(width=5, stimulus=stimulus))
     held_out = {} if stimulus == "given" else {"validation_fraction": 0.1}
     candidates = [c.model_copy(update=held_out) for c in CANDIDATES]
     ahead.compile_trainings_ahead(learner, candidates, [(1,)] * 4, SIMULATION.n_observed)
-    for program, arguments in begun:
-        program.lower(*arguments()).compile()
+    for _, lowered in begun:
+        lowered().compile()
 
     def count(name, seconds, **more):
         compiled[more.get("fun_name")] += name.endswith("backend_compile_duration")
@@ -42,7 +42,7 @@ def test_a_training_compiles_nothing_again(stimulus, monkeypatch):
 
 
 def test_nothing_is_begun_where_the_programs_are_not_known(monkeypatch):
-    monkeypatch.setattr(ahead, "compile_ahead", lambda program, arguments: pytest.fail("it was begun"))
+    monkeypatch.setattr(ahead, "compile_ahead", lambda program, lowered: pytest.fail("it was begun"))
     learner = learner_for(SIMULATION, Model(width=5))
     ahead.compile_trainings_ahead(learner, CANDIDATES, [(1,)] * 4, 10**9)  # with targets that the step computes
     monkeypatch.setattr(distributed, "count", lambda: 2)

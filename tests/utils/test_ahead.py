@@ -30,7 +30,7 @@ def test_a_program_compiled_ahead_is_the_one_that_runs(compiled):
     def once(x):
         return 2.0 * x
 
-    ahead.compile_ahead(once, lambda: (jax.ShapeDtypeStruct((3,), jnp.float32),))
+    ahead.compile_ahead(once, lambda: once.lower(jax.ShapeDtypeStruct((3,), jnp.float32)))
     assert once is ahead.ready(once)
     np.testing.assert_array_equal(once(np.ones(3, np.float32)), [2, 2, 2])
     assert compiled["jit(once)"] == 1
@@ -50,7 +50,7 @@ def test_what_has_not_begun_is_left_to_the_caller_and_an_error_to_the_call():
     def slow():
         begun.set()
         assert go.wait(60)
-        return (jax.ShapeDtypeStruct((), jnp.float32),)
+        return wrong.lower(1.0)
 
     ahead.compile_ahead(wrong, slow)
     ahead.compile_ahead(waiting, lambda: pytest.fail("it was not left"))

@@ -41,8 +41,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from jaxtyping import Array, Float
-from scipy.signal import lfilter
 from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
@@ -157,7 +157,7 @@ def apply_window(
         if starts:
             states = [decay * column[:, :1] for column in columns]
         filtered = [
-            lfilter([1 - decay], [1, -decay], column, axis=1, zi=state)
+            scipy.signal.lfilter([1 - decay], [1, -decay], column, axis=1, zi=state)
             for column, state in zip(columns, states, strict=True)
         ]
         states = [state for _, state in filtered]
