@@ -330,7 +330,7 @@ SHAPES = ((1, 4), (8, 1))
 
 def hidden_gigabytes(model: Model, batch_size: int, n_neurons: int) -> float:
     """The least that the hidden layers of a training step move, GB: each is written and read, forward and backward."""
-    rows = (2 * batch_size + 3) * n_neurons  # of both networks, and of the voltages that regularisers vary
+    rows = (2 * batch_size + 2) * n_neurons  # of both networks, and of the voltages that only regularisers need
     kept = 2 if model.matmul_precision == "bfloat16_kept" else 4
     return 4e-9 * kept * rows * model.width * (model.n_layers - 1)
 

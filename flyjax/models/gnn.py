@@ -43,7 +43,7 @@ from jraph import GraphsTuple
 from flyjax.circuit import Connectome
 from flyjax.config import Model
 from flyjax.models import chunked_map
-from flyjax.models.network import Network, functional
+from flyjax.models.network import Network, functional, with_first_again
 from flyjax.models.stimulus_field import Field
 from flyjax.utils.errors import UserError
 
@@ -140,8 +140,11 @@ class MessagePassing(nnx.Module):
 
     def sent_and_probed(
         self, voltage: Float[Array, "N B"], points: Float[Array, "N P"]
-    ) -> tuple[Float[Array, "N B"], Float[Array, "N P"]]:
-        """g at the voltages and at points that give the embedding no gradient, in one evaluation of the network."""
+    ) -> tuple[Float[Array, "N B"], Float[Array, "N 1"], Float[Array, "N P"]]:
+        """g at the voltages; at those of the first frame and at points, without gradient of the embedding.
+
+        The network is evaluated once, and at no voltage twice.
+        """
         raise NotImplementedError
 
     def update(
@@ -216,10 +219,10 @@ class GNN(MessagePassing):
         """g of the voltages (of the sender, in variant B also of the receiver), and its state."""
         phi, state = functional(self.message_network)
 
-        def g(state, signals, embedding, *n_free):
+        def g(state, signals, embedding, *own):
             state, units = state
             volt = 1.0 if units is None else jax.lax.stop_gradient(units)[0]
-            return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding, *n_free))
+            return volt * jnp.square(phi(state, tuple(v / volt for v in signals), embedding, *own))
 
         return g, (state, self._units)
 
@@ -254,12 +257,15 @@ class GNN(MessagePassing):
         g, state = self.message_fn()
         n_free, together = voltage.shape[1], jnp.concatenate([voltage, points], axis=1)
 
+        def each(state, signal, embedding, own):
+            return g(state, (signal,), embedding, own)
+
         def joined(state, rows):
-            return g(state, (rows[0],), rows[1], n_free)
+            return with_first_again(each, n_free, state, *rows)
 
         rows = together, self.embedding[...]
         found = chunked_map.mapped(joined, self.n_segments(together.size), state, rows)
-        return found[:, :n_free], found[:, n_free:]
+        return found[:, :n_free], found[:, -1:], found[:, n_free:-1]
 
     def message_probe(self, voltage: Float[Array, " N"], connectome: Connectome):
         g, state = self.message_fn()

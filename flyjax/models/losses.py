@@ -100,12 +100,13 @@ def _joined(learner: Learner, params, names, batch, x_norm) -> tuple[Float[Array
     """The sum of squared errors and these `MESSAGE_TERMS`, of one evaluation of the message network."""
     first = batch["voltage"][0]
     x = jnp.broadcast_to(x_norm, first.shape)
-    points = {name: jnp.stack(MESSAGE_TERMS[name][0](first, x), axis=1) for name in names}
-    columns = jnp.concatenate([jnp.zeros((len(first), 0), first.dtype), *points.values()], axis=1)
-    sent, probed = learner.bind(params).sent_and_probed(batch["voltage"].T, columns)
-    terms, begin = {}, 0
+    points = {name: MESSAGE_TERMS[name][0](first, x) for name in names}
+    others = [v[:, None] for own in points.values() for v in own if v is not first]
+    columns = jnp.concatenate([jnp.zeros((len(first), 0), first.dtype), *others], axis=1)
+    sent, again, probed = learner.bind(params).sent_and_probed(batch["voltage"].T, columns)
+    terms, probes = {}, iter(jnp.split(probed, len(others), axis=1))
     for name, own in points.items():
-        values, begin = probed[:, begin : begin + own.shape[1]], begin + own.shape[1]
+        values = jnp.concatenate([again if v is first else next(probes) for v in own], axis=1)
         terms[name] = safe_root(jnp.sum(jnp.square(MESSAGE_TERMS[name][1](values, x))))
     return learner.squared_error(params, **batch, message=sent), terms
 

@@ -5,8 +5,10 @@ of the first layer at once, a segment of rows at a time. An accelerator is bound
 there
 
 - the embedding is multiplied once per neuron and added by broadcast, so that no row is put together;
-- the gradient of the first layer is written out: products over all rows, of signals and ones with the layer's
-  gradient (`first_layer`);
+- the gradient of the first layer is written out as two products with the layer's gradient, each of which reads it once:
+  of all inputs of the layer, and of all its weights (`first_layer`);
+- regularisers take the messages of the first frame from the data term, though those give the embedding a gradient and
+  these do not (`with_first_again`);
 - neurons are padded to a multiple of `NEURONS`: the products over rows in the gradient are cut into equal parts, and
   XLA would pad each of their factors, which are a width larger, in a kernel of its own.
 """
@@ -39,49 +41,79 @@ def bfloat16_product(x, w, dimension_numbers, **options) -> Float[Array, "..."]:
     return jax.lax.dot_general(x, w, dimension_numbers, preferred_element_type=jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def first_layer(
     product: Callable,
-    n_free: int,
     dtype: jnp.dtype,
     signals: Float[Array, "k N B"],
     kernel: Float[Array, "k width"],
     embedding: Float[Array, "N d"],
+    own: Float[Array, "d N B"] | None,
     embedded: Float[Array, "d width"],
     bias: Float[Array, " width"],
 ) -> Float[Array, "N B width"]:
     """Signals and embedding of each row by their weights, and the bias.
 
-    **Arguments:** `product`: `jax.lax.dot_general` of two arrays and its dimensions; `n_free`: the first frames, which
-    give the embedding a gradient; `dtype`: of the result.
+    **Arguments:** `product`: `jax.lax.dot_general` of two arrays and its dimensions; `dtype`: of the result; `own`:
+    zeros to be added to the embedding of each row, which get its gradient instead of the embedding.
     """
-    own = product(embedding, embedded, (((1,), (0,)), ((), ()))) + bias[None]
+    known = product(embedding, embedded, (((1,), (0,)), ((), ()))) + bias[None]
     seen = sum(x[:, :, None] * w for x, w in zip(signals, kernel[:, None, None], strict=True))
-    return (own[:, None, :] + seen).astype(dtype)
+    return (known[:, None, :] + seen).astype(dtype)
 
 
-def _first_layer(product, n_free, dtype, signals, kernel, embedding, embedded, bias):
-    value = first_layer(product, n_free, dtype, signals, kernel, embedding, embedded, bias)
-    return value, (signals, kernel, embedding, embedded)
+def _first_layer(product, dtype, signals, kernel, embedding, own, embedded, bias):
+    value = first_layer(product, dtype, signals, kernel, embedding, own, embedded, bias)
+    return value, (signals, kernel, embedding, own, embedded)
 
 
-def _first_layer_gradient(product, n_free, dtype, known, d):
-    signals, kernel, embedding, embedded = known
+def _first_layer_gradient(product, dtype, known, d):
+    signals, kernel, embedding, own, embedded = known
     d = jax.lax.optimization_barrier(d)  # else every use of it would read what it is computed from
-    d_signals = product(kernel, d, (((1,), (2,)), ((), ())))
-    with_one = jnp.concatenate([signals, jnp.ones_like(signals[:1])])
-    d_kernel = product(with_one, d, (((1, 2), (0, 1)), ((), ())))
-    d_own = d_free = jnp.sum(d, axis=1, dtype=signals.dtype)
-    if n_free < d.shape[1]:
-        is_free = (jnp.arange(d.shape[1]) < n_free)[None, :, None]
-        d_free = jnp.sum(jnp.where(is_free, d, 0), axis=1, dtype=signals.dtype)
-    d_own, d_free = jax.lax.optimization_barrier((d_own, d_free))
-    d_embedding = product(d_free, embedded, (((1,), (1,)), ((), ())))
-    d_embedded = product(embedding, d_own, (((0,), (0,)), ((), ())))
-    return d_signals, d_kernel[:-1], d_embedding, d_embedded, d_kernel[-1]
+    n_signals, ones = len(signals), jnp.ones_like(signals[:1])
+    each = jnp.broadcast_to(embedding.T[:, :, None], (embedding.shape[1], *signals.shape[1:]))
+    d_weights = product(jnp.concatenate([signals, each, ones]), d, (((1, 2), (0, 1)), ((), ())))
+    d_rows = product(jnp.concatenate([kernel, embedded]), d, (((1,), (2,)), ((), ())))
+    d_own = d_rows[n_signals:]
+    d_embedding = jnp.sum(d_own, axis=2).T if own is None else jnp.zeros_like(embedding)
+    d_own = None if own is None else d_own
+    return d_rows[:n_signals], d_weights[:n_signals], d_embedding, d_own, d_weights[n_signals:-1], d_weights[-1]
 
 
 first_layer.defvjp(_first_layer, _first_layer_gradient)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def with_first_again(
+    function: Callable, n_free: int, state, signal: Float[Array, "N B"], embedding: Float[Array, "N d"]
+) -> Float[Array, "N B+1"]:
+    """A network of one signal, and its first frame once more without evaluating it.
+
+    The embedding gets a gradient through the first `n_free` frames, and neither through the others nor through that
+    repetition.
+
+    **Arguments:** `function`: of the state, the signal, the embedding and `own` of `first_layer`.
+    """
+    value = function(state, signal, embedding, None)
+    return jnp.concatenate([value, value[:, :1]], axis=1)
+
+
+def _with_first_again(function, n_free, state, signal, embedding):
+    own = jnp.zeros((embedding.shape[1], *signal.shape), signal.dtype)
+    value, pullback = jax.vjp(lambda s, x, own: function(s, x, embedding, own), state, signal, own)
+    return jnp.concatenate([value, value[:, :1]], axis=1), pullback
+
+
+def _with_first_again_gradient(function, n_free, pullback, d):
+    total = d[:, :-1].at[:, 0].add(d[:, -1])
+    d_state, d_signal, d_own = pullback(total)
+    # The gradient of a row is its factor in `total` times one that does not depend on it, as a row has one value.
+    share = jnp.where(total[:, :1] == 0, 0, d[:, :1] / jnp.where(total[:, :1] == 0, 1, total[:, :1]))
+    is_free = jnp.broadcast_to(jnp.arange(total.shape[1]) < n_free, total.shape).astype(d.dtype)
+    return d_state, d_signal, jnp.sum(d_own * is_free.at[:, :1].mul(share)[None], axis=2).T
+
+
+with_first_again.defvjp(_with_first_again, _with_first_again_gradient)
 
 
 class Network(nnx.Module):
@@ -119,18 +151,21 @@ class Network(nnx.Module):
         self.readout = linear(width, 1, width)
 
     def __call__(
-        self, signals: tuple[Float[Array, "N B"], ...], embedding: Float[Array, "N d"], n_free: int | None = None
+        self,
+        signals: tuple[Float[Array, "N B"], ...],
+        embedding: Float[Array, "N d"],
+        own: Float[Array, "d N B"] | None = None,
     ) -> Float[Array, "N B"]:
-        """**Arguments:** `n_free`: the first frames, which alone give the embedding a gradient; by default all. Only
-        the form of accelerators takes it."""
+        """**Arguments:** `own`: as in `first_layer`; only the form of accelerators takes it."""
         n, b = signals[0].shape
         if self.by_neuron:
             multiple = NEURONS if self.dot_general is jax.lax.dot_general else 2 * NEURONS
             padding = ((0, -n % multiple if n >= PADDED_FROM else 0), (0, 0))
             rows, embedding = jnp.pad(jnp.stack(signals), ((0, 0), *padding)), jnp.pad(embedding, padding)
-            own = self.signals[...], embedding, self.embedded.kernel[...], self.embedded.bias[...]
+            own = None if own is None else jnp.pad(own, ((0, 0), *padding))
+            weights = self.embedded.kernel[...], self.embedded.bias[...]
             dtype = self.kept_dtype or rows.dtype
-            first = first_layer(self._product, b if n_free is None else n_free, dtype, rows, *own)
+            first = first_layer(self._product, dtype, rows, self.signals[...], embedding, own, *weights)
         else:
             first = self._first_by_row(signals, embedding)
         hidden = self._kept(first.reshape(-1, first.shape[-1]))

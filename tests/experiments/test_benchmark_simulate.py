@@ -104,7 +104,7 @@ def test_every_part_of_an_accelerator_is_written_as_it_ends(script, tmp_path, mo
     assert row["part"].endswith("form accelerator") and row["device"] == "cpu"
     rate = row["candidates"] * row["batch_size"] * 250 / row["seconds"]
     assert row["frames_per_s"] == pytest.approx(rate)
-    assert row["gigabytes"] == pytest.approx(250 * 4e-9 * 4 * (2 * 4 + 3) * 65 * 8 * 2)
+    assert row["gigabytes"] == pytest.approx(250 * 4e-9 * 4 * (2 * 4 + 2) * 65 * 8 * 2)
 
 
 def test_an_accelerator_is_timed_in_every_form(monkeypatch):
