@@ -4,6 +4,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from flyjax.data.recording import Recording
 from flyjax.models import Learner, make_learner
 from flyjax.recovery import Evaluation, evaluate
 from flyjax.recovery.evaluate import conditions
+from flyjax.recovery.group import Group, group_size
 from flyjax.training import Trained
 from flyjax.training.hparams import held_out_of_field
 from flyjax.training.sweep import relative_error, target_spread
@@ -83,6 +86,38 @@ def pool_metrics(per_seed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**out, "reasons": reasons}
 
 
+class _Groups:
+    """The groups in which the networks of some nodes are evaluated: those that follow each other and share a recording,
+    at most `size`. One group at a time is known here, so that no more recordings stay in memory.
+    """
+
+    def __init__(self, learner: Learner, specs: Sequence[NodeSpec], trained: Sequence[Sequence[Trained]], size: int):
+        known = [
+            (k, s) for k, runs in enumerate(trained) for s, one in enumerate(runs)
+            if one.diverged_at is None and one.final_loss is not None
+        ]  # fmt: skip
+        self._learner, self._trained = learner, trained
+        self._members: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for _, shared in groupby(known, lambda place: specs[place[0]].training.noise_model_level):
+            of_one_recording = list(shared)
+            for begin in range(0, len(of_one_recording), size):
+                members = of_one_recording[begin : begin + size]
+                self._members |= dict.fromkeys(members, members)
+        self._newest: tuple[list[tuple[int, int]], Group] | None = None
+
+    def places(self, k: int, train: Recording, test: Recording) -> dict[int, tuple[Group, int]]:
+        """The group and the number in it of every seed of node k that did not diverge; the nodes in order."""
+        found = {}
+        for s in range(len(self._trained[k])):
+            if (members := self._members.get((k, s))) is None:
+                continue
+            if self._newest is None or self._newest[0] is not members:
+                params = [self._trained[i][j].params for i, j in members]
+                self._newest = members, Group(self._learner, params, train, test)
+            found[s] = self._newest[1], members.index((k, s))
+        return found
+
+
 def evaluate_node(
     learner: Learner,
     training: Training,
@@ -90,8 +125,11 @@ def evaluate_node(
     train: Recording,
     test: Recording,
     n_workers: int | None = None,
+    places: Mapping[int, tuple[Group, int]] | None = None,
 ) -> tuple[list[dict[str, Any]], Evaluation | None]:
     """Evaluate the trained networks of a node, with `n_workers` threads (by default one per core).
+
+    **Arguments:** `places`: see `evaluate`, by seed; where there is none a network is evaluated alone.
 
     **Returns:** the metrics of each seed, and the evaluation of the seed with the lowest training loss (a choice that
     needs no ground truth), None if all diverged.
@@ -101,7 +139,7 @@ def evaluate_node(
     held_out = held_out_of_field(training, len(train.voltage)) if unknown else None
     per_seed: list[dict[str, Any]] = []
     best: tuple[float, Evaluation] | None = None
-    for one in trained:
+    for s, one in enumerate(trained):
         cost: dict[str, Any] = {"wall_s": one.wall_s, "frames_per_s": one.frames_per_s, "n_steps": one.n_steps}
         if one.stopped_at is not None:  # by successive halving
             cost["stopped_at"] = one.stopped_at
@@ -111,7 +149,16 @@ def evaluate_node(
             per_seed.append({**described, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
         losses: dict[str, Any] = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
-        result = evaluate(learner, one.params, train, test, **losses, held_out=held_out, n_workers=n_workers)
+        result = evaluate(
+            learner,
+            one.params,
+            train,
+            test,
+            **losses,
+            held_out=held_out,
+            n_workers=n_workers,
+            place=(places or {}).get(s),
+        )
         # Unlike the loss, comparable between batch sizes and noise levels.
         error = relative_error(one.final_loss, training, train.connectome.n_neurons, target_spread(train))
         per_seed.append({**result.metrics, "final_error": error, **cost})
@@ -130,12 +177,14 @@ def evaluate_nodes(
     """Yield `evaluate_node` of every node, in order.
 
     The first node is evaluated alone, as it compiles the programs that all use; then several at once, because half
-    of an evaluation uses a single core, but no more than `recordings` has memory for. An interrupt waits for the
-    evaluations in progress, as compiled code cannot be stopped, and `report` announces that.
+    of an evaluation uses a single core, but no more than `recordings` has memory for. What an accelerator computes of
+    networks that share a recording is computed together, when the first of them is evaluated. An interrupt waits for
+    the evaluations in progress, as compiled code cannot be stopped, and `report` announces that.
     """
     n_workers = max(1, min(cores(), len(specs) - 1, recordings.capacity))
     threads_each = max(1, cores() // n_workers)
     pending: deque[Future] = deque()
+    groups: _Groups | None = None
     # With one BLAS thread each, sums do not depend on the number of workers.
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as threads:
         try:
@@ -143,11 +192,16 @@ def evaluate_nodes(
                 if len(pending) == n_workers:
                     yield pending.popleft().result()
                 # Here and not in the thread: `Recordings` is not safe to share.
-                arguments = spec.training, runs, recordings.train(spec.training.noise_model_level), recordings.test
+                train, test = recordings.train(spec.training.noise_model_level), recordings.test
+                arguments, job = (learner, spec.training, runs, train, test), evaluate_node
+                if k == 0 and (size := group_size(learner, train, test)) > 1:
+                    groups = _Groups(learner, specs, trained, size)
+                if groups is not None:
+                    job = partial(evaluate_node, places=groups.places(k, train, test))
                 if k == 0:
-                    yield evaluate_node(learner, *arguments)
+                    yield job(*arguments)
                 else:
-                    pending.append(threads.submit(evaluate_node, learner, *arguments, threads_each))
+                    pending.append(threads.submit(job, *arguments, threads_each))
             while pending:
                 yield pending.popleft().result()
         except BaseException:

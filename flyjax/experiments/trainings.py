@@ -19,7 +19,7 @@ from flyjax.experiments.workers import train_nodes_together
 from flyjax.recovery import extract
 from flyjax.recovery.closed_form import closed_form
 from flyjax.recovery.metrics import circuit_metrics, evaluation_pairs, one_step_metrics
-from flyjax.recovery.network_outputs import network_outputs
+from flyjax.recovery.network_outputs import network_outputs, together
 from flyjax.recovery.rollout import rollout, rollout_metrics
 from flyjax.training import Trained
 from flyjax.training.hparams import Static, n_steps, static_of
@@ -149,7 +149,7 @@ def _evaluated(learner, training: Training, one: Trained, recordings: Recordings
     metrics = circuit_metrics(estimate, train).update(
         circuit_metrics(estimate, train, "_identifiable", bound.edges, bound.neurons),
         rollout_metrics(rollout(learner, one.params, test), test),
-        one_step_metrics(network_outputs(learner, one.params, *pairs[:2]), pairs[2]),
+        one_step_metrics(network_outputs(learner, together([one.params]), *pairs[:2])[0], pairs[2]),
     )
     values = {**metrics.values, "final_loss": one.final_loss}
     reasons = [metrics.reasons[name] for name in METRICS if name in metrics.reasons]

@@ -16,13 +16,9 @@ from flyjax.data.recording import Recording
 from flyjax.recovery.activity import activity, activity_line
 from flyjax.recovery.closed_form import closed_form
 from flyjax.recovery.clusters import all_cluster_metrics
-from flyjax.recovery.learned_stimulus import (
-    NO_STIMULUS,
-    RecordingWithLearnedStimulus,
-    learned_stimulus_metrics,
-    with_learned_stimulus,
-)
-from flyjax.recovery.linear_readout import LinearReadout, linear_readout
+from flyjax.recovery.group import Group
+from flyjax.recovery.learned_stimulus import NO_STIMULUS, learned_stimulus_metrics
+from flyjax.recovery.linear_readout import LinearReadout
 from flyjax.recovery.metrics import (
     N_EVALUATION_FRAMES,
     CircuitEstimate,
@@ -33,10 +29,10 @@ from flyjax.recovery.metrics import (
     one_step_metrics,
     true_tau,
 )
-from flyjax.recovery.network_outputs import about_grey, network_outputs
-from flyjax.recovery.readout import PublishedReadout, extract
+from flyjax.recovery.network_outputs import network_outputs, together
+from flyjax.recovery.readout import PublishedReadout
 from flyjax.recovery.refit import refit
-from flyjax.recovery.rollout import Rollout, rollout, rollout_metrics
+from flyjax.recovery.rollout import Rollout, rollout_metrics
 from flyjax.recovery.samples import spread_frames
 from flyjax.utils import registry
 from flyjax.utils.errors import UserError
@@ -112,6 +108,8 @@ class Evaluated:
     train_recording: Recording  #: where the functions are probed; it has the ground truth
     test_recording: Recording  #: held-out and noise-free
     recording: Any  #: the training recording with the luminance that the network was given, or has learned
+    group: Group  #: the networks that a device evaluates together with it
+    k: int  #: its number among them
     seed: int = 0  #: of the mixtures
     with_refit: bool = True
     with_ceiling: bool = True
@@ -120,20 +118,20 @@ class Evaluated:
 
     @property
     def learns_stimulus(self) -> bool:
-        return isinstance(self.recording, RecordingWithLearnedStimulus)
+        return self.group.learns_stimulus
 
     @cached_property
     def readout(self) -> PublishedReadout:
-        return extract(self.learner, self.params, self.recording)
+        return self.group.readout(self.k)
 
     @cached_property
     def linear(self) -> LinearReadout:
-        return linear_readout(self.learner, self.params, self.recording)
+        return self.group.linear(self.k)
 
     @cached_property
     def rollout(self) -> Rollout | None:
         """On the test recording; None where the stimulus was learned."""
-        return None if self.learns_stimulus else rollout(self.learner, self.params, self.test_recording)
+        return None if self.learns_stimulus else self.group.rollout(self.k)
 
     @cached_property
     def estimates(self) -> dict[str, CircuitEstimate]:
@@ -159,25 +157,25 @@ def refitted(e: Evaluated) -> dict[str, CircuitEstimate]:
     """Least squares on the learned messages, and its correction for measurement noise."""
     if not e.with_refit:
         return {}
-    found = refit(e.learner, e.params, e.recording, e.readout, e.linear, n_workers=e.n_workers)
+    equations = e.group.equations(e.k, e.n_workers)
+    found = refit(e.learner, e.params, e.recording, e.readout, e.linear, n_workers=e.n_workers, equations=equations)
     corrected = {} if found.corrected is None else {"_refit_corrected": found.corrected}
     return {"_refit": found.estimate, **corrected}
 
 
 def prediction_metrics(e: Evaluated) -> Metrics:
     """Rollout and one-step errors on the test recording; with an unknown stimulus, on the held-out training frames."""
-    pairs = evaluation_pairs(e.test_recording)
-    grey = about_grey(e.learner, e.params, pairs[0])
+    grey = e.group.grey(e.k)
     if e.rollout is not None:
         return rollout_metrics(e.rollout, e.test_recording).update(
-            one_step_metrics(network_outputs(e.learner, e.params, *pairs[:2]), pairs[2]),
+            one_step_metrics(e.group.held_out(e.k), evaluation_pairs(e.test_recording)[2]),
             input_metrics(grey, e.test_recording),
         )
     assert e.held_out is not None  # `evaluate` checks it
     frames = e.held_out[spread_frames(len(e.held_out), N_EVALUATION_FRAMES)]
     own_pairs = e.recording.pairs(frames)
     return Metrics.missing(("test_frames", "test_R2", "test_pearson", "test_rmse"), NO_STIMULUS).update(
-        one_step_metrics(network_outputs(e.learner, e.params, *own_pairs[:2]), own_pairs[2]),
+        one_step_metrics(network_outputs(e.learner, together([e.params]), *own_pairs[:2])[0], own_pairs[2]),
         learned_stimulus_metrics(e.recording, e.held_out),
         input_metrics(grey, e.test_recording, "_inverted"),
     )
@@ -241,6 +239,7 @@ def evaluate(
     with_ceiling: bool = True,
     held_out: Int[np.ndarray, " frames"] | None = None,
     n_workers: int | None = None,
+    place: tuple[Group, int] | None = None,
 ) -> Evaluation:
     """Compute every metric and array of one trained network.
 
@@ -263,6 +262,7 @@ def evaluate(
       held-out frames) use the field's luminance, there is no rollout on another movie, external_input_R2 is the
       field's, and `external_input_R2_inverted` is that of inverting f on the test recording.
     - `n_workers`: threads of the least-squares problems; by default one per core.
+    - `place`: the networks that it is evaluated with, on the same recordings, and its number among them.
 
     **Raises:** `UserError` if recordings and learner are of different circuits, the test recording is noisy, or a field
     is given without held-out frames.
@@ -275,14 +275,15 @@ def evaluate(
         )
     if test_recording.noise_model_level > 0:
         raise UserError("the test recording is noisy; only a noise-free one is informative: record split='test'")
-    recording = with_learned_stimulus(learner, params, train_recording)
-    unknown = isinstance(recording, RecordingWithLearnedStimulus)
+    group, k = place or (Group(learner, [params], train_recording, test_recording), 0)
+    recording, unknown = group.recording, group.learns_stimulus
     described = conditions(train_recording, test_recording, unknown)
     if unknown and held_out is None:
         raise UserError("the stimulus was learned as a field: name the training frames that were held out (held_out)")
     e = Evaluated(
-        learner, params, train_recording, test_recording, recording, seed, with_refit, with_ceiling, held_out, n_workers
-    )
+        learner, params, train_recording, test_recording, recording, group, k, seed, with_refit, with_ceiling, held_out,
+        n_workers,
+    )  # fmt: skip
     # Threads of BLAS would wait for each other longer than they compute.
     with threadpool_limits(1):
         metrics = Metrics().update(*(_compute(name, e) for name in registry.metric))

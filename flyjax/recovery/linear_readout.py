@@ -23,7 +23,7 @@ from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.network_outputs import network_outputs
+from flyjax.recovery.network_outputs import NetworkOutputs, Networks, network_outputs, together
 from flyjax.recovery.samples import neuron_stimulus, per_recording, spread_frames, voltage_moments
 
 #: Training frames, evenly spread: the planes have four unknowns.
@@ -103,9 +103,17 @@ def linear_readout(learner, params, recording: Recording, n_frames: int = N_FRAM
     - `recording`: the training recording; its voltages and luminance are used, its derivative is not.
     - `n_frames`: at most so many frames, evenly spread.
     """
-    c = recording.connectome
+    return linear_readouts(learner, together([params]), recording, n_frames)[0]
+
+
+def linear_readouts(learner, networks: Networks, recording: Recording, n_frames: int = N_FRAMES) -> list[LinearReadout]:
+    """`linear_readout` of several networks."""
     voltage, luminance = _samples(recording, n_frames)
-    found = network_outputs(learner, params, voltage, luminance)
+    found = network_outputs(learner, networks, voltage, luminance)
+    return [_fit(recording.connectome, *one, voltage, luminance) for one in zip(found, networks.weight, strict=True)]
+
+
+def _fit(c, found: NetworkOutputs, weight: np.ndarray, voltage: np.ndarray, luminance: np.ndarray) -> LinearReadout:
     (voltage, grid), (g, g_grid) = (np.split(x, [-N_GRID]) for x in (voltage, found.message))
     msg, f, stimulus = found.summed[:-N_GRID], found.update[:-N_GRID], neuron_stimulus(c, luminance[:-N_GRID]).T
     slope_g, offset_g = _fit_message_lines(voltage, g, grid, g_grid)
@@ -113,7 +121,7 @@ def linear_readout(learner, params, recording: Recording, n_frames: int = N_FRAM
         return LinearReadout(CircuitEstimate.missing(c), slope_g, offset_g, np.full(c.n_neurons, np.nan))
     plane, nonlinear_share = _fit_planes([voltage, msg, stimulus], f)
     by_v, by_msg, _, constant = plane.T
-    weight = np.asarray(params["W"][...], np.float64)
+    weight = weight.astype(np.float64)
     constant_message = np.bincount(c.receivers, weight * offset_g[c.senders], c.n_neurons)
     estimate = CircuitEstimate.from_coefficients(
         rate=-by_v,

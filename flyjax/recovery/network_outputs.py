@@ -1,13 +1,14 @@
 """The learned functions g and f, and the derivatives of f, at voltages and frames that the read-outs ask for.
 
 One compiled program gives all of them: compilation dominates the evaluation of small networks. What a call does not
-need is skipped when it runs.
+need is skipped when it runs. Networks of equal shapes are evaluated together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +37,26 @@ class Wanted(NamedTuple):
     along_input: float = 0.0
 
 
+class Networks(NamedTuple):
+    """Trained networks of equal shapes. Beyond `n` the last one is repeated, so that 5 to 8 share a program."""
+
+    params: Any  #: with an axis of networks in front, whose length is a power of two
+    n: int
+
+    @property
+    def weight(self) -> Float[np.ndarray, "n E"]:
+        """W as trained."""
+        return np.asarray(self.params["W"][...])[: self.n]
+
+
+def together(networks: Sequence[Any]) -> Networks:
+    """The parameters of several networks as one tree."""
+    n = len(networks)
+    repeated = [*networks, *[networks[-1]] * ((1 << (n - 1).bit_length()) - n)]
+    # By NumPy, which compiles nothing.
+    return Networks(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *repeated), n)
+
+
 class NetworkOutputs(NamedTuple):
     """Values at (frames, N) states; empty where a call does not need them."""
 
@@ -47,8 +68,9 @@ class NetworkOutputs(NamedTuple):
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _outputs(learner, at_once, params, wanted: Wanted, sending, receiving, stimulus) -> tuple[Array, ...]:
-    def evaluate(frames):
-        sender, voltage, shown = (x.T for x in frames)
+    """Each (networks, frames, N)."""
+
+    def evaluate(params, sender, voltage, shown):
         message = learner.message(params, sender)
         zeros = jnp.zeros_like(message)
         summed = jax.lax.cond(wanted.connected, lambda: summed_messages(learner, params, message), lambda: zeros)
@@ -63,76 +85,86 @@ def _outputs(learner, at_once, params, wanted: Wanted, sending, receiving, stimu
         branches = [lambda: (zeros, zeros), lambda: (f(summed, shown), zeros), derivative]
         return tuple(x.T for x in (message, summed, *jax.lax.switch(wanted.depth, branches)))
 
+    def all_networks(frames):
+        return jax.vmap(evaluate, (0, None, None, None))(params, *(x.T for x in frames))
+
     def cut(x):
         return x.reshape(-1, at_once, x.shape[1])
 
-    values = jax.lax.map(evaluate, (cut(sending), cut(receiving), cut(stimulus)))
-    return tuple(value.reshape(-1, value.shape[2]) for value in values)
+    values = jax.lax.map(all_networks, (cut(sending), cut(receiving), cut(stimulus)))
+    return tuple(x.swapaxes(0, 1).reshape(x.shape[1], -1, x.shape[3]) for x in values)
 
 
-def _frames_at_once(n_neurons: int) -> tuple[int, int]:
-    """Frames that the networks evaluate at once, and those of one call."""
+def _frames_at_once(n_rows: int) -> tuple[int, int]:
+    """Frames that networks with so many neurons in all evaluate at once, and those of one call."""
     rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-    at_once = max(1, rows // n_neurons)
+    at_once = max(1, rows // n_rows)
     return at_once, -(-BLOCK // at_once) * at_once
 
 
+def shapes_alone(learner) -> Any:
+    """The shapes of `together` of a single network."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), learner.shapes)
+
+
 def compile_outputs_ahead(learner) -> None:
-    """Begin to compile the program of this file."""
+    """Begin to compile the program of this file, for one network at a time."""
     n = learner.connectome.n_neurons
     at_once, block = _frames_at_once(n)
     frames = [jax.ShapeDtypeStruct((block, n), jnp.float32)] * 3
-    compile_ahead(_outputs, lambda: _outputs.lower(learner, at_once, learner.shapes, Wanted(UPDATE), *frames))
+    compile_ahead(_outputs, lambda: _outputs.lower(learner, at_once, shapes_alone(learner), Wanted(UPDATE), *frames))
 
 
-def _evaluate(learner, params, wanted: Wanted, sending, receiving=None, stimulus=None) -> NetworkOutputs:
+def _evaluate(
+    learner, networks: Networks, wanted: Wanted, sending, receiving=None, stimulus=None
+) -> list[NetworkOutputs]:
     """g at the voltages `sending` (frames, N), f at `receiving`, by default the same; any number of frames."""
     n_frames, n = sending.shape
-    at_once, block = _frames_at_once(n)
+    at_once, block = _frames_at_once(n * len(networks.params["W"][...]))
     receiving = sending if receiving is None else receiving
     stimulus = np.broadcast_to(np.float32(0), sending.shape) if stimulus is None else stimulus
     n_values = {MESSAGE: 1, UPDATE: 3, DERIVATIVE: 4}[wanted.depth]
-    found = np.empty((n_values, n_frames, n), np.float32)
+    found = np.empty((n_values, networks.n, n_frames, n), np.float32)
     program = ready(_outputs)
     for begin in range(0, n_frames, block):
         frames = slice(begin, begin + block)
         shown = (padded(np.asarray(x[frames], np.float32), block) for x in (sending, receiving, stimulus))
-        for values, block_values in zip(found, program(learner, at_once, params, wanted, *shown)):
-            values[frames] = np.asarray(block_values)[: n_frames - begin]
-    return NetworkOutputs(*found, *[found[0][:0]] * (4 - n_values))
+        for values, block_values in zip(found, program(learner, at_once, networks.params, wanted, *shown)):
+            values[:, frames] = np.asarray(block_values)[: networks.n, : n_frames - begin]
+    empty = [found[0][0, :0]] * (4 - n_values)
+    return [NetworkOutputs(*found[:, k], *empty) for k in range(networks.n)]
 
 
-def messages(learner, params, voltage: Float[np.ndarray, "frames N"]) -> Float[np.ndarray, "frames N"]:
+def messages(learner, networks: Networks, voltage: Float[np.ndarray, "frames N"]) -> list[NetworkOutputs]:
     """g at any number of frames."""
-    return _evaluate(learner, params, Wanted(MESSAGE, connected=False), voltage).message
+    return _evaluate(learner, networks, Wanted(MESSAGE, connected=False), voltage)
 
 
 def unconnected(
-    learner, params, sending: Float[np.ndarray, "points N"], receiving: Float[np.ndarray, "points N"]
-) -> tuple[Float[np.ndarray, "points N"], Float[np.ndarray, "points N"]]:
+    learner, networks: Networks, sending: Float[np.ndarray, "points N"], receiving: Float[np.ndarray, "points N"]
+) -> list[NetworkOutputs]:
     """g at the voltages `sending`, and f(v, a, 0, 0) in 1/s at `receiving`."""
-    found = _evaluate(learner, params, Wanted(UPDATE, connected=False), sending, receiving)
-    return found.message, found.update
+    return _evaluate(learner, networks, Wanted(UPDATE, connected=False), sending, receiving)
 
 
 def network_outputs(
-    learner, params, voltage: Float[np.ndarray, "frames N"], luminance: Float[np.ndarray, "frames n_col"]
-) -> NetworkOutputs:
+    learner, networks: Networks, voltage: Float[np.ndarray, "frames N"], luminance: Float[np.ndarray, "frames n_col"]
+) -> list[NetworkOutputs]:
     """Messages, their sums and f at the input shown, without a derivative."""
     stimulus = neuron_stimulus(learner.connectome, luminance).T
-    return _evaluate(learner, params, Wanted(UPDATE), voltage, stimulus=stimulus)
+    return _evaluate(learner, networks, Wanted(UPDATE), voltage, stimulus=stimulus)
 
 
 def message_gain(
-    learner, params, voltage: Float[np.ndarray, "frames N"], luminance: Float[np.ndarray, "frames n_col"]
-) -> Float[np.ndarray, "frames N"]:
+    learner, networks: Networks, voltage: Float[np.ndarray, "frames N"], luminance: Float[np.ndarray, "frames n_col"]
+) -> list[NetworkOutputs]:
     """df/dmsg at frames, 1/s."""
     stimulus = neuron_stimulus(learner.connectome, luminance).T
-    return _evaluate(learner, params, Wanted(DERIVATIVE, along_message=1.0), voltage, stimulus=stimulus).derivative
+    return _evaluate(learner, networks, Wanted(DERIVATIVE, along_message=1.0), voltage, stimulus=stimulus)
 
 
-def about_grey(learner, params, voltage: Float[np.ndarray, "frames N"]) -> NetworkOutputs:
+def about_grey(learner, networks: Networks, voltage: Float[np.ndarray, "frames N"]) -> list[NetworkOutputs]:
     """f where photoreceptors are shown the input 0.5, and df/dI there, both in 1/s."""
     grey = neuron_stimulus(learner.connectome, np.full((1, learner.connectome.n_columns), GREY)).T
     grey = np.broadcast_to(grey, voltage.shape)
-    return _evaluate(learner, params, Wanted(DERIVATIVE, along_input=1.0), voltage, stimulus=grey)
+    return _evaluate(learner, networks, Wanted(DERIVATIVE, along_input=1.0), voltage, stimulus=grey)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.network_outputs import message_gain, unconnected
+from flyjax.recovery.network_outputs import Networks, message_gain, together, unconnected
 from flyjax.recovery.samples import per_recording, voltage_moments
 
 #: Points of each linear fit, and of one that only watches a training: R2 differs by less than .002, in a quarter of
@@ -86,6 +86,11 @@ def extract(learner, params, recording: Recording, n_points: int = N_POINTS) -> 
     - `recording`: the training recording; its moments define where the functions are probed.
     - `n_points`: of each linear fit.
     """
+    return extract_all(learner, together([params]), recording, n_points)[0]
+
+
+def extract_all(learner, networks: Networks, recording: Recording, n_points: int = N_POINTS) -> list[PublishedReadout]:
+    """`extract` of several networks."""
     c, data = learner.connectome, probe(recording)
     mean, std = data.mean, np.maximum(data.std, MIN_STD)
     silent = mean + std <= 0
@@ -95,14 +100,20 @@ def extract(learner, params, recording: Recording, n_points: int = N_POINTS) -> 
     line = np.linspace(-0.5, 0.5, n_points)
     curve = mean + 4.0 * std * np.append(np.linspace(-0.5, 0.5, N_CURVE_POINTS), 0.0)[:, None]  # then the mean
     sending, receiving = middle + width * line[:, None], mean + 4.0 * std * line[:, None]
-    g, f = unconnected(learner, params, np.concatenate([sending, curve]), np.concatenate([receiving, curve]))
-    with np.errstate(all="ignore"):  # of networks that are not finite
-        slope_f, offset_f = fit_line(line, f[:n_points], mean, 4.0 * std)
-        slope_g, offset_g = fit_line(line, g[:n_points], middle, width)
-        slope_g, offset_g = np.where(silent, 1.0, slope_g), np.where(silent, g[-1], offset_g)
-        gain = np.median(message_gain(learner, params, data.voltage, data.luminance), axis=0)
-        weight = -np.asarray(params["W"][...]) * slope_g[c.senders] * (gain / slope_f)[c.receivers]
-        tau, v_rest = np.clip(-1.0 / slope_f, 0.0, 1.0), -offset_f / slope_f
-    estimate = CircuitEstimate(*(x.astype(np.float32) for x in (weight, tau, v_rest)))
-    curves = [x[:-1, c.central].T.astype(np.float32) for x in (curve, g[n_points:], f[n_points:])]
-    return PublishedReadout(estimate, slope_f, offset_f, slope_g, offset_g, gain, tuple(curves))
+    probed = unconnected(learner, networks, np.concatenate([sending, curve]), np.concatenate([receiving, curve]))
+    gains = message_gain(learner, networks, data.voltage, data.luminance)
+
+    def read_off(found, at_frames, trained) -> PublishedReadout:
+        g, f = found.message, found.update
+        with np.errstate(all="ignore"):  # of networks that are not finite
+            slope_f, offset_f = fit_line(line, f[:n_points], mean, 4.0 * std)
+            slope_g, offset_g = fit_line(line, g[:n_points], middle, width)
+            slope_g, offset_g = np.where(silent, 1.0, slope_g), np.where(silent, g[-1], offset_g)
+            gain = np.median(at_frames.derivative, axis=0)
+            weight = -trained * slope_g[c.senders] * (gain / slope_f)[c.receivers]
+            tau, v_rest = np.clip(-1.0 / slope_f, 0.0, 1.0), -offset_f / slope_f
+        estimate = CircuitEstimate(*(x.astype(np.float32) for x in (weight, tau, v_rest)))
+        curves = [x[:-1, c.central].T.astype(np.float32) for x in (curve, g[n_points:], f[n_points:])]
+        return PublishedReadout(estimate, slope_f, offset_f, slope_g, offset_g, gain, tuple(curves))
+
+    return [read_off(*one) for one in zip(probed, gains, networks.weight, strict=True)]

@@ -21,6 +21,7 @@ estimates end in `_refit`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -33,10 +34,16 @@ from flyjax.recovery.least_squares.errors_in_variables import (
     message_noise,
     table_points,
 )
-from flyjax.recovery.least_squares.normal_equations import accumulate, prior, solve, target_noise
+from flyjax.recovery.least_squares.normal_equations import (
+    NormalEquations,
+    accumulate_all,
+    prior,
+    solve,
+    target_noise,
+)
 from flyjax.recovery.linear_readout import LinearReadout
 from flyjax.recovery.metrics import CircuitEstimate
-from flyjax.recovery.network_outputs import messages
+from flyjax.recovery.network_outputs import Networks, messages, together
 from flyjax.recovery.readout import PublishedReadout, probe
 from flyjax.recovery.samples import neuron_stimulus
 
@@ -66,6 +73,46 @@ def _blocks(n_frames: int, max_frames: int) -> list[slice]:
     return [slice(start, start + length) for start in starts]
 
 
+class RefitEquations(NamedTuple):
+    """The least-squares problems of a network; None where its messages are not finite."""
+
+    normal: NormalEquations | None
+    offset: np.ndarray  #: o_g of each neuron
+    slope: np.ndarray  #: s_g
+    blocks: list[slice]  #: the frames
+
+
+def refit_equations(
+    learner,
+    networks: Networks,
+    recording: Recording,
+    readouts: Sequence[PublishedReadout],
+    linears: Sequence[LinearReadout],
+    max_frames: int | None = None,
+    n_workers: int | None = None,
+) -> list[RefitEquations]:
+    """What `refit` solves, of several networks in one pass over the recording; arguments as there."""
+    data, c = probe(recording), recording.connectome
+    frames = max_frames or (MAX_NOISY_FRAMES if target_noise(recording) else MAX_FRAMES)
+    blocks, lines = _blocks(len(recording.voltage), frames), []
+    for readout, linear in zip(readouts, linears, strict=True):
+        # The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its
+        # messages. Its synapses can be identifiable all the same, so the line at positive training frames is used.
+        rare = (data.mean + data.std <= 0) & (linear.slope_g != 0)
+        offset = np.where(rare, linear.offset_g, readout.offset_g).astype(np.float32)
+        lines.append((offset, np.where(rare, linear.slope_g, readout.slope_g).astype(np.float32)))
+    usable = [k for k, (o, s) in enumerate(lines) if np.isfinite(o).all() and np.isfinite(s).all() and (s != 0).all()]
+
+    def chunks():
+        for block in blocks:
+            voltage, luminance, derivative = recording.pairs(block)
+            found, own = messages(learner, networks, voltage), (voltage.T, neuron_stimulus(c, luminance), derivative.T)
+            yield [(((found[k].message - lines[k][0]) / lines[k][1]).T, *own) for k in usable]
+
+    normal = dict(zip(usable, accumulate_all(c, chunks(), 2, len(usable), n_workers) if usable else [], strict=True))
+    return [RefitEquations(normal.get(k), *line, blocks) for k, line in enumerate(lines)]
+
+
 def refit(
     learner,
     params,
@@ -74,6 +121,7 @@ def refit(
     linear: LinearReadout,
     max_frames: int | None = None,
     n_workers: int | None = None,
+    equations: RefitEquations | None = None,
 ) -> Refit:
     """Least squares per neuron on the learned messages of a training recording.
 
@@ -86,40 +134,34 @@ def refit(
     - `max_frames`: at most so many frames, evenly spread over the recording; by default 4,000, or 20,000 where targets
       are noisy.
     - `n_workers`: threads; by default one per core.
+    - `equations`: `refit_equations` of the same, where they are known.
     """
-    c, data = recording.connectome, probe(recording)
-    # The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its messages.
-    # Its synapses can be identifiable all the same, so the line at positive training frames is used.
-    rare = (data.mean + data.std <= 0) & (linear.slope_g != 0)
-    offset = np.where(rare, linear.offset_g, readout.offset_g).astype(np.float32)
-    slope = np.where(rare, linear.slope_g, readout.slope_g).astype(np.float32)
-    noise, sigma = target_noise(recording), measurement_noise_std(recording.simulation, recording.split)
-    blocks = _blocks(len(recording.voltage), max_frames or (MAX_NOISY_FRAMES if noise else MAX_FRAMES))
-
-    def normalised(voltage):
-        return (messages(learner, params, voltage) - offset) / slope
-
-    def chunks(message):
-        for frames in blocks:
-            voltage, luminance, derivative = recording.pairs(frames)
-            voltage = np.asarray(voltage)
-            yield message(voltage).T, voltage.T, neuron_stimulus(c, luminance), derivative.T
-
-    if not (np.isfinite(offset).all() and np.isfinite(slope).all() and (slope != 0).all()):
+    c, networks = recording.connectome, together([params])
+    if equations is None:
+        equations = refit_equations(learner, networks, recording, [readout], [linear], max_frames, n_workers)[0]
+    normal, offset, slope, blocks = equations
+    sigma = measurement_noise_std(recording.simulation, recording.split)
+    if normal is None:
         missing = CircuitEstimate.missing(c)
         return Refit(missing, missing if sigma else None)
-    normal = accumulate(c, chunks(normalised), n_own=2, n_workers=n_workers)
-    ridge = prior(normal, c.receivers, INDEPENDENT_FRAMES, noise)
+    ridge = prior(normal, c.receivers, INDEPENDENT_FRAMES, target_noise(recording))
     solution = solve(normal, ridge)
     estimate = CircuitEstimate.from_coefficients(-solution.own[:, 0], solution.source, solution.constant, c.receivers)
     if not sigma:
         return Refit(estimate)
     voltage = np.concatenate([recording.voltage[frames] for frames in blocks])
     points = table_points(voltage, sigma)
-    at_points = normalised(np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1))
-    table = FunctionTable(points, at_points.T.astype(np.float64)).debiased(sigma)
+    at_points = messages(learner, networks, np.repeat(points[:, None].astype(np.float32), c.n_neurons, axis=1))
+    normalised = (at_points[0].message - offset) / slope
+    table = FunctionTable(points, normalised.T.astype(np.float64)).debiased(sigma)
     noise_of_messages = message_noise(table, voltage, sigma)
+
+    def chunks():
+        for block in blocks:
+            voltage, luminance, derivative = recording.pairs(block)
+            yield table(voltage).T, voltage.T, neuron_stimulus(c, luminance), derivative.T
+
     corrected = corrected_estimate(
-        recording, chunks(table), 2, noise_of_messages, leak_sign=1.0, continuous=False, n_workers=n_workers
+        recording, chunks(), 2, noise_of_messages, leak_sign=1.0, continuous=False, n_workers=n_workers
     )
     return Refit(estimate, corrected)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from flyjax.data.recorder import Lesioned, lesioned
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
+from flyjax.recovery.network_outputs import Networks, shapes_alone, together
 from flyjax.recovery.samples import moments, padded
 from flyjax.utils.ahead import compile_ahead, ready
 
@@ -37,39 +38,55 @@ class Rollout:
 
 @partial(jax.jit, static_argnums=0)
 def _advance(learner, params, start, luminance, dt):
+    """(frames, networks, N) from a state per network."""
+
+    def derivative(params, voltage, luminance):
+        return learner.derivative(params, voltage[None], luminance[None])[0]
+
     def frame(voltage, luminance):
-        after = voltage + dt * learner.derivative(params, voltage[None], luminance[None])[0]
+        after = voltage + dt * jax.vmap(derivative, (0, 0, None))(params, voltage, luminance)
         return after, after
 
     return jax.lax.scan(frame, start, luminance)[1]
 
 
 def compile_rollout_ahead(learner) -> None:
-    """Begin to compile the program of a rollout."""
+    """Begin to compile the program of a rollout, of one network at a time."""
     c = learner.connectome
-    states = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((c.n_neurons,), (CHUNK, c.n_columns), ())]
-    compile_ahead(_advance, lambda: _advance.lower(learner, learner.shapes, *states))
+    states = [jax.ShapeDtypeStruct(shape, np.float32) for shape in ((1, c.n_neurons), (CHUNK, c.n_columns), ())]
+    compile_ahead(_advance, lambda: _advance.lower(learner, shapes_alone(learner), *states))
 
 
 def rollout(learner, params, recording: Recording) -> Rollout:
     """Roll the network out over all frames of a recording, from the first state of each of its parts."""
+    return rollouts(learner, together([params]), recording)[0]
+
+
+def rollouts(learner, networks: Networks, recording: Recording) -> list[Rollout]:
+    """`rollout` of several networks, side by side."""
     true, luminance = recording.voltage, np.asarray(recording.luminance, np.float32)
     limit = DIVERGED * max(float(np.abs(true).max()), 1.0)
-    voltage = np.empty(true.shape, np.float32)
-    dt, advance = np.float32(recording.simulation.delta_t), ready(_advance)
+    voltage = [np.empty(true.shape, np.float32) for _ in range(networks.n)]
+    diverged: list[int | None] = [None] * networks.n
+    size, dt = len(networks.params["W"][...]), np.float32(recording.simulation.delta_t)
+    advance = ready(_advance)
     for part in recording.spans:
-        voltage[part.start] = true[part.start]
+        for one in voltage:
+            one[part.start] = true[part.start]
         for begin in range(part.start, part.stop - 1, CHUNK):
+            if None not in diverged:
+                break
             frames = luminance[begin : min(begin + CHUNK, part.stop - 1)]
-            states = advance(learner, params, voltage[begin], padded(frames, CHUNK), dt)
-            states = np.asarray(states)[: len(frames)]
-            voltage[begin + 1 : begin + 1 + len(frames)] = states
-            outside = ~(np.abs(states).max(axis=1) <= limit)  # True for NaN too
-            if outside.any():
-                frame = begin + 1 + int(np.argmax(outside))
-                voltage[frame:] = np.nan
-                return Rollout(voltage, frame)
-    return Rollout(voltage, None)
+            start = padded(np.stack([one[begin] for one in voltage]), size)
+            states = np.asarray(advance(learner, networks.params, start, padded(frames, CHUNK), dt))[: len(frames)]
+            for k, one in enumerate(voltage):
+                one[begin + 1 : begin + 1 + len(frames)] = states[:, k]
+                outside = ~(np.abs(states[:, k]).max(axis=1) <= limit)  # True for NaN too
+                if diverged[k] is None and outside.any():
+                    diverged[k] = begin + 1 + int(np.argmax(outside))
+    for one, frame in zip(voltage, diverged, strict=True):
+        one[len(one) if frame is None else frame :] = np.nan
+    return [Rollout(*one) for one in zip(voltage, diverged, strict=True)]
 
 
 def correlations(

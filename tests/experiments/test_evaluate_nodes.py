@@ -76,6 +76,34 @@ def test_concurrent_evaluation_gives_the_same_results_in_order(trained, cores, m
     assert len({m[0]["connectivity_R2"] for m, _ in together}) == len(specs), "each has its own result"
 
 
+def test_nodes_of_one_recording_are_evaluated_together(trained, monkeypatch):
+    """A seed that diverged is in no group; at most two networks at once."""
+    learner, specs, runs, recordings = trained
+    order = (0, 2, 4, 1, 3)
+    specs, runs = [specs[k] for k in order], [runs[k] for k in order]
+    runs[1] = [dataclasses.replace(runs[1][0], diverged_at=3), *runs[1]]
+    made = []
+
+    class Counted(node.Group):
+        def __init__(self, learner, networks, *recordings):
+            super().__init__(learner, networks, *recordings)
+            made.append(len(networks))
+
+    alone = [
+        node.evaluate_node(learner, *arguments(spec, own, recordings)) for spec, own in zip(specs, runs, strict=True)
+    ]
+    monkeypatch.setattr(node, "group_size", lambda *_: 2)
+    monkeypatch.setattr(node, "Group", Counted)
+    together = list(node.evaluate_nodes(learner, specs, runs, recordings))
+    assert made == [2, 1, 2]
+    for (found, _), (expected, _) in zip(together, alone, strict=True):
+        for one, other in zip(found, expected, strict=True):
+            assert one.keys() == other.keys()
+            numbers = {k: v for k, v in other.items() if isinstance(v, float)}
+            assert {k: one[k] for k in numbers} == pytest.approx(numbers, rel=1e-5)
+    assert together[1][0][0]["final_loss"] is None
+
+
 def test_the_metrics_of_a_node_name_its_recordings_even_where_all_seeds_diverged(trained):
     learner, specs, runs, recordings = trained
     diverged = [dataclasses.replace(one, diverged_at=3) for one in runs[1]]

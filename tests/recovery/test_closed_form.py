@@ -11,7 +11,7 @@ from support.true_learner import TrueLearner
 
 from flyjax.recovery import closed_form, compare, evaluate, extract, linear_readout, refit
 from flyjax.recovery.least_squares import normal_equations
-from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, solve
+from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, accumulate_all, solve
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.readout import probe
 
@@ -124,7 +124,10 @@ def test_each_neuron_has_its_own_table(train, monkeypatch, backend):
     rng = np.random.default_rng(2)
     sent, own, target = rng.normal(size=(3, c.n_neurons, 7))
     normal = accumulate(c, [(sent, own, own + sent, target)], n_own=2)
+    both = accumulate_all(c, [[(2 * sent, own, own, target), (sent, own, own + sent, target)]], n_own=2, n=2)
+    assert not np.allclose(both[0].moments[7], normal.moments[7])
     for i in (0, 7, 123, 300, c.n_neurons - 1):
+        np.testing.assert_array_equal(both[1].moments[i], normal.moments[i])
         mine = c.senders[c.receivers == i]
         x = np.concatenate([sent[mine], own[i : i + 1], own[i : i + 1] + sent[i], np.ones((1, 7)), target[i : i + 1]])
         assert np.allclose(normal.moments[i], x @ x.T / 7, rtol=1e-12, atol=1e-12)

@@ -11,7 +11,7 @@ from support.true_learner import TrueLearner
 from flyjax.recovery import CircuitEstimate, compare, evaluate, rollout
 from flyjax.recovery.activity import activity, activity_line, describe, rank, signal_to_noise
 from flyjax.recovery.metrics import Metrics, circuit_metrics, evaluation_pairs, explained, input_metrics, true_tau
-from flyjax.recovery.network_outputs import about_grey
+from flyjax.recovery.network_outputs import about_grey, together
 from flyjax.recovery.rollout import CHUNK, rollout_metrics
 from flyjax.utils.errors import UserError
 
@@ -121,7 +121,7 @@ def test_input_is_solved_by_one_newton_step(both):
     params = learner.params(both[0])
     voltage, luminance, derivative = evaluation_pairs(test)
     c = test.connectome
-    found = about_grey(learner, params, voltage)
+    (found,) = about_grey(learner, together([params]), voltage)
     true = luminance[:, c.input_column]
     solved = 0.5 + (derivative[:, c.inputs] - 0.75) / 2.0
     expected = np.corrcoef(true.ravel(), solved.ravel())[0, 1] ** 2

@@ -13,7 +13,7 @@ from flyjax.config import Model
 from flyjax.models import make_learner
 from flyjax.recovery import compare, extract, linear_readout, refit
 from flyjax.recovery.metrics import true_tau
-from flyjax.recovery.network_outputs import _outputs, about_grey, message_gain, network_outputs
+from flyjax.recovery.network_outputs import _outputs, about_grey, message_gain, network_outputs, together
 from flyjax.recovery.readout import N_FRAMES, N_POINTS, N_WATCHED_POINTS, fit_line, probe
 from flyjax.recovery.samples import moments
 
@@ -126,20 +126,21 @@ def test_all_read_outs_of_equal_learners_share_one_program(train, network):
     params = again.init(jax.random.key(9))
     published, linear = extract(again, params, train), linear_readout(again, params, train)
     refit(again, params, train, published, linear)
-    about_grey(again, params, train.voltage[:5])
+    about_grey(again, together([params]), train.voltage[:5])
     assert _outputs._cache_size() == before
 
 
 def test_derivatives_of_the_update_are_those_of_its_arguments(train):
     learner = TrueLearner(train.connectome)
-    params, tau, c = learner.params(train), true_tau(train), train.connectome
+    networks, tau, c = together([learner.params(train)]), true_tau(train), train.connectome
     voltage, luminance = train.voltage[:45], train.luminance[:45]  # more than one block
-    assert np.allclose(message_gain(learner, params, voltage, luminance), 1 / tau, rtol=1e-5)
-    found = about_grey(learner, params, voltage)
+    (gain,) = message_gain(learner, networks, voltage, luminance)
+    assert np.allclose(gain.derivative, 1 / tau, rtol=1e-5)
+    (found,) = about_grey(learner, networks, voltage)
     assert found.update.shape == voltage.shape and np.allclose(found.derivative, 1 / tau, rtol=1e-5)
-    shown = network_outputs(learner, params, voltage, np.full_like(luminance, 0.5))
+    (shown,) = network_outputs(learner, networks, voltage, np.full_like(luminance, 0.5))
     assert np.allclose(found.update, shown.update, rtol=1e-5, atol=1e-5)
-    dark = network_outputs(learner, params, voltage, np.zeros_like(luminance))
+    (dark,) = network_outputs(learner, networks, voltage, np.zeros_like(luminance))
     difference = np.zeros(c.n_neurons)
     difference[c.inputs] = 0.5 / tau[c.inputs]
     assert np.allclose(shown.update - dark.update, difference, atol=1e-4)

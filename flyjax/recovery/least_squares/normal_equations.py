@@ -90,12 +90,13 @@ def _add_products(tables: list[np.ndarray], rows: list[np.ndarray], x: np.ndarra
         tables[i] += z @ z.T
 
 
-def _add_on_cpu(tables: list[np.ndarray], rows: list[np.ndarray], chunks, n_workers: int) -> None:
-    """Add all chunks to the tables, in threads."""
-    shares = [range(k, len(tables), n_workers) for k in range(n_workers)]
+def _add_on_cpu(tables: list[list[np.ndarray]], rows: list[np.ndarray], chunks, n_workers: int) -> None:
+    """Add all chunks to the tables of each problem, in threads."""
+    shares = [range(k, len(rows), n_workers) for k in range(n_workers)]
     with threadpool_limits(1), ThreadPoolExecutor(n_workers) as pool:
         for chunk in chunks:
-            list(pool.map(partial(_add_products, tables, rows, np.asarray(chunk)), shares))
+            for own, x in zip(tables, chunk, strict=True):
+                list(pool.map(partial(_add_products, own, rows, np.asarray(x)), shares))
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -109,7 +110,7 @@ def _add_padded(tables: list[Array], rows: list[Array], x: Float[Array, "R B"]) 
     return [table + jax.lax.map(product, row, batch_size=AT_ONCE) for table, row in zip(tables, rows, strict=True)]
 
 
-def _add_on_accelerator(tables: list[np.ndarray], rows: list[np.ndarray], chunks) -> None:
+def _add_on_accelerator(tables: list[list[np.ndarray]], rows: list[np.ndarray], chunks) -> None:
     """`_add_on_cpu` with all tables on the default device, those of similar size padded to one."""
     size = np.array([len(row) + -len(row) % PADDING for row in rows])
     groups = [np.flatnonzero(size == n) for n in np.unique(size)]
@@ -120,13 +121,14 @@ def _add_on_accelerator(tables: list[np.ndarray], rows: list[np.ndarray], chunks
     ]
     with jax.enable_x64(True):
         padded = jax.device_put([p.astype(np.int32) for p in padded])
-        sums = [jnp.zeros((*p.shape, p.shape[1])) for p in padded]
+        sums = [[jnp.zeros((*p.shape, p.shape[1])) for p in padded] for _ in tables]
     for chunk in chunks:
         with jax.enable_x64(True):
-            sums = _add_padded(sums, padded, chunk)
-    for members, group in zip(groups, map(np.asarray, sums), strict=True):
-        for i, table in zip(members, group, strict=True):
-            tables[i] += table[: len(rows[i]), : len(rows[i])]
+            sums = [_add_padded(own, padded, x) for own, x in zip(sums, chunk, strict=True)]
+    for own, found in zip(tables, sums, strict=True):
+        for members, group in zip(groups, map(np.asarray, found), strict=True):
+            for i, table in zip(members, group, strict=True):
+                own[i] += table[: len(rows[i]), : len(rows[i])]
 
 
 def accumulate(
@@ -140,15 +142,26 @@ def accumulate(
     - `n_own`: number of own columns per neuron.
     - `n_workers`: threads on a CPU; by default one per core.
     """
+    return accumulate_all(connectome, ([chunk] for chunk in chunks), n_own, 1, n_workers)[0]
+
+
+def accumulate_all(
+    connectome,
+    chunks: Iterable[Sequence[Sequence[np.ndarray | Array]]],
+    n_own: int,
+    n: int,
+    n_workers: int | None = None,
+) -> list[NormalEquations]:
+    """`accumulate` of `n` problems in one pass: `chunks` have the columns of each."""
     rows, n_frames = table_rows(connectome, n_own), 0
-    tables = [np.zeros((len(row),) * 2) for row in rows]
+    tables = [[np.zeros((len(row),) * 2) for row in rows] for _ in range(n)]
 
     def stacked():
         nonlocal n_frames
         for chunk in chunks:
-            n_frames += chunk[0].shape[1]
+            n_frames += chunk[0][0].shape[1]
             with jax.enable_x64(True):
-                x = _stack(tuple(chunk))
+                x = [_stack(tuple(columns)) for columns in chunk]
             yield x
 
     if jax.default_backend() == "cpu":
@@ -156,7 +169,7 @@ def accumulate(
     else:
         _add_on_accelerator(tables, rows, stacked())
     first = np.searchsorted(connectome.receivers, np.arange(connectome.n_neurons + 1))
-    return NormalEquations([table / max(n_frames, 1) for table in tables], first, n_own, n_frames)
+    return [NormalEquations([t / max(n_frames, 1) for t in own], first, n_own, n_frames) for own in tables]
 
 
 def _solve_neuron(m: np.ndarray, n_own: int, ridge: float) -> tuple[np.ndarray, np.ndarray]:
