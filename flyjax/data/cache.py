@@ -1,6 +1,7 @@
 """A cache of recordings: on disk by content hash, in memory up to a limit."""
 
 import dataclasses
+import functools
 import logging
 import shutil
 from collections.abc import Callable
@@ -73,17 +74,23 @@ def _n_bytes(recording: Recording) -> int:
     return recording.voltage.nbytes * (1 if recording.derivative_in_memory is None else 2)
 
 
+#: Those with a folder on disk, by that: a further iteration of a search neither reads them again nor computes again
+#: what is known of them. The most recently used last.
+_in_memory: dict[tuple[Path | None, str, float], Recording] = {}
+
+
 class Recordings:
     """Training recordings by noise level and the test recording of one simulation.
 
-    The most recently used stay in memory up to `max_bytes`; the others are read from `cache_dir` when needed.
+    The most recently used stay in memory, with those of other simulations up to `max_bytes`; the others are read from
+    `cache_dir` when needed.
 
     **Arguments:**
 
     - `simulation`: what is recorded.
     - `cache_dir`: the cache folder; without one every recording stays in memory.
     - `max_disk_gb`: the size of the cache folder.
-    - `max_bytes`: memory for training recordings, by default a quarter of what is free.
+    - `max_bytes`: memory for recordings, by default a quarter of what is free.
     - `reads_only`: the cache folder is another process's.
     - `beside`: write stores in a thread, one at a time, while a recording is used; call `written` at the end.
     """
@@ -100,12 +107,26 @@ class Recordings:
         self.simulation, self._cache_dir, self._max_disk_gb = simulation, cache_dir, max_disk_gb
         self._reads_only, self._beside = reads_only, beside
         self._writing: Future | None = None
-        self._max_bytes = MEMORY_SHARE * available_ram() if max_bytes is None else max_bytes
-        self._in_memory: dict[tuple[str, float], Recording] = {}  # the most recently used last
+        self._is_cached = cache_dir is not None and simulation.recording is None
+        self._in_memory = _in_memory if self._is_cached else {}
+        free = available_ram() + sum(map(_n_bytes, self._in_memory.values()))
+        self._max_bytes = MEMORY_SHARE * free if max_bytes is None else max_bytes
+        self._path = functools.cache(self._used_path)
+
+    def _used_path(self, split: str, level: float) -> Path | None:
+        """The folder of a recording, which counts as used."""
+        if self._cache_dir is None or not self._is_cached:
+            return None
+        path = (self._cache_dir / cache_key(self.simulation, level, split, 0)).resolve()
+        if not self._reads_only:
+            array_store.touch(path)
+        return path
 
     def _get(self, split: str, level: float) -> Recording:
-        key = (split, level)
+        key = self._path(split, level), split, level
         recording = self._in_memory.pop(key, None)
+        if recording is not None and recording.simulation != self.simulation:  # in what makes no other recording
+            recording = dataclasses.replace(recording, simulation=self.simulation)
         if self.simulation.recording is not None:
             check_level(level)
             recording = own_splits(self.simulation)[split == "test"]
@@ -134,16 +155,16 @@ class Recordings:
             writing.result()
 
     def _release_memory(self) -> None:
-        """Drop the least recently used training recordings until one more of their size fits."""
-        train = [key for key in self._in_memory if key[0] == "train"]
-        sizes = [_n_bytes(self._in_memory[key]) for key in train]
-        while train and sum(sizes) + max(sizes) > self._max_bytes:
-            del self._in_memory[train.pop(0)], sizes[0]
+        """Drop the least recently used recordings until one more of the size of the largest fits."""
+        keys = list(self._in_memory)
+        sizes = [_n_bytes(self._in_memory[key]) for key in keys]
+        while keys and sum(sizes) + max(sizes) > self._max_bytes:
+            del self._in_memory[keys.pop(0)], sizes[0]
 
     @property
     def capacity(self) -> int:
         """Number of training recordings of the present size that fit into `max_bytes`, at least one."""
-        largest = max((_n_bytes(r) for (split, _), r in self._in_memory.items() if split == "train"), default=1)
+        largest = max((_n_bytes(r) for (_, split, _), r in self._in_memory.items() if split == "train"), default=1)
         return max(1, int(self._max_bytes // largest))
 
     def train(self, level: float) -> Recording:

@@ -450,3 +450,24 @@ def test_a_store_that_could_not_be_written_is_an_error_later(tmp_path, monkeypat
     with pytest.raises(UserError, match="no space"):
         recordings.written()
     recordings.written()
+
+
+def test_a_recording_stays_in_memory_for_the_next_iteration(tmp_path):
+    first = Recordings(FLY, tmp_path / "a")
+    train, test = first.train(0.05), first.test
+    again = Recordings(FLY.model_copy(), tmp_path / "a")
+    assert again.train(0.05) is train and again.test is test
+    other = Recordings(FLY.model_copy(update={"n_test_frames": 30}), tmp_path / "a")
+    assert other.train(0.05).voltage is train.voltage and other.train(0.05).simulation.n_test_frames == 30
+    assert len(other.test.voltage) == 30
+    assert Recordings(FLY, tmp_path / "b").train(0.05) is not train
+    small = Recordings(FLY, tmp_path / "a", max_bytes=1)
+    small.train(0.1)
+    assert small.train(0.05) is not train
+
+
+def test_what_is_in_memory_counts_as_used_on_disk(tmp_path):
+    train = Recordings(FLY, tmp_path).train(0.05)
+    manifest = tmp_path / train.cache_key / "manifest.json"
+    os.utime(manifest, (1, 1))
+    assert Recordings(FLY, tmp_path).train(0.05) is train and manifest.stat().st_mtime > 1
