@@ -175,9 +175,23 @@ MUTATIONS = (
     Mutation(
         "metrics of a recording of another noise level",
         "experiments/node.py",
-        "arguments = spec.training, runs, recordings.train(spec.training.noise_model_level),",
-        "arguments = spec.training, runs, recordings.train(specs[0].training.noise_model_level),",
+        "train, test = recordings.train(spec.training.noise_model_level),",
+        "train, test = recordings.train(specs[0].training.noise_model_level),",
         "experiments/test_evaluate_nodes.py::test_concurrent_evaluation_gives_the_same_results_in_order",
+    ),
+    Mutation(
+        "networks evaluated together have each other's numbers",
+        "experiments/node.py",
+        "found[s] = self._newest[1], members.index((k, s))",
+        "found[s] = self._newest[1], len(members) - 1 - members.index((k, s))",
+        "experiments/test_evaluate_nodes.py::test_nodes_of_one_recording_are_evaluated_together",
+    ),
+    Mutation(
+        "figures of a killed process stay undrawn",
+        "report/figures/drawing.py",
+        "for path in sorted(self._nodes.glob(",
+        'for path in sorted(self._nodes.with_name("x").glob(',
+        "report/test_drawing.py::test_a_figure_that_fails_is_a_warning_and_is_tried_again",
     ),
     # --- the search: classes, choices, parents, blocks, resuming ---
     Mutation(

@@ -149,16 +149,9 @@ def evaluate_node(
             per_seed.append({**described, **missing, **cost, "reasons": dict.fromkeys(missing, reason)})
             continue
         losses: dict[str, Any] = {"final_loss": one.final_loss, "final_loss_total": one.final_loss_total}
-        result = evaluate(
-            learner,
-            one.params,
-            train,
-            test,
-            **losses,
-            held_out=held_out,
-            n_workers=n_workers,
-            place=(places or {}).get(s),
-        )
+        place = (places or {}).get(s)
+        options: dict[str, Any] = {"held_out": held_out, "n_workers": n_workers, "place": place}
+        result = evaluate(learner, one.params, train, test, **losses, **options)
         # Unlike the loss, comparable between batch sizes and noise levels.
         error = relative_error(one.final_loss, training, train.connectome.n_neurons, target_spread(train))
         per_seed.append({**result.metrics, "final_error": error, **cost})

@@ -6,7 +6,7 @@ need is skipped when it runs. Networks of equal shapes are evaluated together.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -57,6 +57,17 @@ def together(networks: Sequence[Any]) -> Networks:
     return Networks(jax.tree.map(lambda *leaves: np.stack([np.asarray(x) for x in leaves]), *repeated), n)
 
 
+def over_networks(function: Callable, params, *arguments, axes: tuple[int | None, ...]) -> Any:
+    """`function(params, *arguments)` for each network; a single one without an axis, which compiles a quarter faster.
+
+    **Arguments:** `axes`: 0 for arguments that each network has of its own, else None.
+    """
+    if len(params["W"][...]) > 1:
+        return jax.vmap(function, (0, *axes))(params, *arguments)
+    own = [x if axis is None else x[0] for x, axis in zip(arguments, axes, strict=True)]
+    return jax.tree.map(lambda x: x[None], function(jax.tree.map(lambda x: x[0], params), *own))
+
+
 class NetworkOutputs(NamedTuple):
     """Values at (frames, N) states; empty where a call does not need them."""
 
@@ -86,7 +97,7 @@ def _outputs(learner, at_once, params, wanted: Wanted, sending, receiving, stimu
         return tuple(x.T for x in (message, summed, *jax.lax.switch(wanted.depth, branches)))
 
     def all_networks(frames):
-        return jax.vmap(evaluate, (0, None, None, None))(params, *(x.T for x in frames))
+        return over_networks(evaluate, params, *(x.T for x in frames), axes=(None, None, None))
 
     def cut(x):
         return x.reshape(-1, at_once, x.shape[1])

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from flyjax.data.recorder import Lesioned, lesioned
 from flyjax.data.recording import Recording
 from flyjax.recovery.metrics import Metrics, explained
-from flyjax.recovery.network_outputs import Networks, shapes_alone, together
+from flyjax.recovery.network_outputs import Networks, over_networks, shapes_alone, together
 from flyjax.recovery.samples import moments, padded
 from flyjax.utils.ahead import compile_ahead, ready
 
@@ -44,7 +44,7 @@ def _advance(learner, params, start, luminance, dt):
         return learner.derivative(params, voltage[None], luminance[None])[0]
 
     def frame(voltage, luminance):
-        after = voltage + dt * jax.vmap(derivative, (0, 0, None))(params, voltage, luminance)
+        after = voltage + dt * over_networks(derivative, params, voltage, luminance, axes=(0, None))
         return after, after
 
     return jax.lax.scan(frame, start, luminance)[1]
