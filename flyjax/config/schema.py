@@ -180,6 +180,13 @@ class Training(StrictModel):
     rollout_steps: int = Field(
         1, ge=1, le=64, description="Euler steps that a prediction is rolled out for; 1 predicts derivatives"
     )
+    n_projections: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="so many times in the first 60 % of the steps W is set by least squares on the learned messages, "
+        "and from the first time on it has no learning rate; 0 trains W by gradients alone, try 6",
+    )
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
     checkpoint_every: int = Field(2_000, ge=1, le=10**9, description="optimiser steps between checkpoints")
 

@@ -26,10 +26,10 @@ from flyjax.data import record
 from flyjax.experiments.node import NodeSpec, learner_for
 from flyjax.experiments.train_nodes import train_nodes
 from flyjax.models import Learner, losses, make_learner
+from flyjax.models.normal_equations import table_rows
 from flyjax.recovery import closed_form, evaluate, extract, linear_readout, refit, rollout
 from flyjax.recovery.activity import activity
 from flyjax.recovery.clusters import all_cluster_metrics
-from flyjax.recovery.least_squares.normal_equations import table_rows
 from flyjax.recovery.readout import N_POINTS
 from flyjax.recovery.refit import MAX_FRAMES
 from flyjax.training import lanes

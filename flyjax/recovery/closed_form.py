@@ -32,8 +32,7 @@ from jaxtyping import Bool, Float
 from flyjax.data import on_device
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.recovery.least_squares.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
-from flyjax.recovery.least_squares.normal_equations import (
+from flyjax.models.normal_equations import (
     RIDGE,
     Solution,
     accumulate,
@@ -41,6 +40,7 @@ from flyjax.recovery.least_squares.normal_equations import (
     solve,
     target_noise,
 )
+from flyjax.recovery.errors_in_variables import corrected_estimate, debiased_relu, relu_noise
 from flyjax.recovery.metrics import Array, CircuitEstimate, circuit_metrics
 from flyjax.recovery.samples import per_recording
 

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 
 from flyjax.data.recording import Recording
+from flyjax.models.normal_equations import table_rows
 from flyjax.recovery.learned_stimulus import RecordingWithLearnedStimulus, with_learned_stimulus
-from flyjax.recovery.least_squares.normal_equations import table_rows
 from flyjax.recovery.linear_readout import LinearReadout, linear_readouts
 from flyjax.recovery.metrics import evaluation_pairs
 from flyjax.recovery.network_outputs import NetworkOutputs, about_grey, network_outputs, together

@@ -28,18 +28,20 @@ import numpy as np
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std
-from flyjax.recovery.least_squares.errors_in_variables import (
-    FunctionTable,
-    corrected_estimate,
-    message_noise,
-    table_points,
-)
-from flyjax.recovery.least_squares.normal_equations import (
+from flyjax.models.normal_equations import (
+    INDEPENDENT_FRAMES,
     NormalEquations,
     accumulate_all,
     prior,
     solve,
+    spread_blocks,
     target_noise,
+)
+from flyjax.recovery.errors_in_variables import (
+    FunctionTable,
+    corrected_estimate,
+    message_noise,
+    table_points,
 )
 from flyjax.recovery.linear_readout import LinearReadout
 from flyjax.recovery.metrics import CircuitEstimate
@@ -51,11 +53,6 @@ from flyjax.recovery.samples import neuron_stimulus
 MAX_FRAMES = 4000
 #: The same where targets are noisy: more frames average the noise.
 MAX_NOISY_FRAMES = 20_000
-#: Frames of a block.
-BLOCK = 500
-#: The residual of the first fit is mostly the error of the learned messages, the same in every similar frame: the prior
-#: counts it as if this many frames were independent.
-INDEPENDENT_FRAMES = 20
 
 
 class Refit(NamedTuple):
@@ -63,14 +60,6 @@ class Refit(NamedTuple):
 
     estimate: CircuitEstimate
     corrected: CircuitEstimate | None = None  #: of noisy measurements: without the bias that the noise causes
-
-
-def _blocks(n_frames: int, max_frames: int) -> list[slice]:
-    """Evenly spread blocks of frames, the first and the last frame among them; all frames if they are few."""
-    length = min(BLOCK, n_frames)
-    n_blocks = max(1, min(-(-n_frames // length), max_frames // length))
-    starts = np.linspace(0, n_frames - length, n_blocks).round().astype(int)
-    return [slice(start, start + length) for start in starts]
 
 
 class RefitEquations(NamedTuple):
@@ -94,7 +83,7 @@ def refit_equations(
     """What `refit` solves, of several networks in one pass over the recording; arguments as there."""
     data, c = probe(recording), recording.connectome
     frames = max_frames or (MAX_NOISY_FRAMES if target_noise(recording) else MAX_FRAMES)
-    blocks, lines = _blocks(len(recording.voltage), frames), []
+    blocks, lines = spread_blocks(len(recording.voltage), frames), []
     for readout, linear in zip(readouts, linears, strict=True):
         # The published read-out gives a source that is rarely above zero the slope 1, whatever the scale of its
         # messages. Its synapses can be identifiable all the same, so the line at positive training frames is used.

@@ -27,7 +27,7 @@ from flyjax.data.own_recording import known_connectome
 from flyjax.models import Learner, make_learner
 from flyjax.models.chunked_map import ACCELERATOR_ROWS, CPU_ROWS, n_segments
 from flyjax.training.data import TARGET_BYTES, TARGET_FRAMES
-from flyjax.training.hparams import Static, n_steps, static_of
+from flyjax.training.hparams import CHUNK, Static, n_steps, projection_chunks, static_of
 from flyjax.utils import distributed
 from flyjax.utils.atomic_io import write_json
 from flyjax.utils.errors import UserError
@@ -170,21 +170,21 @@ def gflop_per_frame(model: Model, batch_size: int, n_neurons: int, n_edges: int,
     return 6e-9 * (n_neurons * update + senders * message + regularisers / batch_size)
 
 
-#: Steps of one scan; between scans the host reports progress.
-CHUNK = 250
 #: Share of the memory that is planned for; allocators and evaluation need the rest.
 SHARE = 0.8
 
 
 @dataclass(frozen=True)
 class Lane:
-    """One training: its candidate, seed number and seed, optimiser steps, and the noise level of its recording."""
+    """One training: its candidate, seed number and seed, optimiser steps, the noise level of its recording, and the
+    chunks after which W is projected."""
 
     candidate: int
     replicate: int
     seed: int
     n_steps: int
     level: float
+    projections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -344,7 +344,8 @@ def plan(
     lanes: dict[Static, list[Lane]] = {}
     for k, (candidate, own_seeds) in enumerate(zip(candidates, seeds, strict=True)):
         for s, seed in enumerate(own_seeds):
-            lane = Lane(k, s, seed, n_steps(candidate, n_frames), candidate.noise_model_level)
+            projections = projection_chunks(candidate, n_frames)
+            lane = Lane(k, s, seed, n_steps(candidate, n_frames), candidate.noise_model_level, projections)
             lanes.setdefault(static_of(candidate), []).append(lane)
     groups = []
     for static in sorted(lanes):

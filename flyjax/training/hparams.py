@@ -19,6 +19,10 @@ from flyjax.models import Learner
 from flyjax.models.losses import CURVATURE_COEFFICIENTS, coefficient_names
 from flyjax.utils.errors import UserError
 
+#: Steps of one scan; between scans the host reports progress and projects W.
+CHUNK = 250
+#: Share of the steps after which W is projected for the last time.
+PROJECTED_BY = 0.6
 VALIDATION_FRAMES = 32  # held-out frames that are evaluated
 
 #: The learning rate of each group of parameters.
@@ -58,6 +62,13 @@ def n_steps(training: Training, n_frames: int) -> int:
     return max(1, round(n_frames * training.data_augmentation_loop / training.batch_size * 0.2))
 
 
+def projection_chunks(training: Training, n_frames: int) -> tuple[int, ...]:
+    """The numbers of chunks after which W is projected (`projection`)."""
+    steps = PROJECTED_BY * n_steps(training, n_frames) * np.arange(1, training.n_projections + 1)
+    chunks = steps / max(1, training.n_projections) // CHUNK
+    return tuple(sorted({max(1, int(chunk)) for chunk in chunks}))
+
+
 def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:
     """The frames on which a field was not trained: every k-th."""
     stride = round(1 / training.validation_fraction)
@@ -84,10 +95,13 @@ def traced_hparams(
         held_out = held_out_of_field(training, n_frames)
         n_training, n_held_out = n_frames - len(held_out), len(held_out)
         hparams["holdout_stride"] = np.int32(held_out[0] + 1)
+    steps = n_steps(training, n_frames)
+    first_projection = min(projection_chunks(training, n_frames), default=None)
     return hparams | {
         "n_starts": np.int32(n_training - training.rollout_steps + 1),
         "n_held_out": np.int32(n_held_out),
-        "n_steps": np.int32(n_steps(training, n_frames)),
+        "n_steps": np.int32(steps),
+        "n_steps_W": np.int32(steps if first_projection is None else first_projection * CHUNK),
         "units": np.asarray(units, np.float32),
         "level": np.int32(level),
     }
@@ -107,5 +121,10 @@ def check_trainable(learner: Learner, candidates: Sequence[Training], recording:
     n_frames = len(recording.voltage)
     shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, n_frames),)))
     for training in candidates:
+        if training.n_projections and n_steps(training, n_frames) <= CHUNK:
+            raise UserError(
+                f"training.n_projections={training.n_projections} needs more than {CHUNK} steps, not "
+                f"{n_steps(training, n_frames)}: raise data_augmentation_loop, or set it to 0"
+            )
         if problem := training_problem(learner.config, training, n_frames, shortest):
             raise UserError(problem)

@@ -21,7 +21,7 @@ from flyjax.models import Learner
 from flyjax.training import checkpoint
 from flyjax.training.grouping import CHUNK, Group, Lane
 from flyjax.training.hparams import RATES, Static
-from flyjax.training.optimizer import schedule_factor, unpack
+from flyjax.training.optimizer import learning_rate, unpack
 from flyjax.training.step import TrainState, init_state, result_params, train_lanes
 from flyjax.utils import distributed
 from flyjax.utils.ahead import ready
@@ -96,12 +96,21 @@ def _rows(state: TrainState, rows) -> TrainState:
 class Segment:
     """A program over some chunks: starts or continues lanes, chunk by chunk, and hands them back."""
 
-    def __init__(self, learner: Learner, group: Group, lanes: list[LaneState], hparams, data_at, folder: Path | None):
-        """**Arguments:** `hparams`: `traced_hparams` of each lane; `data_at`: `DeviceRecordings.at`; `folder`: of
-        checkpoints, if any."""
+    def __init__(
+        self,
+        learner: Learner,
+        group: Group,
+        lanes: list[LaneState],
+        hparams,
+        data_at,
+        project: Callable,
+        folder: Path | None,
+    ):
+        """**Arguments:** `hparams`: `traced_hparams` of each lane; `data_at`: `DeviceRecordings.at`; `project`: gives
+        W of (lane, number of the chunk, parameters), or None; `folder`: of checkpoints, if any."""
         padding = group.width - len(lanes)
         self.learner, self.group, self.lanes, self.hparams = learner, group, lanes, hparams
-        self._data_at, self.folder = data_at, folder
+        self._data_at, self._project, self.folder = data_at, project, folder
         self._whole: Any = None  # the compiled program of `_all_states`, where there are several processes
         self.program = compiled(learner, group.static, group.n_devices)
         # Lanes that only pad a device take no step and affect no other.
@@ -135,6 +144,20 @@ class Segment:
         distributed.barrier()  # Gloo waits half a minute, less than a process may take longer to compile
         return self._whole(self.state)
 
+    def _project_weights(self, done: int, is_finite: np.ndarray) -> None:
+        """Replace W of the lanes that are due after so many chunks."""
+        due = [i for i, lane in enumerate(self.lanes) if is_finite[i] and done in lane.lane.projections]
+        if not due:
+            return
+        state = jax.device_get(distributed.local(self._all_states()))
+        weight = np.array(state.params["W"])
+        for i in due:
+            weight[i] = self._project(
+                self.lanes[i].lane, unpack(self.learner, {k: v[i] for k, v in state.params.items()})
+            )
+        selected = state.selected_params | ({"W": weight} if self.group.static.select == "average" else {})
+        self._take_up(state._replace(params=state.params | {"W": weight}, selected_params=selected))
+
     def train(self, first: int, last: int, checkpoint_every: int, report: Callable) -> None:
         """Chunks `first` to `last`; those that a checkpoint holds are not trained again.
 
@@ -161,6 +184,7 @@ class Segment:
                     newest = newest[:n_lanes].swapaxes(0, 1)
                     losses[(done - first) * CHUNK : (done - first + 1) * CHUNK] = newest
                     done, error = done + 1, None
+                    self._project_weights(done, is_finite)
                     try:
                         report(self, done, newest, steps[:n_lanes], is_finite[:n_lanes])
                     except (KeyboardInterrupt, UserError) as stop:  # from which the training goes on
@@ -194,9 +218,9 @@ class Segment:
 
     def rates(self, i: int, step: int) -> dict[str, float]:
         """The learning rates of a lane's step number `step` (from 1), by parameter group."""
-        hparams = self.hparams[i]
-        factor = float(schedule_factor(self.group.static.schedule, hparams, step - 1, np))
-        return {group: float(hparams[name]) * factor for group, name in RATES.items() if name in hparams}
+        hparams, schedule = self.hparams[i], self.group.static.schedule
+        groups = [group for group, name in RATES.items() if name in hparams]
+        return {group: float(learning_rate(group, schedule, hparams, step - 1, np)) for group in groups}
 
 
 #: Of the training time, what `monitor` may take.

@@ -4,6 +4,7 @@ Parameters are packed as one vector per group: the optimiser then runs three ker
 which on small circuits is most of a step.
 """
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -72,19 +73,24 @@ def schedule_factor(schedule: str, hparams, count, xp=jnp):
     return warm_up * 0.5 * (1.0 + xp.cos(xp.pi * xp.minimum(progress, 1.0)))
 
 
+def learning_rate(group: str, schedule: str, hparams, count, xp=jnp):
+    """Learning rate of a group after `count` steps; that of W is 0 once it has been projected."""
+    rate = hparams[RATES[group]] * schedule_factor(schedule, hparams, count, xp)
+    return xp.where(count < hparams["n_steps_W"], rate, xp.float32(0)) if group == "W" else rate
+
+
 def make_optimizer(hparams, schedule: str) -> optax.GradientTransformation:
     """Adam on packed parameters with one learning rate per group; the rates may be traced.
 
     Optax' own `warmup_cosine_decay_schedule` refuses a traced peak.
     """
 
-    def rate(name: str):
-        if schedule == "constant":
-            return hparams[name]
-        return lambda count: hparams[name] * schedule_factor(schedule, hparams, count)
-
     inner = optax.multi_transform(
-        {group: optax.adam(rate(name)) for group, name in RATES.items() if name in hparams}
+        {
+            group: optax.adam(partial(learning_rate, group, schedule, hparams))
+            for group, name in RATES.items()
+            if name in hparams
+        }
         | {"units": optax.set_to_zero()},
         lambda packed: {group: group for group in packed},
     )

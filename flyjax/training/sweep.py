@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from flyjax.config import Training, content_hash
+from flyjax.config import Training, content_hash, split_sizes
 from flyjax.data.recording import Recording
 from flyjax.models import Learner
 from flyjax.training import grouping
@@ -31,6 +31,7 @@ from flyjax.training.grouping import CHUNK, Budget, Group, Lane, Memory
 from flyjax.training.hparams import check_trainable, traced_hparams, units_of
 from flyjax.training.lanes import LaneState, Progress, Reporter, Segment
 from flyjax.training.optimizer import unpack
+from flyjax.training.projection import projected_weights
 from flyjax.training.step import result_params
 from flyjax.utils import distributed
 from flyjax.utils.errors import UserError, as_user_errors
@@ -183,7 +184,13 @@ class _Sweep:
         states = [self.lanes[lane] for lane in group.lanes]
         group = self.budget.on_devices(group, self.n_devices)
         group = replace(group, n_devices=distributed.even(group.n_devices))
-        return Segment(self.learner, group, states, hparams, self.data.at, folder)
+        return Segment(self.learner, group, states, hparams, self.data.at, self.project, folder)
+
+    def project(self, lane: Lane, params) -> np.ndarray:
+        """W of a lane by least squares on its messages, on the frames that it is trained on."""
+        recording = self.recording_of(lane.level)
+        n_training = split_sizes(self.candidates[lane.candidate], len(recording.voltage))[0]
+        return projected_weights(self.learner, params, recording, n_training)
 
     def stop_behind(self, halving: Halving) -> None:
         """Stop lanes at a rung."""

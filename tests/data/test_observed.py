@@ -7,7 +7,7 @@ from flyjax.config import Simulation, parse_experiment
 from flyjax.data import held_out, known_connectome, load_recording, record
 from flyjax.data.recorder import lesioned
 from flyjax.ground_truth import build_ground_truth, seen_neurons
-from flyjax.recovery.least_squares.normal_equations import target_noise
+from flyjax.models.normal_equations import target_noise
 from flyjax.utils.errors import UserError
 
 WHOLE = Simulation(extent=1, visual_input_type="scenes_texture", n_frames=100, n_test_frames=20)

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from flyjax.config import Model, Simulation, Training
 from flyjax.data.cache import Recordings
 from flyjax.experiments import node
-from flyjax.recovery.least_squares import normal_equations
+from flyjax.models import normal_equations
 from flyjax.recovery.samples import per_recording
 from flyjax.training import train_sweep
 

@@ -9,9 +9,9 @@ import pytest
 from support.recovery_fixtures import recordings
 from support.true_learner import TrueLearner
 
+from flyjax.models import normal_equations
+from flyjax.models.normal_equations import RIDGE, accumulate, accumulate_all, solve
 from flyjax.recovery import closed_form, compare, evaluate, extract, linear_readout, refit
-from flyjax.recovery.least_squares import normal_equations
-from flyjax.recovery.least_squares.normal_equations import RIDGE, accumulate, accumulate_all, solve
 from flyjax.recovery.metrics import true_tau
 from flyjax.recovery.readout import probe
 

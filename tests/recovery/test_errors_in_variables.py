@@ -9,9 +9,10 @@ from support.recovery_fixtures import SIMULATION, circuit
 from support.true_learner import TrueLearner
 
 from flyjax.data import load_recording, record
+from flyjax.models.normal_equations import accumulate, solve, target_noise
 from flyjax.recovery import closed_form, extract, linear_readout, refit
 from flyjax.recovery.activity import signal_to_noise
-from flyjax.recovery.least_squares.errors_in_variables import (
+from flyjax.recovery.errors_in_variables import (
     WARM_UP,
     FunctionTable,
     apply_window,
@@ -23,7 +24,6 @@ from flyjax.recovery.least_squares.errors_in_variables import (
     table_points,
     window_decay,
 )
-from flyjax.recovery.least_squares.normal_equations import accumulate, solve, target_noise
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.training.data import computes_target
 from flyjax.utils.errors import UserError

@@ -35,6 +35,11 @@ ROUNDING = 1e-15
 MAX_INFLATION = 1e9
 #: A leak with a smaller unique std, below the rounding of float32 voltages, is set to the median of the others.
 MIN_LEAK_STD = 1e-7
+#: Frames of a block.
+BLOCK = 500
+#: The residual of the first fit is mostly the error of the learned messages, the same in every similar frame: the prior
+#: counts it as if this many frames were independent.
+INDEPENDENT_FRAMES = 20
 #: On an accelerator tables are padded to multiples of this size, and so many are multiplied at once.
 PADDING, AT_ONCE = 16, 256
 
@@ -63,6 +68,14 @@ class Solution:
     source_unique_std: Float[np.ndarray, " E"]
     own_unique_std: Float[np.ndarray, "N n_own"]
     constant_unique_std: Float[np.ndarray, " N"]
+
+
+def spread_blocks(n_frames: int, max_frames: int) -> list[slice]:
+    """Evenly spread blocks of frames, the first and the last frame among them; all frames if they are few."""
+    length = min(BLOCK, n_frames)
+    n_blocks = max(1, min(-(-n_frames // length), max_frames // length))
+    starts = np.linspace(0, n_frames - length, n_blocks).round().astype(int)
+    return [slice(start, start + length) for start in starts]
 
 
 def table_rows(connectome, n_own: int) -> list[Int[np.ndarray, " K"]]:

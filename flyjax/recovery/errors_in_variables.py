@@ -48,7 +48,7 @@ from threadpoolctl import threadpool_limits
 
 from flyjax.data.recording import Recording
 from flyjax.data.splits import measurement_noise_std, uses_finite_differences
-from flyjax.recovery.least_squares.normal_equations import RIDGE, NormalEquations, accumulate, residual_variance, solve
+from flyjax.models.normal_equations import RIDGE, NormalEquations, accumulate, residual_variance, solve
 from flyjax.recovery.metrics import CircuitEstimate
 
 #: Of the window over past frames, some 5 long. W R2 of the closed form at noise 0.08 (extent 1, 8,000 frames) with

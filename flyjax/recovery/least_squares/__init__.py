@@ -1,1 +1,0 @@
-"""Small least-squares problems, one per neuron, streamed over the frames of a recording."""
