@@ -184,7 +184,7 @@ class Training(StrictModel):
         0,
         ge=0,
         le=100,
-        description="so many times in the first 60 % of the steps W is set by least squares on the learned messages, "
+        description="so many times between 20 and 60 % of the steps W is set by least squares on the learned messages, "
         "and from the first time on it has no learning rate; 0 trains W by gradients alone, try 6",
     )
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")

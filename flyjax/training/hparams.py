@@ -21,8 +21,8 @@ from flyjax.utils.errors import UserError
 
 #: Steps of one scan; between scans the host reports progress and projects W.
 CHUNK = 250
-#: Share of the steps after which W is projected for the last time.
-PROJECTED_BY = 0.6
+#: Shares of the steps after which W is projected for the last and, of several times, for the first time.
+PROJECTED = 0.6, 0.2
 VALIDATION_FRAMES = 32  # held-out frames that are evaluated
 
 #: The learning rate of each group of parameters.
@@ -64,9 +64,9 @@ def n_steps(training: Training, n_frames: int) -> int:
 
 def projection_chunks(training: Training, n_frames: int) -> tuple[int, ...]:
     """The numbers of chunks after which W is projected (`projection`)."""
-    steps = PROJECTED_BY * n_steps(training, n_frames) * np.arange(1, training.n_projections + 1)
-    chunks = steps / max(1, training.n_projections) // CHUNK
-    return tuple(sorted({max(1, int(chunk)) for chunk in chunks}))
+    last, first = PROJECTED
+    steps = n_steps(training, n_frames) * np.linspace(last, first, training.n_projections)
+    return tuple(sorted({max(1, int(step)) for step in steps // CHUNK}))
 
 
 def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:

@@ -2,7 +2,7 @@ r"""Variable projection: W by least squares on the messages learned so far (Golu
 
 Given the message function g, the error is a least-squares problem in W. It is badly conditioned: the messages into a
 neuron are nearly collinear with each other, with its leak and with a constant, and gradient descent resolves what
-distinguishes them last; V_rest, the mean of what W leaves over, suffers most. So n times in the first 60 % of a
+distinguishes them last; V_rest, the mean of what W leaves over, suffers most. So n times between 20 and 60 % of a
 training W is set to the solution of one small problem per neuron on the training recording,
 
     dv_i/dt ~ sum_j C_ij g_j(v_j) + b_i v_i + c_i I_i + k_i,      W_ij = C_ij / d_i,
