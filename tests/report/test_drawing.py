@@ -76,8 +76,11 @@ def test_a_killed_process_loses_no_figure(contents, tmp_path):
         pool.wait()
         assert pool.has_news() and not pool.has_news()
         (process,) = pool._processes
+        pool.add(1, contents)
+        pool._jobs[tmp_path / "nodes" / f"0001{drawing.ENDING}"].result()
         os.kill(process.pid, signal.SIGSTOP)  # so that it does not finish
         pool.add(2, contents)
+        assert not pool.has_news()
         os.kill(process.pid, signal.SIGKILL)
         pool.wait()
         assert (folder(tmp_path, 2) / "recovery.png").is_file() and pool.has_news()

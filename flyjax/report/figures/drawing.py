@@ -171,9 +171,11 @@ class Drawing:
         self._finish(path, _draw_file(path) if problems is None else problems)
 
     def has_news(self) -> bool:
-        """Whether figures were finished since the last call."""
+        """Whether figures were finished since it last said so, and none is in progress."""
         for path in [path for path, job in self._jobs.items() if job.done()]:
             self._take(path)
+        if self._jobs:
+            return False
         news, self._has_news = self._has_news, False
         return news
 
