@@ -89,6 +89,7 @@ TUNABLE = (
     "coeff_update_bend",
     "learning_rate_field_start",
     "coeff_light_diff",
+    "n_projections",
 )
 #: Simulation parameters that a search may vary, at the start of a block only.
 SIMULATION_TUNABLE = tuple(PROTOCOL_SIMULATION_RANGES)

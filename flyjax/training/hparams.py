@@ -8,6 +8,7 @@ one-step error on `VALIDATION_FRAMES` frames spread evenly over the held-out one
 are then every k-th of the recording, k = 1 / `validation_fraction`: their voltages and targets enter no loss.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from flyjax.data.recording import Recording
 from flyjax.models import Learner
 from flyjax.models.losses import CURVATURE_COEFFICIENTS, coefficient_names
 from flyjax.utils.errors import UserError
+
+log = logging.getLogger(__name__)
 
 #: Steps of one scan; between scans the host reports progress and projects W.
 CHUNK = 250
@@ -65,8 +68,11 @@ def n_steps(training: Training, n_frames: int) -> int:
 def projection_chunks(training: Training, n_frames: int) -> tuple[int, ...]:
     """The numbers of chunks after which W is projected (`projection`)."""
     last, first = PROJECTED
-    steps = n_steps(training, n_frames) * np.linspace(last, first, training.n_projections)
-    return tuple(sorted({max(1, int(step)) for step in steps // CHUNK}))
+    steps = n_steps(training, n_frames)
+    if steps <= CHUNK:  # it would end with a projection that nothing has learned around
+        return ()
+    chunks = steps * np.linspace(last, first, training.n_projections) // CHUNK
+    return tuple(sorted({max(1, int(chunk)) for chunk in chunks}))
 
 
 def held_out_of_field(training: Training, n_frames: int) -> np.ndarray:
@@ -121,10 +127,10 @@ def check_trainable(learner: Learner, candidates: Sequence[Training], recording:
     n_frames = len(recording.voltage)
     shortest = min(s.stop - s.start for s in getattr(recording, "spans", (slice(0, n_frames),)))
     for training in candidates:
-        if training.n_projections and n_steps(training, n_frames) <= CHUNK:
-            raise UserError(
-                f"training.n_projections={training.n_projections} needs more than {CHUNK} steps, not "
-                f"{n_steps(training, n_frames)}: raise data_augmentation_loop, or set it to 0"
-            )
+        if training.n_projections and not projection_chunks(training, n_frames):
+            log.warning(
+                "training.n_projections=%d has no effect on a training of %d steps: it needs more than %d",
+                training.n_projections, n_steps(training, n_frames), CHUNK,
+            )  # fmt: skip
         if problem := training_problem(learner.config, training, n_frames, shortest):
             raise UserError(problem)

@@ -71,6 +71,8 @@ def test_the_last_projection_leaves_time_to_learn_around_it():
     long = Training(batch_size=1, data_augmentation_loop=50, n_projections=3)
     assert projection_chunks(long, 1_000) == (8, 16, 24)  # of 40
     assert projection_chunks(Training(), 1_000) == ()
+    assert projection_chunks(PROJECTED, 50) == ()  # 250 steps
+    assert projection_chunks(PROJECTED, 51) == (1,)
 
 
 def test_weights_are_those_of_the_messages_at_the_projection(learner, recording, trained):
@@ -158,7 +160,6 @@ def test_weights_are_recovered_sooner(recording):
         (Model(variant="B", width=8), PROJECTED),
         (Model(stimulus="field", width=8), Training(**OPTIONS, n_projections=1, validation_fraction=0.1)),
         (Model(variant="known_ode"), PROJECTED),
-        (MODEL, Training(**OPTIONS | {"data_augmentation_loop": 20}, n_projections=1)),  # 240 steps
     ],
 )
 def test_what_cannot_be_projected_is_refused(recording, model, training):
