@@ -246,6 +246,8 @@ class SearchRun:
 
     def approve(self, plan: IterationPlan) -> bool:
         """Ask whether to train an iteration."""
+        self.drawing.wait()  # who is asked may look at the report
+        self._update_report()
         log, simulation = self.console.log, plan.simulation
         log(
             f"  simulation: {simulation['visual_input_type']}, {simulation['n_frames']} frames of "

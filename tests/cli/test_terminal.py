@@ -301,6 +301,20 @@ def test_the_last_report_of_a_run_has_all_figures(call, tmp_path, monkeypatch):
     assert call()[0] == 0 and missing[-1] == []
 
 
+def test_who_is_asked_finds_all_figures_in_the_report(call, tmp_path, monkeypatch):
+    missing, asked = [], []
+
+    def answer(console, *arguments, **options):
+        asked.append(missing[-1] if missing else None)
+        return "y"
+
+    monkeypatch.setattr(cli_search, "train_nodes", drawn)
+    monkeypatch.setattr(cli_search, "write_report", lambda run: missing.append(without_figure(run)) or run)
+    monkeypatch.setattr(RichConsole, "input", answer)
+    assert call("--proposer", "rules", "--approve")[0] == 0
+    assert asked == [None, [], [], []]
+
+
 def test_a_model_that_looks_at_figures_finds_them(call, tmp_path, monkeypatch):
     """Also those that a killed process left, which are drawn before the run goes on."""
     run, seen = tmp_path / "run", []

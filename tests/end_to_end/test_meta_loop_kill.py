@@ -166,3 +166,6 @@ def test_two_kills_and_an_interrupt_in_real_trainings_leave_the_tree_as_it_would
     assert tree(run_dir) == tree(whole)
     assert (run_dir / "report.html").is_file() and not (run_dir / "checkpoints").exists()
     assert count("run_finished")(run_dir) == 1
+    for node in fold(read_journal(run_dir)).nodes:  # drawn beside the training, and after a kill by whoever continues
+        assert (run_dir / "nodes" / f"{node:04d}" / "figures" / "activity.png").is_file()
+    assert not list((run_dir / "nodes").glob("*.npz"))

@@ -11,7 +11,7 @@ from support.true_learner import TrueLearner
 from flyjax.config import Model
 from flyjax.data.recording import Part
 from flyjax.models import make_learner
-from flyjax.recovery import evaluate, group, rollout
+from flyjax.recovery import evaluate, extract, group, rollout
 from flyjax.recovery.group import Group, group_size
 from flyjax.recovery.network_outputs import _outputs, together
 from flyjax.recovery.rollout import _advance, rollouts
@@ -63,13 +63,18 @@ def test_a_diverged_rollout_is_missing_from_its_own_frame_on(both, learner, netw
         np.testing.assert_allclose(one.voltage, expected.voltage, rtol=1e-5, atol=1e-6)
 
 
-def test_programs_do_not_depend_on_the_number_of_networks(both):
-    learner = make_learner(both[0].connectome, Model(width=6))
+@pytest.mark.parametrize("form", ["cpu", "accelerator"])
+def test_programs_do_not_depend_on_the_number_of_networks(both, form):
+    """And give what each network gives alone, in both forms of the networks."""
+    learner = make_learner(both[0].connectome, Model(width=6, form=form))
+    networks = [learner.init(jax.random.key(k)) for k in range(7)]
+    alone = [(extract(learner, p, both[0]).slope_f, rollout(learner, p, both[1]).voltage) for p in networks]
 
     def programs(n):
-        made = Group(learner, [learner.init(jax.random.key(k)) for k in range(n)], *both)
-        assert [made.rollout(k).voltage.shape for k in range(n)] == n * [both[1].voltage.shape]
-        assert len({made.readout(k).slope_f[0] for k in range(n)}) == n
+        made = Group(learner, networks[:n], *both)
+        for k, (slope, voltage) in enumerate(alone[:n]):
+            np.testing.assert_allclose(made.readout(k).slope_f, slope, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(made.rollout(k).voltage, voltage, rtol=1e-5, atol=1e-5)
         return _outputs._cache_size(), _advance._cache_size()
 
     three = programs(3)
