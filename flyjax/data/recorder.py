@@ -155,7 +155,7 @@ def record(
     - `split`: 'train' or 'test'.
     - `seed`: another draw of stimulus and noise of the same simulation.
     - `connectome`, `parameters`: another ground truth; by default `build_ground_truth(simulation)`.
-    - `chunk`: frames per compiled call, by default as `flyjax.simulate`: memory beside the recording itself.
+    - `chunk`: frames per compiled call, by default of training as `flyjax.simulate`: memory beside the recording.
     - `store`: folder to write it to.
 
     **Raises:** `UserError` for an unknown or absent stimulus, a circuit of another extent, or voltages that diverge
@@ -167,6 +167,8 @@ def record(
     ground_truth = _circuit(simulation, connectome, parameters)
     parts = _parts(simulation, split, seed)
     level, initial = (0.0, "grey") if split == "test" else (float(noise_model_level), simulation.initial)
+    if split == "test" and chunk is None:  # as long as the steady state before it: one program less to compile
+        chunk = max(1, round(simulation.warm_up / simulation.delta_t))
     noisy = measurement_noise_std(simulation, split) > 0
     luminance = np.concatenate([render_stimulus(simulation, name, ground_truth[0], part, split) for part in parts])
     voltage = array_store.empty((len(luminance), ground_truth[0].n_neurons), np.float32)

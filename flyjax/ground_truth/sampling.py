@@ -23,6 +23,8 @@ MEAN_PER_STD = 0.3  #: target of the calibration
 TOLERANCE = 1e-2  #: of the calibration, in standard deviations
 N_SIMULATIONS = 25  #: at most; 5 to 20 are used
 _FRAMES, _SETTLE, _DT = 300, 50, 0.02
+#: Frames of a compiled call: as many as a second of grey before a recording, which then shares the program.
+_CHUNK = 50
 
 
 def calibration_stimulus(c: Connectome, n_frames: int = _FRAMES, dt: float = _DT) -> Float32[np.ndarray, "T n_col"]:
@@ -128,7 +130,7 @@ def calibrate(c: Connectome, types: TypeParameters, n_simulations: int = N_SIMUL
     bias = types.bias.astype(np.float64)
     for _ in range(n_simulations):
         p = expand(c, bias.astype(np.float32), types.tau, types.syn_strength)
-        v = np.asarray(simulate(c, p, stimulus, _DT, initial="rest"))[_SETTLE:]
+        v = np.asarray(simulate(c, p, stimulus, _DT, initial="rest", chunk=_CHUNK))[_SETTLE:]
         mean = per_type(v.mean(axis=0, dtype=np.float64))
         square = per_type((v * v).mean(axis=0, dtype=np.float64))
         std = np.sqrt(np.maximum(square - mean**2, 0))

@@ -1,7 +1,9 @@
 """Recordings in parts, lesions, and recordings on disk."""
 
 import dataclasses
+from collections import Counter
 
+import jax
 import numpy as np
 import pytest
 from support.true_learner import TrueLearner
@@ -138,3 +140,17 @@ def test_a_fade_in_starts_as_the_simulator_does(fly):
     after = simulation.simulate(*fly.values(), rec.luminance, initial="fade_in")
     np.testing.assert_allclose(rec.voltage[1:], after[:-1], atol=1e-5)
     assert np.abs(rec.initial - record(FLY, 0.0, **fly).initial).max() > 1e-3
+
+
+def test_the_steady_state_and_the_held_out_movie_share_a_program(fly):
+    compiled = Counter()
+
+    def count(name, seconds, **more):
+        compiled[more.get("fun_name")] += name.endswith("backend_compile_duration")
+
+    jax.monitoring.register_event_duration_secs_listener(count)
+    own = sim(delta_t=1 / 43, n_test_frames=100)  # frames that no other test has
+    found = record(own, split="test", **fly)
+    jax.monitoring.unregister_event_duration_listener(count)
+    assert compiled["jit(solve)"] == 1
+    np.testing.assert_array_equal(found.voltage, record(own, split="test", chunk=100, **fly).voltage)
