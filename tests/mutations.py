@@ -37,6 +37,28 @@ class Mutation(NamedTuple):
 
 TRAINING = "training/test_training.py::"
 MUTATIONS = (
+    # --- variable projection ---
+    Mutation(
+        "W is trained on after a projection",
+        "training/optimizer.py",
+        'xp.where(count < hparams["n_steps_W"], rate, xp.float32(0))',
+        'xp.where(count < hparams["n_steps"], rate, xp.float32(0))',
+        "training/test_projection.py::test_weights_are_those_of_the_messages_at_the_projection",
+    ),
+    Mutation(
+        "projections use held-out frames",
+        "training/projection.py",
+        "for frames in spread_blocks(n_frames, N_FRAMES):",
+        "for frames in spread_blocks(len(recording.voltage), N_FRAMES):",
+        "training/test_projection.py::test_held_out_frames_are_not_used",
+    ),
+    Mutation(
+        "a negative gain is floored as a positive one",
+        "training/projection.py",
+        "gain = np.sign(typical) * np.maximum(np.sign(typical) * gain, MIN_GAIN * abs(typical))",
+        "gain = np.maximum(gain, MIN_GAIN * abs(typical))",
+        "training/test_projection.py::test_the_sign_of_the_messages_is_that_of_the_update",
+    ),
     # --- tuning ---
     Mutation(
         "edges move downwards where they should move up",
