@@ -84,7 +84,7 @@ def check_parameters(c: Connectome, p: Parameters, dt: float, clamp_tau: bool) -
 GREY = 0.5
 #: Voltages one compiled call returns by default, 4 bytes each: small enough that malloc passes the memory of
 #: one call on to the next; above 32 MB every call waits for fresh pages from the system.
-CHUNK_VALUES = 1 << 22
+CHUNK_VALUES = 1 << 21
 
 
 def simulate(
@@ -157,7 +157,7 @@ def simulate_chunks(
 ) -> Iterator[Float32[Array, "chunk N"]]:
     """`simulate` chunk by chunk, for recordings larger than memory; the last chunk may be shorter.
 
-    The default chunk has about 16 MB of voltages; under jit and grad all frames are one chunk. Arguments and errors
+    The default chunk has about 8 MB of voltages; under jit and grad all frames are one chunk. Arguments and errors
     are those of `simulate`. The next chunk is dispatched before one is handed out.
     """
     luminance = check_luminance(c, luminance)

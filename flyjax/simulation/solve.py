@@ -110,8 +110,7 @@ def solve(
         return _solve_frame_by_frame(kernel, args, solver, stimulus, initial)
     shocks = None
     if noisy:
-        steps = first_step + jnp.arange(luminance.shape[0], dtype=jnp.int32)
-        shocks = _normal(keys, steps, kernel.c.n_neurons, noise)
+        shocks = _normal(keys, first_step, luminance.shape[0], kernel.c.n_neurons, noise)
 
     def field(t, voltage, args):
         args, stimulus, shocks = args
@@ -169,13 +168,14 @@ def _solve_frame_by_frame(kernel, args, solver: str, stimulus, initial):
     return jax.lax.scan(frame, initial, stimulus)[1]
 
 
-def _normal(keys, steps, n: int, std) -> Float32[Array, "T n B"]:
+def _normal(keys, first_step, n_steps: int, n: int, std) -> Float32[Array, "at_least_T n B"]:
     """Noise, each step a function of the key and its number alone; many steps at once, as many as stay in cache."""
 
     def draw(step, key):
         return std * jax.random.normal(jax.random.fold_in(key, step), (n,), jnp.float32)
 
-    several = jax.vmap(draw, in_axes=(None, 0), out_axes=1)
-    if jax.default_backend() != "cpu":
-        return jax.vmap(several, in_axes=(0, None))(steps, keys)
-    return jax.lax.map(lambda step: several(step, keys), steps, batch_size=NOISE_STEPS)
+    several = jax.vmap(jax.vmap(draw, in_axes=(None, 0), out_axes=1), in_axes=(0, None))
+    width = NOISE_STEPS if jax.default_backend() == "cpu" else n_steps
+    steps = first_step + jnp.arange(-(-n_steps // width) * width, dtype=jnp.int32)
+    drawn = jax.lax.map(lambda own: several(own, keys), steps.reshape(-1, width))
+    return drawn.reshape(len(steps), n, -1)
