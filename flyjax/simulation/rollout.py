@@ -175,7 +175,8 @@ def simulate_chunks(
     start = xp.asarray(initial_state(c, p, initial, luminance, dt, clamp_tau))
     start, luminance = xp.broadcast_to(start, (n_states, c.n_neurons)), xp.asarray(luminance)
     chosen = choose(c, p.weight, not concrete, n_frames, n_states, kernel)
-    run = partial(solve, chosen.plan(), p, kernel=chosen, clamp_tau=clamp_tau, solver=solver, noisy=noisy)
+    static: dict[str, Any] = dict(kernel=chosen, clamp_tau=clamp_tau, solver=solver, noisy=noisy, batched=batched)
+    run = partial(solve, chosen.plan(), p, **static)
     settings = jnp.float32(dt), jnp.asarray(noise, jnp.float32), _keys(key, n_states if batched else None)
     state = jnp.asarray(start.T)
     stimulus = xp.moveaxis(luminance, -2, 0) if batched else luminance[:, None]
@@ -185,13 +186,12 @@ def simulate_chunks(
         n_steps = len(frames)
         if n_steps < chunk:
             frames = xp.pad(frames, ((0, chunk - n_steps), (0, 0), (0, 0)))
-        states = run(state, frames, *settings, jnp.int32(first_step + begin))
+        states, state = run(state, frames, *settings, jnp.int32(first_step + begin))
         if n_steps < chunk:
-            states = states[:n_steps]
-        state = states[-1]
+            states = states[..., :n_steps, :]
         if pending is not None:
             yield pending
-        pending = jnp.moveaxis(states, 2, 0) if batched else states[:, :, 0]
+        pending = states
     yield pending
 
 

@@ -78,7 +78,7 @@ SOLVERS = {
 ADAPTIVE = ("bosh3", "tsit5", "dopri5", "dopri8")
 
 
-@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "solver", "noisy"))
+@partial(jax.jit, static_argnames=("kernel", "clamp_tau", "solver", "noisy", "batched"))
 def solve(
     plan,
     p: Parameters,
@@ -93,8 +93,9 @@ def solve(
     clamp_tau: bool,
     solver: str,
     noisy: bool,
-) -> Float32[Array, "T N B"]:
-    """States after each frame for B independent sequences.
+    batched: bool,
+) -> tuple[Float32[Array, "... T N"], Float32[Array, "N B"]]:
+    """States after each frame for B independent sequences, or of the only one without an axis for it; and the last.
 
     **Arguments:**
 
@@ -107,7 +108,7 @@ def solve(
     args = vector_field_args(kernel, plan, p, dt, clamp_tau)
     stimulus, initial = kernel.pack_stimulus(jnp.swapaxes(luminance, 1, 2)), kernel.to_layout(initial)
     if solver != "euler":
-        return _solve_frame_by_frame(kernel, args, solver, stimulus, initial)
+        return _by_sequence(_solve_frame_by_frame(kernel, args, solver, stimulus, initial), batched)
     shocks = None
     if noisy:
         shocks = _normal(keys, first_step, luminance.shape[0], kernel.c.n_neurons, noise)
@@ -136,7 +137,12 @@ def solve(
         max_steps=luminance.shape[0],
         throw=False,
     )
-    return solution.ys
+    return _by_sequence(solution.ys, batched)
+
+
+def _by_sequence(states: Float32[Array, "T N B"], batched: bool):
+    """Sequences first, and the last state. Here and not outside the program, which would copy them."""
+    return (jnp.moveaxis(states, 2, 0) if batched else states[:, :, 0]), states[-1]
 
 
 def _solve_frame_by_frame(kernel, args, solver: str, stimulus, initial):

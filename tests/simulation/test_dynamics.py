@@ -132,7 +132,7 @@ def test_a_rollout_never_calls_the_host():
     c, p, x = small()
     kernel, zero = kernels.Kernel("segment", c), np.float32(0)
     settings = np.zeros((c.n_neurons, 1), np.float32), x[:, None], np.float32(0.02), zero, None, np.int32(0)
-    static = dict(kernel=kernel, clamp_tau=True, solver="euler", noisy=False)
+    static = dict(kernel=kernel, clamp_tau=True, solver="euler", noisy=False, batched=False)
     program = jax.make_jaxpr(lambda *arguments: solve.solve(*arguments, **static))(kernel.plan(), p, *settings)
     assert "callback" not in str(program)
 
