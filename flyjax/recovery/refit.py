@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from flyjax.data.recording import Recording
@@ -95,7 +96,9 @@ def refit_equations(
     def chunks():
         for block in blocks:
             voltage, luminance, derivative = recording.pairs(block)
-            found, own = messages(learner, networks, voltage), (voltage.T, neuron_stimulus(c, luminance), derivative.T)
+            found = messages(learner, networks, voltage)
+            with jax.enable_x64(True):  # once for all networks
+                own = jax.device_put((voltage.T, neuron_stimulus(c, luminance), derivative.T))
             yield [(((found[k].message - lines[k][0]) / lines[k][1]).T, *own) for k in usable]
 
     normal = dict(zip(usable, accumulate_all(c, chunks(), 2, len(usable), n_workers) if usable else [], strict=True))
