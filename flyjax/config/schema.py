@@ -184,8 +184,8 @@ class Training(StrictModel):
         0,
         ge=0,
         le=100,
-        description="so many times between 20 and 60 % of the steps W is set by least squares on the learned messages, "
-        "and from the first time on it has no learning rate; 0 trains W by gradients alone, try 6",
+        description="how often W is set by least squares on the learned messages, between 20 and 60 % of the steps; "
+        "after the first time gradients no longer change W; 0: gradients alone; 6 works",
     )
     n_seeds: int = Field(1, ge=1, le=64, description="trainings per node; a block's root has at least two")
     checkpoint_every: int = Field(2_000, ge=1, le=10**9, description="optimiser steps between checkpoints")
