@@ -1,6 +1,6 @@
-"""Voltages of recordings that stay on an accelerator: from the simulation to the training and the evaluation.
+"""Voltages that stay on an accelerator from the simulation to the training and the evaluation.
 
-The memory of a CPU is the host's. There arrays are shared (`array_store.empty`) and nothing is kept.
+A CPU keeps nothing here: its arrays are those of the recording (`array_store.empty`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from flyjax.data.splits import measurement_noise_std, uses_finite_differences
 from flyjax.simulation import derivative
 from flyjax.utils import distributed
 
-#: Share of an accelerator's memory that they may take together.
+#: Share of an accelerator's memory that kept voltages may take.
 SHARE = 0.4
 #: (1, T, N) by recording, for as long as it lives; the least recently used first.
 _kept: weakref.WeakKeyDictionary[Recording, Array] = weakref.WeakKeyDictionary()
 
 
 def _limit() -> float:
-    """Bytes that may be kept; none where several processes train: they read recordings from the disk."""
+    """Bytes that may be kept; none where several processes train, which read recordings from the disk."""
     device = jax.local_devices()[0]
     stats = (device.platform != "cpu" and distributed.count() == 1 and device.memory_stats()) or {}
     return SHARE * stats.get("bytes_limit", 0)
 
 
 def kept_bytes() -> int:
-    """Device memory that is free once nothing is kept."""
+    """Device memory that is free once these voltages are dropped, in bytes."""
     return sum(voltage.nbytes for voltage in _kept.values())
 
 
@@ -50,7 +50,7 @@ def keep_only(recording: Recording) -> None:
 
 
 def make_room(n_bytes: int) -> bool:
-    """Drop the least recently used voltages for so many bytes. **Returns:** whether these may be kept."""
+    """Drop the least recently used voltages until so many bytes fit. **Returns:** whether they do."""
     if n_bytes > (limit := _limit()):
         return False
     while _kept and kept_bytes() + n_bytes > limit:
@@ -71,7 +71,7 @@ class Collector:
         self.voltage = jnp.zeros((1, *shape), jnp.float32) if make_room(4 * int(np.prod(shape))) else None
 
     def add(self, before: Float32[Any, " N"], after: Float32[Array, "chunk N"], frame: int) -> None:
-        """The state before a frame, and those after it and the ones that follow."""
+        """Add a chunk: the state before its first frame, the states after each of its frames, and the frame."""
         if self.voltage is not None:
             self.voltage = _insert(self.voltage, before, after, frame)
 
@@ -82,9 +82,9 @@ class Collector:
 
 
 def voltages(recording) -> Float32[Array, "1 T N"]:
-    """The voltages of a recording on the device: those that are kept, else a copy, which is kept where there is room.
+    """The voltages of a recording on the device: those kept, else a copy, which is kept where there is room.
 
-    On a CPU the memory of the recording is shared.
+    A CPU shares the memory of the recording.
     """
     if not (isinstance(recording, Recording) and (recording in _kept or make_room(recording.voltage.nbytes))):
         return jax.device_put(recording.voltage[None])
@@ -94,7 +94,7 @@ def voltages(recording) -> Float32[Array, "1 T N"]:
 
 
 def pairs(recording: Recording, frames: slice) -> tuple:
-    """`Recording.pairs`; on the device where the voltages are kept there and the derivative follows from them."""
+    """`Recording.pairs`, on the device where the voltages are kept there and the derivative follows from them."""
     s = recording.simulation
     is_stored = recording.derivative_in_memory is not None or uses_finite_differences(s, recording.split)
     if recording not in _kept or is_stored or measurement_noise_std(s, recording.split):

@@ -155,7 +155,8 @@ def record(
     - `split`: 'train' or 'test'.
     - `seed`: another draw of stimulus and noise of the same simulation.
     - `connectome`, `parameters`: another ground truth; by default `build_ground_truth(simulation)`.
-    - `chunk`: frames per compiled call, by default of training as `flyjax.simulate`: memory beside the recording.
+    - `chunk`: frames per compiled call, which need memory beside the recording; by default as `flyjax.simulate`, for
+      the test split as many as `simulation.warm_up` has.
     - `store`: folder to write it to.
 
     **Raises:** `UserError` for an unknown or absent stimulus, a circuit of another extent, or voltages that diverge

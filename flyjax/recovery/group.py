@@ -1,7 +1,7 @@
 """Networks that are evaluated on the same recordings, together in what a device computes.
 
 On an accelerator a rollout waits for its kernels, whose number does not grow with the networks, and the recording is
-read once for all. Metrics, equations to be solved and mixtures are each network's own.
+read once for all. Least-squares solutions, mixtures and metrics are computed for each network alone.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ MAX_NETWORKS, MEMORY_SHARE = 8, 0.1
 def group_size(learner, train: Recording, test: Recording) -> int:
     """The number of networks that are evaluated together, a power of two.
 
-    One on a CPU, where together they need two thirds of the rollout's time, but another program for every size, whose
-    compilation takes longer; and one where each has its own stimulus.
+    One on a CPU, where a group saves a third of the rollout's time, but compiling a program for each size costs more;
+    and one where each network has its own stimulus.
     """
     if jax.default_backend() == "cpu" or getattr(learner, "learns_stimulus", False):
         return 1
@@ -46,8 +46,8 @@ def group_size(learner, train: Recording, test: Recording) -> int:
 class Group:
     """Networks of one learner with the recordings that they are evaluated on.
 
-    What follows from them is computed at first use and for all; threads wait for one computation. What is large is
-    given away: it can be asked for once.
+    Each quantity is computed at first use, for all networks; other threads wait for it. Large ones can be asked for
+    once, and are then no longer held here.
 
     **Arguments:**
 

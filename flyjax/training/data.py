@@ -146,7 +146,7 @@ class DeviceRecordings:
 
 
 def _slots(one, n_levels: int, width: int) -> int:
-    """Recordings that fill the place of so many."""
+    """The number of recordings that the data have room for, padding included."""
     n_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(one))
     return max(width, n_levels) if width * n_bytes <= PADDING_BYTES else n_levels
 

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 #: Steps of one scan; between scans the host reports progress and projects W.
 CHUNK = 250
-#: Shares of the steps after which W is projected for the last and, of several times, for the first time.
+#: Shares of the steps after which W is projected for the last and the first time; once only: for the last.
 PROJECTED = 0.6, 0.2
 VALIDATION_FRAMES = 32  # held-out frames that are evaluated
 

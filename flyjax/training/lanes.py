@@ -106,8 +106,8 @@ class Segment:
         project: Callable,
         folder: Path | None,
     ):
-        """**Arguments:** `hparams`: `traced_hparams` of each lane; `data_at`: `DeviceRecordings.at`; `project`: gives
-        W of (lane, number of the chunk, parameters), or None; `folder`: of checkpoints, if any."""
+        """**Arguments:** `hparams`: `traced_hparams` of each lane; `data_at`: `DeviceRecordings.at`; `project`: W of a
+        lane by variable projection, from the lane and its parameters; `folder`: of checkpoints, if any."""
         padding = group.width - len(lanes)
         self.learner, self.group, self.lanes, self.hparams = learner, group, lanes, hparams
         self._data_at, self._project, self.folder = data_at, project, folder

@@ -1,18 +1,18 @@
 r"""Variable projection: W by least squares on the messages learned so far (Golub & Pereyra, 1973).
 
-Given the message function g, the error is a least-squares problem in W. It is badly conditioned: the messages into a
-neuron are nearly collinear with each other, with its leak and with a constant, and gradient descent resolves what
-distinguishes them last; V_rest, the mean of what W leaves over, suffers most. So n times between 20 and 60 % of a
-training W is set to the solution of one small problem per neuron on the training recording,
+Given the message function g, finding W is a linear least-squares problem. It is badly conditioned: the messages into a
+neuron are nearly collinear with each other, with its leak and with a constant. Gradient descent resolves what
+distinguishes them last, and V_rest, which makes up for the mean error of W, suffers most. So n times between 20 and
+60 % of a training W is set to the solution of one small problem per neuron on the training recording,
 
     dv_i/dt ~ sum_j C_ij g_j(v_j) + b_i v_i + c_i I_i + k_i,      W_ij = C_ij / d_i,
 
 with d_i the mean of df/dmsg at frames spread over the recording: the scale at which the update network takes its
-messages. From the first time on W has no learning rate; g, f and the embedding learn around it until the next time.
+messages. From the first projection on W has no learning rate; g, f and the embedding are trained with W fixed.
 
 C has the prior that unidentifiable weights are 0 (`normal_equations.prior`). b, c and k are not used: f stays free.
-That messages add up in an affine update is assumed here, as in the refit. With measurement noise the regressors are
-noisy and C is attenuated: there gradients alone recover more.
+As in the refit, f is assumed to be affine in the summed messages. With measurement noise the regressors are noisy and C
+is too small: there gradients alone recover more.
 """
 
 from functools import partial

@@ -26,7 +26,7 @@ def compile_ahead(program: Any, lowered: Callable[[], Any]) -> None:
 
 
 def ready(program: Any) -> Any:
-    """The program, once what was begun ahead is done; what has not begun is left to the caller.
+    """Wait until a compilation in progress ends, cancel those not begun, and return the program.
 
     An error of the compilation is raised where the program is called.
     """

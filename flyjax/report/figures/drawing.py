@@ -1,9 +1,9 @@
 """Draw the figures of nodes in processes of their own, while the next nodes are trained.
 
-What the figures of a node show lies in nodes/NNNN.figures.npz until they are drawn: a node is finished with that file,
-and what a killed process left is drawn later. The processes are programs on two pipes, which need neither JAX nor the
-recordings. Unlike those of multiprocessing they do not import the main script of the run, and do not outlive a run that
-is killed.
+What the figures of a node show lies in nodes/NNNN.figures.npz until they are drawn. A node is finished with that file,
+so what a killed run left is drawn later. The processes take jobs from a pipe and answer on another; they need neither
+JAX nor the recordings. Unlike those of multiprocessing they do not import the main script of the run, and do not outlive
+a run that is killed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FIGURES: dict[str, tuple[Any, Callable[[Path, Any], Path]]] = {
 ENDING = ".figures.npz"
 #: Processes at most; each takes 0.1 GB, and they draw faster than nodes are trained.
 MAX_PROCESSES = 4
-#: Of the processes: what trains goes first.
+#: Of the processes, so that the training goes first.
 NICENESS = 10
 #: The first line tells a process where this one finds its modules.
 PROGRAM = (
@@ -95,7 +95,7 @@ def _draw_file(path: Path) -> list[str]:
 
 
 def serve(jobs: IO[str], answers: IO[str]) -> None:
-    """Draw what every line of `jobs` names, and answer with the problems; the end of `jobs` is the end."""
+    """Draw what each line of `jobs` names and answer with the problems, until `jobs` ends."""
     if hasattr(os, "nice"):
         os.nice(NICENESS)
     for line in jobs:
@@ -122,8 +122,8 @@ class Drawing:
     **Arguments:**
 
     - `run_dir`: holds nodes/.
-    - `warn`: receives a line for every figure that could not be drawn. The same call of the run tries again.
-    - `n_processes`: that draw meanwhile; by default one per two cores. With 0 this process draws, at once.
+    - `warn`: receives a line for every figure that could not be drawn. A run that continues tries again.
+    - `n_processes`: by default one per two cores, at most `MAX_PROCESSES`. With 0 this process draws at once.
     """
 
     def __init__(self, run_dir: str | Path, warn: Callable[[str], Any] = warnings.warn, n_processes: int | None = None):
