@@ -155,7 +155,11 @@ class Segment:
             weight[i] = self._project(
                 self.lanes[i].lane, unpack(self.learner, {k: v[i] for k, v in state.params.items()})
             )
-        selected = state.selected_params | ({"W": weight} if self.group.static.select == "average" else {})
+        selected = state.selected_params
+        if self.group.static.select == "average":
+            average = np.array(selected["W"])
+            average[due] = weight[due]
+            selected = selected | {"W": average}
         self._take_up(state._replace(params=state.params | {"W": weight}, selected_params=selected))
 
     def train(self, first: int, last: int, checkpoint_every: int, report: Callable) -> None:

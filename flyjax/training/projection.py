@@ -58,7 +58,7 @@ def _gain(
 
 
 def projected_weights(learner: Learner, params, recording: Recording, n_frames: int) -> Float[np.ndarray, " E"]:
-    """W by least squares on the messages of `params`; those of `params` where one is not finite.
+    """W by least squares on the messages of `params`; that of `params` where it, or a message, is not finite.
 
     **Arguments:**
 
@@ -73,6 +73,8 @@ def projected_weights(learner: Learner, params, recording: Recording, n_frames: 
             yield *_regressors(learner, params, jnp.asarray(voltage), jnp.asarray(luminance)), derivative.T
 
     normal = accumulate(c, chunks(), n_own=2)
+    if not all(np.isfinite(m).all() for m in normal.moments):  # of which there are no eigenvectors
+        return np.asarray(params["W"])
     source = solve(normal, prior(normal, c.receivers, INDEPENDENT_FRAMES, target_noise(recording))).source
     frames = np.linspace(0, n_frames - 1, N_GAIN_FRAMES + 2).round().astype(int)[1:-1]
     gain = np.asarray(_gain(learner, params, *map(jnp.asarray, recording.pairs(frames)[:2])), np.float64)

@@ -224,6 +224,7 @@ def test_what_is_written_is_read_again(data):
             ["model.stimulus=field", "training.validation_fraction=0.1", "model.field_frames=900"],
             ["model.field_frames"],
         ),
+        (["model.variant=known_ode", "search.ranges.n_projections={scale: int, min: 0, max: 6}"], ["n_projections"]),
         (["simulation.extent=[1"], ["--set simulation.extent"]),
         (["name=.."], ["name"]),
     ],

@@ -108,6 +108,21 @@ def test_lanes_with_and_without_share_a_program(learner, recording, trained):
     assert np.abs(alone.params["W"] - trained.params["W"]).max() > 1e-2
 
 
+def test_the_average_of_a_lane_without_stays(learner, recording):
+    options = OPTIONS | dict(data_augmentation_loop=22, select="average", average_decay=0.999)  # 264 steps
+    plain, projected = Training(**options), Training(**options, n_projections=1)
+    alone = train_sweep(learner, [plain], [[3]], {0.1: recording}, n_devices=1)[0][0]
+    shared = train_sweep(learner, [plain, projected], [[3], [3]], {0.1: recording}, n_devices=1)[0][0]
+    np.testing.assert_allclose(shared.params["W"], alone.params["W"], rtol=1e-3, atol=1e-5)
+
+
+def test_weights_stay_where_messages_are_not_finite(learner, recording):
+    params = jax.tree.map(lambda x: np.asarray(x) * np.float32(1e12), learner.init(jax.random.key(0)))
+    with np.errstate(all="ignore"):
+        found = projected_weights(learner, params, recording, len(recording.voltage))
+    np.testing.assert_array_equal(found, params["W"])
+
+
 def test_devices_do_not_matter(learner, recording, trained):
     sharded = train_sweep(learner, [PROJECTED], [[3, 4, 5]], {0.1: recording}, n_devices=4)[0]
     np.testing.assert_allclose(sharded[0].params["W"], trained.params["W"], rtol=1e-3, atol=1e-4)
