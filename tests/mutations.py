@@ -211,8 +211,8 @@ MUTATIONS = (
     Mutation(
         "figures of a killed process stay undrawn",
         "report/figures/drawing.py",
-        "for path in sorted(self._nodes.glob(",
-        'for path in sorted(self._nodes.with_name("x").glob(',
+        "for path in sorted({*self._nodes.glob(",
+        'for path in sorted({*self._nodes.with_name("x").glob(',
         "report/test_drawing.py::test_a_figure_that_fails_is_a_warning_and_is_tried_again",
     ),
     # --- the search: classes, choices, parents, blocks, resuming ---

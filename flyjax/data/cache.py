@@ -66,7 +66,7 @@ def cached_recording(
     return recording
 
 
-#: Writes stores while something else is computed.
+#: Writes recordings while something else is computed.
 _writer = ThreadPoolExecutor(1)
 
 
@@ -74,8 +74,8 @@ def _n_bytes(recording: Recording) -> int:
     return recording.voltage.nbytes * (1 if recording.derivative_in_memory is None else 2)
 
 
-#: Those with a folder on disk, by that: a further iteration of a search neither reads them again nor computes again
-#: what is known of them. The most recently used last.
+#: Recordings that have a folder on disk, by folder, split and noise level; the most recently used last. The next
+#: iteration of a search neither reads them nor solves their closed form again.
 _in_memory: dict[tuple[Path | None, str, float], Recording] = {}
 
 

@@ -1,16 +1,16 @@
 """The MLPs of a learner, in one form for each kind of backend.
 
-Both forms compute the same up to rounding. A CPU multiplies each row, of signals, embedding and a one, with all weights
-of the first layer at once, a segment of rows at a time. An accelerator is bound by the memory that its kernels move:
+Both forms compute the same up to rounding. A CPU multiplies rows of signals, embedding and a one with all weights of
+the first layer at once, a segment of rows at a time. An accelerator is bound by the memory that its kernels move, so
 there
 
 - the embedding is multiplied once per neuron and added by broadcast, so that no row is put together;
-- the gradient of the first layer is written out as two products with the layer's gradient, each of which reads it once:
-  of all inputs of the layer, and of all its weights (`first_layer`);
-- regularisers take the messages of the first frame from the data term, though those give the embedding a gradient and
-  these do not (`with_first_again`);
-- neurons are padded to a multiple of `NEURONS`: the products over rows in the gradient are cut into equal parts, and
-  XLA would pad each of their factors, which are a width larger, in a kernel of its own.
+- the gradient of the first layer is written out as two products with the gradient of its result, which each reads once:
+  one with all inputs of the layer, one with all its weights (`first_layer`);
+- regularisers take the messages of the first frame from the data term, although the data term gives the embedding a
+  gradient and the regularisers do not (`with_first_again`);
+- neurons are padded to a multiple of `NEURONS`. XLA cuts the products over rows in the gradient into equal parts, and
+  would pad each of their factors, which are `width` times larger, in a kernel of its own.
 """
 
 from collections.abc import Callable

@@ -102,7 +102,8 @@ def test_a_figure_that_fails_is_a_warning_and_is_tried_again(contents, tmp_path,
             raise ZeroDivisionError("no scale")
 
         patch.setitem(drawing.FIGURES, "embedding", (node.Embedding, fails))
-        Drawing(tmp_path, warnings.append, n_processes=0).add(7, contents)
+        with Drawing(tmp_path, warnings.append, n_processes=0) as pool:
+            pool.add(7, contents)
     assert len(warnings) == 1 and "embedding.png" in warnings[0] and "no scale" in warnings[0]
     assert {p.stem for p in folder(tmp_path, 7).iterdir()} == contents.keys() - {"embedding"}
     with Drawing(tmp_path, pytest.fail, n_processes=0):

@@ -2,8 +2,8 @@
 
 What the figures of a node show lies in nodes/NNNN.figures.npz until they are drawn. A node is finished with that file,
 so what a killed run left is drawn later. The processes take jobs from a pipe and answer on another; they need neither
-JAX nor the recordings. Unlike those of multiprocessing they do not import the main script of the run, and do not outlive
-a run that is killed.
+JAX nor the recordings. Unlike those of multiprocessing they do not import the main script of the run, and do not
+outlive a run that is killed.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class Drawing:
         self._jobs: dict[Path, Future[list[str] | None]] = {}
         self._processes: list[subprocess.Popen[str]] = []
         self._idle: SimpleQueue[subprocess.Popen[str]] = SimpleQueue()
+        self._failed: set[Path] = set()
         self._has_news = False
 
     def add(self, node: int, contents: Mapping[str, NamedTuple]) -> None:
@@ -162,6 +163,8 @@ class Drawing:
 
     def _finish(self, path: Path, problems: list[str]) -> None:
         self._has_news = True
+        if problems:
+            self._failed.add(path)
         for line in problems:
             self._warn(line)
 
@@ -182,7 +185,7 @@ class Drawing:
     def wait(self) -> None:
         """Wait for the figures in progress, and draw those that an earlier process left."""
         self._wait_for_own()
-        for path in sorted(self._nodes.glob(f"[0-9]*{ENDING}")):
+        for path in sorted({*self._nodes.glob(f"[0-9]*{ENDING}")} - self._failed):
             self._finish(path, _draw_file(path))
 
     def _wait_for_own(self) -> None:
