@@ -39,9 +39,8 @@ def training_problem(model: Model, training: Training, n_frames: int, part_frame
         f"validation_fraction={fraction} and rollout_steps={steps} leave {n_training} frames for training and "
         f"{n_held_out} for validation, of n_frames={n_frames}: lower them or record more frames": n_training < steps
         or (fraction > 0 and not n_held_out),
-        f"n_projections={training.n_projections} needs learned messages of single neurons and a known stimulus: set it to "
-        "0 and leave it out of ranges, or set model.variant to A and model.stimulus to given": training.n_projections
-        > 0
+        f"n_projections={training.n_projections} needs learned messages of single neurons and a known stimulus: set it "
+        "to 0 and leave it out of ranges, or set model.variant to A and model.stimulus to given": training.n_projections
         and (is_field or model.variant == "B" or model.variant.startswith("known_ode")),
         f"rollout_steps={steps}, but a part of the recording has {part_frames} frames: lower rollout_steps or "
         "n_recordings": part_frames < steps,
