@@ -11,8 +11,7 @@ with d_i the mean of df/dmsg at frames spread over the recording: the scale at w
 messages. From the first projection on W has no learning rate; g, f and the embedding are trained with W fixed.
 
 C has the prior that unidentifiable weights are 0 (`normal_equations.prior`). b, c and k are not used: f stays free.
-As in the refit, f is assumed to be affine in the summed messages. With measurement noise the regressors are noisy and C
-is too small: there gradients alone recover more.
+As in the refit, f is assumed to be affine in the summed messages.
 """
 
 from functools import partial
