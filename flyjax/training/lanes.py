@@ -145,16 +145,15 @@ class Segment:
         return self._whole(self.state)
 
     def _project_weights(self, done: int, is_finite: np.ndarray) -> None:
-        """Replace W of the lanes that are due after so many chunks."""
+        """Replace W of the lanes that are due after so many chunks; each process that of its own lanes."""
         due = [i for i, lane in enumerate(self.lanes) if is_finite[i] and done in lane.lane.projections]
         if not due:
             return
         state = jax.device_get(distributed.local(self._all_states()))
         weight = np.array(state.params["W"])
-        for i in due:
-            weight[i] = self._project(
-                self.lanes[i].lane, unpack(self.learner, {k: v[i] for k, v in state.params.items()})
-            )
+        for i in filter(lambda i: distributed.is_here(i, self.group.width), due):
+            params = unpack(self.learner, {group: x[i] for group, x in state.params.items()})
+            weight[i] = self._project(self.lanes[i].lane, params)
         selected = state.selected_params
         if self.group.static.select == "average":
             average = np.array(selected["W"])

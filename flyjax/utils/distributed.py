@@ -373,6 +373,11 @@ def has_row(i: int, n_rows: int) -> bool:
     return i < n_rows // count()
 
 
+def is_here(i: int, n_rows: int) -> bool:
+    """Whether this process has a row of an array that is split along its first axis."""
+    return i // (n_rows // count()) == (0 if _group is None else _group.index)
+
+
 def row(x: jax.Array, i: int) -> np.ndarray:
     """A row of an array that is split along its first axis, whose first rows process 0 has."""
     size = x.addressable_shards[0].data.shape[0]

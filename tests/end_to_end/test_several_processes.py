@@ -49,10 +49,10 @@ def without_clocks(content):
     return [without_clocks(v) for v in content] if isinstance(content, list) else content
 
 
-def prepare(folder, **changes):
+def prepare(folder, model=TINY["model"], **changes):
     folder.mkdir(parents=True, exist_ok=True)
     training = TINY["training"] | changes
-    (folder / "config.yaml").write_text(yaml.safe_dump(TINY | {"training": training}))
+    (folder / "config.yaml").write_text(yaml.safe_dump(TINY | {"model": model, "training": training}))
     return folder
 
 
@@ -92,8 +92,8 @@ def test_four_processes_journal_as_one_does_also_where_process_0_died_with_an_an
 
 
 def test_a_sweep_goes_on_from_four_processes_to_one_to_two(tmp_path, script):
-    """One of the four is killed in the training, the one is stopped."""
-    folder = prepare(tmp_path, data_augmentation_loop=150)
+    """One of the four is killed in the training, the one is stopped; each projects W of its own lanes."""
+    folder = prepare(tmp_path, {"width": 4}, data_augmentation_loop=150, n_projections=6)
     run_dir = folder / "run"
     with Processes("sweep", folder, ("",) * 4) as four:
         four.stop(2, signal.SIGKILL, lambda: newest(run_dir))
