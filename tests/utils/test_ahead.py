@@ -1,5 +1,7 @@
 """Programs that are compiled in the background."""
 
+import subprocess
+import sys
 import threading
 from collections import Counter
 
@@ -60,3 +62,17 @@ def test_what_has_not_begun_is_left_to_the_caller_and_an_error_to_the_call():
     assert waiting(1) == 2
     with pytest.raises(ValueError, match="of the program"):
         ahead.ready(wrong)(1.0)
+
+
+def test_a_process_that_ends_compiles_nothing_more():
+    code = (
+        "import threading, time\n"
+        "from flyjax.utils.ahead import compile_ahead\n"
+        "begun = threading.Event()\n"
+        "compile_ahead('first', lambda: (begun.set(), time.sleep(0.5), print('first', flush=True)))\n"
+        "compile_ahead('second', lambda: print('second', flush=True))\n"
+        "assert begun.wait(60)\n"
+        "raise KeyboardInterrupt\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert found.stdout.split() == ["first"] and "KeyboardInterrupt" in found.stderr
