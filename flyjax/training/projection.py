@@ -39,7 +39,9 @@ def _regressors(
     learner: Learner, params, voltage: Float[Array, "B N"], luminance: Float[Array, "B n_col"]
 ) -> tuple[Float[Array, "N B"], ...]:
     """Messages, voltages and inputs."""
-    return learner.message(params, voltage.T), voltage.T, neuron_stimulus(learner.connectome, luminance)
+    at_once = max(1, learner.segment_rows // learner.connectome.n_neurons)  # hidden layers of a block are gigabytes
+    message = jax.lax.map(lambda v: learner.message(params, v[:, None])[:, 0], voltage, batch_size=at_once)
+    return message.T, voltage.T, neuron_stimulus(learner.connectome, luminance)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -12,7 +12,7 @@ from flyjax.recovery import closed_form, extract
 from flyjax.recovery.metrics import circuit_metrics
 from flyjax.training import train_sweep
 from flyjax.training.hparams import CHUNK, check_trainable, projection_chunks
-from flyjax.training.projection import projected_weights
+from flyjax.training.projection import _regressors, projected_weights
 from flyjax.utils.errors import UserError
 
 SIMULATION = Simulation(extent=0, visual_input_type="scenes_texture", n_frames=120, n_test_frames=16)
@@ -180,3 +180,11 @@ def test_weights_are_recovered_sooner(recording):
 def test_what_cannot_be_projected_is_refused(recording, model, training):
     with pytest.raises(UserError, match="n_projections"):
         check_trainable(make_learner(recording.connectome, model), [training], recording)
+
+
+def test_hidden_layers_of_few_frames_are_in_memory_at_once():
+    learner = make_learner(build_connectome(1), Model(width=80))
+    n_frames, c = 500, learner.connectome
+    frames = [jax.ShapeDtypeStruct((n_frames, n), np.float32) for n in (c.n_neurons, c.n_columns)]
+    found = _regressors.lower(learner, learner.shapes, *frames).compile().memory_analysis()
+    assert found.temp_size_in_bytes < 0.2 * 4 * n_frames * c.n_neurons * 80
