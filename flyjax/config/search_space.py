@@ -8,6 +8,8 @@ from flyjax.config.strict import StrictModel
 
 #: Values in a list: a list or a tuple.
 Values = Annotated[tuple[Any, ...], Strict(False)]
+#: Whole numbers up to here are floats without rounding.
+MAX_INT = 2**53
 
 
 class Range(StrictModel):
@@ -31,6 +33,8 @@ class Range(StrictModel):
             raise ValueError("needs min < max")
         elif self.scale == "int" and not (self.min.is_integer() and self.max.is_integer()):
             raise ValueError("a range of whole numbers needs whole bounds")
+        elif self.scale == "int" and max(abs(self.min), abs(self.max)) > MAX_INT:
+            raise ValueError(f"a range of whole numbers has bounds of at most {MAX_INT:,}")
         elif self.scale == "log" and self.min <= 0:
             raise ValueError("a log range needs min > 0")
         return self

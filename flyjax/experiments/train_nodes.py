@@ -18,7 +18,7 @@ from flyjax.experiments.workers import compile_nodes_ahead, train_nodes_together
 from flyjax.recovery import Evaluation, closed_form, extract
 from flyjax.recovery.learned_stimulus import with_learned_stimulus
 from flyjax.recovery.metrics import circuit_metrics
-from flyjax.recovery.readout import N_WATCHED_POINTS
+from flyjax.recovery.readout import N_POINTS, N_WATCHED_POINTS
 from flyjax.report.figures.contents import node_contents
 from flyjax.report.figures.drawing import Drawing
 from flyjax.training import Halving, Progress, Trained, save_params
@@ -102,11 +102,11 @@ def train_nodes(
     if logger is not None:
         logger.start({name: specs[k].training.model_dump() for (k, _), name in run_names.items()})
 
-    def read_out(lane, params) -> dict[str, float]:
-        """connectivity_R2 of a network in training."""
+    def read_out(lane, params, is_trained: bool) -> dict[str, float]:
+        """connectivity_R2 of a network in training; at the end as it is evaluated."""
         recording = recordings.train(specs[lane.candidate].training.noise_model_level)
         recording_seen = with_learned_stimulus(learner, params, recording)
-        readout = extract(learner, params, recording_seen, N_WATCHED_POINTS)
+        readout = extract(learner, params, recording_seen, N_POINTS if is_trained else N_WATCHED_POINTS)
         value = circuit_metrics(readout.estimate, recording).values.get("connectivity_R2")
         return {} if value is None else {"connectivity_R2": value}
 

@@ -298,7 +298,7 @@ class Reporter:
             last = status == "finished" and lane.lane not in self.trained
             if self.monitor is not None and distributed.has_row(i, segment.group.width) and (last or due and counts[i]):
                 start = self.clock()
-                values |= self.monitor(lane.lane, segment.params(i, last))
+                values |= self.monitor(lane.lane, segment.params(i, last), last)
                 if last:
                     self.trained.add(lane.lane)
                 elif segment.group.static in self.compiled:

@@ -229,7 +229,7 @@ def train_sweep(
     checkpoint_dir: Path | None = None,
     checkpoint_every: int = 2_000,
     on_progress: Callable[[Progress], None] | None = None,
-    monitor: Callable[[Lane, Any], dict[str, float]] | None = None,
+    monitor: Callable[[Lane, Any, bool], dict[str, float]] | None = None,
     halving: Halving | None = None,
     memory: Memory | None = None,
     n_devices: int | None = None,
@@ -243,8 +243,9 @@ def train_sweep(
       it, called for the levels of one program at a time; all of one length.
     - `checkpoint_dir`: folder of checkpoints; the same call resumes from them, with the programs
       that it began with even where less memory is free (with a warning) or the number of devices is another.
-    - `monitor`: computes values from a lane's parameters at some chunk borders (about ten in a training, fewer
-      where that would take more than 5 % of the time) and when it is trained; they are in `Progress.lanes`.
+    - `monitor`: computes values of a lane, its parameters and whether it is trained: at some chunk borders (about ten
+      in a training, fewer where that would take more than 5 % of the time) and when it is trained; they are in
+      `Progress.lanes`.
     - `halving`: stop the worse candidates early; by default none is stopped.
     - `memory`: what programs and their recordings must fit into; by default what is free.
     - `n_devices`: how many devices share the lanes; by default all, those of other processes (`distributed`) too.

@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,3 +48,9 @@ def test_a_range_is_refused_or_all_its_values_can_be_trained(name, span, data):
         assert coerce(known, json.loads(json.dumps(value))) == value and float(value) == float(trained)
         if name in TUNABLE:
             assert np.isfinite(np.float32(trained)) and (not name.startswith("learning") or np.float32(trained) > 0)
+
+
+def test_whole_numbers_beyond_those_that_floats_hold_are_refused():
+    span = {"min": 1.0, "max": 1e30, "scale": "int"}
+    with pytest.raises(UserError, match=r"coeff_W_L1.*whole numbers"):
+        parse_experiment({"search": {"ranges": {"coeff_W_L1": span}}})

@@ -294,7 +294,7 @@ def test_progress_counts_every_step_once(learner, recordings):
         recordings,
         n_devices=1,
         on_progress=seen.append,
-        monitor=lambda lane, params: {"W": float(len(params["W"]))},
+        monitor=lambda lane, params, is_trained: {"W": float(len(params["W"]))},
     )
     steps = [p.lane_steps for p in seen]
     assert steps == sorted(steps) and steps[-1] == seen[-1].total_lane_steps == 256 * 3 + 768
@@ -309,7 +309,7 @@ def test_every_program_is_monitored():
     the reading of the trained network."""
     now, read, first_s, chunk_s = [0.0], [], 30.0, 1.0
 
-    def monitor(lane, params):
+    def monitor(lane, params, is_trained):
         compiles = lane.candidate not in [candidate for candidate, _, _ in read]
         now[0] += first_s if compiles else 1.0
         read.append((lane.candidate, *params))
