@@ -103,10 +103,11 @@ def train_nodes(
         logger.start({name: specs[k].training.model_dump() for (k, _), name in run_names.items()})
 
     def read_out(lane, params, is_trained: bool) -> dict[str, float]:
-        """connectivity_R2 of a network in training; at the end as it is evaluated."""
+        """connectivity_R2 of a network in training; what may be a lane's last reading, as it is evaluated."""
+        n_points = N_POINTS if is_trained or halving is not None else N_WATCHED_POINTS
         recording = recordings.train(specs[lane.candidate].training.noise_model_level)
         recording_seen = with_learned_stimulus(learner, params, recording)
-        readout = extract(learner, params, recording_seen, N_POINTS if is_trained else N_WATCHED_POINTS)
+        readout = extract(learner, params, recording_seen, n_points)
         value = circuit_metrics(readout.estimate, recording).values.get("connectivity_R2")
         return {} if value is None else {"connectivity_R2": value}
 
